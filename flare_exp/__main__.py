@@ -1,0 +1,272 @@
+"""`python -m flare_exp key=value ...`: check every override, then hand over to Hydra.
+
+Hydra stops at its first error and lets `--cfg` bypass the program, so the command line is checked here beforehand.
+Nothing heavy is imported before that.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flare_exp import config
+from flare_exp.errors import UserError
+
+EXAMPLES = """\
+  python -m flare_exp                                             FLARE on the embedded world, no network needed
+  python -m flare_exp method=lora task.lang=near seed=1           plain LoRA, the near language, another seed
+  python -m flare_exp -m method=zero_shot,lora,flare seed=0,1,2   a grid; shared stages run once
+  python -m flare_exp fusion=cross_attn fusion.heads=2 trainer.max_epochs=3
+  python -m flare_exp model=custom model.path=<checkpoint> task=nusax task.data_dir=<folder> task.lang=jav"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 done, 2 a mistake in the command line, data or files, 1 a failed grid."""
+    arguments = [_quoted(a) for a in (sys.argv[1:] if argv is None else argv)]
+    if any(a in ("--help", "-h") for a in arguments):
+        print(help_text())
+        return 0
+    flags = [a for a in arguments if a.startswith("-")]
+    overrides = _overrides(arguments)
+    multirun = any(f in ("-m", "--multirun") for f in flags)
+    jobs, problems = config.check(overrides, multirun)
+    only_shown = any(f.startswith(("--cfg", "-c", "--info", "-i", "--version", "--resolve")) for f in flags)
+    if not problems and not only_shown and not multirun:
+        if jobs[0].print_config:
+            return _print_config(jobs[0])
+        problems = list(_check_output(jobs[0]))
+    if problems:
+        return _refuse(problems)
+    return _hand_over(arguments)
+
+
+def _quoted(argument: str) -> str:
+    """task.train_split=validation[:2000] as Hydra's grammar wants it: with the value in quotes."""
+    key, _, value = argument.partition("=")
+    return f"{key}='{value}'" if key.endswith("_split") and "[" in value and value[0] not in "'\"" else argument
+
+
+def _overrides(arguments: Sequence[str]) -> list[str]:
+    """The key=value words of a Hydra command line, read with Hydra's own parser."""
+    from hydra._internal.utils import get_args_parser
+
+    known, _ = get_args_parser().parse_known_args(list(arguments))
+    return list(known.overrides)
+
+
+def _refuse(problems: Sequence[str]) -> int:
+    count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
+    print(f"flare_exp: {count} in the command line", file=sys.stderr)
+    for problem in problems:
+        print(f"  - {problem}", file=sys.stderr)
+    print("Nothing was run. See: python -m flare_exp --help", file=sys.stderr)
+    return 2
+
+
+def _print_config(job: Any) -> int:
+    from omegaconf import OmegaConf
+
+    print(OmegaConf.to_yaml(job, resolve=True), end="")
+    return 0
+
+
+# Options that do not change a result, so that a run folder may be taken up again with others.
+VOLATILE = {
+    "output_dir",
+    "cache_dir",
+    "resume",
+    "print_config",
+    "offline",
+    "experiment",
+    "trainer.enable_progress_bar",
+    "data.workers",
+}
+
+
+def _check_output(job: Any):
+    """Problems with the run folder: it holds another run, or cannot be written."""
+    from omegaconf import OmegaConf
+
+    folder = Path(str(job.output_dir)).expanduser()
+    stored = folder / "config.yaml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+        before = OmegaConf.load(stored) if stored.is_file() else None
+    except OSError as error:
+        yield f"output_dir={folder}: cannot be written ({error.strerror})"
+        return
+    except Exception as error:
+        yield f"output_dir={folder}: its config.yaml is unreadable ({str(error).splitlines()[0]}); choose another folder"
+        return
+    if before is None:
+        if (folder / "metrics.json").exists():
+            yield f"output_dir={folder}: it holds a metrics.json but no config.yaml; choose another folder"
+        return
+    if not job.resume:
+        yield f"output_dir={folder}: it holds a run already and resume=false; choose another folder"
+        return
+    old, new = (_flat(OmegaConf.to_container(c, resolve=True)) for c in (before, job))
+    differing = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and k not in VOLATILE]
+    if differing:
+        shown = ", ".join(f"{k} ({old.get(k)} there, {new.get(k)} here)" for k in differing)
+        yield f"output_dir={folder}: it holds another run, which differs in {shown}"
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {k: v for name, value in tree.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
+
+
+def _hand_over(arguments: Sequence[str]) -> int:
+    import hydra
+
+    config.register_schema()
+    sys.argv = [sys.argv[0], *arguments]
+    outcome = _Outcome()
+    hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name="config")(outcome.job)()
+    return outcome.report()
+
+
+class _Outcome:
+    """Runs Hydra's jobs and remembers which failed, so that a grid goes on and its end tells."""
+
+    def __init__(self):
+        self.failed: list[tuple[str, str]] = []
+        self.skipped: set[str] = set()
+        self.multirun = False
+
+    def job(self, cfg: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        hydra_cfg = HydraConfig.get()
+        self.multirun = hydra_cfg.mode == RunMode.MULTIRUN
+        folder = Path(hydra_cfg.runtime.output_dir)
+        if self.multirun:
+            if cfg.method.name not in config.FUSING_METHODS and config.explicit_fusion(hydra_cfg.overrides.task):
+                self._skip(cfg.method.name)
+                return
+            if problems := list(_check_output(_with_folder(cfg, folder))):
+                self._fail(folder, problems[0])
+                return
+        try:
+            run_job(cfg, folder)
+        except UserError as error:
+            self._fail(folder, str(error))
+        except Exception as error:
+            if not self.multirun:
+                raise
+            import logging
+
+            logging.getLogger(__name__).exception("the job in %s failed", folder)
+            self._fail(folder, f"{type(error).__name__}: {error}; see {folder / 'flare_exp.log'}")
+
+    def _skip(self, method: str) -> None:
+        if method not in self.skipped:
+            print(f"skipped: method={method} has no fusion, so the cells that combine it with fusion=... are left out")
+        self.skipped.add(method)
+
+    def _fail(self, folder: Path, reason: str) -> None:
+        self.failed.append((str(folder), reason))
+        print(f"flare_exp: {reason}", file=sys.stderr)
+
+    def report(self) -> int:
+        if self.failed and self.multirun:
+            print(f"{len(self.failed)} jobs of the grid failed:", file=sys.stderr)
+            for folder, reason in self.failed:
+                print(f"  {folder}: {reason}", file=sys.stderr)
+            return 1
+        return 2 if self.failed else 0
+
+
+def _with_folder(cfg: Any, folder: Path) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.merge(cfg, {"output_dir": str(folder)})
+
+
+def run_job(cfg: Any, folder: Path) -> dict[str, Any]:
+    """Run one configuration in `folder`, or return the result that is there already; prints the table."""
+    import json
+    import logging
+
+    from omegaconf import OmegaConf
+
+    typed: config.Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    folder.mkdir(parents=True, exist_ok=True)
+    _quiet(typed)
+    from flare_exp import pipeline, results
+
+    done = folder / "metrics.json"
+    if done.is_file():
+        logging.getLogger(__name__).info("this run is complete; showing the stored result")
+        measured = json.loads(done.read_text())
+    else:
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        measured = pipeline.run(typed, folder)
+    results.print_table(measured, pipeline.notes(typed), folder)
+    return measured
+
+
+def _quiet(cfg: config.Config) -> None:
+    """Before heavy imports: network settings, and silence from libraries that talk about themselves."""
+    import logging
+    import warnings
+
+    if cfg.offline:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*number of training batches.*")
+    import transformers
+
+    # these set their own level and handler when they are imported
+    for name in ("lightning.pytorch", "lightning.fabric", "httpx", "filelock", "fsspec"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.WARNING)
+        logger.handlers.clear()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def help_text() -> str:
+    """Groups with the options' first comment lines, every key with its help, five commands."""
+    lines = [
+        "usage: python -m flare_exp [-m] [--cfg job] [group=option ...] [key=value ...]",
+        "",
+        "Examples:",
+        EXAMPLES,
+        "",
+        "Groups:",
+    ]
+    for group, options in config.groups().items():
+        lines.append(f"  {group}")
+        lines += [f"    {name:<16}{_comment(group, name)}" for name in options]
+    lines += ["", "Options (default; a model, task or experiment may set another):"]
+    for key, f in config.keys().items():
+        text = f.metadata.get("help", "")
+        if not text or key.endswith(".name") or key == "experiment":
+            continue
+        default = "" if f.default in ("???", None) or "dataclasses" in repr(f.default) else f" [{f.default}]"
+        choices = f" ({', '.join(map(str, f.metadata['choices']))})" if len(f.metadata.get("choices", ())) > 1 else ""
+        lines.append(f"  {key:<30}{text}{choices}{default}")
+    return "\n".join([*lines, "", "-m runs every combination of comma-separated values; --cfg job shows a configuration."])
+
+
+def _comment(group: str, name: str) -> str:
+    for line in (config.conf_dir() / group / f"{name}.yaml").read_text().splitlines():
+        if line.startswith("# ") and not line.startswith("# @package"):
+            return line[2:]
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,397 @@
+"""The typed schema of every option, and one check that reports all problems of a command line at once.
+
+Light on purpose: no torch, and Hydra only inside functions, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from flare_exp.tasks import ROLES, TASKS, Slice
+
+FUSING_METHODS = ("flare",)
+
+
+def option(default: Any, help: str, **rules: Any) -> Any:
+    """A field with its help and rules: `min`, `above` (exclusive), `max`, `choices`."""
+    return field(default=default, metadata={"help": help, **rules})
+
+
+def section(cls: type) -> Any:
+    return field(default_factory=cls)
+
+
+@dataclass
+class PretrainConfig:
+    documents: int = option(0, "documents of generated text", min=1)
+    steps: int = option(0, "optimiser steps", min=1)
+    batch_size: int = option(0, "documents per step", min=1)
+    lr: float = option(0.0, "learning rate", above=0)
+    vocab_size: int = option(0, "size of the learned vocabulary", min=100)
+    hidden_size: int = option(0, "width d", min=8)
+    layers: int = option(0, "blocks", min=1)
+    heads: int = option(0, "attention heads", min=1)
+    target_share: float = option(0.0, "share of target-language text", min=0, max=1)
+
+
+@dataclass
+class ModelConfig:
+    name: str = option("???", "name of the model in results")
+    path: str | None = option(None, "hub id or checkpoint folder (model=custom needs it)")
+    revision: str | None = option(None, "commit of the hub checkpoint")
+    pretrain: PretrainConfig | None = option(None, "how the embedded model is built (model=tiny)")
+
+
+@dataclass
+class TaskConfig:
+    name: str = option("???", "name of the benchmark", choices=tuple(TASKS))
+    lang: str = option("???", "target language, in the benchmark's own code")
+    data_dir: str | None = option(None, "folder of <language>/<split>.parquet instead of the hub")
+    limit: int | None = option(None, "only the first N examples of every split", min=1)
+    world_seed: int = option(0, "seed of the generated world (toy tasks)", min=0)
+    train_split: str = option("train", "split or slice to train on, e.g. validation[:2000]")
+    validation_split: str = option("validation", "split or slice that selects the checkpoint")
+    test_split: str = option("test", "split or slice to report")
+
+
+@dataclass
+class FusionConfig:
+    name: str = option("???", "fusion function")
+    source_layer: str = option("ahead", "block i fuses what block i+1 (ahead) or i (same) reads in the source pass",
+                               choices=("ahead", "same"))  # fmt: skip
+    source_state: str = option("layer_input", "what the projections read, or raw hidden states",
+                               choices=("layer_input", "block_output"))  # fmt: skip
+    query: str | None = option(None, "cross_attn: who asks", choices=("target", "source"))
+    heads: int | None = option(None, "cross_attn: heads; must divide adapter.r", min=1)
+    bias: float | None = option(None, "gated: initial bias of the gate")
+
+
+@dataclass
+class SourceConfig:
+    shuffle: bool = option(False, "ablation: every example gets another one's source")
+    empty: bool = option(False, "ablation: no source at all")
+
+
+@dataclass
+class MethodConfig:
+    name: str = option("???", "method")
+
+
+@dataclass
+class MtConfig:
+    name: str = option("???", "translation")
+    noise: float = option(0.0, "share of words that are dropped, swapped or replaced", min=0, max=1)
+    seed: int = option(0, "seed of that noise", min=0)
+
+
+@dataclass
+class AdapterConfig:
+    r: int = option(8, "rank of the bottleneck", min=1)
+    alpha: int = option(16, "scale is alpha / r", min=1)
+    dropout: float = option(0.0, "dropout on the adapter's target input", min=0, max=0.99)
+    targets: str = option("qv", "adapted projections; fusion is in query and value only", choices=("qv", "all_linear"))
+
+
+@dataclass
+class StageConfig:
+    lr: float = option(2e-5, "peak learning rate", above=0)
+    epochs: int = option(10, "passes over the training data", min=1)
+    warmup: float = option(0.1, "share of the steps with rising learning rate", min=0, max=1)
+
+
+@dataclass
+class FinetuneConfig(StageConfig):
+    tuning: str = option("lora", "what English fine-tuning trains", choices=("lora", "full"))
+
+
+@dataclass
+class OptimConfig:
+    _target_: str = option("torch.optim.AdamW", "optimiser", choices=("torch.optim.AdamW", "torch.optim.Adam"))
+    _partial_: bool = option(True, "")
+    weight_decay: float = option(0.01, "decoupled weight decay", min=0)
+    eps: float = option(1e-8, "denominator term", above=0)
+
+
+@dataclass
+class DataConfig:
+    batch_size: int = option(32, "examples per optimiser step, over all devices", min=1)
+    max_length: int = option(128, "longest text in tokens; longer ones are cut and counted", min=4)
+    workers: int = option(0, "loader processes", min=0)
+
+
+@dataclass
+class TrainerConfig:
+    _target_: str = option("lightning.pytorch.Trainer", "", choices=("lightning.pytorch.Trainer",))
+    accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
+    devices: int = option(1, "devices", min=1, max=1)
+    precision: str | None = option(None, "null: bf16-mixed on GPUs, 32-true on CPUs",
+                                   choices=("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed"))  # fmt: skip
+    max_epochs: int | None = option(None, "caps finetune.epochs and transfer.epochs", min=1)
+    limit_train_batches: int | None = option(None, "only so many batches per epoch", min=1)
+    gradient_clip_val: float | None = option(1.0, "clip the gradient's norm", above=0)
+    enable_progress_bar: bool = option(True, "show progress")
+
+
+@dataclass
+class LoggerConfig:
+    name: str = option("???", "where curves go", choices=("csv", "wandb"))
+    project: str = option("flare_exp", "wandb project")
+    entity: str | None = option(None, "wandb entity")
+    group: str | None = option(None, "wandb group")
+    tags: list[str] = field(default_factory=list, metadata={"help": "wandb tags"})
+
+
+@dataclass
+class Config:
+    seed: int = option(0, "training seed; the toy world and its checkpoints have seeds of their own", min=0)
+    output_dir: str = option("???", "the run folder; in multirun the parent of the run folders")
+    cache_dir: str = option("???", "artefacts shared by all runs (FLARE_EXP_CACHE, else ~/.cache/flare_exp)")
+    offline: bool = option(False, "never ask the network")
+    print_config: bool = option(False, "print the resolved configuration and stop")
+    resume: bool = option(True, "an output_dir with this same configuration continues or returns its result")
+    experiment: str | None = option(None, "the preset in use")
+    model: ModelConfig = section(ModelConfig)
+    task: TaskConfig = section(TaskConfig)
+    fusion: FusionConfig = section(FusionConfig)
+    source: SourceConfig = section(SourceConfig)
+    method: MethodConfig = section(MethodConfig)
+    mt: MtConfig = section(MtConfig)
+    adapter: AdapterConfig = section(AdapterConfig)
+    finetune: FinetuneConfig = section(FinetuneConfig)
+    transfer: StageConfig = section(StageConfig)
+    optim: OptimConfig = section(OptimConfig)
+    data: DataConfig = section(DataConfig)
+    trainer: TrainerConfig = section(TrainerConfig)
+    logger: LoggerConfig = section(LoggerConfig)
+
+
+def conf_dir() -> Path:
+    """The shipped configuration: beside the modules in a wheel, beside the package in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "conf"
+
+
+def groups() -> dict[str, list[str]]:
+    """Group -> its options, from the files of conf/."""
+    folders = sorted(p for p in conf_dir().iterdir() if p.is_dir())
+    return {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
+
+
+def keys(cls: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> dataclass field, for every option."""
+    import typing
+
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Any] = {}
+    for f in fields(cls):
+        inner = [t for t in (hints[f.name], *typing.get_args(hints[f.name])) if is_dataclass(t)]
+        found[prefix + f.name] = f
+        if inner:
+            found |= keys(inner[0], f"{prefix}{f.name}.")  # type: ignore[arg-type]
+    return found
+
+
+# --- the check -------------------------------------------------------------------------------------------------------
+
+
+def register_schema() -> None:
+    """Make the dataclasses the typed base of conf/config.yaml."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def check(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str]]:
+    """Check the overrides of a command line.
+
+    Returns:
+        the composed configuration of each job (OmegaConf, resolved lazily) and every problem found, as messages.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, good, problems = OverridesParser.create(), [], []
+    for text in arguments:
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            problems.append(f"{text}: not of the form key=value ({str(error).splitlines()[0]})")
+            continue
+        found = [f"{text}: several values need -m (multirun)"] if override.is_sweep_override() and not multirun else []
+        found = found or list(_check_override(override))
+        problems += found
+        if not found:
+            good.append(override)
+    jobs = []
+    for cell in _cells(good):
+        job, found = _check_job(cell, multirun)
+        problems += [p for p in found if p not in problems]
+        jobs.append(job)
+    return jobs, problems
+
+
+def explicit_fusion(overrides: Sequence[str]) -> bool:
+    """Whether the user chose a fusion on the command line."""
+    return any(o.lstrip("+").split("=")[0].split(".")[0] == "fusion" for o in overrides)
+
+
+def _check_override(override) -> Iterator[str]:
+    key, known_groups, known = override.key_or_group, groups(), keys()
+    if key.startswith("hydra"):
+        return
+    values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
+    if key in known_groups and not override.is_delete():
+        for value in values:
+            if str(value) not in known_groups[key] and not (key == "experiment" and value is None):
+                yield f"{key}={value}: {_allowed(str(value), known_groups[key])}"
+    elif key in known_groups:
+        yield f"{override.input_line}: a group cannot be removed"
+    elif key not in known:
+        yield f"{key}: there is no such option{_nearest(key, [*known_groups, *known])}"
+    elif override.is_delete():
+        yield f"{override.input_line}: options cannot be removed; set {key}=null"
+    elif key.split(".")[0] in known_groups and "." not in key:
+        yield f"{key}: {_allowed('', known_groups[key])}"
+    else:
+        for value in values:
+            yield from _check_type(key, value)
+
+
+def _check_type(key: str, value: Any) -> Iterator[str]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    typed = OmegaConf.structured(Config)
+    typed.model.pretrain = PretrainConfig()
+    try:
+        from hydra.core.override_parser.types import QuotedString
+
+        OmegaConf.update(typed, key, value.text if isinstance(value, QuotedString) else value)
+    except (OmegaConfBaseException, ValueError) as error:
+        yield f"{key}={value}: {str(error).splitlines()[0]}"
+
+
+def _cells(overrides: Sequence[Any]) -> Iterator[list[str]]:
+    """The override lists of a multirun's jobs (one list for a single run)."""
+    axes = [
+        [f"{_prefix(o)}{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] if o.is_sweep_override() else [o.input_line]
+        for o in overrides
+    ]
+    for cell in itertools.product(*axes):
+        yield list(cell)
+
+
+def _prefix(override) -> str:
+    return "+" if override.is_add() and not override.get_key_element().startswith("+") else ""
+
+
+def _check_job(overrides: list[str], multirun: bool) -> tuple[Any, list[str]]:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.utils import setup_globals
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_schema()
+    setup_globals()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="flare_exp"):
+            composed = compose("config", overrides=[o for o in overrides if not o.lstrip("+~").startswith("hydra")])
+        cfg: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = error.__cause__ or error
+        return None, [str(line).strip() for line in [str(reason).splitlines()[0]]]
+    problems = [*_check_rules(cfg), *_check_meaning(cfg)]
+    if explicit_fusion(overrides) and cfg.method.name not in FUSING_METHODS and not multirun:
+        problems.append(
+            f"fusion={cfg.fusion.name} with method={cfg.method.name}: only {', '.join(FUSING_METHODS)} fuses; "
+            "leave fusion out or choose method=flare"
+        )
+    return composed, problems
+
+
+def _check_rules(cfg: Any, prefix: str = "") -> Iterator[str]:
+    """Values against the rules in the fields' metadata."""
+    for f in fields(cfg):
+        value, key, rules = getattr(cfg, f.name), prefix + f.name, f.metadata
+        if is_dataclass(value):
+            yield from _check_rules(value, key + ".")
+        elif value is None:
+            continue
+        elif "choices" in rules and value not in rules["choices"]:
+            yield f"{key}={value}: {_allowed(str(value), rules['choices'])}"
+        elif "min" in rules and value < rules["min"]:
+            yield f"{key}={value}: must be {rules['min']} or more"
+        elif "above" in rules and not value > rules["above"]:
+            yield f"{key}={value}: must be above {rules['above']}"
+        elif "max" in rules and value > rules["max"]:
+            yield f"{key}={value}: must be {rules['max']} or less"
+
+
+def _check_meaning(cfg: Config) -> Iterator[str]:
+    """What single values cannot tell: paths, languages, pairs of options."""
+    task = TASKS.get(cfg.task.name)
+    if task is not None:
+        yield from _check_task(cfg, task)
+    if cfg.model.path is None and cfg.model.pretrain is None:
+        yield f"model={cfg.model.name}: model.path=<hub id or checkpoint folder> is missing"
+    if cfg.model.path and (cfg.model.path.startswith((".", "/", "~")) or cfg.model.path.count("/") > 1):
+        if not Path(cfg.model.path).expanduser().is_dir():
+            yield f"model.path={cfg.model.path}: there is no such folder"
+    if cfg.source.shuffle and cfg.source.empty:
+        yield "source.shuffle=true with source.empty=true: choose one ablation"
+    for name in ("shuffle", "empty"):
+        if getattr(cfg.source, name) and cfg.method.name not in FUSING_METHODS:
+            yield f"source.{name}=true with method={cfg.method.name}: only {', '.join(FUSING_METHODS)} reads a source"
+    for name, owner in (("query", "cross_attn"), ("heads", "cross_attn"), ("bias", "gated")):
+        if getattr(cfg.fusion, name) is not None and cfg.fusion.name != owner:
+            yield f"fusion.{name}={getattr(cfg.fusion, name)}: only fusion={owner} has it, not {cfg.fusion.name}"
+    if cfg.fusion.heads and cfg.adapter.r > 0 and cfg.adapter.r % cfg.fusion.heads:
+        yield f"fusion.heads={cfg.fusion.heads}: must divide adapter.r={cfg.adapter.r}"
+
+
+def _check_task(cfg: Config, task) -> Iterator[str]:
+    toy = cfg.task.name.startswith("toy_")
+    if cfg.task.lang not in task.languages:
+        yield f"task.lang={cfg.task.lang}: {_allowed(cfg.task.lang, task.languages)}"
+    if cfg.task.data_dir is not None:
+        folder = Path(cfg.task.data_dir).expanduser()
+        if toy:
+            yield f"task.data_dir={cfg.task.data_dir}: {cfg.task.name} is generated and reads no files"
+        elif not folder.is_dir():
+            yield f"task.data_dir={cfg.task.data_dir}: there is no such folder"
+        elif not (folder / task.english).is_dir():
+            yield f"task.data_dir={cfg.task.data_dir}: it has no folder {task.english}/ (expected <language>/<split>.parquet)"
+        elif cfg.task.lang in task.languages and not (folder / cfg.task.lang).is_dir():
+            yield f"task.data_dir={cfg.task.data_dir}: it has no folder {cfg.task.lang}/ (expected <language>/<split>.parquet)"
+    if cfg.mt.name == "toy" and not toy:
+        yield f"mt=toy with task={cfg.task.name}: it translates generated text only; choose another mt"
+    slices = {}
+    for role in ROLES:
+        try:
+            slices[role] = Slice.parse(getattr(cfg.task, f"{role}_split"))
+        except ValueError as error:
+            yield f"task.{role}_split: {error}"
+    for a, b in itertools.combinations(slices, 2):
+        if slices[a].overlaps(slices[b]):
+            yield (f"task.{a}_split={getattr(cfg.task, f'{a}_split')} and task.{b}_split="
+                   f"{getattr(cfg.task, f'{b}_split')}: they share examples")  # fmt: skip
+
+
+def _allowed(value: str, allowed: Sequence[Any]) -> str:
+    return f"choose one of {', '.join(map(str, allowed))}{_nearest(value, list(map(str, allowed)))}"
+
+
+def _nearest(value: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(value, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def default_cache() -> str:
+    return os.environ.get("FLARE_EXP_CACHE") or str(Path.home() / ".cache" / "flare_exp")

@@ -1,0 +1,111 @@
+"""What a run leaves behind: metrics.json, predictions.parquet, provenance.json, and a table for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "flare-exp",
+    "torch",
+    "transformers",
+    "peft",
+    "lightning",
+    "torchmetrics",
+    "datasets",
+    "tokenizers",
+    "hydra-core",
+)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Parquet with id, gold, prediction, target, source (the texts)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, versions, command and peak memory of this process."""
+    import torch
+
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    scale = 1 if sys.platform == "darwin" else 1024
+    return {
+        "commit": _commit(),
+        "python": sys.version.split()[0],
+        "packages": versions,
+        "command": sys.argv,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale,
+        "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    }
+
+
+def _commit() -> dict[str, Any] | None:
+    """Commit and dirty flag of the checkout this package runs from; None when it is installed."""
+    folder = Path(__file__).parent
+    try:
+        tracked = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", Path(__file__).name], cwd=folder, capture_output=True, timeout=10
+        )
+        if tracked.returncode:
+            return None
+        ask = [["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"]]
+        head, status = (subprocess.run(a, cwd=folder, capture_output=True, text=True, timeout=10).stdout.strip() for a in ask)
+        return {"hash": head, "dirty": bool(status)}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def print_table(metrics: Mapping[str, Any], notes: Sequence[str], folder: Path) -> None:
+    """English, zero-shot and this method, with the seconds spent."""
+    from rich.console import Console
+    from rich.table import Table
+
+    label = metrics["method"] + (f" ({metrics['fusion']})" if metrics["fusion"] else "")
+    seconds = metrics["seconds"]
+    rows = [
+        ("English fine-tuning", "English test", metrics["english"], seconds["finetune"]),
+        ("zero-shot", f"{metrics['lang']} test", metrics["zero_shot"], None),
+    ]
+    if metrics["method"] != "zero_shot":
+        rows.append((label, f"{metrics['lang']} test", metrics["test"], seconds["transfer"]))
+    names = list(metrics["test"])
+    table = Table(
+        title=f"{metrics['task']} · {metrics['lang']} · {metrics['model']} · mt={metrics['mt']} · seed {metrics['seed']}"
+    )
+    table.add_column("method")
+    table.add_column("scored on")
+    for name in [*names, "training seconds"]:
+        table.add_column(name, justify="right")
+    for row, scored, values, spent in rows:
+        table.add_row(row, scored, *(f"{100 * values[n]:.1f}" for n in names), "" if spent is None else f"{spent:.0f}")
+    console = Console(width=max(100, Console().width) if not sys.stdout.isatty() else None)
+    console.print(table)
+    for note in [*notes, f"{seconds['total']:.0f} s in all; everything is in {folder}"]:
+        console.print(note, highlight=False, markup=False)

@@ -1,0 +1,122 @@
+"""Artefacts are whole or not there, whoever is killed, whatever is damaged."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from flare_exp.artifacts import ArtifactStore
+from flare_exp.errors import UserError
+
+
+def builder(calls=None, text="content"):
+    def build(folder):
+        if calls is not None:
+            calls.append(folder)
+        (folder / "sub").mkdir()
+        (folder / "sub" / "data.txt").write_text(text)
+        return {"rows": 3}
+
+    return build
+
+
+def test_built_once_and_reused(tmp_path):
+    calls = []
+    first = ArtifactStore(tmp_path).get("kind", {"a": 1, "b": (2, 3)}, builder(calls))
+    second = ArtifactStore(tmp_path).get("kind", {"b": [2, 3], "a": 1}, builder(calls))
+    assert len(calls) == 1
+    assert (first.reused, second.reused) == (False, True)
+    assert first.path == second.path
+    assert second.info == {"rows": 3}
+    assert (second.path / "sub" / "data.txt").read_text() == "content"
+    assert ArtifactStore(tmp_path).get("kind", {"a": 2, "b": [2, 3]}, builder(calls)).path != first.path
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("damage", ["change", "delete", "manifest", "foreign", "truncate"])
+def test_damaged_artefact_is_named_and_rebuilt(tmp_path, caplog, damage):
+    made = ArtifactStore(tmp_path).get("kind", {"a": 1}, builder())
+    data, manifest = made.path / "sub" / "data.txt", made.path / "manifest.json"
+    if damage == "change":
+        data.write_text("CONTENT")
+    elif damage == "delete":
+        data.unlink()
+    elif damage == "truncate":
+        data.write_text("cont")
+    elif damage == "manifest":
+        manifest.write_text(manifest.read_text()[:40])
+    else:
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "key": {"a": 2}}))
+    again = ArtifactStore(tmp_path).get("kind", {"a": 1}, builder())
+    assert not again.reused
+    assert data.read_text() == "content"
+    assert str(made.path) in caplog.text
+    assert ("data.txt" if damage in ("change", "delete", "truncate") else "manifest.json") in caplog.text
+
+
+def test_a_failing_builder_leaves_nothing(tmp_path):
+    def build(folder):
+        (folder / "half.txt").write_text("half")
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        ArtifactStore(tmp_path).get("kind", {"a": 1}, build)
+    assert not list((tmp_path / "kind").iterdir())
+    assert not ArtifactStore(tmp_path).get("kind", {"a": 1}, builder()).reused
+
+
+KILLED = """
+import sys, time
+from flare_exp.artifacts import ArtifactStore
+def build(folder):
+    (folder / "half.txt").write_text("half")
+    print("started", flush=True)
+    time.sleep(60)
+ArtifactStore(sys.argv[1]).get("kind", {"a": 1}, build)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_builders_lock_and_leftovers_are_taken_over(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "started\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert any(p.name.startswith(".") for p in (tmp_path / "kind").iterdir()), "the kill left something half-made"
+    start = time.monotonic()
+    made = ArtifactStore(tmp_path).get("kind", {"a": 1}, builder())
+    assert time.monotonic() - start < 20
+    assert not made.reused
+    assert sorted(p.name for p in made.path.rglob("*")) == ["data.txt", "manifest.json", "sub"]
+    assert list((tmp_path / "kind").iterdir()) == [made.path]
+
+
+def _slow_get(root, queue):
+    def build(folder):
+        time.sleep(1.0)
+        (folder / "data.txt").write_text("x")
+
+    queue.put(ArtifactStore(root).get("kind", {"a": 1}, build).reused)
+
+
+@pytest.mark.slow
+def test_two_processes_build_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_slow_get, args=(tmp_path, queue)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    assert sorted(queue.get(timeout=60) for _ in workers) == [False, True]
+    for worker in workers:
+        worker.join()
+
+
+def test_unwritable_cache_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cache_dir=.*file"):
+        ArtifactStore(tmp_path / "file").get("kind", {"a": 1}, builder())

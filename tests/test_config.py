@@ -1,0 +1,155 @@
+"""Every shipped configuration composes and type-checks; wrong command lines get one message each and exit 2."""
+
+import itertools
+import subprocess
+import sys
+import time
+
+import pytest
+
+from flare_exp import config
+from flare_exp.__main__ import help_text, main
+
+
+def problems(*overrides, multirun=False):
+    return config.check(list(overrides), multirun)[1]
+
+
+GROUPS = {g: o for g, o in config.groups().items() if g != "experiment"}
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in GROUPS.items() for n in names])
+def test_every_option_composes_and_passes_the_check(group, name):
+    extra = ["model.path=org/name"] if name == "custom" else []
+    extra += ["task=nusax"] if group == "mt" and name != "toy" else []
+    extra += ["method=flare"] if group == "fusion" else []
+    assert problems(f"{group}={name}", *extra) == []
+
+
+@pytest.mark.parametrize("name", config.groups()["experiment"])
+def test_every_experiment_composes(name, tmp_path):
+    (tmp_path / "eng").mkdir()
+    (tmp_path / "ace").mkdir()
+    assert problems(f"experiment={name}", f"model.path={tmp_path}", f"task.data_dir={tmp_path}") == []
+
+
+def test_every_model_task_method_pair_composes():
+    for model, task, method in itertools.product(GROUPS["model"], GROUPS["task"], GROUPS["method"]):
+        assert problems(f"model={model}", f"task={task}", f"method={method}", "model.path=org/name") == []
+
+
+def test_a_task_chooses_its_translation_and_the_user_wins():
+    def mt(*overrides):
+        return config.check(list(overrides), False)[0][0].mt.name
+
+    assert mt() == "toy"
+    assert mt("task=nusax") == "gold"
+    assert mt("mt=gold") == "gold"
+
+
+WRONG = [
+    (["model=tniy"], "did you mean tiny"),
+    (["modle=tiny"], "modle: there is no such option; did you mean model?"),
+    (["trainer.max_epoch=3"], "did you mean trainer.max_epochs?"),
+    (["trainer.max_epochs=0"], "trainer.max_epochs=0: must be 1 or more"),
+    (["seed=x"], "seed=x: Value 'x'"),
+    (["adapter.r=-1"], "adapter.r=-1: must be 1 or more"),
+    (["adapter.r=2.5"], "adapter.r=2.5"),
+    (["finetune.tuning=half"], "choose one of lora, full"),
+    (["method=lora", "fusion=add"], "only flare fuses"),
+    (["method=zero_shot", "fusion.source_layer=same"], "only flare fuses"),
+    (["task.lang=fr"], "choose one of near, far; did you mean far?"),
+    (["task=nusax", "task.lang=acee"], "did you mean ace?"),
+    (["task=nusax", "task.data_dir=/no/such"], "task.data_dir=/no/such: there is no such folder"),
+    (["task.data_dir=/tmp"], "is generated and reads no files"),
+    (["task=nusax", "mt=toy"], "mt=toy with task=nusax"),
+    (["model=custom"], "model.path=<hub id or checkpoint folder> is missing"),
+    (["model=custom", "model.path=./no/such"], "there is no such folder"),
+    (["source.shuffle=true", "source.empty=true"], "choose one ablation"),
+    (["method=lora", "source.empty=true"], "only flare reads a source"),
+    (["fusion.heads=2"], "only fusion=cross_attn has it"),
+    (["fusion=cross_attn", "fusion.heads=3"], "must divide adapter.r=8"),
+    (["task.train_split=train[:50]", "task.validation_split=train[40:60]"], "they share examples"),
+    (["task.test_split=test[5]"], "is not a split"),
+    (["method=lora,flare"], "several values need -m"),
+    (["optim._target_=os.system"], "choose one of torch.optim.AdamW"),
+    (["nonsense"], "not of the form key=value"),
+    (["mt.noise=1.5"], "must be 1 or less"),
+    (["experiment=nope"], "experiment=nope"),
+    (["model.pretrain.steps=0"], "must be 1 or more"),
+    (["~model"], "a group cannot be removed"),
+    (["+foo=1"], "foo: there is no such option"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), WRONG, ids=[" ".join(o) for o, _ in WRONG])
+def test_wrong_options_exit_2_with_one_message(overrides, message, capsys, tmp_path):
+    assert main([*overrides, f"output_dir={tmp_path / 'out'}"]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out").exists(), "nothing may be left behind"
+
+
+def test_all_problems_at_once(capsys):
+    assert main(["model=tniy", "adapter.r=-1", "task.lang=fr", "method=lora", "fusion=add", "trainer.max_epoch=3", "seed=x"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("flare_exp: 6 problems")
+    for part in ("tiny", "adapter.r=-1", "task.lang=fr", "fusion=add", "trainer.max_epochs?", "seed=x"):
+        assert part in printed
+
+
+def test_checked_for_cfg_and_multirun_too(capsys):
+    assert main(["--cfg", "job", "model=tniy"]) == 2
+    assert main(["-m", "method=lora,flaer"]) == 2
+    assert "did you mean flare" in capsys.readouterr().err
+    # fusion x lora is an error in a single run only: a grid leaves the cell out
+    assert problems("method=lora,flare", "fusion=add,mul", multirun=True) == []
+    assert len(config.check(["method=lora,flare", "seed=0,1"], True)[0]) == 4
+
+
+def test_output_folder_of_another_run(tmp_path, capsys):
+    from omegaconf import OmegaConf
+
+    job = config.check([f"output_dir={tmp_path}"], False)[0][0]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(job, resolve=True))
+    assert main([f"output_dir={tmp_path}", "seed=1", "adapter.r=4"]) == 2
+    printed = capsys.readouterr().err
+    assert "adapter.r (8 there, 4 here), seed (0 there, 1 here)" in printed
+    assert main([f"output_dir={tmp_path}", "resume=false"]) == 2
+    assert "resume=false" in capsys.readouterr().err
+
+
+def test_output_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main([f"output_dir={tmp_path / 'file' / 'sub'}"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_help_teaches_and_is_quick():
+    text = help_text()
+    assert text.count("python -m flare_exp ") >= 5
+    for group, names in config.groups().items():
+        assert f"\n  {group}\n" in text
+        assert all(f"\n    {name} " in text for name in names)
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "flare_exp", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert time.perf_counter() - start < 2
+    assert done.stdout.strip() == text.strip()
+
+
+def test_import_is_light():
+    heavy = "('torch', 'transformers', 'lightning', 'datasets')"
+    code = f"import sys, flare_exp.__main__; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_print_config_and_cfg_job(capsys):
+    assert main(["print_config=true", "fusion=gated"]) == 0
+    printed = capsys.readouterr().out
+    assert "name: gated" in printed
+    assert "${" not in printed
+    done = subprocess.run([sys.executable, "-m", "flare_exp", "--cfg", "job", "adapter.r=4"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "r: 4" in done.stdout

@@ -1,0 +1,191 @@
+"""Pairs, batches, splits and real NusaX files."""
+
+import pytest
+
+from flare_exp.data import (
+    VIEWS,
+    BucketSampler,
+    NusaXDataModule,
+    PairedDataset,
+    ToySentimentDataModule,
+    make_pairs,
+    shuffled_sources,
+)
+from flare_exp.errors import UserError
+from flare_exp.tasks import NusaX, Slice, ToySentiment, fingerprint
+from flare_exp.tiny.pretrain import train_tokenizer
+from flare_exp.tiny.world import World
+from flare_exp.translation import ParallelTranslator
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(World().corpus(200), 300, 64)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return ToySentiment(limit=40)
+
+
+def module(task, tokenizer, view, **options):
+    translate = ParallelTranslator(task, noise=0.1).translate
+    return ToySentimentDataModule(task, "far", tokenizer, translate, view=view, batch_size=8, **options)
+
+
+def test_views(task, tokenizer):
+    english = [e.texts for e in task.load("en", "test")]
+    far = [e.texts for e in task.load("far", "test")]
+    by_view = {view: module(task, tokenizer, view).pairs("test") for view in VIEWS}
+    assert [p.target for p in by_view["english"]] == english
+    assert [p.target for p in by_view["target"]] == [p.target for p in by_view["paired"]] == far
+    assert [p.source for p in by_view["paired"]] == [p.target for p in by_view["translated"]]
+    assert all(p.source is None for view in VIEWS[:3] for p in by_view[view])
+    # training pairs: the English original as source, its imperfect translation as target
+    train = module(task, tokenizer, "paired").pairs("train")
+    assert [p.source for p in train] == [e.texts for e in task.load("en", "train")]
+    exact = [e.texts for e in task.load("far", "train")]
+    wrong = sum(p.target != t for p, t in zip(train, exact, strict=True))
+    assert 0 < wrong < len(train)
+
+
+def test_ids_are_unique_and_name_their_row(task):
+    ids = [e.id for lang in ("en", "far") for role in ("train", "test") for e in task.load(lang, role)]
+    assert len(set(ids)) == len(ids)
+    assert ids[3] == "toy_sentiment/en/train/3"
+
+
+def test_batches_pad_each_side_to_its_own_longest(task, tokenizer):
+    batch = next(iter(module(task, tokenizer, "paired").train_dataloader()))
+    assert batch["labels"].shape == batch["index"].shape == (8,)
+    for side in ("target", "source"):
+        assert batch[side]["attention_mask"].sum(1).max() == batch[side]["input_ids"].shape[1]
+
+
+def test_bucket_sampler_is_a_seeded_permutation_of_similar_lengths():
+    lengths = [(7 * i) % 50 + 1 for i in range(101)]
+    sampler = BucketSampler(lengths, 8, seed=1)
+    first, again = list(sampler), list(sampler)
+    assert first == again
+    assert sorted(i for b in first for i in b) == list(range(101))
+    assert len(first) == len(sampler) == 13
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(BucketSampler(lengths, 8, seed=2)) != first
+    padding = sum(max(lengths[i] for i in b) * len(b) for b in first) / sum(lengths)
+    assert padding < 1.15, "batches of similar length hardly pad"
+
+
+def test_shuffled_sources_have_no_fixed_point_and_keep_the_sources(task, tokenizer):
+    pairs = module(task, tokenizer, "paired").pairs("train")
+    shuffled = shuffled_sources(pairs, seed=0)
+    assert sorted(p.source for p in shuffled) == sorted(p.source for p in pairs)
+    assert [p.target for p in shuffled] == [p.target for p in pairs]
+    position = {p.id: i for i, p in enumerate(pairs)}
+    assert all(shuffled[position[p.id]].source is not p.source for p in pairs)
+    assert shuffled_sources(pairs, seed=0) == shuffled != shuffled_sources(pairs, seed=1)
+    with pytest.raises(UserError, match="at least two"):
+        shuffled_sources(pairs[:1], 0)
+
+
+def test_empty_source_and_loader_seed(task, tokenizer):
+    assert "source" not in next(iter(module(task, tokenizer, "paired", empty_source=True).train_dataloader()))
+    orders = [[b["index"].tolist() for b in module(task, tokenizer, "target", seed=s).train_dataloader()] for s in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_truncation_is_counted(task, tokenizer):
+    pairs = module(task, tokenizer, "paired").pairs("train")
+    short, full = PairedDataset(pairs, tokenizer, max_length=10), PairedDataset(pairs, tokenizer, max_length=1000)
+    assert full.truncated == 0
+    longer = sum(len(side[i]["input_ids"]) > 10 for side in (full.target, full.source) for i in range(len(pairs)))
+    assert short.truncated == longer > 0
+    assert max(len(t["input_ids"]) for t in short.target) == 10
+
+
+def test_pairs_must_be_the_same_examples(task):
+    with pytest.raises(ValueError, match="not the same examples"):
+        make_pairs(task.load("en", "test"), task.load("far", "test")[::-1], "paired")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train", Slice("train")),
+        ("validation[:20]", Slice("validation", 0, 20)),
+        ("test[5:]", Slice("test", 5)),
+        ("a[2:4]", Slice("a", 2, 4)),
+    ],
+)
+def test_slices(text, expected):
+    assert Slice.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["train[", "train[5]", "train[-3:]", "train[:10%]", "train[4:4]", ""])
+def test_wrong_slices(text):
+    with pytest.raises(ValueError, match=r"is not a split|is empty"):
+        Slice.parse(text)
+
+
+def test_slices_overlap():
+    assert Slice.parse("a[:10]").overlaps(Slice.parse("a[9:]"))
+    assert not Slice.parse("a[:10]").overlaps(Slice.parse("a[10:]"))
+    assert not Slice.parse("a").overlaps(Slice.parse("b"))
+
+
+def write_nusax(folder, lang, rows, split="test"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (folder / lang).mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / lang / f"{split}.parquet")
+
+
+def test_nusax_pairs_rows_by_id_not_by_position(tmp_path):
+    rows = [{"id": str(i), "text": f"t{i}", "lang": "x", "label": i % 3} for i in range(5)]
+    write_nusax(tmp_path, "ace", rows)
+    write_nusax(tmp_path, "eng", [{**r, "text": r["text"].upper()} for r in reversed(rows)])
+    task = NusaX(data_dir=str(tmp_path))
+    ace = task.load("ace", "test")
+    english = ParallelTranslator(task).translate(ace, "eng")
+    assert [e.texts[0] for e in english] == ["T0", "T1", "T2", "T3", "T4"]
+    assert [e.id for e in ace][2] == "nusax/ace/test/2"
+    assert fingerprint(ace) != fingerprint(english)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"id": "1", "text": "a", "label": 0}, {"id": "1", "text": "b", "label": 0}], "duplicates"),
+        ([{"id": "1", "text": "a", "label": 3}], "label 3 of id 1"),
+        ([{"id": "1", "text": "a"}], r"lacks the column\(s\) label"),
+    ],
+)
+def test_nusax_refuses_wrong_files(tmp_path, rows, message):
+    write_nusax(tmp_path, "ace", rows)
+    with pytest.raises(UserError, match=message):
+        NusaX(data_dir=str(tmp_path)).load("ace", "test")
+
+
+def test_missing_counterpart_and_damaged_file_are_named(tmp_path):
+    write_nusax(tmp_path, "ace", [{"id": "1", "text": "a", "label": 0}])
+    write_nusax(tmp_path, "eng", [{"id": "2", "text": "b", "label": 0}])
+    task = NusaX(data_dir=str(tmp_path))
+    with pytest.raises(UserError, match="1 examples have no translation into eng"):
+        ParallelTranslator(task).translate(task.load("ace", "test"), "eng")
+    (tmp_path / "ace" / "test.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(UserError, match=r"ace.test\.parquet is not a readable parquet file"):
+        task.load("ace", "test")
+
+
+@pytest.mark.shared
+def test_real_nusax(shared_data):
+    task = NusaX(data_dir=str(shared_data / "nusax"))
+    assert [len(task.load("ace", role)) for role in ("train", "validation", "test")] == [500, 100, 400]
+    for lang in ("ace", "jav"):
+        english = task.load("eng", "train")
+        translated = ParallelTranslator(task).translate(english, lang)
+        assert [(e.key, e.label) for e in english] == [(t.key, t.label) for t in translated]
+        own = {e.key: e for e in task.load(lang, "train")}
+        assert all(own[t.key].texts == t.texts and own[t.key].label == t.label for t in translated)
+    assert NusaXDataModule.benchmark is NusaX

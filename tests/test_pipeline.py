@@ -1,0 +1,237 @@
+"""The whole way through on a debug-sized world: results, reuse, resume, determinism, kills, damaged files, loggers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from flare_exp.metrics import score
+
+pytestmark = pytest.mark.slow
+
+TINY = ["model.pretrain.steps=60", "model.pretrain.documents=2000", "task.limit=64", "finetune.epochs=2", "transfer.epochs=2",
+        "trainer=cpu", "trainer.enable_progress_bar=false"]  # fmt: skip
+
+
+def command(cache: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "flare_exp", *TINY, f"cache_dir={cache}", *overrides]
+
+
+def launch(cache: Path, out: Path | None, *overrides: str, **env: str) -> subprocess.CompletedProcess:
+    place = [f"output_dir={out}"] if out else []
+    return subprocess.run(command(cache, *place, *overrides), capture_output=True, text=True, env={**os.environ, **env})
+
+
+def result(out: Path) -> dict:
+    return json.loads((out / "metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def flare_run(cache_dir, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "flare"
+    done = launch(cache_dir, out)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_run_folder_holds_everything(flare_run):
+    out, done = flare_run
+    measured = result(out)
+    assert {k: measured[k] for k in ("task", "lang", "model", "method", "fusion", "mt", "seed")} == {
+        "task": "toy_sentiment", "lang": "far", "model": "tiny", "method": "flare", "fusion": "add_relu", "mt": "toy", "seed": 0,
+    }  # fmt: skip
+    for block in ("test", "english", "zero_shot"):
+        assert set(measured[block]) == {"accuracy", "macro_f1"}
+        assert all(0 <= v <= 1 for v in measured[block].values())
+    assert set(measured["seconds"]) == {"backbone", "finetune", "translate", "transfer", "test", "total"}
+    for name in (
+        "config.yaml",
+        "provenance.json",
+        "flare_exp.log",
+        "adapter/adapter/adapter_model.safetensors",
+        "english/adapter",
+    ):
+        assert (out / name).exists(), name
+    assert json.loads((out / "adapter/adapter/adapter_config.json").read_text())["peft_type"] == "FLARE"
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert provenance["parameters"]["trainable"] < provenance["parameters"]["total"]
+    assert provenance["data"]["far/test"]["examples"] == 64
+    assert provenance["packages"]["torch"]
+    assert provenance["peak_memory_bytes"] > 10**8
+    assert "zero-shot" in done.stdout
+    assert "flare (add_relu)" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_predictions_are_complete_and_give_the_metrics(flare_run):
+    out, _ = flare_run
+    table = pq.read_table(out / "predictions.parquet").to_pylist()
+    assert [r["id"] for r in table] == [f"toy_sentiment/far/test/{i}" for i in range(64)]
+    assert set(table[0]) == {"id", "gold", "prediction", "target", "source"}
+    labels = ["negative", "neutral", "positive"]
+    gold, guess = ([labels.index(r[k]) for r in table] for k in ("gold", "prediction"))
+    assert result(out)["test"]["accuracy"] == pytest.approx(sum(a == b for a, b in zip(gold, guess, strict=True)) / 64)
+    # macro F1, written out
+    f1 = []
+    for c in range(3):
+        hits = sum(a == b == c for a, b in zip(gold, guess, strict=True))
+        f1.append(2 * hits / max(1, gold.count(c) + guess.count(c)))
+    assert result(out)["test"]["macro_f1"] == pytest.approx(sum(f1) / 3, abs=1e-6)
+    assert score(guess, gold, 3) == result(out)["test"]
+
+
+def test_same_command_returns_the_stored_result_and_another_config_is_refused(flare_run, cache_dir):
+    out, _ = flare_run
+    before = (out / "metrics.json").read_bytes()
+    again = launch(cache_dir, out)
+    assert again.returncode == 0
+    assert "this run is complete" in again.stdout + again.stderr
+    assert (out / "metrics.json").read_bytes() == before
+    other = launch(cache_dir, out, "seed=5")
+    assert other.returncode == 2
+    assert "seed (0 there, 5 here)" in other.stderr
+
+
+def test_other_methods_reuse_english_and_fusion_is_null(flare_run, cache_dir, tmp_path):
+    flare, _ = flare_run
+    digests = {json.loads((flare / "provenance.json").read_text())["artefacts"]["finetune"]["digest"]}
+    for method in ("zero_shot", "lora", "translate_test"):
+        done = launch(cache_dir, tmp_path / method, f"method={method}")
+        assert done.returncode == 0, done.stderr
+        measured = result(tmp_path / method)
+        assert measured["fusion"] is None
+        assert measured["english"] == result(flare)["english"]
+        assert measured["zero_shot"] == result(flare)["zero_shot"]
+        finetune = json.loads((tmp_path / method / "provenance.json").read_text())["artefacts"]["finetune"]
+        assert finetune["reused"]
+        digests.add(finetune["digest"])
+        if method == "zero_shot":
+            assert measured["test"] == measured["zero_shot"]
+    assert len(digests) == 1
+
+
+def test_i13_same_seed_same_result_other_seed_other_result(flare_run, tmp_path):
+    """From an empty cache, so that everything is computed again."""
+    flare, _ = flare_run
+    for seed in (0, 1):
+        assert launch(tmp_path / f"cache{seed}", tmp_path / str(seed), f"seed={seed}").returncode == 0
+
+    def adapter(folder):
+        return (folder / "adapter/adapter/adapter_model.safetensors").read_bytes()
+
+    assert adapter(tmp_path / "0") == adapter(flare)
+    assert result(tmp_path / "0")["test"] == result(flare)["test"]
+    assert pq.read_table(tmp_path / "0/predictions.parquet") == pq.read_table(flare / "predictions.parquet")
+    assert adapter(tmp_path / "1") != adapter(flare)
+    # another seed trains another way, in the same world on the same backbone
+    backbones = [json.loads((tmp_path / s / "provenance.json").read_text())["artefacts"]["backbone"]["digest"] for s in "01"]
+    assert backbones[0] == backbones[1]
+
+
+def test_ablations_train_another_adapter(flare_run, cache_dir, tmp_path):
+    flare, _ = flare_run
+    digests = [json.loads((flare / "provenance.json").read_text())["artefacts"]["transfer"]["digest"]]
+    for name in ("shuffle", "empty"):
+        assert launch(cache_dir, tmp_path / name, f"source.{name}=true").returncode == 0
+        digests.append(json.loads((tmp_path / name / "provenance.json").read_text())["artefacts"]["transfer"]["digest"])
+        sources = pq.read_table(tmp_path / name / "predictions.parquet")["source"].to_pylist()
+        original = pq.read_table(flare / "predictions.parquet")["source"].to_pylist()
+        assert sources == [None] * 64 if name == "empty" else (sorted(sources) == sorted(original) and sources != original)
+    assert len(set(digests)) == 3
+
+
+@pytest.mark.parametrize("stage", ["backbone", "finetune", "translation", "transfer", "test"])
+def test_killed_in_a_stage_and_started_again(flare_run, tmp_path, stage):
+    """kill -9 while a stage builds: the next start reuses the finished stages and ends with the same result."""
+    flare, _ = flare_run
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    process = subprocess.Popen(command(cache, f"output_dir={out}"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((cache / stage).glob(".*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "metrics.json").exists()
+    finished = {p for p in cache.glob("*/*/manifest.json") if not p.parent.name.startswith(".")}
+    done = launch(cache, out)
+    assert done.returncode == 0, done.stderr
+    assert result(out)["test"] == result(flare)["test"]
+    artefacts = json.loads((out / "provenance.json").read_text())["artefacts"]
+    reused = {f"{a['kind']}/{a['digest']}" for a in artefacts.values() if a["reused"]}
+    assert {f"{p.parent.parent.name}/{p.parent.name}" for p in finished} <= reused | {"nothing"}
+    assert not list(cache.glob("*/.*")), "leftovers of the killed run are gone"
+
+
+def test_grid_skips_what_cannot_be_and_goes_on_after_a_failure(cache_dir, tmp_path):
+    done = launch(cache_dir, tmp_path, "-m", "method=lora,flare", "fusion=add,mul")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("skipped: method=lora") == 1
+    folders = sorted(p.parent.name for p in tmp_path.glob("*/metrics.json"))
+    assert folders == ["2", "3"]
+    assert [result(tmp_path / f)["fusion"] for f in folders] == ["add", "mul"]
+    failing = launch(cache_dir, tmp_path / "b", "-m", "method=zero_shot", "task.test_split=test,nothing")
+    assert failing.returncode == 1
+    assert "1 jobs of the grid failed" in failing.stderr
+    assert (tmp_path / "b" / "0" / "metrics.json").exists()
+
+
+def test_wandb_offline_holds_history_and_config(cache_dir, tmp_path):
+    done = launch(cache_dir, tmp_path / "out", "logger=wandb", "logger.tags=[a,b]", "seed=3", WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    (log,) = (tmp_path / "out" / "wandb").glob("offline-run-*/run-*.wandb")
+    content = log.read_bytes()
+    for part in (
+        b"finetune/train/loss",
+        b"transfer/validation/macro_f1",
+        b"test/macro_f1",
+        b"toy_sentiment",
+        b"source_layer",
+    ):
+        assert part in content, part
+
+
+def test_a_wandb_failure_never_stops_a_run(cache_dir, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import wandb\ndef fail(*a, **k): raise RuntimeError('no network')\nwandb.init = fail\n"
+    )
+    done = launch(cache_dir, tmp_path / "out", "logger=wandb", "method=zero_shot", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "W&B failed and is off" in done.stdout + done.stderr
+    assert (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_damaged_checkpoint_and_damaged_artefact(cache_dir, flare_run, tmp_path):
+    import shutil
+
+    (backbone,) = (p for p in (cache_dir / "backbone").iterdir() if p.is_dir())
+    shutil.copytree(backbone, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    refused = launch(cache_dir, tmp_path / "a", "model=custom", f"model.path={tmp_path / 'model'}")
+    assert refused.returncode == 2
+    assert "its weights could not be read" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    # the same damage inside the cache is noticed, named and mended
+    cache = tmp_path / "cache"
+    shutil.copytree(cache_dir, cache)
+    for weights in cache.glob("transfer/*/adapter/adapter_model.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:5000])
+    mended = launch(cache, tmp_path / "b")
+    assert mended.returncode == 0, mended.stderr
+    assert "damaged artefact" in mended.stdout + mended.stderr
+    assert result(tmp_path / "b")["test"] == result(flare_run[0])["test"]
+
+
+def test_unknown_family_says_which_row_to_add(cache_dir, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    done = launch(cache_dir, tmp_path / "out", "model=custom", f"model.path={tmp_path / 'model'}")
+    assert done.returncode == 2
+    assert "'gpt2' is not known here; known: bert, xlm-roberta" in done.stderr
+    assert "FAMILIES" in done.stderr
