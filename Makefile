@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# The pinned versions need Python 3.11; on 3.10 pip chooses.
+PINS   := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")')
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-fast lint types format wheel nusax toy-table clean
@@ -16,18 +19,28 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 14))' || \
 		{ echo "flare_exp needs Python 3.10 to 3.13; choose one with: make setup PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "installing into $(VENV) (a minute or two) ..."
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[dev]'
 	@touch $@
 
 run: setup  ## first look: FLARE on the embedded world, ends with a result table
 	$(BIN)/python -m flare_exp
 
+# one thread per worker: the tests' models are small, and the numbers do not depend on the machine's cores
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
 test: setup  ## all tests (what needs a GPU or ../shared is skipped with its reason)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: setup  ## the tests that train nothing
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
+
+toy-table: setup  ## the embedded world's table: methods, ablations, fusion functions, 3 seeds (about an hour)
+	PYTHON=$(BIN)/python sweeps/toy_table.sh
+
+nusax: setup  ## NusaX with a real checkpoint: make nusax MINILM=<folder> DATA=<folder> (about an hour)
+	PYTHON=$(BIN)/python MINILM="$(MINILM)" DATA="$(DATA)" sweeps/nusax_minilm.sh
 
 lint: setup  ## ruff: style and formatting
 	$(BIN)/ruff check .

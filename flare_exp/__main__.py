@@ -25,7 +25,7 @@ EXAMPLES = """\
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 2 a mistake in the command line, data or files, 1 a failed grid."""
-    arguments = [_quoted(a) for a in (sys.argv[1:] if argv is None else argv)]
+    arguments = _normalised(sys.argv[1:] if argv is None else argv)
     if any(a in ("--help", "-h") for a in arguments):
         print(help_text())
         return 0
@@ -43,10 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _hand_over(arguments)
 
 
-def _quoted(argument: str) -> str:
-    """task.train_split=validation[:2000] as Hydra's grammar wants it: with the value in quotes."""
-    key, _, value = argument.partition("=")
-    return f"{key}='{value}'" if key.endswith("_split") and "[" in value and value[0] not in "'\"" else argument
+def _normalised(argv: Sequence[str]) -> list[str]:
+    """A command line as Hydra wants it: flags before overrides, and task.train_split=validation[:2000] in quotes."""
+    overrides = [a for a in argv if "=" in a and not a.startswith("-")]
+    flags = [a for a in argv if a not in overrides]
+    return flags + [_quoted(a) for a in overrides]
+
+
+def _quoted(override: str) -> str:
+    key, _, value = override.partition("=")
+    return f"{key}='{value}'" if key.endswith("_split") and "[" in value and value[0] not in "'\"" else override
 
 
 def _overrides(arguments: Sequence[str]) -> list[str]:
@@ -226,10 +232,12 @@ def _quiet(cfg: config.Config) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*number of training batches.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    import lightning.pytorch  # noqa: F401
     import transformers
 
     # these set their own level and handler when they are imported
-    for name in ("lightning.pytorch", "lightning.fabric", "httpx", "filelock", "fsspec"):
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "httpx", "filelock", "fsspec"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.WARNING)
         logger.handlers.clear()

@@ -302,8 +302,10 @@ def _check_job(overrides: list[str], multirun: bool) -> tuple[Any, list[str]]:
     setup_globals()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="flare_exp"):
-            composed = compose("config", overrides=[o for o in overrides if not o.lstrip("+~").startswith("hydra")])
+            composed = compose("config", overrides=overrides)
         cfg: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
+    except AssertionError:  # omegaconf's answer to a key below something that is null
+        return None, ["model.pretrain.*: only embedded models are built here and have these options"]
     except (HydraException, OmegaConfBaseException) as error:
         reason = error.__cause__ or error
         return None, [str(line).strip() for line in [str(reason).splitlines()[0]]]

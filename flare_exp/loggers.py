@@ -45,10 +45,13 @@ class Tracker:
         if self.run is not None:
             self._guarded(lambda: self.run.log(values))  # type: ignore[union-attr]
 
-    def close(self, failed: bool = False) -> None:
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
         if self.run is not None:
             run, self.run = self.run, None
-            self._guarded(lambda: run.finish(exit_code=int(failed)))
+            self._guarded(lambda: run.finish(exit_code=int(kind is not None)))
 
     def _guarded(self, call: Callable[[], Any]) -> Any:
         try:
@@ -63,6 +66,8 @@ class Tracker:
 
 
 class _GuardedWandbLogger(WandbLogger):
+    LOGGER_JOIN_CHAR = "/"  # keys are <stage>/<metric>
+
     def __init__(self, tracker: Tracker, **kwargs):
         super().__init__(**kwargs)
         self._tracker = tracker

@@ -51,7 +51,7 @@ class ClassificationModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
         loss = nn.functional.cross_entropy(self(batch), batch["labels"])
-        self.log("train/loss", loss, batch_size=len(batch["labels"]), prog_bar=True)
+        self.log("train/loss", loss, batch_size=len(batch["labels"]), on_step=True, on_epoch=True, prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:

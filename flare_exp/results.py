@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from flare_exp.artifacts import Artifact
 
 PACKAGES = (
     "flare-exp",
@@ -41,6 +44,32 @@ def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist(list(rows)), path)
+
+
+def leave(folder: Path, measured: Mapping[str, Any], made: Mapping[str, Artifact], data: Mapping[str, Any]) -> None:
+    """Fill a run folder from the artefacts of its stages; metrics.json comes last and says that the run is complete.
+
+    `adapter/` and `english/` are the transfer and the English model as saved (PEFT or transformers format), `curves/` has
+    their training metrics.
+    """
+    (folder / "curves").mkdir(exist_ok=True)
+    for name, stage in (("english", "finetune"), ("adapter", "transfer")):
+        if stage in made:
+            saved = next(p for p in made[stage].path.iterdir() if p.is_dir())
+            shutil.copytree(saved, folder / name, dirs_exist_ok=True)
+            shutil.copyfile(made[stage].path / "metrics.csv", folder / "curves" / f"{stage}.csv")
+    shutil.copyfile(made["test"].path / "predictions.parquet", folder / "predictions.parquet")
+    trained = {stage: made[stage].info for stage in ("finetune", "transfer") if stage in made}
+    facts = {
+        "data": data,
+        "parameters": list(trained.values())[-1]["parameters"],
+        "training": trained,
+        "test": made["test"].info,
+        "seconds": measured["seconds"],
+        "artefacts": {name: {"kind": a.kind, "digest": a.digest, "reused": a.reused} for name, a in made.items()},
+    }
+    write_json(folder / "provenance.json", {**provenance(), **facts})
+    write_json(folder / "metrics.json", measured)
 
 
 def provenance() -> dict[str, Any]:

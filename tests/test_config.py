@@ -78,6 +78,7 @@ WRONG = [
     (["experiment=nope"], "experiment=nope"),
     (["model.pretrain.steps=0"], "must be 1 or more"),
     (["~model"], "a group cannot be removed"),
+    (["model=custom", "model.path=org/name", "model.pretrain.steps=3"], "only embedded models"),
     (["+foo=1"], "foo: there is no such option"),
 ]
 
@@ -106,6 +107,14 @@ def test_checked_for_cfg_and_multirun_too(capsys):
     # fusion x lora is an error in a single run only: a grid leaves the cell out
     assert problems("method=lora,flare", "fusion=add,mul", multirun=True) == []
     assert len(config.check(["method=lora,flare", "seed=0,1"], True)[0]) == 4
+
+
+def test_flags_and_overrides_in_any_order_and_bare_slices():
+    from flare_exp.__main__ import _normalised
+
+    mixed = ["seed=0", "-m", "method=lora,flare", "--cfg", "job", "task.train_split=train[:50]"]
+    assert _normalised(mixed) == ["-m", "--cfg", "job", "seed=0", "method=lora,flare", "task.train_split='train[:50]'"]
+    assert main(["seed=0", "-m", "method=lora,flaer"]) == 2
 
 
 def test_output_folder_of_another_run(tmp_path, capsys):

@@ -13,6 +13,7 @@ from flare_exp import adapter, fusion
 from flare_exp.sources import SOURCE_LAYERS, SOURCE_STATES, BackboneSource, align
 
 FUSIONS = list(fusion.FUSIONS)
+ALPHA = 12  # alpha / r = 3: no power of two, so that bit-for-bit tests see the order of operations
 TARGET = token_batch([7, 4, 6], seed=1)
 SOURCE = token_batch([5, 9, 3], seed=2)
 
@@ -21,7 +22,7 @@ def fused(make_model, name="add_relu", trained=True, **options):
     """A FLARE model and its source stream; `trained` gives B (and learned fusions) random values."""
     model, family = make_model()
     torch.manual_seed(3)
-    model = adapter.add_adapter(model, family, r=4, alpha=8, fusion=name, **options).double().eval()
+    model = adapter.add_adapter(model, family, r=4, alpha=ALPHA, fusion=name, **options).double().eval()
     if trained:
         for key, parameter in model.named_parameters():
             if "lora_B" in key or "flare_fusion" in key:
@@ -47,7 +48,7 @@ def test_i1_at_init_output_equals_backbone(make_model, name):
 def test_i2_add_without_source_equals_peft_lora_bit_for_bit(make_model):
     flare, stream = fused(make_model, "add")
     model, family = make_model()
-    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=4, lora_alpha=8, target_modules=list(family.fused))
+    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=4, lora_alpha=ALPHA, target_modules=list(family.fused))
     config.modules_to_save = list(family.head)
     lora = get_peft_model(model, config).double().eval()
     weights = {k: v for k, v in flare.state_dict().items() if "lora_" in k}
@@ -77,17 +78,20 @@ def test_i3_whole_layer_equals_the_papers_equation(make_model):
         v_source, mask = align(states[layer + 1], SOURCE["attention_mask"].bool(), width)
         a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
         phi = torch.where(mask[..., None], (v_source @ a.T).relu(), 0) + (v_target @ a.T).relu()
-        expected = v_target @ module.base_layer.weight.T + module.base_layer.bias + (8 / 4) * phi @ b.T
+        expected = v_target @ module.base_layer.weight.T + module.base_layer.bias + (ALPHA / 4) * phi @ b.T
         torch.testing.assert_close(h, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_i4_source_pass_builds_no_graph_and_gradients_are_right(make_model, name):
     model, stream = fused(make_model, name)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    model.requires_grad_(True)  # even then
     stream.read(SOURCE)
-    for block in range(3):
-        states, _ = stream.states.of(("encoder", block), None)
-        assert not states.requires_grad
+    assert not any(stream.states.of(("encoder", block), None)[0].requires_grad for block in range(3))
+    model.requires_grad_(False)
+    for parameter in trainable:
+        parameter.requires_grad_(True)
     weight = next(p for k, p in model.named_parameters() if "lora_A" in k)
     direction = torch.randn_like(weight)
 
@@ -209,7 +213,7 @@ def test_merging_a_fusion_adapter_is_refused_and_plain_lora_merges_exactly(make_
     with pytest.raises(ValueError, match="cannot be merged"):
         model.merge_adapter()
     plain, family = make_model()
-    plain = adapter.add_adapter(plain, family, r=4, alpha=8).double().eval()
+    plain = adapter.add_adapter(plain, family, r=4, alpha=ALPHA).double().eval()
     for key, parameter in plain.named_parameters():
         if "lora_B" in key or "modules_to_save" in key:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -221,7 +225,7 @@ def test_elementwise_fusions_add_no_parameters_over_lora(make_model):
     from flare_exp.backbones import parameter_counts
 
     model, family = make_model()
-    lora = parameter_counts(adapter.add_adapter(model, family, r=4, alpha=8))
+    lora = parameter_counts(adapter.add_adapter(model, family, r=4, alpha=ALPHA))
     for name in FUSIONS:
         extra = parameter_counts(fused(make_model, name)[0])["trainable"] - lora["trainable"]
         assert extra == {"gated": 6 * (2 * 16 + 4), "cross_attn": 6 * 3 * (16 + 4)}.get(name, 0)
