@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     multirun = any(f in ("-m", "--multirun") for f in flags)
     jobs, problems = config.check(overrides, multirun)
     only_shown = any(f.startswith(("--cfg", "-c", "--info", "-i", "--version", "--resolve")) for f in flags)
-    if not problems and not only_shown and not multirun:
+    if not problems and not only_shown:
         if jobs[0].print_config:
             return _print_config(jobs[0])
-        problems = list(_check_output(jobs[0]))
+        folder = Path(str(jobs[0].output_dir)).expanduser()
+        problems = list(_check_writable(folder) if multirun else _check_output(jobs[0], folder))
     if problems:
         return _refuse(problems)
     return _hand_over(arguments)
@@ -92,22 +93,27 @@ VOLATILE = {
 }
 
 
-def _check_output(job: Any):
-    """Problems with the run folder: it holds another run, or cannot be written."""
-    from omegaconf import OmegaConf
-
-    folder = Path(str(job.output_dir)).expanduser()
-    stored = folder / "config.yaml"
+def _check_writable(folder: Path) -> Iterator[str]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable.{os.getpid()}"
         probe.touch()
         probe.unlink()
-        before = OmegaConf.load(stored) if stored.is_file() else None
     except OSError as error:
         yield f"output_dir={folder}: cannot be written ({error.strerror})"
+
+
+def _check_output(job: Any, folder: Path) -> Iterator[str]:
+    """Problems with a run folder: it cannot be written, or it holds another run."""
+    from omegaconf import OmegaConf
+
+    if unwritable := list(_check_writable(folder)):
+        yield from unwritable
         return
-    except Exception as error:
+    stored = folder / "config.yaml"
+    try:
+        before = OmegaConf.load(stored) if stored.is_file() else None
+    except Exception as error:  # yaml raises its own kinds
         yield f"output_dir={folder}: its config.yaml is unreadable ({str(error).splitlines()[0]}); choose another folder"
         return
     if before is None:
@@ -159,7 +165,7 @@ class _Outcome:
             if cfg.method.name not in config.FUSING_METHODS and config.explicit_fusion(hydra_cfg.overrides.task):
                 self._skip(cfg.method.name)
                 return
-            if problems := list(_check_output(_with_folder(cfg, folder))):
+            if problems := list(_check_output(cfg, folder)):
                 self._fail(folder, problems[0])
                 return
         try:
@@ -190,12 +196,6 @@ class _Outcome:
                 print(f"  {folder}: {reason}", file=sys.stderr)
             return 1
         return 2 if self.failed else 0
-
-
-def _with_folder(cfg: Any, folder: Path) -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.merge(cfg, {"output_dir": str(folder)})
 
 
 def run_job(cfg: Any, folder: Path) -> dict[str, Any]:
