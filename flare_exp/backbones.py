@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -30,7 +30,8 @@ class Family:
 
     `stacks`: name of a stack of blocks -> path of its module list. `query`, `value`: the projections that are fused.
     `linear`: the other linear layers of a block (adapter.targets=all_linear). `head`: modules trained in full with the
-    adapter. `attention`: implementations that work, preferred first.
+    adapter; `new`: modules that join the head when the checkpoint has no weights for them.
+    `attention`: implementations that work, preferred first.
     """
 
     stacks: dict[str, str]
@@ -38,6 +39,7 @@ class Family:
     value: str
     linear: tuple[str, ...]
     head: tuple[str, ...]
+    new: tuple[str, ...] = ()
     padding_side: str = "right"
     attention: tuple[str, ...] = ("sdpa", "eager")
 
@@ -49,8 +51,9 @@ class Family:
 _BERT_LINEAR = ("key", "attention.output.dense", "intermediate.dense", "output.dense")
 
 FAMILIES = {
-    # BERT's pooler is pre-trained and stays frozen: trained with the adapter it gave a higher validation loss on NusaX.
-    "bert": Family({"encoder": "bert.encoder.layer"}, "query", "value", _BERT_LINEAR, head=("classifier",)),
+    # BERT's pooler is usually pre-trained and then stays frozen: trained with the adapter it gave a higher validation
+    # loss on NusaX. Checkpoints saved from a masked language model lack it.
+    "bert": Family({"encoder": "bert.encoder.layer"}, "query", "value", _BERT_LINEAR, head=("classifier",), new=("pooler",)),
     "xlm-roberta": Family({"encoder": "roberta.encoder.layer"}, "query", "value", _BERT_LINEAR, head=("classifier",)),
 }
 
@@ -94,7 +97,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
 
 
 def load_classifier(path: str, num_labels: int, revision: str | None = None) -> tuple[PreTrainedModel, Family]:
-    """A checkpoint with a sequence-classification head; only the head may be newly initialised.
+    """A checkpoint with a sequence-classification head, and its family's row; only the head may be newly initialised.
 
     Draws the head from torch's global generator. Never runs code from the checkpoint, never unpickles it unsafely.
 
@@ -114,6 +117,8 @@ def load_classifier(path: str, num_labels: int, revision: str | None = None) -> 
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.path={path}: its weights could not be read: {str(error).splitlines()[0]}") from error
+    missing = {part for name in report["missing_keys"] for part in name.split(".")}
+    family = replace(family, head=(*family.head, *(part for part in family.new if part in missing)))
     lost = [name for name in report["missing_keys"] if not any(part in name.split(".") for part in family.head)]
     if lost or report["mismatched_keys"]:
         raise UserError(
