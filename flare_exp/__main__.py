@@ -172,6 +172,9 @@ class _Outcome:
             run_job(cfg, folder)
         except UserError as error:
             self._fail(folder, str(error))
+        except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C during training into an exit
+            print("\nstopped; finished stages are kept, and the same command goes on after them", file=sys.stderr)
+            raise SystemExit(130) from None
         except Exception as error:
             if not self.multirun:
                 raise

@@ -38,8 +38,8 @@ def write_json(path: Path, value: Any) -> None:
     part.replace(path)
 
 
-def write_predictions(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Parquet with id, gold, prediction, target, source (the texts)."""
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as a parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

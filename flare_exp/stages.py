@@ -102,7 +102,7 @@ class Stages:
             rows = [
                 {"id": m.id, "original": list(e.texts), "translation": list(m.texts)} for e, m in zip(examples, made, strict=True)
             ]
-            results.write_predictions(folder / "translations.parquet", rows)
+            results.write_parquet(folder / "translations.parquet", rows)
             return {"examples": len(rows)}
 
         artifact = self.store.get("translation", key, build)
@@ -145,7 +145,7 @@ class Stages:
             logits = {i: row for out in outputs for i, row in zip(out["index"].tolist(), out["logits"], strict=True)}  # type: ignore
             pairs = data.dataset("test").pairs
             predicted = [int(logits[i].argmax()) for i in range(len(pairs))]
-            results.write_predictions(
+            results.write_parquet(
                 folder / "predictions.parquet",
                 [
                     {

@@ -6,14 +6,19 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flare_exp.tiny.world import World
+
+if TYPE_CHECKING:
+    from transformers import XLMRobertaForMaskedLM, XLMRobertaTokenizer
+
+MAX_LENGTH = 128  # tokens
 
 log = logging.getLogger(__name__)
 
 
-def train_tokenizer(documents: list[str], vocab_size: int, max_length: int):
+def train_tokenizer(documents: list[str], vocab_size: int, max_length: int) -> XLMRobertaTokenizer:
     """An XLMRobertaTokenizer with pieces learned from `documents`: whole words for English, fragments for the rest.
 
     The pieces come from byte-pair merges, scored by their rank: the unigram learner prunes frequent words of a corpus
@@ -51,59 +56,72 @@ def pretrain(
     Returns facts for the manifest: parameter count, masked-token loss over the last 100 steps.
     """
     import torch
-    from rich.progress import track
-    from transformers import (
-        DataCollatorForLanguageModeling,
-        XLMRobertaConfig,
-        XLMRobertaForMaskedLM,
-        get_linear_schedule_with_warmup,
-    )
 
-    max_length = 128
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as fast at this size, and the same sums on every machine
-    texts = World(world_seed).corpus(documents, target_share)
-    tokenizer = train_tokenizer(texts, vocab_size, max_length)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = XLMRobertaForMaskedLM(
-            XLMRobertaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=hidden_size,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                intermediate_size=4 * hidden_size,
-                max_position_embeddings=max_length + 2,
-                type_vocab_size=1,
-                initializer_range=0.05,  # the default, 0.02, is for a width of 768
-                hidden_dropout_prob=0.0,  # one pass over little text: nothing to overfit, and dropout delays learning
-                attention_probs_dropout_prob=0.0,
-                pad_token_id=tokenizer.pad_token_id,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        ).train()
-        encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-        collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.25)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
-        schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-        losses = []
-        for _ in track(range(steps), description="pre-training the tiny model (once)", transient=True):
-            # batches of similar length: draw four times as many, sort, take a run
-            drawn = sorted(torch.randint(len(encoded), (4 * batch_size,)).tolist(), key=lambda i: len(encoded[i]))
-            start = int(torch.randint(3 * batch_size + 1, ()))
-            batch = collate([{"input_ids": encoded[i]} for i in drawn[start : start + batch_size]])
-            loss = model(**batch).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            texts = World(world_seed).corpus(documents, target_share)
+            tokenizer = train_tokenizer(texts, vocab_size, MAX_LENGTH)
+            torch.manual_seed(seed)
+            model = blank_model(tokenizer, hidden_size, layers, heads)
+            losses = train_masked(model, tokenizer, texts, steps, batch_size, lr)
+    finally:
+        torch.set_num_threads(threads)
     model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1  # for fine-tuning
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     final = sum(losses[-100:]) / len(losses[-100:])
     log.info("tiny model: masked-token loss %.3f after %d steps", final, steps)
     return {"parameters": model.num_parameters(), "masked_token_loss": round(final, 4), "vocabulary": len(tokenizer)}
+
+
+def blank_model(tokenizer: XLMRobertaTokenizer, hidden_size: int, layers: int, heads: int) -> XLMRobertaForMaskedLM:
+    """A randomly initialised XLM-R for `tokenizer`."""
+    from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
+
+    config = XLMRobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden_size,
+        max_position_embeddings=MAX_LENGTH + 2,
+        type_vocab_size=1,
+        initializer_range=0.05,  # the default, 0.02, is for a width of 768
+        hidden_dropout_prob=0.0,  # one pass over little text: nothing to overfit, and dropout delays learning
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return XLMRobertaForMaskedLM(config)
+
+
+def train_masked(
+    model: XLMRobertaForMaskedLM, tokenizer: XLMRobertaTokenizer, texts: list[str], steps: int, batch_size: int, lr: float
+) -> list[float]:
+    """Masked language modelling on `texts`, with a progress bar; returns the loss of every step."""
+    import torch
+    from rich.progress import track
+    from transformers import DataCollatorForLanguageModeling, get_linear_schedule_with_warmup
+
+    model.train()
+    encoded = tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
+    collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.25)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
+    schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
+    losses = []
+    for _ in track(range(steps), description="pre-training the tiny model (once)", transient=True):
+        # batches of similar length: draw four times as many, sort, take a run
+        drawn = sorted(torch.randint(len(encoded), (4 * batch_size,)).tolist(), key=lambda i: len(encoded[i]))
+        start = int(torch.randint(3 * batch_size + 1, ()))
+        batch = collate([{"input_ids": encoded[i]} for i in drawn[start : start + batch_size]])
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
