@@ -1,6 +1,8 @@
 """Every shipped configuration composes and type-checks; wrong command lines get one message each and exit 2."""
 
 import itertools
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -162,3 +164,24 @@ def test_print_config_and_cfg_job(capsys):
     done = subprocess.run([sys.executable, "-m", "flare_exp", "--cfg", "job", "adapter.r=4"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "r: 4" in done.stdout
+
+
+def sweep_commands():
+    """(file, overrides) of every multirun command in sweeps/."""
+    root = config.conf_dir().parent / "sweeps"
+    for path in sorted(root.glob("*.sh")):
+        for line in path.read_text().replace("\\\n", " ").splitlines():
+            if "output_dir=" in line:
+                yield path.name, [w for w in shlex.split(line) if re.match(r"[a-z_.]+=", w)]
+
+
+@pytest.mark.parametrize(("name", "overrides"), list(sweep_commands()))
+def test_every_command_of_the_sweeps_composes(name, overrides, tmp_path):
+    for lang in ("eng", "ace", "jav"):
+        (tmp_path / "nusax" / lang).mkdir(parents=True)
+    filled = [
+        o.replace("$MINILM", str(tmp_path)).replace("$DATA", str(tmp_path)).replace("$out", str(tmp_path)) for o in overrides
+    ]
+    jobs, found = config.check(filled, multirun=True)
+    assert found == []
+    assert len(jobs) > 1, name
