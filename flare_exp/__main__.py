@@ -155,6 +155,7 @@ class _Outcome:
         self.multirun = False
 
     def job(self, cfg: Any) -> None:
+        """One job of Hydra's; a user's mistake is told and remembered, so that a grid goes on."""
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 

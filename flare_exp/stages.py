@@ -182,6 +182,7 @@ class Stages:
         return replace(stage, epochs=min(stage.epochs, self.cfg.trainer.max_epochs or stage.epochs))
 
     def fusion_options(self) -> dict[str, Any]:
+        """The fusion as arguments of `adapter.add_adapter`."""
         f = self.cfg.fusion
         options = {k: getattr(f, k) for k in ("query", "heads", "bias") if getattr(f, k) is not None}
         return {

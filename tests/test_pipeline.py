@@ -89,6 +89,29 @@ def test_predictions_are_complete_and_give_the_metrics(flare_run):
     assert score(guess, gold, 3) == result(out)["test"]
 
 
+def test_a_run_folders_models_load_with_peft_and_repeat_the_predictions(flare_run, cache_dir):
+    import torch
+    from peft import PeftModel
+
+    from flare_exp import adapter, backbones
+    from flare_exp.sources import BackboneSource
+
+    assert adapter.FlarePeftType.FLARE  # importing it registers the method with peft
+    out, _ = flare_run
+    backbone = json.loads((out / "provenance.json").read_text())["artefacts"]["backbone"]["digest"]
+    checkpoint = str(cache_dir / "backbone" / backbone)
+    tokenizer = backbones.load_tokenizer(checkpoint)
+    model, _ = backbones.load_classifier(checkpoint, num_labels=3)
+    model = PeftModel.from_pretrained(model, str(out / "english")).merge_and_unload()
+    model = PeftModel.from_pretrained(model, str(out / "adapter")).eval()
+    table = pq.read_table(out / "predictions.parquet").to_pylist()
+    BackboneSource(model).read(dict(tokenizer([r["source"] for r in table], padding=True, return_tensors="pt")))
+    with torch.no_grad():
+        logits = model(**tokenizer([r["target"] for r in table], padding=True, return_tensors="pt")).logits
+    labels = ["negative", "neutral", "positive"]
+    assert [labels[i] for i in logits.argmax(-1).tolist()] == [r["prediction"] for r in table]
+
+
 def test_same_command_returns_the_stored_result_and_another_config_is_refused(flare_run, cache_dir):
     out, _ = flare_run
     before = (out / "metrics.json").read_bytes()

@@ -39,6 +39,7 @@ class Slice:
 
     @classmethod
     def parse(cls, text: str) -> Slice:
+        """Read a slice; ValueError when it is none, or empty."""
         match = re.fullmatch(r"([A-Za-z_]\w*)(?:\[(\d*):(\d*)\])?", text)
         if not match:
             raise ValueError(f"{text!r} is not a split; write e.g. train, validation[:2000] or validation[2000:]")
