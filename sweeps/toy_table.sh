@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The table of the embedded world: methods and source ablations (near, far), all fusion functions (far); 3 seeds.
-# About 50 minutes on one core. A run that is there already is not run again: start it again after an interruption.
+# An hour or more on one core. A run that is there already is not run again: start it again after an interruption.
 set -euo pipefail
 out=${OUT:-outputs/toy_table} run="${PYTHON:-.venv/bin/python} -m flare_exp -m trainer=cpu trainer.enable_progress_bar=false"
 $run output_dir="$out/methods" method=zero_shot,lora,translate_test,flare task.lang=near,far seed=0,1,2

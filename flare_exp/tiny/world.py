@@ -102,6 +102,7 @@ class Sampler:
         return State(topic, qualities, degree, negated, polarity)
 
     def review(self, label: int) -> Review:
+        """A review with this label (index into LABELS)."""
         rng, polarity = self.rng, label - 1
         setting = None
         if rng.random() < self.setting:
@@ -288,6 +289,7 @@ class World:
         return stems
 
     def render(self, review: Review, lang: str) -> str:
+        """The review's sentence in `en`, `near` or `far`."""
         return " ".join(self.grammars[lang].render(review))
 
     def reviews(self, split: str) -> list[Review]:
