@@ -20,6 +20,8 @@ EXAMPLES = """\
   python -m flare_exp method=lora task.lang=near seed=1           plain LoRA, the near language, another seed
   python -m flare_exp -m method=zero_shot,lora,flare seed=0,1,2   a grid; shared stages run once
   python -m flare_exp fusion=cross_attn fusion.heads=2 trainer.max_epochs=3
+  python -m flare_exp model=tiny_decoder task=toy_qa              a Llama that writes answers
+  python -m flare_exp model=llama31 task=xnli task.lang=sw        4-bit weights, LoRA in all linear layers
   python -m flare_exp model=custom model.path=<checkpoint> task=nusax task.data_dir=<folder> task.lang=jav"""
 
 
@@ -221,7 +223,7 @@ def run_job(cfg: Any, folder: Path) -> dict[str, Any]:
     else:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
         measured = pipeline.run(typed, folder)
-    results.print_table(measured, pipeline.notes(typed), folder)
+    results.print_table(measured, pipeline.notes(typed, folder), folder)
     return measured
 
 
@@ -237,6 +239,7 @@ def _quiet(cfg: config.Config) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*number of training batches.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses optional kernels, and says so when peft looks at it
     import lightning.pytorch  # noqa: F401
     import transformers
 

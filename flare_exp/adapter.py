@@ -9,21 +9,22 @@ Importing this module registers the peft_type "FLARE", so that PeftModel.from_pr
 from __future__ import annotations
 
 import enum
+import functools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from peft import LoraConfig, LoraModel, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, LoraModel, PeftModel, TaskType, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora.layer import LoraLayer, LoraVariant
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from flare_exp import fusion as fusions
-from flare_exp.backbones import Family
+from flare_exp.backbones import Backbone
 from flare_exp.sources import BlockKey, SourceStates
 
+ENGLISH = "english"  # the frozen English adapter of 4-bit backbones
 FUSION = "flare_fusion"  # the attribute of a LoRA layer that holds its fusion functions, by adapter name
 
 
@@ -39,8 +40,8 @@ class FlareConfig(LoraConfig):
         fusion: name of the fusion function (`flare_exp.fusion.FUSIONS`), or None for plain LoRA.
         fusion_options: its options.
         fused_modules: names of the projections that fuse; other targets stay plain LoRA.
-        stacks: name -> path of each stack of blocks, from the base model's root.
-        source_layer, source_state, padding_side: see `SourceStates`.
+        stacks: name -> path of each stack of blocks that fuses, from the base model's root.
+        source_layer, source_state, answer_source, padding_side: see `SourceStates`.
     """
 
     fusion: str | None = None
@@ -49,18 +50,21 @@ class FlareConfig(LoraConfig):
     stacks: dict[str, str] = field(default_factory=dict)
     source_layer: str = "ahead"
     source_state: str = "layer_input"
+    answer_source: str = "last"
     padding_side: str = "right"
 
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = FlarePeftType.FLARE
 
-    def block_of(self, name: str) -> BlockKey:
-        """(stack, index) of the block that a module belongs to."""
+    def block_of(self, name: str) -> BlockKey | None:
+        """(stack, index) of the block whose fused projection `name` is; None when it does not fuse."""
+        if not name.endswith(tuple(f".{fused}" for fused in self.fused_modules)):
+            return None
         for stack, path in self.stacks.items():
             if match := re.match(rf"{re.escape(path)}\.(\d+)\.", name):
                 return stack, int(match[1])
-        raise ValueError(f"{name} is in none of the stacks {self.stacks}")
+        return None
 
 
 class FlareVariant(LoraVariant):
@@ -88,11 +92,18 @@ class FlareVariant(LoraVariant):
         return result + up(bottleneck) * module.scaling[active_adapter]
 
     def _fuse(self, phi: fusions.Fusion, down: nn.Module, target: Tensor) -> Tensor:
-        found = self.states.of(self.block, target.shape[1] if phi.aligned else None)  # type: ignore[arg-type]
+        batch, length = target.shape[:2]
+        found = self.states.aligned(self.block, length) if phi.aligned else self.states.of(self.block)  # type: ignore[arg-type]
         if found is None:
             return phi(torch.zeros_like(target), target, torch.zeros_like(target[..., 0], dtype=torch.bool))
         states, mask = found
-        return phi(down(states.to(target.dtype)), target, mask)
+        source = down(states.to(target.dtype))
+        if batch != len(mask):  # beams and candidate answers: successive rows of one source
+            source, mask = (x.repeat_interleave(batch // len(mask), dim=0) for x in (source, mask))
+        fused = phi(source, target, mask)
+        if phi.aligned:
+            return fused
+        return torch.where(self.states.asks(length, target.device)[:, None], fused, target)
 
     def merge_safe(self, module, active_adapter, orig_weight):  # type: ignore[override]
         raise ValueError(MERGE_REFUSED)
@@ -114,14 +125,9 @@ class FlareModel(LoraModel):
         super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **kwargs)
         if lora_config.fusion is None:
             return
-        states = self.__dict__.setdefault("source_states", {})
-        if adapter_name not in states:
-            states[adapter_name] = SourceStates(lora_config.source_layer, lora_config.source_state, lora_config.padding_side)
-        layer = getattr(parent, target_name)
-        fused = target_name in lora_config.fused_modules
-        block = lora_config.block_of(current_key) if fused else None
-        layer.lora_variant[adapter_name] = FlareVariant(states[adapter_name], block)
-        if not fused:
+        layer, block = getattr(parent, target_name), lora_config.block_of(current_key)
+        layer.lora_variant[adapter_name] = FlareVariant(self._states(lora_config, adapter_name), block)
+        if block is None:
             return
         if not hasattr(layer, FUSION):
             layer.add_module(FUSION, nn.ModuleDict())
@@ -131,6 +137,17 @@ class FlareModel(LoraModel):
         getattr(layer, FUSION)[adapter_name] = phi
         layer._move_adapter_to_device_of_base_layer(adapter_name)
         phi.requires_grad_(layer.lora_A[adapter_name].weight.requires_grad)
+
+    def _states(self, config: FlareConfig, adapter_name: str) -> SourceStates:
+        """The adapter's source states; made with its first layer."""
+        every = self.__dict__.setdefault("source_states", {})
+        if adapter_name not in every:
+            states = every[adapter_name] = SourceStates(
+                config.source_layer, config.source_state, config.padding_side, config.answer_source
+            )
+            if config.padding_side == "left":  # a decoder: tell the states where in the target a forward begins
+                self.model.base_model.register_forward_pre_hook(functools.partial(_enter, states), with_kwargs=True)
+        return every[adapter_name]
 
     def _check_merge_allowed(self):
         super()._check_merge_allowed()
@@ -150,22 +167,31 @@ PEFT_TYPE_TO_TUNER_MAPPING[FlarePeftType.FLARE] = FlareModel  # type: ignore[ind
 PEFT_TYPE_TO_PREFIX_MAPPING[FlarePeftType.FLARE] = FlareModel.prefix  # type: ignore[index]
 
 
-def source_states(model: nn.Module, adapter_name: str | None = None) -> SourceStates:
-    """The `SourceStates` that a PEFT model's (active) fusion adapter reads.
+def _enter(states: SourceStates, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    if not states.recording:
+        tokens = next(x for x in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
+        cache = kwargs.get("past_key_values")
+        states.enter(int(cache.get_seq_length()) if cache is not None else 0, tokens.shape[1])
+
+
+def source_states(model: Any) -> tuple[SourceStates, list[str]]:
+    """The `SourceStates` that a PEFT model's fusion adapter reads, and the names of the stacks that fuse.
 
     Raises:
-        ValueError: the adapter has no fusion.
+        ValueError: no adapter, or more than one, fuses.
     """
-    name = adapter_name or model.active_adapter
-    states = model.base_model.__dict__.get("source_states", {})
-    if name not in states:
-        raise ValueError(f"the adapter {name!r} has no fusion, so it has no source states")
-    return states[name]
+    found = model.base_model.__dict__.get("source_states", {})
+    if len(found) != 1:
+        raise ValueError(f"one adapter with a fusion is needed; of {', '.join(model.peft_config)} there are {len(found)}")
+    ((name, states),) = found.items()
+    return states, list(model.peft_config[name].stacks)
+
+
+TASK_TYPES = {"label": TaskType.SEQ_CLS, "span": TaskType.QUESTION_ANS, "prompt": TaskType.CAUSAL_LM}
 
 
 def add_adapter(
-    model: PreTrainedModel,
-    family: Family,
+    backbone: Backbone,
     *,
     r: int,
     alpha: int,
@@ -175,27 +201,69 @@ def add_adapter(
     fusion_options: dict[str, Any] | None = None,
     source_layer: str = "ahead",
     source_state: str = "layer_input",
+    answer_source: str = "last",
 ) -> PeftModel:
-    """Wrap `model` with a new adapter (and a trainable copy of its head); everything else is frozen.
+    """Put a new adapter (and a trainable copy of the head) on a backbone; everything else is frozen.
 
     `targets`: "qv" adapts query and value, "all_linear" the block's other linear layers too; fusion is in query and
-    value only.
+    value only. A model that has an adapter already (the frozen English one of 4-bit backbones) gets a second.
     """
-    names = [*family.fused, *(family.linear if targets == "all_linear" else ())]
-    blocks = "|".join(re.escape(path) for path in family.stacks.values())
+    family = backbone.family
+    names = [*family.fused, *family.plain, *(family.linear if targets == "all_linear" else ())]
+    blocks = "|".join(re.escape(path) for path in backbone.stacks.values())
+    fusing = ("encoder",) if backbone.form == "prompt" and backbone.encoder_decoder else tuple(backbone.stacks)
+    task_type = TaskType.SEQ_2_SEQ_LM if backbone.form == "prompt" and backbone.encoder_decoder else TASK_TYPES[backbone.form]
     config = FlareConfig(
-        task_type=TaskType.SEQ_CLS,
+        task_type=task_type,
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=rf"({blocks})\.\d+\.(.*\.)?({'|'.join(re.escape(name) for name in names)})",
-        modules_to_save=list(family.head),
+        modules_to_save=list(backbone.head) or None,
         fusion=fusion,
         fusion_options=dict(fusion_options or {}),
         fused_modules=list(family.fused),
-        stacks=dict(family.stacks),
+        stacks={name: backbone.stacks[name] for name in fusing},
         source_layer=source_layer,
         source_state=source_state,
+        answer_source=answer_source,
         padding_side=family.padding_side,
     )
-    return get_peft_model(model, config)
+    if not isinstance(backbone.model, PeftModel):
+        return get_peft_model(backbone.model, config)
+    model = backbone.model
+    model.add_adapter("default", config)
+    _activate_all(model)
+    for name, parameter in model.named_parameters():  # activating an adapter thaws it; the English one stays as it is
+        if f".{ENGLISH}." in name:
+            parameter.requires_grad_(False)
+    return model
+
+
+def add_frozen(backbone: Backbone, folder: str) -> Backbone:
+    """Put a saved English adapter on a backbone as a first, frozen one: 4-bit weights cannot take a merge exactly.
+
+    Two adapters cannot both own a head, so its head becomes the backbone's: without modules_to_save, its weights have the names
+    of the backbone's own.
+    """
+    config, weights = FlareConfig.from_pretrained(folder), load_peft_weights(folder, device="cpu")
+    config.modules_to_save, config.lora_dropout = None, 0.0
+    if backbone.form != "prompt":
+        config.task_type = None  # with a type, peft gives the adapter a copy of the head
+    model = get_peft_model(backbone.model, config, adapter_name=ENGLISH)
+    set_peft_model_state_dict(model, weights, adapter_name=ENGLISH)
+    model.requires_grad_(False)
+    return replace(backbone, model=model)
+
+
+def load_adapter(backbone: Backbone, folder: str) -> PeftModel:
+    """Put a saved adapter on a backbone, for inference; beside the frozen English one where there is one."""
+    if not isinstance(backbone.model, PeftModel):
+        return PeftModel.from_pretrained(backbone.model, folder)
+    backbone.model.load_adapter(folder, "default")
+    _activate_all(backbone.model)
+    return backbone.model
+
+
+def _activate_all(model: Any) -> None:
+    model.base_model.set_adapter([*model.peft_config])

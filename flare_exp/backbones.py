@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PreTrainedModel,
+    BitsAndBytesConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -24,38 +30,97 @@ from flare_exp.errors import UserError
 log = logging.getLogger(__name__)
 
 
+# What a model is asked to do: label a text, find a span in it, or continue a prompt.
+FORMS = ("label", "span", "prompt")
+
+
 @dataclass(frozen=True)
 class Family:
-    """Where an architecture keeps what FLARE needs; module names are those of its classification model.
+    """Where an architecture keeps what FLARE needs; module names are those of its transformers classes.
 
-    `stacks`: name of a stack of blocks -> path of its module list. `query`, `value`: the projections that are fused.
-    `linear`: the other linear layers of a block (adapter.targets=all_linear). `head`: modules trained in full with the
-    adapter; `new`: modules that join the head when the checkpoint has no weights for them.
-    `attention`: implementations that work, preferred first.
+    `stacks`: name of a stack of blocks -> path of its module list below the model without head. `query`, `value`: the
+    projections that fuse; `plain`: those that are adapted beside them, without fusion; `linear`: the block's other linear
+    layers (adapter.targets=all_linear). `heads`: form -> modules trained in full with the adapter, so the forms it can take,
+    the preferred one for each kind of task first; `new`: modules that join the label head when the checkpoint has no weights
+    for them. `attention`: implementations that work, preferred first. `reserved`: position embeddings that are not positions.
     """
 
     stacks: dict[str, str]
     query: str
     value: str
     linear: tuple[str, ...]
-    head: tuple[str, ...]
+    heads: dict[str, tuple[str, ...]]
+    plain: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
     padding_side: str = "right"
     attention: tuple[str, ...] = ("sdpa", "eager")
+    reserved: int = 0
 
     @property
     def fused(self) -> tuple[str, str]:
         return self.query, self.value
 
 
-_BERT_LINEAR = ("key", "attention.output.dense", "intermediate.dense", "output.dense")
+def _encoder(**options) -> Family:
+    """BERT's descendants."""
+    linear = ("key", "attention.output.dense", "intermediate.dense", "output.dense")
+    heads: dict[str, tuple[str, ...]] = {"label": ("classifier",), "span": ("qa_outputs",)}
+    return Family({"encoder": "encoder.layer"}, "query", "value", linear, heads, **options)
+
+
+def _decoder(**options) -> Family:
+    """Llama's descendants: no head, so nothing beside the adapter is trained."""
+    linear = ("k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    return Family({"decoder": "layers"}, "q_proj", "v_proj", linear, {"prompt": ()}, padding_side="left", **options)
+
 
 FAMILIES = {
     # BERT's pooler is usually pre-trained and then stays frozen: trained with the adapter it gave a higher validation
     # loss on NusaX. Checkpoints saved from a masked language model lack it.
-    "bert": Family({"encoder": "bert.encoder.layer"}, "query", "value", _BERT_LINEAR, head=("classifier",), new=("pooler",)),
-    "xlm-roberta": Family({"encoder": "roberta.encoder.layer"}, "query", "value", _BERT_LINEAR, head=("classifier",)),
-}
+    "bert": _encoder(new=("pooler",)),
+    "xlm-roberta": _encoder(reserved=2),
+    "mt5": Family(
+        {"encoder": "encoder.block", "decoder": "decoder.block"},
+        "SelfAttention.q",
+        "SelfAttention.v",
+        ("SelfAttention.k", "SelfAttention.o", "EncDecAttention.k", "EncDecAttention.o", "DenseReluDense.wi_0",
+         "DenseReluDense.wi_1", "DenseReluDense.wo"),
+        {"label": ("classification_head",), "span": ("qa_outputs",), "prompt": ()},
+        plain=("EncDecAttention.q", "EncDecAttention.v"),
+    ),
+    "llama": _decoder(),
+    "mistral": _decoder(),
+    "qwen2": _decoder(),
+    "qwen3": _decoder(),
+    "gemma2": _decoder(attention=("eager",)),  # its soft-capped attention has no other exact implementation
+    "gemma3_text": _decoder(),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded model in the form that a task needs."""
+
+    model: Any  # a PreTrainedModel, or a PeftModel that holds the frozen English adapter
+    family: Family
+    form: str
+    head: tuple[str, ...]
+    stacks: dict[str, str]  # name -> path from the model's root
+
+    @property
+    def encoder_decoder(self) -> bool:
+        return "encoder" in self.stacks and "decoder" in self.stacks
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How weights are kept. `dtype` of the parameters; `quantize`: None or "nf4" (bitsandbytes, arXiv 2305.14314), with
+    `double_quant` of its constants and matrix products in `compute_dtype`."""
+
+    dtype: str = "float32"
+    quantize: str | None = None
+    double_quant: bool = True
+    compute_dtype: str = "bfloat16"
 
 
 def family_of(path: str, revision: str | None = None) -> Family:
@@ -91,44 +156,140 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     """The checkpoint's own fast tokenizer, padding on its family's side."""
     family = family_of(path, revision)
     try:
-        return AutoTokenizer.from_pretrained(local(path), revision=revision, padding_side=family.padding_side)
+        tokenizer = AutoTokenizer.from_pretrained(local(path), revision=revision, padding_side=family.padding_side)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path={path}: its tokenizer could not be read: {str(error).splitlines()[0]}") from error
+    if tokenizer.pad_token_id is None:
+        # Llama has none. Padding is told by attention masks alone, so any token serves and no embedding is added.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
-def load_classifier(path: str, num_labels: int, revision: str | None = None) -> tuple[PreTrainedModel, Family]:
-    """A checkpoint with a sequence-classification head, and its family's row; only the head may be newly initialised.
+def load(
+    path: str,
+    form: str,
+    *,
+    num_labels: int | None = None,
+    revision: str | None = None,
+    precision: Precision | None = None,
+    attention: str | None = None,
+    device: str = "cpu",
+) -> Backbone:
+    """A checkpoint in one of FORMS; only the head may be newly initialised.
 
     Draws the head from torch's global generator. Never runs code from the checkpoint, never unpickles it unsafely.
 
+    Args:
+        path, revision: hub id or folder.
+        num_labels: for form "label".
+        precision: how weights are kept (32-bit floats).
+        attention: implementation; None: the first that works for the family.
+        device: where 4-bit weights are made; others are loaded on the CPU.
+
     Raises:
-        UserError: missing, truncated or incomplete weights.
+        UserError: missing, truncated or incomplete weights, or a form or an attention that the family does not have.
     """
     from safetensors import SafetensorError
 
-    family = family_of(path, revision)
+    family, precision = family_of(path, revision), precision or Precision()
+    if form not in family.heads:
+        raise UserError(f"model.path={path}: this family has no {form} form, only {', '.join(family.heads)}")
+    if attention not in (None, *family.attention):
+        raise UserError(f"model.attention={attention}: for {path} choose one of {', '.join(family.attention)}")
+    options: dict[str, Any] = {"num_labels": num_labels} if form == "label" else {}
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
+        config = AutoConfig.from_pretrained(local(path), revision=revision)
+        model, report = _auto_class(form, config.is_encoder_decoder).from_pretrained(
             local(path),
             revision=revision,
-            num_labels=num_labels,
-            attn_implementation=family.attention[0],
+            attn_implementation=attention or family.attention[0],
+            dtype=getattr(torch, precision.dtype),
             output_loading_info=True,
+            **options,
+            **_quantisation(precision, family.heads[form], device),
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model.path={path}: its weights could not be read: {str(error).splitlines()[0]}") from error
-    missing = {part for name in report["missing_keys"] for part in name.split(".")}
-    family = replace(family, head=(*family.head, *(part for part in family.new if part in missing)))
-    lost = [name for name in report["missing_keys"] if not any(part in name.split(".") for part in family.head)]
-    if lost or report["mismatched_keys"]:
+        reason = str(error).splitlines()[0]
+        if "ignore_mismatched_sizes" in reason:
+            reason = "some have another shape, as those of a head for another number of labels"
+        raise UserError(f"model.path={path}: its weights could not be read: {reason}") from error
+    head = family.heads[form]
+    if form == "label":
+        missing = {part for name in report["missing_keys"] for part in name.split(".")}
+        head = (*head, *(part for part in family.new if part in missing))
+    lost = [name for name in report["missing_keys"] if not any(part in name.split(".") for part in head)]
+    if lost:
         raise UserError(
-            f"model.path={path}: the checkpoint lacks {len(lost)} weights of the backbone ({', '.join(sorted(lost)[:3])}, ...) "
-            f"and {len(report['mismatched_keys'])} have another shape; it would be silently random"
+            f"model.path={path}: the checkpoint lacks {len(lost)} weights of the backbone ({', '.join(sorted(lost)[:3])}, ...); "
+            "they would be silently random"
         )
-    return model, family
+    for module in model.modules():
+        # bitsandbytes would repack 4-bit weights for good in the first pass without gradient, and training then has none
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return wrap(model, family, form, head)
+
+
+def wrap(model: nn.Module, family: Family, form: str, head: tuple[str, ...] | None = None) -> Backbone:
+    """A model that is in memory already, as a Backbone."""
+    prefix = f"{model.base_model_prefix}." if hasattr(model, str(model.base_model_prefix)) else ""
+    stacks = {name: prefix + stack for name, stack in family.stacks.items()}
+    return Backbone(model, family, form, family.heads[form] if head is None else head, stacks)
+
+
+def _auto_class(form: str, encoder_decoder: bool) -> Any:
+    generative = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+    return {"label": AutoModelForSequenceClassification, "span": AutoModelForQuestionAnswering, "prompt": generative}[form]
+
+
+def _quantisation(precision: Precision, head: Sequence[str], device: str) -> dict[str, Any]:
+    if precision.quantize is None:
+        return {}
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=precision.quantize,
+        bnb_4bit_use_double_quant=precision.double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, precision.compute_dtype),
+        llm_int8_skip_modules=[*head, "lm_head"],
+    )
+    return {"quantization_config": settings, "device_map": {"": device}}
+
+
+def quantisation_problem() -> str | None:
+    """Why bitsandbytes cannot be used here, or None."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def choose_form(family: Family, head: str, wanted: str, path: str) -> str:
+    """The form in which a family takes a task: `head` ("label" or "span") where it can, else a prompt (wanted="auto"); or the
+    one that is asked for ("head" or "generative").
+
+    Raises:
+        UserError: the family does not have it.
+    """
+    forms = {"auto": [f for f in (head, "prompt") if f in family.heads], "head": [head], "generative": ["prompt"]}[wanted]
+    if forms[0] not in family.heads:
+        other = "generative" if wanted == "head" else "head"
+        raise UserError(f"task.form={wanted}: {path} is of a family without it; choose task.form={other}")
+    return forms[0]
+
+
+def longest_input(path: str, revision: str | None = None) -> int | None:
+    """How many tokens a checkpoint can read; None when its architecture sets no limit."""
+    limit = getattr(AutoConfig.from_pretrained(local(path), revision=revision), "max_position_embeddings", None)
+    return limit - family_of(path, revision).reserved if limit else None
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Numbers of trainable and of all parameters."""
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    """Numbers of trainable and of all parameters; packed 4-bit weights count as what they stand for."""
+    sizes = [(_numel(p), p.requires_grad) for p in model.parameters()]
     return {"trainable": sum(n for n, trains in sizes if trains), "total": sum(n for n, _ in sizes)}
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else state.shape.numel()

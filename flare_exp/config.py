@@ -6,6 +6,7 @@ Light on purpose: no torch, and Hydra only inside functions, so that `--help` an
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,9 @@ from typing import Any
 from flare_exp.tasks import ROLES, TASKS, Slice
 
 FUSING_METHODS = ("flare",)
+
+
+OPTIMIZERS = ("torch.optim.AdamW", "torch.optim.Adam", "bitsandbytes.optim.AdamW8bit", "bitsandbytes.optim.PagedAdamW8bit")
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
@@ -29,6 +33,7 @@ def section(cls: type) -> Any:
 
 @dataclass
 class PretrainConfig:
+    architecture: str = option("xlm-roberta", "family of the embedded model", choices=("xlm-roberta", "llama", "gemma2", "mt5"))
     documents: int = option(0, "documents of generated text", min=1)
     steps: int = option(0, "optimiser steps", min=1)
     batch_size: int = option(0, "documents per step", min=1)
@@ -38,6 +43,7 @@ class PretrainConfig:
     layers: int = option(0, "blocks", min=1)
     heads: int = option(0, "attention heads", min=1)
     target_share: float = option(0.0, "share of target-language text", min=0, max=1)
+    recall: float = option(0.0, "share of documents that come back to what they said", min=0, max=1)
 
 
 @dataclass
@@ -45,7 +51,13 @@ class ModelConfig:
     name: str = option("???", "name of the model in results")
     path: str | None = option(None, "hub id or checkpoint folder (model=custom needs it)")
     revision: str | None = option(None, "commit of the hub checkpoint")
-    pretrain: PretrainConfig | None = option(None, "how the embedded model is built (model=tiny)")
+    dtype: str = option("float32", "of the weights", choices=("float32", "bfloat16"))
+    quantize: str | None = option(None, "keep the frozen weights in 4 bits (needs bitsandbytes)", choices=("nf4",))
+    double_quant: bool = option(True, "quantise the 4-bit constants too")
+    compute_dtype: str = option("bfloat16", "matrix products of 4-bit weights", choices=("bfloat16", "float32", "float16"))
+    attention: str | None = option(None, "implementation; null: the fastest that works", choices=("sdpa", "eager"))
+    gradient_checkpointing: bool = option(False, "compute activations again in the backward pass, to save memory")
+    pretrain: PretrainConfig | None = option(None, "how the embedded model is built (model=tiny...)")
 
 
 @dataclass
@@ -55,9 +67,13 @@ class TaskConfig:
     data_dir: str | None = option(None, "folder of <language>/<split>.parquet instead of the hub")
     limit: int | None = option(None, "only the first N examples of every split", min=1)
     world_seed: int = option(0, "seed of the generated world (toy tasks)", min=0)
+    form: str = option("auto", "by a head where the model has one, or as a prompt", choices=("auto", "head", "generative"))
+    max_answer_length: int = option(30, "question answering by a head: longest answer in tokens", min=1)
     train_split: str = option("train", "split or slice to train on, e.g. validation[:2000]")
     validation_split: str = option("validation", "split or slice that selects the checkpoint")
     test_split: str = option("test", "split or slice to report")
+    english_test_split: str | None = option(None, "split or slice of the English test block (null: test_split)")
+    select: str = option("best", "which epoch's weights are kept: best on validation, or last", choices=("best", "last"))
 
 
 @dataclass
@@ -67,9 +83,19 @@ class FusionConfig:
                                choices=("ahead", "same"))  # fmt: skip
     source_state: str = option("layer_input", "what the projections read, or raw hidden states",
                                choices=("layer_input", "block_output"))  # fmt: skip
+    answer_source: str = option("last", "decoders: what answer tokens fuse, the last source prompt state or none",
+                                choices=("last", "none"))  # fmt: skip
     query: str | None = option(None, "cross_attn: who asks", choices=("target", "source"))
     heads: int | None = option(None, "cross_attn: heads; must divide adapter.r", min=1)
     bias: float | None = option(None, "gated: initial bias of the gate")
+
+
+@dataclass
+class DecodeConfig:
+    name: str = option("???", "how a generative model answers")
+    beams: int = option(1, "generation: 1 is greedy", min=1)
+    max_new_tokens: int = option(100, "generation: longest answer in tokens", min=1)
+    cache: str = option("dynamic", "generation: key-value cache", choices=("dynamic", "static"))
 
 
 @dataclass
@@ -85,9 +111,11 @@ class MethodConfig:
 
 @dataclass
 class MtConfig:
-    name: str = option("???", "translation")
+    name: str = option("???", "translation", choices=("toy", "gold", "file"))
     noise: float = option(0.0, "share of words that are dropped, swapped or replaced", min=0, max=1)
     seed: int = option(0, "seed of that noise", min=0)
+    path: str | None = option(None, "folder of mt_<from>-<to>/<split>.parquet (mt=file)")
+    fallback: str | None = option(None, "mt=file: what stands in for a missing direction", choices=("gold",))
 
 
 @dataclass
@@ -112,7 +140,7 @@ class FinetuneConfig(StageConfig):
 
 @dataclass
 class OptimConfig:
-    _target_: str = option("torch.optim.AdamW", "optimiser", choices=("torch.optim.AdamW", "torch.optim.Adam"))
+    _target_: str = option("torch.optim.AdamW", "optimiser", choices=OPTIMIZERS)
     _partial_: bool = option(True, "")
     weight_decay: float = option(0.01, "decoupled weight decay", min=0)
     eps: float = option(1e-8, "denominator term", above=0)
@@ -161,6 +189,7 @@ class Config:
     fusion: FusionConfig = section(FusionConfig)
     source: SourceConfig = section(SourceConfig)
     method: MethodConfig = section(MethodConfig)
+    decode: DecodeConfig = section(DecodeConfig)
     mt: MtConfig = section(MtConfig)
     adapter: AdapterConfig = section(AdapterConfig)
     finetune: FinetuneConfig = section(FinetuneConfig)
@@ -346,6 +375,13 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
     if cfg.model.path and (cfg.model.path.startswith((".", "/", "~")) or cfg.model.path.count("/") > 1):
         if not Path(cfg.model.path).expanduser().is_dir():
             yield f"model.path={cfg.model.path}: there is no such folder"
+    if cfg.model.quantize and cfg.finetune.tuning == "full":
+        yield f"finetune.tuning=full with model.quantize={cfg.model.quantize}: 4-bit weights cannot be trained; choose lora"
+    needing = [key for key, value in (("model.quantize", cfg.model.quantize), ("optim._target_", cfg.optim._target_))
+               if value and (value == "nf4" or value.startswith("bitsandbytes."))]  # fmt: skip
+    if needing and importlib.util.find_spec("bitsandbytes") is None:
+        yield (f"{' and '.join(needing)}: needs bitsandbytes, which is not installed; pip install bitsandbytes, or choose "
+               "model.quantize=null optim._target_=torch.optim.AdamW")  # fmt: skip
     if cfg.source.shuffle and cfg.source.empty:
         yield "source.shuffle=true with source.empty=true: choose one ablation"
     for name in ("shuffle", "empty"):
@@ -372,18 +408,40 @@ def _check_task(cfg: Config, task) -> Iterator[str]:
             yield f"task.data_dir={cfg.task.data_dir}: it has no folder {task.english}/ (expected <language>/<split>.parquet)"
         elif cfg.task.lang in task.languages and not (folder / cfg.task.lang).is_dir():
             yield f"task.data_dir={cfg.task.data_dir}: it has no folder {cfg.task.lang}/ (expected <language>/<split>.parquet)"
-    if cfg.mt.name == "toy" and not toy:
-        yield f"mt=toy with task={cfg.task.name}: it translates generated text only; choose another mt"
-    slices = {}
-    for role in ROLES:
+    yield from _check_translation(cfg, task)
+    yield from _check_splits(cfg, task)
+
+
+def _check_translation(cfg: Config, task) -> Iterator[str]:
+    mt, human = cfg.mt, "the benchmark has no human translations"
+    if mt.name == "toy" and not task.name.startswith("toy_"):
+        yield f"mt=toy with task={task.name}: it translates generated text only; choose another mt"
+    if mt.name == "gold" and not task.parallel:
+        yield f"mt=gold with task={task.name}: {human}; choose mt=file"
+    if mt.fallback == "gold" and not task.parallel:
+        yield f"mt.fallback=gold with task={task.name}: {human}; leave it null"
+    for name, owners in (("path", ("file",)), ("fallback", ("file",)), ("noise", ("toy", "gold"))):
+        if getattr(mt, name) and mt.name not in owners:
+            yield f"mt.{name}={getattr(mt, name)}: only mt={' and mt='.join(owners)} has it, not {mt.name}"
+    # a folder that is also task.data_dir has been checked as such
+    if mt.name == "file" and mt.path not in (None, cfg.task.data_dir) and not Path(mt.path).expanduser().is_dir():
+        yield f"mt.path={mt.path}: there is no such folder"
+
+
+def _check_splits(cfg: Config, task) -> Iterator[str]:
+    """Every slice is one, and no test example is trained or selected on."""
+    english = "test" if cfg.task.english_test_split is None else "english_test"
+    slices, given = {}, {role: getattr(cfg.task, f"{role}_split") for role in dict.fromkeys((*ROLES, english))}
+    for role, text in given.items():
         try:
-            slices[role] = Slice.parse(getattr(cfg.task, f"{role}_split"))
+            slices[role] = Slice.parse(text)
         except ValueError as error:
             yield f"task.{role}_split: {error}"
-    for a, b in itertools.combinations(slices, 2):
-        if slices[a].overlaps(slices[b]):
-            yield (f"task.{a}_split={getattr(cfg.task, f'{a}_split')} and task.{b}_split="
-                   f"{getattr(cfg.task, f'{b}_split')}: they share examples")  # fmt: skip
+    # the target's test rows are other examples than the English ones, unless they translate them
+    tests = dict.fromkeys((english, "test") if task.parallel else (english,))
+    for a, b in [("train", "validation"), *itertools.product(ROLES[:2], tests)]:
+        if a in slices and b in slices and slices[a].overlaps(slices[b]):
+            yield f"task.{a}_split={given[a]} and task.{b}_split={given[b]}: they share examples"
 
 
 def _allowed(value: str, allowed: Sequence[Any]) -> str:

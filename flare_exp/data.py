@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PreTrainedTokenizerBase
 
 from flare_exp.errors import UserError
-from flare_exp.tasks import Example, NusaX, Task, ToySentiment
+from flare_exp.forms import Form
+from flare_exp.tasks import XNLI, Example, NusaX, Task, ToyNLI, ToyQA, ToySentiment, TyDiQA
 
 log = logging.getLogger(__name__)
 
@@ -30,23 +30,18 @@ Translate = Callable[[Sequence[Example], str], list[Example]]
 
 @dataclass(frozen=True)
 class Pair:
-    """What the model reads (`target`) and what it fuses (`source`, None for nothing)."""
+    """What the model reads and is scored on (`target`), and what it fuses (`source`, None for nothing)."""
 
-    id: str
-    target: tuple[str, ...]
-    source: tuple[str, ...] | None
-    label: int
+    target: Example
+    source: Example | None
 
 
 def make_pairs(english: Sequence[Example], target: Sequence[Example], view: str) -> list[Pair]:
     """Pairs of the same examples in English and in the target language, seen as `view` asks."""
     if [(e.key, e.label) for e in english] != [(t.key, t.label) for t in target]:
         raise ValueError("English and target examples are not the same examples in the same order")
-    pairs = []
-    for e, t in zip(english, target, strict=True):
-        read = e.texts if view in ("english", "translated") else t.texts
-        pairs.append(Pair(t.id, read, e.texts if view == "paired" else None, t.label))
-    return pairs
+    read = english if view in ("english", "translated") else target
+    return [Pair(r, e if view == "paired" else None) for e, r in zip(english, read, strict=True)]
 
 
 def shuffled_sources(pairs: Sequence[Pair], seed: int) -> list[Pair]:
@@ -58,58 +53,48 @@ def shuffled_sources(pairs: Sequence[Pair], seed: int) -> list[Pair]:
     random.Random(seed).shuffle(order)
     # along one random cycle, everybody gets the next one's
     taken = dict(zip(order, order[1:] + order[:1], strict=True))
-    return [Pair(p.id, p.target, pairs[taken[i]].source, p.label) for i, p in enumerate(pairs)]
+    return [Pair(p.target, pairs[taken[i]].source) for i, p in enumerate(pairs)]
 
 
 class PairedDataset(Dataset):
-    """Tokenised pairs. Texts longer than `max_length` tokens are cut, counted in `truncated`."""
+    """Encoded pairs. `truncated` counts the texts that a form cut, `cut_off` the answers that were cut off with them."""
 
-    def __init__(self, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, max_length: int):
+    def __init__(self, pairs: Sequence[Pair], form: Form):
         self.pairs = list(pairs)
-        self.truncated = 0
-        self.target = self._encode([p.target for p in pairs], tokenizer, max_length)
+        self.target = form.encode([p.target for p in pairs])
         sources = [p.source for p in pairs if p.source is not None]
         if sources and len(sources) != len(self.pairs):
             raise ValueError("either every pair has a source or none has")
-        self.source = self._encode(sources, tokenizer, max_length) if sources else None
-
-    def _encode(self, texts: Sequence[tuple[str, ...]], tokenizer, max_length: int) -> list[dict[str, list[int]]]:
-        columns = list(zip(*texts, strict=True))
-        encoded = tokenizer(*map(list, columns), truncation=False, verbose=False)
-        self.truncated += sum(len(ids) > max_length for ids in encoded["input_ids"])
-        encoded = tokenizer(*map(list, columns), truncation=True, max_length=max_length)
-        return [{name: encoded[name][i] for name in encoded} for i in range(len(texts))]
+        self.source = form.encode(sources) if sources else None
+        self.truncated = sum(item["cut"] for item in [*self.target, *(self.source or ())])
+        self.cut_off = [i for i, item in enumerate(self.target) if item.get("cut_off")]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        item = {"index": index, "label": self.pairs[index].label, "target": self.target[index]}
+        item = {"index": index, "target": self.target[index]}
         return {**item, "source": self.source[index]} if self.source else item
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each pair, source included: what a batch costs."""
-        sources = self.source or [{"input_ids": []}] * len(self)
-        return [len(t["input_ids"]) + len(s["input_ids"]) for t, s in zip(self.target, sources, strict=True)]
+        sides = [self.target, self.source] if self.source else [self.target]
+        return [sum(len(item["inputs"]["input_ids"]) for item in items) for items in zip(*sides, strict=True)]
 
 
 class PairedCollator:
-    """Pads each side of a batch to its own longest text. Batch: target and source (tokenizer output, [B, T] and
-    [B, S]), labels [B], index [B] (row of the dataset)."""
+    """Pads each side of a batch to its own longest text. Batch: what the form makes of the targets, `source` (tokenizer
+    output [B, S]), `index` [B] (row of the dataset)."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
+    def __init__(self, form: Form):
+        self.form = form
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = {
-            "labels": torch.tensor([item["label"] for item in items]),
-            "index": torch.tensor([item["index"] for item in items]),
-        }
-        for side in ("target", "source"):
-            if side in items[0]:
-                batch[side] = dict(self.tokenizer.pad([item[side] for item in items], return_tensors="pt"))
-        return batch
+        batch = self.form.collate([item["target"] for item in items])
+        if "source" in items[0]:
+            batch["source"] = self.form.pad([item["source"] for item in items])
+        return {**batch, "index": torch.tensor([item["index"] for item in items])}
 
 
 class BucketSampler(Sampler[list[int]]):
@@ -149,10 +134,10 @@ class PairedDataModule(LightningDataModule):
     Args:
         task: the benchmark; must be of the class `benchmark` of a subclass.
         lang: the target language.
-        tokenizer: of the backbone.
+        form: how examples are read (flare_exp.forms).
         translate: (examples, language) -> the same examples in that language.
         view: one of VIEWS.
-        batch_size, max_length (tokens), workers: of the loaders.
+        batch_size, workers: of the loaders.
         seed: of the batch order.
         shuffle_source: pair every text with another one's source (ablation).
         empty_source: pair it with none (ablation).
@@ -164,12 +149,11 @@ class PairedDataModule(LightningDataModule):
         self,
         task: Task,
         lang: str,
-        tokenizer: PreTrainedTokenizerBase,
+        form: Form,
         translate: Translate,
         *,
         view: str = "paired",
         batch_size: int = 32,
-        max_length: int = 128,
         workers: int = 0,
         seed: int = 0,
         shuffle_source: bool = False,
@@ -180,8 +164,8 @@ class PairedDataModule(LightningDataModule):
             raise TypeError(f"{type(self).__name__} serves {self.benchmark.__name__}, not {type(task).__name__}")
         if view not in VIEWS:
             raise ValueError(f"view={view!r} is none of {', '.join(VIEWS)}")
-        self.task, self.lang, self.tokenizer, self.translate, self.view = task, lang, tokenizer, translate, view
-        self.batch_size, self.max_length, self.workers, self.seed = batch_size, max_length, workers, seed
+        self.task, self.lang, self.form, self.translate, self.view = task, lang, form, translate, view
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.shuffle_source, self.empty_source = shuffle_source, empty_source
         self._datasets: dict[str, PairedDataset] = {}
 
@@ -198,18 +182,28 @@ class PairedDataModule(LightningDataModule):
             english = self.task.load(self.task.english, role)
             target = self.translate(english, self.lang)
         pairs = make_pairs(english, target, self.view)
+        if role == "train":
+            pairs = self._answerable(pairs)
         if self.empty_source:
-            return [Pair(p.id, p.target, None, p.label) for p in pairs]
+            return [Pair(p.target, None) for p in pairs]
         return shuffled_sources(pairs, self.seed) if self.shuffle_source else pairs
 
+    def _answerable(self, pairs: list[Pair]) -> list[Pair]:
+        """Training pairs whose answer survived translation; test examples are never left out."""
+        kept = [p for p in pairs if p.target.label is not None or p.target.answers]
+        if lost := len(pairs) - len(kept):
+            log.warning("%s: %d of %d training examples lost their answer in translation: left out", self.lang, lost, len(pairs))
+        return kept
+
     def dataset(self, role: str) -> PairedDataset:
-        """The tokenised pairs of a role (made once)."""
+        """The encoded pairs of a role (made once)."""
         if role not in self._datasets:
-            made = self._datasets[role] = PairedDataset(self.pairs(role), self.tokenizer, self.max_length)
+            made = self._datasets[role] = PairedDataset(self.pairs(role), self.form)
             if made.truncated:
                 log.warning(
-                    "%s %s: %d texts are longer than data.max_length=%d tokens and were cut",
-                    *(self.lang, role, made.truncated, self.max_length),
+                    "%s (%s): %d texts are longer than %d tokens and were cut, and %d answers with them",
+                    *(made.pairs[0].target.id.rpartition("/")[0], self.view, made.truncated),
+                    *(self.form.max_length, len(made.cut_off)),
                 )
         return self._datasets[role]
 
@@ -228,7 +222,7 @@ class PairedDataModule(LightningDataModule):
     def _loader(self, dataset: PairedDataset, **order) -> DataLoader:
         return DataLoader(
             dataset,
-            collate_fn=PairedCollator(self.tokenizer),
+            collate_fn=PairedCollator(self.form),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -240,8 +234,24 @@ class ToySentimentDataModule(PairedDataModule):
     benchmark = ToySentiment
 
 
+class ToyNLIDataModule(PairedDataModule):
+    benchmark = ToyNLI
+
+
+class ToyQADataModule(PairedDataModule):
+    benchmark = ToyQA
+
+
 class NusaXDataModule(PairedDataModule):
     benchmark = NusaX
 
 
-DATAMODULES: dict[type[Task], type[PairedDataModule]] = {cls.benchmark: cls for cls in (ToySentimentDataModule, NusaXDataModule)}
+class XNLIDataModule(PairedDataModule):
+    benchmark = XNLI
+
+
+class TyDiQADataModule(PairedDataModule):
+    benchmark = TyDiQA
+
+
+DATAMODULES: dict[type[Task], type[PairedDataModule]] = {cls.benchmark: cls for cls in PairedDataModule.__subclasses__()}

@@ -1,26 +1,32 @@
-"""LightningModules: the mPLM with its adapters and task head, one optimisation recipe."""
+"""LightningModules: the mPLM with its adapters and task head, one optimisation recipe; a class per form.
+
+Shapes: B examples, T target tokens, S source tokens, A answer tokens, K candidate answers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from transformers import get_linear_schedule_with_warmup
+from transformers import GenerationConfig, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
-from flare_exp.metrics import classification_metrics
-from flare_exp.sources import BackboneSource
+from flare_exp.forms import best_spans, padded_answers
+from flare_exp.sources import BackboneSource, positions
+
+Score = Callable[[Mapping[int, str]], Mapping[str, float]]
 
 
-class ClassificationModule(LightningModule):
-    """A sequence classifier, with or without a source to fuse.
+class FusionModule(LightningModule):
+    """What the forms share: reading the source before the target, optimisation, scoring of predicted texts.
 
     Args:
-        model: a (PEFT) sequence-classification model, trainable where it is to be trained.
-        num_labels: number of classes.
+        model: a (PEFT) model, trainable where it is to be trained.
         source: reads the batch's source before the target pass; None for methods without source.
+        score: predictions of the validation set, by row -> metrics; needed for validation only.
         optimizer: parameters -> optimiser (`functools.partial`); needed for training only.
         warmup: share of the steps with rising learning rate; then it falls linearly to zero.
     """
@@ -28,41 +34,58 @@ class ClassificationModule(LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        num_labels: int,
         *,
         source: BackboneSource | None = None,
+        score: Score | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         warmup: float = 0.1,
     ):
         super().__init__()
-        self.model, self.source, self.optimizer, self.warmup = model, source, optimizer, warmup
-        self.validation_metrics = classification_metrics(num_labels).clone(prefix="validation/")
+        self.model, self.source, self.score, self.optimizer, self.warmup = model, source, score, optimizer, warmup
+        self.found: dict[int, str] = {}
         self.strict_loading = False  # checkpoints hold the trainable weights only
 
-    def forward(self, batch: dict[str, Any]) -> Tensor:
-        """Logits [B, labels] of the batch's target texts."""
+    model: Any
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Mean loss of a batch."""
+        raise NotImplementedError  # pragma: no cover
+
+    def predict(self, batch: dict[str, Any]) -> list[str]:
+        """One text per example."""
+        raise NotImplementedError  # pragma: no cover
+
+    def evaluate(self, batch: dict[str, Any]) -> tuple[Tensor, list[str]]:
+        """Loss and predictions."""
+        return self.loss(batch), self.predict(batch)
+
+    def read_source(self, batch: dict[str, Any], prompt: int | None = None) -> None:
         if self.source is not None:
-            self.source.read(batch.get("source"))
-        return self.model(**batch["target"]).logits
+            self.source.read(batch.get("source"), prompt)
 
     def on_fit_start(self) -> None:
         # from_pretrained returns modules in eval mode and Lightning leaves them so: dropout would stay off
         self.model.train()
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
-        loss = nn.functional.cross_entropy(self(batch), batch["labels"])
-        self.log("train/loss", loss, batch_size=len(batch["labels"]), on_step=True, on_epoch=True, prog_bar=True)
+        loss = self.loss(batch)
+        self.log("train/loss", loss, batch_size=len(batch["index"]), on_step=True, on_epoch=True, prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
-        logits, size = self(batch), len(batch["labels"])
-        self.log("validation/loss", nn.functional.cross_entropy(logits, batch["labels"]), batch_size=size)
-        self.validation_metrics.update(logits, batch["labels"])
-        self.log_dict(self.validation_metrics, batch_size=size, prog_bar=True)
+        loss, texts = self.evaluate(batch)
+        self.log("validation/loss", loss, batch_size=len(batch["index"]))
+        self.found |= zip(batch["index"].tolist(), texts, strict=True)
 
-    def predict_step(self, batch: dict[str, Any], _: int) -> dict[str, Tensor]:
-        """Row of the dataset [B] and logits [B, labels]."""
-        return {"index": batch["index"].cpu(), "logits": self(batch).float().cpu()}
+    def on_validation_epoch_end(self) -> None:
+        if self.score is None:
+            raise ValueError("validation needs a score")
+        self.log_dict({f"validation/{name}": value for name, value in self.score(self.found).items()}, prog_bar=True)
+        self.found = {}
+
+    def predict_step(self, batch: dict[str, Any], _: int) -> dict[int, str]:
+        """Row of the dataset -> prediction."""
+        return dict(zip(batch["index"].tolist(), self.predict(batch), strict=True))
 
     def configure_optimizers(self):
         if self.optimizer is None:
@@ -75,3 +98,172 @@ class ClassificationModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+
+class HeadModule(FusionModule):
+    """A model whose one output gives both loss and prediction."""
+
+    def loss_of(self, output: Any, batch: dict[str, Any]) -> Tensor:
+        raise NotImplementedError  # pragma: no cover
+
+    def texts_of(self, output: Any, batch: dict[str, Any]) -> list[str]:
+        raise NotImplementedError  # pragma: no cover
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        return self.loss_of(self(batch), batch)
+
+    def predict(self, batch: dict[str, Any]) -> list[str]:
+        return self.texts_of(self(batch), batch)
+
+    def evaluate(self, batch: dict[str, Any]) -> tuple[Tensor, list[str]]:
+        output = self(batch)
+        return self.loss_of(output, batch), self.texts_of(output, batch)
+
+
+class ClassificationModule(HeadModule):
+    """A sequence classifier. Args: labels: the classes' names."""
+
+    def __init__(self, model: nn.Module, labels: Sequence[str], **options):
+        super().__init__(model, **options)
+        self.labels = list(labels)
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        """Logits [B, labels] of the batch's target texts."""
+        self.read_source(batch)
+        return self.model(**batch["target"]).logits
+
+    def loss_of(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
+        return nn.functional.cross_entropy(output.float(), batch["labels"])
+
+    def texts_of(self, output: Tensor, batch: dict[str, Any]) -> list[str]:
+        return [self.labels[i] for i in output.argmax(-1).tolist()]
+
+
+class SpanModule(HeadModule):
+    """Extractive question answering. Args: longest: longest answer in tokens."""
+
+    def __init__(self, model: nn.Module, longest: int = 30, **options):
+        super().__init__(model, **options)
+        self.longest = longest
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Start and end logits [B, T] of the batch's target texts."""
+        self.read_source(batch)
+        output = self.model(**batch["target"])
+        return output.start_logits, output.end_logits
+
+    def loss_of(self, output: tuple[Tensor, Tensor], batch: dict[str, Any]) -> Tensor:
+        """Cross-entropy of start and end over the context's tokens; an answer that is cut off or lost teaches nothing."""
+        legal, known = batch["offsets"][..., 0] >= 0, batch["span"][:, 0] >= 0
+        total = torch.zeros((), device=legal.device)
+        for logits, wanted in zip(output, batch["span"].T, strict=True):
+            logits = logits.float().masked_fill(~legal, float("-inf"))
+            total = total + nn.functional.cross_entropy(logits[known], wanted[known], reduction="sum")
+        return total / (2 * known.sum().clamp(min=1))
+
+    def texts_of(self, output: tuple[Tensor, Tensor], batch: dict[str, Any]) -> list[str]:
+        start, end = output
+        return best_spans(start, end, batch["offsets"], batch["contexts"], self.longest)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a generative model answers. `candidates`: choose the likeliest of these texts; empty: generate freely, with `beams`
+    (1: greedy), at most `max_new_tokens`, and a "dynamic" or "static" `cache`."""
+
+    candidates: tuple[str, ...] = ()
+    beams: int = 1
+    max_new_tokens: int = 100
+    cache: str = "dynamic"
+
+
+class GenerationModule(FusionModule):
+    """A decoder, or an encoder-decoder, that continues a prompt.
+
+    Args:
+        tokenizer: of the model.
+        encode_answer: text -> token ids of an answer and EOS (`forms.PromptForm.answer`).
+        decoding: how it answers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        encode_answer: Callable[[str], list[int]],
+        decoding: Decoding,
+        **options,
+    ):
+        super().__init__(model, **options)
+        self.tokenizer, self.decoding = tokenizer, decoding
+        self.candidates = padded_answers([encode_answer(text) for text in decoding.candidates]) if decoding.candidates else None
+
+    def forward(self, batch: dict[str, Any], answers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Log-probability of every answer token given its prompt, teacher-forced.
+
+        Args:
+            batch: B prompts (and their sources).
+            answers: input_ids and attention_mask [B * K, A], K successive rows per prompt.
+
+        Returns:
+            log-probabilities and mask, both [B * K, A].
+        """
+        prompt, ids, mask = batch["target"], answers["input_ids"], answers["attention_mask"]
+        self.read_source(batch, prompt["input_ids"].shape[1])
+        repeats = len(ids) // len(prompt["input_ids"])
+        if self.model.config.is_encoder_decoder:
+            logits = self._decoder_logits(prompt, ids, repeats)
+        else:
+            whole = {name: torch.cat([prompt[name].repeat_interleave(repeats, 0), answers[name]], 1) for name in answers}
+            kept = ids.shape[1] + 1
+            logits = self.model(
+                **whole, position_ids=positions(whole["attention_mask"]), logits_to_keep=kept, use_cache=False
+            ).logits[:, -kept:-1]
+        chosen = logits.float().log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+        return chosen * mask, mask
+
+    def _decoder_logits(self, prompt: Mapping[str, Tensor], ids: Tensor, repeats: int) -> Tensor:
+        model = self.model
+        encoded = model.get_encoder()(**prompt).last_hidden_state
+        return model(
+            attention_mask=prompt["attention_mask"].repeat_interleave(repeats, 0),
+            encoder_outputs=(encoded.repeat_interleave(repeats, 0),),
+            decoder_input_ids=torch.cat([torch.full_like(ids[:, :1], model.config.decoder_start_token_id), ids[:, :-1]], 1),
+            use_cache=False,
+        ).logits
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Negative log-likelihood per answer token."""
+        chosen, mask = self(batch, batch["answer"])
+        return -chosen.sum() / mask.sum().clamp(min=1)
+
+    def predict(self, batch: dict[str, Any]) -> list[str]:
+        return self.choose(batch) if self.candidates else self.generate(batch)
+
+    def choose(self, batch: dict[str, Any]) -> list[str]:
+        """The likeliest candidate of each prompt, EOS included, scored exactly in one pass of B * K rows."""
+        rows = len(batch["index"])
+        repeated = {name: x.to(self.device).repeat(rows, 1) for name, x in self.candidates.items()}  # type: ignore[union-attr]
+        chosen, _ = self(batch, repeated)
+        best = chosen.sum(1).view(rows, -1).argmax(1)
+        return [self.decoding.candidates[i] for i in best.tolist()]
+
+    @torch.no_grad()
+    def generate(self, batch: dict[str, Any]) -> list[str]:
+        """What the model writes after each prompt, up to EOS."""
+        prompt = batch["target"]
+        self.read_source(batch)
+        settings = GenerationConfig(
+            max_new_tokens=self.decoding.max_new_tokens,
+            num_beams=self.decoding.beams,
+            do_sample=False,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+            decoder_start_token_id=getattr(self.model.config, "decoder_start_token_id", None),
+            cache_implementation="static" if self.decoding.cache == "static" else None,
+            disable_compile=True,
+        )
+        written = self.model.generate(**prompt, generation_config=settings)
+        if not self.model.config.is_encoder_decoder:
+            written = written[:, prompt["input_ids"].shape[1] :]
+        return [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]

@@ -6,6 +6,7 @@ fine-tuning happens once per model x task x seed, for every method.
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,11 +16,13 @@ import torch
 
 from flare_exp import results
 from flare_exp.artifacts import Artifact, ArtifactStore
+from flare_exp.backbones import quantisation_problem
 from flare_exp.config import Config
 from flare_exp.errors import UserError
 from flare_exp.loggers import Tracker
 from flare_exp.stages import Stages, prepare_backbone
 from flare_exp.tasks import ROLES, TASKS, Task, fingerprint
+from flare_exp.translation import translator
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
     cfg = settle(cfg)
     task = load_task(cfg)
     data = check_data(task, cfg.task.lang)
+    check_translations(cfg, task, method)
     wandb_options = {k: v for k, v in asdict(cfg.logger).items() if k != "name"} if cfg.logger.name == "wandb" else None
     with Tracker(folder, asdict(cfg), wandb_options) as tracker:
         store = ArtifactStore(cfg.cache_dir)
@@ -89,11 +93,22 @@ def seconds_of(made: dict[str, Artifact], translations: list[str], total: float)
     return {**spent, "translate": round(sum(made[name].seconds for name in translations), 3), "total": round(total, 3)}
 
 
-def notes(cfg: Config) -> list[str]:
-    """What a reader of the table has to know."""
-    found = []
+def notes(cfg: Config, folder: Path) -> list[str]:
+    """What a reader of the table of a finished run has to know."""
+    facts = json.loads((folder / "provenance.json").read_text())
+    counts, test = facts["parameters"], facts["test"]
+    trained = f"{counts['trainable']:,} of {counts['total']:,} parameters trained"
+    found = [f"{trained} ({100 * counts['trainable'] / counts['total']:.1f} %)"]
+    for name, meaning in (
+        ("cut_off", "gold answers were cut off by data.max_length"),
+        ("unparsable", "predictions are no answer"),
+    ):
+        if test[name]:
+            found.append(f"{test[name]} of {test['examples']} {meaning}: counted as wrong")
     if cfg.mt.name == "gold" and METHODS[cfg.method.name].view in ("paired", "translated"):
         found.append("mt=gold: the test sources are human English, so this is an upper bound")
+    if cfg.mt.fallback == "gold":
+        found.append("mt.fallback=gold: human translations stand in where a file is missing (see provenance.json)")
     if cfg.source.shuffle or cfg.source.empty:
         found.append(f"ablation: source.{'shuffle' if cfg.source.shuffle else 'empty'}=true")
     return found
@@ -103,10 +118,14 @@ def settle(cfg: Config) -> Config:
     """Resolve what depends on the machine: device and precision.
 
     Raises:
-        UserError: a GPU is asked for and there is none.
+        UserError: a GPU is asked for and there is none, or bitsandbytes and it does not load.
     """
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu: torch sees no GPU here; choose trainer=cpu or trainer=auto")
+    if cfg.model.quantize or cfg.optim._target_.startswith("bitsandbytes."):
+        if problem := quantisation_problem():
+            fix = "model.quantize=null optim._target_=torch.optim.AdamW"
+            raise UserError(f"bitsandbytes cannot be used here ({problem}); mend its installation, or choose {fix}")
     on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     trainer = replace(
         cfg.trainer,
@@ -119,7 +138,7 @@ def settle(cfg: Config) -> Config:
 def load_task(cfg: Config) -> Task:
     """The benchmark of a configuration."""
     t = cfg.task
-    splits = {role: getattr(t, f"{role}_split") for role in ROLES}
+    splits = {role: getattr(t, f"{role}_split") for role in (*ROLES, "english_test")}
     own = {"world_seed": t.world_seed} if t.name.startswith("toy_") else {"data_dir": t.data_dir}
     return TASKS[t.name](splits=splits, limit=t.limit, **own)
 
@@ -137,3 +156,16 @@ def check_data(task: Task, lang: str) -> dict[str, dict[str, Any]]:
         if leaked := [e.id for e in loaded[f"{lang}/test"] if (e.id.split("/")[2], e.key) in trained]:
             raise UserError(f"{len(leaked)} test examples are translations of training or validation examples, e.g. {leaked[0]}")
     return {name: {"examples": len(rows), "fingerprint": fingerprint(rows)} for name, rows in loaded.items()}
+
+
+def check_translations(cfg: Config, task: Task, method: Method) -> None:
+    """Find out before any model is loaded whether the translations that a method needs can be had.
+
+    Raises:
+        UserError: they cannot.
+    """
+    needed = [(task.english, role, cfg.task.lang) for role in ROLES[:2] if method.trains]
+    if method.view in ("paired", "translated"):
+        needed.append((cfg.task.lang, "test", task.english))
+    for own, role, lang in needed:
+        translator(task, **asdict(cfg.mt)).identity(task.load(own, role), lang)

@@ -65,6 +65,7 @@ def leave(folder: Path, measured: Mapping[str, Any], made: Mapping[str, Artifact
         "parameters": list(trained.values())[-1]["parameters"],
         "training": trained,
         "test": made["test"].info,
+        "translations": {name: a.info for name, a in made.items() if a.kind == "translation"},
         "seconds": measured["seconds"],
         "artefacts": {name: {"kind": a.kind, "digest": a.digest, "reused": a.reused} for name, a in made.items()},
     }

@@ -9,56 +9,88 @@ from torch import Tensor, nn
 
 SOURCE_LAYERS = ("ahead", "same")
 SOURCE_STATES = ("layer_input", "block_output")
+ANSWER_SOURCES = ("last", "none")
 
 BlockKey = tuple[str, int]  # (stack, index): encoder and decoder layers of one model share numbers
 
 
-def align(states: Tensor, mask: Tensor, length: int, side: str = "right") -> tuple[Tensor, Tensor]:
-    """Bring source positions to `length` target positions: by start for right padding, by end for left padding.
+def align(
+    states: Tensor, mask: Tensor, positions: Tensor, side: str = "right", prompt: int = 0, answer_source: str = "last"
+) -> tuple[Tensor, Tensor]:
+    """The source state of each target position: position by position from the start (right padding), or from the end of the
+    two prompts (left padding), where positions after the prompt take the last source state (or none).
 
-    Surplus source is dropped; target positions without source get mask False.
+    Source beyond the target is dropped; target positions without source get mask False.
 
     Args:
-        states: [B, S, d]; mask: [B, S] bool; side: the tokenizer's padding side.
+        states: [B, S, d]; mask: [B, S] bool; positions: [L] positions of the target; side: the tokenizer's padding side.
+        prompt: number of target positions that are prompt (left padding only).
+        answer_source: what positions after the prompt get: "last" or "none".
 
     Returns:
-        states [B, length, d] and mask [B, length].
+        states [B, L, d] and mask [B, L].
     """
-    surplus = states.shape[1] - length
-    if surplus > 0:
-        return (states[:, surplus:], mask[:, surplus:]) if side == "left" else (states[:, :length], mask[:, :length])
-    pad = (-surplus, 0) if side == "left" else (0, -surplus)
-    return nn.functional.pad(states, (0, 0, *pad)), nn.functional.pad(mask, pad)
+    length = states.shape[1]
+    index = positions
+    if side == "left":
+        answer = positions.new_tensor(length - 1 if answer_source == "last" else -1)
+        index = torch.where(positions < prompt, positions + length - prompt, answer)
+    inside = (index >= 0) & (index < length)
+    index = index.clamp(0, length - 1)
+    return states[:, index], mask[:, index] & inside
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position of every token [B, T] under padding on either side, as transformers' generate counts them."""
+    return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
 
 
 class SourceStates:
     """The source states of one batch, shared by every fused layer of an adapter.
 
     Filled by a recording pass, read by the target pass and again by gradient checkpointing's recomputation, so they
-    live until the next recording overwrites them.
+    live until the next recording overwrites them. A target pass may come in pieces (generation with a cache): `enter` says
+    where each piece begins, and the first piece is the prompt unless `prompt` says how long that is.
 
     Args:
         source_layer: "ahead" gives block i what block i+1 read (the last one the model's final hidden state), "same"
             what block i read (PAPER: v^S_{i+1} in the text, v^S_i in the released code).
         source_state: "layer_input" takes what the fused projections read, on the same footing as the target's;
             "block_output" takes the raw hidden states between blocks.
-        padding_side: how the tokenizer pads, for `align`.
+        padding_side, answer_source: see `align`.
     """
 
-    def __init__(self, source_layer: str = "ahead", source_state: str = "layer_input", padding_side: str = "right"):
-        if source_layer not in SOURCE_LAYERS:
-            raise ValueError(f"source_layer={source_layer!r} is none of {', '.join(SOURCE_LAYERS)}")
-        if source_state not in SOURCE_STATES:
-            raise ValueError(f"source_state={source_state!r} is none of {', '.join(SOURCE_STATES)}")
-        self.source_layer, self.source_state, self.padding_side = source_layer, source_state, padding_side
+    def __init__(
+        self,
+        source_layer: str = "ahead",
+        source_state: str = "layer_input",
+        padding_side: str = "right",
+        answer_source: str = "last",
+    ):
+        for name, value, allowed in (
+            ("source_layer", source_layer, SOURCE_LAYERS),
+            ("source_state", source_state, SOURCE_STATES),
+            ("answer_source", answer_source, ANSWER_SOURCES),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r} is none of {', '.join(allowed)}")
+        self.source_layer, self.source_state = source_layer, source_state
+        self.padding_side, self.answer_source = padding_side, answer_source
         self.recording = False
         self.clear()
 
-    def clear(self) -> None:
-        """Forget the source: every fused layer falls back to the target alone."""
+    def clear(self, prompt: int | None = None) -> None:
+        """Forget the source: every fused layer falls back to the target alone. `prompt`: as in `BackboneSource.read`."""
         self._inputs: dict[BlockKey, Tensor] = {}
         self._outputs: dict[str, tuple[Tensor, ...]] = {}
         self._mask: Tensor | None = None
+        self._given, self._prompt, self._start = prompt, prompt or 0, 0
+
+    def enter(self, start: int, length: int) -> None:
+        """A target pass over positions start .. start + length - 1 begins."""
+        self._start = start
+        if start == 0 and self._given is None:
+            self._prompt = length
 
     def record(self, block: BlockKey, states: Tensor) -> None:
         """Keep what block `block` reads in the source pass, [B, S, d]."""
@@ -70,38 +102,57 @@ class SourceStates:
         self._mask = mask.bool()
         self._outputs = dict(hidden_states)
 
-    def of(self, block: BlockKey, length: int | None) -> tuple[Tensor, Tensor] | None:
-        """v^S for `block`: states [B, S, d] and mask [B, S], aligned to `length` positions unless that is None; None
-        when there is no source."""
+    def of(self, block: BlockKey) -> tuple[Tensor, Tensor] | None:
+        """v^S for `block`, as it was read: states [B, S, d] and mask [B, S]; None when there is no source."""
         if self._mask is None:
             return None
         stack, index = block
         index += self.source_layer == "ahead"
         if self.source_state == "layer_input" and (stack, index) in self._inputs:
-            states = self._inputs[stack, index]
-        else:
-            states = self._outputs[stack][index]
-        return (states, self._mask) if length is None else align(states, self._mask, length, self.padding_side)
+            return self._inputs[stack, index], self._mask
+        return self._outputs[stack][index], self._mask
+
+    def aligned(self, block: BlockKey, length: int) -> tuple[Tensor, Tensor] | None:
+        """v^S for the `length` positions of the present target pass: [B, length, d] and mask [B, length]."""
+        if (found := self.of(block)) is None:
+            return None
+        return align(*found, self._positions(length, found[0].device), self.padding_side, self._prompt, self.answer_source)
+
+    def asks(self, length: int, device: torch.device) -> Tensor:
+        """Which positions of the present target pass may look at the source: [length] bool."""
+        if self.padding_side == "right" or self.answer_source == "last":
+            return torch.ones(length, dtype=torch.bool, device=device)
+        return self._positions(length, device) < self._prompt
+
+    def _positions(self, length: int, device: torch.device) -> Tensor:
+        return torch.arange(self._start, self._start + length, device=device)
 
 
 class BackboneSource:
     """The mPLM itself as source: reads the English text without the fusion adapter, without gradient and dropout.
 
     Args:
-        model: a PEFT model whose active adapter is a FLARE adapter with a fusion (flare_exp.adapter).
+        model: a PEFT model with a FLARE adapter that fuses (flare_exp.adapter).
     """
 
     def __init__(self, model: nn.Module):
         from flare_exp.adapter import source_states
 
-        self.states = source_states(model)
-        self.backbone: nn.Module = model.get_base_model().base_model  # type: ignore[operator]  # without the task head
+        self.states, self.stacks = source_states(model)
+        whole = model.get_base_model()  # type: ignore[operator]
+        self.encoder_decoder: bool = whole.config.is_encoder_decoder
+        self.backbone: nn.Module = whole.base_model  # without the task head
+        self.shift_right = getattr(whole, "_shift_right", None)
 
     @torch.no_grad()
-    def read(self, inputs: Mapping[str, Tensor] | None) -> None:
+    def read(self, inputs: Mapping[str, Tensor] | None, prompt: int | None = None) -> None:
         """Record the source states of a batch: tokenizer output with input_ids and attention_mask [B, S], or None for
-        no source. A row whose mask is all zero has no source."""
-        self.states.clear()
+        no source. A row whose mask is all zero has no source. A target batch of k x B rows (beams, candidate answers) is
+        read as k successive rows per source.
+
+        `prompt`: how many positions of a decoder's coming target pass are prompt; None: all of its first forward.
+        """
+        self.states.clear(prompt)
         if inputs is None:
             return
         mask = inputs["attention_mask"].bool()
@@ -111,9 +162,27 @@ class BackboneSource:
         self.backbone.eval()
         self.states.recording = True
         try:
-            output = self.backbone(**{**inputs, "attention_mask": readable.to(mask.dtype).long()}, output_hidden_states=True)
+            hidden = self._pass({**inputs, "attention_mask": readable.to(inputs["attention_mask"].dtype)})
         finally:
             self.states.recording = False
             for module in training:
                 module.training = True
-        self.states.finish(mask, {"encoder": output.hidden_states})
+        self.states.finish(mask, hidden)
+
+    def _pass(self, inputs: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
+        """Hidden states of every stack that fuses."""
+        if not self.encoder_decoder:
+            counted = {"position_ids": positions(inputs["attention_mask"])} if self.states.padding_side == "left" else {}
+            output = self.backbone(**inputs, **counted, output_hidden_states=True, use_cache=False)
+            return {self.stacks[0]: output.hidden_states}
+        encoded = self.backbone.encoder(**inputs, output_hidden_states=True)  # type: ignore[operator]
+        hidden = {"encoder": encoded.hidden_states}
+        if "decoder" in self.stacks:  # heads on the decoder: it reads the input shifted right (PAPER, section 3)
+            hidden["decoder"] = self.backbone.decoder(  # type: ignore[operator]
+                input_ids=self.shift_right(inputs["input_ids"]),  # type: ignore[misc]
+                encoder_hidden_states=encoded.last_hidden_state,
+                encoder_attention_mask=inputs["attention_mask"],
+                output_hidden_states=True,
+                use_cache=False,
+            ).hidden_states
+        return hidden

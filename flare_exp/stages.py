@@ -9,7 +9,7 @@ import functools
 import importlib
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,21 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
 
-from flare_exp import adapter, backbones, metrics, results
+from flare_exp import adapter, backbones, results
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
+from flare_exp.backbones import Backbone
 from flare_exp.config import Config, StageConfig
-from flare_exp.data import DATAMODULES, PairedDataModule
+from flare_exp.data import DATAMODULES, PairedDataModule, PairedDataset
+from flare_exp.errors import UserError
+from flare_exp.forms import FORM_CLASSES, Form, PromptForm
 from flare_exp.loggers import Tracker
-from flare_exp.modules import ClassificationModule
+from flare_exp.modules import ClassificationModule, Decoding, FusionModule, GenerationModule, SpanModule
 from flare_exp.sources import BackboneSource
 from flare_exp.tasks import ROLES, Example, Task, fingerprint
+from flare_exp.tasks.base import read_answers
 from flare_exp.tiny.pretrain import pretrain
-from flare_exp.translation import ParallelTranslator
+from flare_exp.translation import translator
 
 log = logging.getLogger(__name__)
 
@@ -56,15 +59,18 @@ class Stages:
 
     def __init__(self, cfg: Config, store: ArtifactStore, task: Task, backbone: Artifact, tracker: Tracker):
         self.cfg, self.store, self.task, self.backbone, self.tracker = cfg, store, task, backbone, tracker
-        self.tokenizer = backbones.load_tokenizer(str(backbone.path), cfg.model.revision)
+        self.form = self._form()
         self.translations: dict[str, Artifact] = {}
         self._data: dict[str, PairedDataModule] = {}
         # what every trained artefact depends on, besides its data and its predecessor
         self.recipe = {
             "optim": asdict(cfg.optim),
             "batch_size": cfg.data.batch_size,
-            "max_length": cfg.data.max_length,
+            "max_length": self.form.max_length,
             "precision": cfg.trainer.precision,
+            "weights": asdict(self.precision),
+            "form": self.form_name,
+            "select": cfg.task.select,
             "clip": cfg.trainer.gradient_clip_val,
             "limit_train_batches": cfg.trainer.limit_train_batches,
             "seed": cfg.seed,
@@ -81,8 +87,8 @@ class Stages:
                **self.recipe}  # fmt: skip
 
         def build(folder: Path) -> dict[str, Any]:
-            backbone, family = self.fresh_backbone()
-            model = self.add_adapter(backbone, family) if lora else backbone
+            backbone = self.fresh_backbone()
+            model = self.add_adapter(backbone) if lora else backbone.model
             facts = self.fit(model, None, data, stage, folder, "finetune")
             save_model(model, folder / ("adapter" if lora else "model"))
             return facts
@@ -93,22 +99,31 @@ class Stages:
 
     def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
         """Translations of `examples` into `lang`, made once and kept as an artefact."""
-        translator = ParallelTranslator(self.task, self.cfg.mt.noise, self.cfg.mt.seed)
-        key = {"task": self.task.name, "data": fingerprint(examples), "lang": lang, "mt": asdict(self.cfg.mt),
-               "reference": fingerprint(ParallelTranslator(self.task).translate(examples, lang))}  # fmt: skip
+        maker = translator(self.task, **asdict(self.cfg.mt))
+        identity = maker.identity(examples, lang)
+        key = {"task": self.task.name, "data": fingerprint(examples), "lang": lang, **identity}
 
         def build(folder: Path) -> dict[str, Any]:
-            made = translator.translate(examples, lang)
+            made = maker.translate(examples, lang)
             rows = [
-                {"id": m.id, "original": list(e.texts), "translation": list(m.texts)} for e, m in zip(examples, made, strict=True)
+                {
+                    "id": m.id,
+                    "original": list(e.texts),
+                    "translation": list(m.texts),
+                    "answers": {"text": [a.text for a in m.answers], "answer_start": [a.start for a in m.answers]},
+                }
+                for e, m in zip(examples, made, strict=True)
             ]
             results.write_parquet(folder / "translations.parquet", rows)
-            return {"examples": len(rows)}
+            return {"examples": len(rows), **identity}
 
         artifact = self.store.get("translation", key, build)
         self.translations[f"translation of {examples[0].id.rpartition('/')[0]} into {lang}"] = artifact
-        texts = pq.read_table(artifact.path / "translations.parquet", columns=["translation"])["translation"].to_pylist()
-        return [replace(e, texts=tuple(t)) for e, t in zip(examples, texts, strict=True)]
+        rows = pq.read_table(artifact.path / "translations.parquet", columns=["translation", "answers"]).to_pylist()
+        return [
+            replace(e, texts=tuple(row["translation"]), answers=read_answers(row["answers"]))
+            for e, row in zip(examples, rows, strict=True)
+        ]
 
     # --- stage 3: transfer ------------------------------------------------------------------------------------------
 
@@ -121,8 +136,7 @@ class Stages:
                "fusion": fusion, "adapter": asdict(self.cfg.adapter), "hyper": asdict(stage), **self.recipe}  # fmt: skip
 
         def build(folder: Path) -> dict[str, Any]:
-            backbone, family = self.english_model(english)
-            model = self.add_adapter(backbone, family, **(fusion or {}))
+            model = self.add_adapter(self.english_model(english), **(fusion or {}))
             source = BackboneSource(model) if fusion else None
             facts = self.fit(model, source, data, stage, folder, "transfer")
             save_model(model, folder / "adapter")
@@ -135,31 +149,35 @@ class Stages:
     def test(self, trained: Artifact, view: str, english: Artifact | None = None) -> Artifact:
         """Predict and score the test split. `english` is the model that `trained` is an adapter of, if it is one."""
         data = self.data(view)
-        key = {"stage": "test", "model": trained.digest, "data": pairs_digest(data, "test"), "max_length": data.max_length,
-               "precision": self.cfg.trainer.precision}  # fmt: skip
+        key = {"stage": "test", "model": trained.digest, "data": pairs_digest(data, "test"), "form": self.form_name,
+               "max_length": self.form.max_length, "precision": self.cfg.trainer.precision, "weights": asdict(self.precision),
+               "answers": asdict(self.decoding) if self.form_name == "prompt" else self.cfg.task.max_answer_length}  # fmt: skip
 
         def build(folder: Path) -> dict[str, Any]:
-            model, source = self.trained_model(trained, english)
-            module = ClassificationModule(model, len(self.task.labels), source=source)
+            module = self.module(*self.trained_model(trained, english))
             outputs = self.trainer(enable_checkpointing=False, logger=False).predict(module, data)
-            logits = {i: row for out in outputs for i, row in zip(out["index"].tolist(), out["logits"], strict=True)}  # type: ignore
-            pairs = data.dataset("test").pairs
-            predicted = [int(logits[i].argmax()) for i in range(len(pairs))]
-            results.write_parquet(
-                folder / "predictions.parquet",
-                [
-                    {
-                        "id": p.id,
-                        "gold": self.task.labels[p.label],
-                        "prediction": self.task.labels[guess],
-                        "target": "\n".join(p.target),
-                        "source": None if p.source is None else "\n".join(p.source),
-                    }
-                    for p, guess in zip(pairs, predicted, strict=True)
-                ],
-            )
-            scores = metrics.score(predicted, [p.label for p in pairs], len(self.task.labels))
-            return {"metrics": scores, "examples": len(pairs), "truncated": data.dataset("test").truncated}
+            found = {row: text for output in outputs for row, text in output.items()}  # type: ignore[union-attr]
+            dataset = data.dataset("test")
+            predicted = self.predictions(dataset, found)
+            gold = [self.task.gold(p.target) for p in dataset.pairs]
+            rows = [
+                {
+                    "id": p.target.id,
+                    "gold": g[0] if self.task.labels else list(g),
+                    "prediction": text,
+                    "target": "\n".join(p.target.texts),
+                    "source": None if p.source is None else "\n".join(p.source.texts),
+                }
+                for p, text, g in zip(dataset.pairs, predicted, gold, strict=True)
+            ]
+            results.write_parquet(folder / "predictions.parquet", rows)
+            return {
+                "metrics": self.task.score(predicted, [p.target for p in dataset.pairs]),
+                "examples": len(rows),
+                "truncated": dataset.truncated,
+                "cut_off": len(dataset.cut_off),
+                "unparsable": sum(text not in self.task.labels if self.task.labels else not text for text in predicted),
+            }
 
         return self.store.get("test", key, build)
 
@@ -174,9 +192,48 @@ class Stages:
     def _make_data(self, view: str) -> PairedDataModule:
         ablation = {"shuffle_source": self.cfg.source.shuffle, "empty_source": self.cfg.source.empty} if view == "paired" else {}
         return DATAMODULES[type(self.task)](
-            self.task, self.cfg.task.lang, self.tokenizer, self.translate, view=view, batch_size=self.cfg.data.batch_size,
-            max_length=self.cfg.data.max_length, workers=self.cfg.data.workers, seed=self.cfg.seed, **ablation,
+            self.task, self.cfg.task.lang, self.form, self.translate, view=view, batch_size=self.cfg.data.batch_size,
+            workers=self.cfg.data.workers, seed=self.cfg.seed, **ablation,
         )  # fmt: skip
+
+    def _form(self) -> Form:
+        """How this backbone reads this task: a head where the family has one, else a prompt (task.form=auto)."""
+        path, revision = str(self.backbone.path), self.cfg.model.revision
+        family = backbones.family_of(path, revision)
+        self.form_name = backbones.choose_form(family, "label" if self.task.labels else "span", self.cfg.task.form, path)
+        if self.cfg.decode.name == "generate" and self.form_name != "prompt":
+            raise UserError(f"decode=generate: {self.cfg.model.name} answers {self.task.name} by a head, which writes nothing")
+        longest, wanted = backbones.longest_input(path, revision), self.cfg.data.max_length
+        if longest is not None and longest < wanted:
+            log.info("data.max_length=%d: this model reads %d tokens at most, so texts are cut there", wanted, longest)
+            wanted = longest
+        return FORM_CLASSES[self.form_name](self.task, backbones.load_tokenizer(path, revision), wanted)
+
+    @property
+    def precision(self) -> backbones.Precision:
+        m = self.cfg.model
+        return backbones.Precision(m.dtype, m.quantize, m.double_quant, m.compute_dtype)
+
+    @property
+    def decoding(self) -> Decoding:
+        d = self.cfg.decode
+        scores = d.name == "score" and self.task.labels
+        return Decoding(self.task.labels) if scores else Decoding((), d.beams, d.max_new_tokens, d.cache)
+
+    def predictions(self, dataset: PairedDataset, found: Mapping[int, str]) -> list[str]:
+        """One text per example. A span model gets none where the answer was cut off: it counts as wrong, even if the same
+        words stand elsewhere in what is left."""
+        lost = set(dataset.cut_off) if self.form_name == "span" else set()
+        return ["" if i in lost else found[i] for i in range(len(dataset))]
+
+    def module(self, model: nn.Module, source: BackboneSource | None, **training) -> FusionModule:
+        """The LightningModule of this form."""
+        if self.form_name == "label":
+            return ClassificationModule(model, self.task.labels, source=source, **training)
+        if self.form_name == "span":
+            return SpanModule(model, self.cfg.task.max_answer_length, source=source, **training)
+        assert isinstance(self.form, PromptForm)
+        return GenerationModule(model, self.form.tokenizer, self.form.answer, self.decoding, source=source, **training)
 
     def capped(self, stage: StageConfig) -> StageConfig:
         return replace(stage, epochs=min(stage.epochs, self.cfg.trainer.max_epochs or stage.epochs))
@@ -190,30 +247,48 @@ class Stages:
             "fusion_options": options,
             "source_layer": f.source_layer,
             "source_state": f.source_state,
+            "answer_source": f.answer_source,
         }
 
-    def fresh_backbone(self) -> tuple[PreTrainedModel, backbones.Family]:
+    def fresh_backbone(self) -> Backbone:
         pl.seed_everything(self.cfg.seed, workers=True, verbose=False)  # the head is drawn here
-        return backbones.load_classifier(str(self.backbone.path), len(self.task.labels), self.cfg.model.revision)
+        return self.load(str(self.backbone.path), self.cfg.model.revision)
 
-    def add_adapter(self, model: PreTrainedModel, family: backbones.Family, **fusion) -> PeftModel:
+    def load(self, path: str, revision: str | None = None) -> Backbone:
+        """A checkpoint in this task's form and this run's precision."""
+        backbone = backbones.load(
+            path,
+            self.form_name,
+            num_labels=len(self.task.labels),
+            revision=revision,
+            precision=self.precision,
+            attention=self.cfg.model.attention,
+            device="cuda" if self.cfg.trainer.accelerator == "gpu" else "cpu",
+        )
+        if self.cfg.model.gradient_checkpointing:
+            backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+        return backbone
+
+    def add_adapter(self, backbone: Backbone, **fusion) -> PeftModel:
         a = self.cfg.adapter
-        return adapter.add_adapter(model, family, r=a.r, alpha=a.alpha, dropout=a.dropout, targets=a.targets, **fusion)
+        return adapter.add_adapter(backbone, r=a.r, alpha=a.alpha, dropout=a.dropout, targets=a.targets, **fusion)
 
-    def english_model(self, english: Artifact) -> tuple[PreTrainedModel, backbones.Family]:
-        """The English model, its LoRA merged (exact for float backbones)."""
+    def english_model(self, english: Artifact) -> Backbone:
+        """The English model: its LoRA merged (exact for float backbones), or beside 4-bit weights as a frozen adapter."""
         if (english.path / "model").is_dir():
-            return backbones.load_classifier(str(english.path / "model"), len(self.task.labels))
-        model, family = self.fresh_backbone()
-        return load_adapter(model, english.path / "adapter").merge_and_unload(), family
+            return self.load(str(english.path / "model"))
+        backbone, folder = self.fresh_backbone(), str(english.path / "adapter")
+        if self.precision.quantize:
+            return adapter.add_frozen(backbone, folder)
+        return replace(backbone, model=adapter.load_adapter(backbone, folder).merge_and_unload())
 
     def trained_model(self, trained: Artifact, english: Artifact | None) -> tuple[nn.Module, BackboneSource | None]:
         """The model of an artefact in eval mode, with its source stream when it fuses."""
         if english is None:
-            return self.english_model(trained)[0].eval(), None
-        model = load_adapter(self.english_model(english)[0], trained.path / "adapter")
-        fuses = isinstance(config := model.peft_config["default"], adapter.FlareConfig) and config.fusion is not None
-        return model.eval(), BackboneSource(model) if fuses else None
+            return self.english_model(trained).model.eval(), None
+        model = adapter.load_adapter(self.english_model(english), str(trained.path / "adapter")).eval()
+        fuses = getattr(model.peft_config["default"], "fusion", None) is not None
+        return model, BackboneSource(model) if fuses else None
 
     def trainer(self, **options) -> pl.Trainer:
         t = self.cfg.trainer
@@ -231,28 +306,36 @@ class Stages:
     ) -> dict[str, Any]:
         """Train, then put the weights of the best validation epoch back; returns facts for the manifest."""
         pl.seed_everything(self.cfg.seed, workers=True, verbose=False)
-        monitor = f"validation/{self.task.metric}"
+        monitor, best = f"validation/{self.task.metric}", self.cfg.task.select == "best"
         counts = backbones.parameter_counts(model)
         log.info("%s: %s of %s parameters train", name, f"{counts['trainable']:,}", f"{counts['total']:,}")
-        module = ClassificationModule(
-            model, len(self.task.labels), source=source, optimizer=self.optimizer(stage.lr), warmup=stage.warmup
+        examples, dataset = [p.target for p in data.pairs("validation")], data.dataset("validation")
+        module = self.module(
+            model,
+            source,
+            score=lambda found: self.task.score(self.predictions(dataset, found), examples),
+            optimizer=self.optimizer(stage.lr),
+            warmup=stage.warmup,
         )
-        best = ModelCheckpoint(dirpath=folder / "checkpoints", monitor=monitor, mode="max", save_weights_only=True)
+        saver = ModelCheckpoint(dirpath=folder / "checkpoints", monitor=monitor, mode="max", save_weights_only=True)
         trainer = self.trainer(
             max_epochs=stage.epochs,
-            callbacks=[best],
+            callbacks=[saver] if best else [],
+            enable_checkpointing=best,
             logger=self.tracker.loggers(name, folder),
             gradient_clip_val=self.cfg.trainer.gradient_clip_val,
             limit_train_batches=self.cfg.trainer.limit_train_batches,
         )
         trainer.fit(module, data)
-        checkpoint = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
-        module.load_state_dict(checkpoint["state_dict"], strict=False)
-        shutil.rmtree(folder / "checkpoints")
+        score, epoch = trainer.callback_metrics[monitor], stage.epochs - 1
+        if best:
+            score, epoch = saver.best_model_score, restore(module, Path(saver.best_model_path))  # type: ignore[assignment]
+            shutil.rmtree(folder / "checkpoints")
         return {
             "parameters": counts,
-            "best": {monitor: round(float(best.best_model_score), 6), "epoch": checkpoint["epoch"]},  # type: ignore[arg-type]
+            "best" if best else "last": {monitor: round(float(score), 6), "epoch": epoch},
             "truncated": {role: data.dataset(role).truncated for role in ROLES[:2]},
+            "cut_off": {role: len(data.dataset(role).cut_off) for role in ROLES[:2]},
         }
 
     def optimizer(self, lr: float) -> Callable[..., torch.optim.Optimizer]:
@@ -261,19 +344,25 @@ class Stages:
         return functools.partial(getattr(importlib.import_module(module), name), lr=lr, **options)
 
 
+def restore(module: nn.Module, checkpoint: Path) -> int:
+    """Put the trained weights of a checkpoint back; returns its epoch."""
+    saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name, weights in saved["state_dict"].items():
+            parameters[name].copy_(weights)
+    return saved["epoch"]
+
+
 def pairs_digest(data: PairedDataModule, *roles: str) -> str:
     """Identity of what a model is trained or tested on."""
-    return digest_of([[p.id, p.target, p.source, p.label] for role in roles for p in data.dataset(role).pairs])[:20]
+    pairs = [p for role in roles for p in data.dataset(role).pairs]
+    return digest_of([fingerprint([p.target for p in pairs]), fingerprint([p.source for p in pairs if p.source])])[:20]
 
 
 def save_model(model: nn.Module, folder: Path) -> None:
     """Save an adapter in PEFT's format, or a full model in transformers' format; safetensors either way."""
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
     else:
         model.save_pretrained(folder)  # type: ignore[operator]
-
-
-def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Put a saved adapter on its base model."""
-    return PeftModel.from_pretrained(model, str(folder))

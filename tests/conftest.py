@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -10,14 +11,10 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import pytest
 import torch
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    XLMRobertaConfig,
-    XLMRobertaForSequenceClassification,
-)
+import transformers as hf
 
 from flare_exp import backbones
+from flare_exp.sources import positions
 
 SMALL = {
     "vocab_size": 40,
@@ -26,47 +23,95 @@ SMALL = {
     "num_attention_heads": 2,
     "intermediate_size": 24,
     "max_position_embeddings": 40,
-    "num_labels": 3,
     "initializer_range": 0.3,  # large enough that a change anywhere shows at the output
 }
+DECODER = {**SMALL, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
+# every second layer sees three tokens only, so that the sliding cache is at work
+SLIDING = {**DECODER, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+MT5 = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_decoder_layers": 3,
+       "num_heads": 2, "pad_token_id": 1, "eos_token_id": 3, "decoder_start_token_id": 1, "initializer_factor": 0.7}  # fmt: skip
 
 
-def random_bert() -> BertForSequenceClassification:
-    return BertForSequenceClassification(BertConfig(**SMALL, pad_token_id=0))
+def causal(name: str, options: dict, **more):
+    """A random language model of the family whose classes are called `name`."""
+    config = getattr(hf, f"{name}Config".replace("Gemma3Config", "Gemma3TextConfig"))
+    return lambda: getattr(hf, f"{name}ForCausalLM")(config(**options, **more))
 
 
-def random_xlmr() -> XLMRobertaForSequenceClassification:
-    return XLMRobertaForSequenceClassification(XLMRobertaConfig(**SMALL, type_vocab_size=1, pad_token_id=1))
+# (family, form) -> a random model of it
+BUILDERS = {
+    ("bert", "label"): lambda: hf.BertForSequenceClassification(hf.BertConfig(**SMALL, num_labels=3, pad_token_id=0)),
+    ("bert", "span"): lambda: hf.BertForQuestionAnswering(hf.BertConfig(**SMALL, pad_token_id=0)),
+    ("xlm-roberta", "label"): lambda: hf.XLMRobertaForSequenceClassification(
+        hf.XLMRobertaConfig(**SMALL, num_labels=3, type_vocab_size=1, pad_token_id=1)
+    ),
+    ("xlm-roberta", "span"): lambda: hf.XLMRobertaForQuestionAnswering(
+        hf.XLMRobertaConfig(**SMALL, type_vocab_size=1, pad_token_id=1)
+    ),
+    ("mt5", "label"): lambda: hf.MT5ForSequenceClassification(hf.MT5Config(**MT5, num_labels=3)),
+    ("mt5", "span"): lambda: hf.MT5ForQuestionAnswering(hf.MT5Config(**MT5)),
+    ("mt5", "prompt"): lambda: hf.MT5ForConditionalGeneration(hf.MT5Config(**MT5)),
+    ("llama", "prompt"): causal("Llama", DECODER),
+    ("mistral", "prompt"): causal("Mistral", DECODER, sliding_window=3),
+    ("qwen2", "prompt"): causal("Qwen2", {k: v for k, v in DECODER.items() if k != "head_dim"}),
+    ("qwen3", "prompt"): causal("Qwen3", DECODER),
+    ("gemma2", "prompt"): causal("Gemma2", SLIDING, query_pre_attn_scalar=8, attn_logit_softcapping=5.0,
+                                 attn_implementation="eager"),
+    ("gemma3_text", "prompt"): causal("Gemma3", SLIDING, query_pre_attn_scalar=8),
+}  # fmt: skip
 
 
-BUILDERS = {"bert": random_bert, "xlm-roberta": random_xlmr}
+def dtype_of(kind: tuple[str, str]) -> torch.dtype:
+    """float64; eager attention masks with the smallest number of that type and then computes in 32 bits, where it is -inf."""
+    return torch.float32 if kind[0] == "gemma2" else torch.float64
 
 
-@pytest.fixture(params=list(BUILDERS))
-def family_name(request) -> str:
+@pytest.fixture(params=list(BUILDERS), ids="-".join)
+def kind(request) -> tuple[str, str]:
+    """(family, form)"""
     return request.param
 
 
 @pytest.fixture
-def make_model(family_name):
-    """(seed) -> a random float64 classifier of the family, in eval mode, and the family's table row."""
-
-    def make(seed: int = 0):
-        torch.manual_seed(seed)
-        return BUILDERS[family_name]().double().eval(), backbones.FAMILIES[family_name]
-
-    return make
+def make_model(kind):
+    """(seed) -> a random float64 Backbone of the family and form, in eval mode."""
+    return functools.partial(random_backbone, kind)
 
 
-def token_batch(lengths: list[int], seed: int, width: int | None = None) -> dict[str, torch.Tensor]:
-    """Random token ids of the given lengths, right-padded with 1 to `width`."""
+def random_backbone(kind: tuple[str, str], seed: int = 0) -> backbones.Backbone:
+    torch.manual_seed(seed)
+    model = BUILDERS[kind]()
+    # frozen as under an adapter: what needs a gradient decides which attention kernel runs
+    model = model.to(dtype_of(kind)).eval().requires_grad_(False)
+    return backbones.wrap(model, backbones.FAMILIES[kind[0]], kind[1])
+
+
+def outputs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What a model says of each example, padding left out: logits [B, labels], [B, T, 2] (spans) or [B, T, V] (prompts; of a
+    fixed answer for an encoder-decoder)."""
+    mask, more = batch["attention_mask"], {}
+    if model.config.is_encoder_decoder and hasattr(model.get_base_model() if hasattr(model, "peft_config") else model, "lm_head"):
+        more = {"decoder_input_ids": torch.tensor([[1, 7, 8, 9]]).repeat(len(mask), 1)}
+    elif not model.config.is_encoder_decoder and (model.config.model_type, "prompt") in BUILDERS:
+        more = {"position_ids": positions(mask)}
+    output = model(**batch, **more)
+    if "start_logits" in output:
+        return torch.stack([output.start_logits, output.end_logits], -1) * mask[..., None]
+    padded = output.logits.ndim == 3 and not model.config.is_encoder_decoder
+    return output.logits * mask[..., None] if padded else output.logits
+
+
+def token_batch(lengths: list[int], seed: int, width: int | None = None, side: str = "right") -> dict[str, torch.Tensor]:
+    """Random token ids of the given lengths, each ending in EOS, padded with 1 to `width`."""
     generator = torch.Generator().manual_seed(seed)
     width = width or max(lengths)
     ids = torch.full((len(lengths), width), 1)
     mask = torch.zeros(len(lengths), width, dtype=torch.long)
     for row, length in enumerate(lengths):
-        ids[row, :length] = torch.randint(4, SMALL["vocab_size"], (length,), generator=generator)
-        mask[row, :length] = 1
+        real = slice(width - length, width) if side == "left" else slice(0, length)
+        ids[row, real] = torch.randint(4, SMALL["vocab_size"], (length,), generator=generator)
+        ids[row, real.stop - 1] = 3
+        mask[row, real] = 1
     return {"input_ids": ids, "attention_mask": mask}
 
 

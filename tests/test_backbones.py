@@ -13,25 +13,26 @@ from flare_exp.errors import UserError
 
 def bert(cls, folder):
     torch.manual_seed(0)
-    model = cls(BertConfig(**SMALL))
+    model = cls(BertConfig(**SMALL, num_labels=3))
     model.save_pretrained(folder)
     return model
 
 
 def test_only_the_head_may_be_new_and_a_missing_pooler_joins_it(tmp_path):
     saved = bert(BertForMaskedLM, tmp_path)  # has no pooler
-    model, family = backbones.load_classifier(str(tmp_path), num_labels=5)
-    assert family.head == ("classifier", "pooler")
+    backbone = backbones.load(str(tmp_path), "label", num_labels=5)
+    model = backbone.model
+    assert backbone.head == ("classifier", "pooler")
     assert model.classifier.out_features == 5
     assert torch.equal(model.bert.embeddings.word_embeddings.weight, saved.bert.embeddings.word_embeddings.weight)
-    trained = {n for n, p in adapter.add_adapter(model, family, r=2, alpha=4).named_parameters() if p.requires_grad}
+    trained = {n for n, p in adapter.add_adapter(backbone, r=2, alpha=4).named_parameters() if p.requires_grad}
     assert any("pooler" in n for n in trained)
 
 
 def test_a_pretrained_pooler_stays_frozen(tmp_path):
     bert(BertForSequenceClassification, tmp_path)
-    model, family = backbones.load_classifier(str(tmp_path), num_labels=3)
-    trained = {n for n, p in adapter.add_adapter(model, family, r=2, alpha=4).named_parameters() if p.requires_grad}
+    backbone = backbones.load(str(tmp_path), "label", num_labels=3)
+    trained = {n for n, p in adapter.add_adapter(backbone, r=2, alpha=4).named_parameters() if p.requires_grad}
     assert not any("pooler" in n for n in trained)
     assert any("classifier" in n for n in trained)
 
@@ -44,7 +45,13 @@ def test_missing_backbone_weights_are_refused(tmp_path):
     kept = {k: v for k, v in weights.items() if "layer.1.attention" not in k}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks \d+ weights of the backbone"):
-        backbones.load_classifier(str(tmp_path), num_labels=3)
+        backbones.load(str(tmp_path), "label", num_labels=3)
+
+
+def test_a_head_for_other_labels_is_refused(tmp_path):
+    bert(BertForSequenceClassification, tmp_path)
+    with pytest.raises(UserError, match="another shape, as those of a head for another number of labels"):
+        backbones.load(str(tmp_path), "label", num_labels=5)
 
 
 def test_truncated_weights_missing_folder_and_unknown_family(tmp_path):
@@ -52,11 +59,11 @@ def test_truncated_weights_missing_folder_and_unknown_family(tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(UserError, match="its weights could not be read"):
-        backbones.load_classifier(str(tmp_path), num_labels=3)
+        backbones.load(str(tmp_path), "label", num_labels=3)
     with pytest.raises(UserError, match="no checkpoint"):
-        backbones.load_classifier(str(tmp_path / "nothing"), num_labels=3)
+        backbones.load(str(tmp_path / "nothing"), "label", num_labels=3)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(UserError, match=r"'gpt2' is not known here; known: bert, xlm-roberta.*\n.*FAMILIES"):
+    with pytest.raises(UserError, match=r"'gpt2' is not known here; known: bert, .*gemma3_text.*\n.*FAMILIES"):
         backbones.family_of(str(tmp_path))
 
 

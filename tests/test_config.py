@@ -30,8 +30,8 @@ def test_every_option_composes_and_passes_the_check(group, name):
 
 @pytest.mark.parametrize("name", config.groups()["experiment"])
 def test_every_experiment_composes(name, tmp_path):
-    (tmp_path / "eng").mkdir()
-    (tmp_path / "ace").mkdir()
+    for lang in ("eng", "ace", "en", "sw"):
+        (tmp_path / lang).mkdir()
     assert problems(f"experiment={name}", f"model.path={tmp_path}", f"task.data_dir={tmp_path}") == []
 
 
@@ -47,6 +47,39 @@ def test_a_task_chooses_its_translation_and_the_user_wins():
     assert mt() == "toy"
     assert mt("task=nusax") == "gold"
     assert mt("mt=gold") == "gold"
+    assert mt("task=xnli") == "gold"
+    assert mt("task=tydiqa") == "file"
+    assert mt("task=xnli", "mt=file") == "file"
+
+
+def test_tydiqa_has_no_test_split_and_long_contexts(tmp_path):
+    job = config.check(["task=tydiqa"], False)[0][0]
+    assert (job.data.max_length, job.task.select, job.mt.path) == (768, "last", None)
+    assert (config.check([], False)[0][0].data.max_length, config.check([], False)[0][0].task.select) == (128, "best")
+    assert config.check(["task=tydiqa", "data.max_length=64"], False)[0][0].data.max_length == 64
+    for lang in ("en", "sw"):
+        (tmp_path / lang).mkdir()
+    job = config.check(["task=tydiqa", f"task.data_dir={tmp_path}"], False)[0][0]
+    assert job.mt.path == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shared"),
+    [
+        (["task=tydiqa", "task.test_split=train"], []),  # other questions than the English ones
+        (["task=tydiqa", "task.english_test_split=train"], ["train", "validation"]),
+        (["task=tydiqa", "task.english_test_split='train[:400]'"], ["validation"]),
+        (["task=tydiqa", "task.english_test_split=null", "task.test_split='train[400:]'"], ["train"]),
+        (["task=xnli", "task.test_split=train"], ["train"]),  # translations of the English ones
+        (["task=xnli", "task.test_split=train", "task.english_test_split=test"], ["train"]),
+        (["task=xnli", "task.english_test_split=validation"], ["validation"]),
+        (["task=xnli", "task.english_test_split='test[:9]'"], []),
+    ],
+)
+def test_what_is_tested_is_not_trained_on(overrides, shared):
+    found = problems(*overrides)
+    assert [p.split("=")[0] for p in found] == [f"task.{role}_split" for role in shared]
+    assert all(p.endswith("they share examples") for p in found)
 
 
 WRONG = [
@@ -65,6 +98,18 @@ WRONG = [
     (["task=nusax", "task.data_dir=/no/such"], "task.data_dir=/no/such: there is no such folder"),
     (["task.data_dir=/tmp"], "is generated and reads no files"),
     (["task=nusax", "mt=toy"], "mt=toy with task=nusax"),
+    (["task=tydiqa", "mt=toy"], "mt=toy with task=tydiqa"),
+    (["task=tydiqa", "mt=gold"], "mt=gold with task=tydiqa: the benchmark has no human translations"),
+    (["task=tydiqa", "mt.fallback=gold"], "mt.fallback=gold with task=tydiqa"),
+    (["task=nusax", "mt.fallback=gold"], "only mt=file has it, not gold"),
+    (["task=nusax", "mt=file", "mt.fallback=toy"], "choose one of gold"),
+    (["task=nusax", "mt=file", "mt.noise=0.1"], "only mt=toy and mt=gold has it, not file"),
+    (["task=nusax", "mt=file", "mt.path=/no/such"], "mt.path=/no/such: there is no such folder"),
+    (["task=nusax", "mt.path=/tmp"], "mt.path=/tmp: only mt=file has it"),
+    (["mt.name=nllb"], "choose one of toy, gold, file"),
+    (["task=tydiqa", "task.lang=en"], "choose one of ar, bn, fi, id, ko, ru, sw, te"),
+    (["task.select=first"], "choose one of best, last"),
+    (["task.english_test_split=test[5]"], "task.english_test_split: 'test[5]' is not a split"),
     (["model=custom"], "model.path=<hub id or checkpoint folder> is missing"),
     (["model=custom", "model.path=./no/such"], "there is no such folder"),
     (["source.shuffle=true", "source.empty=true"], "choose one ablation"),
@@ -177,11 +222,11 @@ def sweep_commands():
 
 @pytest.mark.parametrize(("name", "overrides"), list(sweep_commands()))
 def test_every_command_of_the_sweeps_composes(name, overrides, tmp_path):
-    for lang in ("eng", "ace", "jav"):
-        (tmp_path / "nusax" / lang).mkdir(parents=True)
+    for folder in ("nusax/eng", "nusax/ace", "nusax/jav", "xnli/en", "xnli/sw", "tydiqa/en", "tydiqa/sw"):
+        (tmp_path / folder).mkdir(parents=True)
     filled = [
         o.replace("$MINILM", str(tmp_path)).replace("$DATA", str(tmp_path)).replace("$out", str(tmp_path)) for o in overrides
     ]
     jobs, found = config.check(filled, multirun=True)
     assert found == []
-    assert len(jobs) > 1, name
+    assert jobs

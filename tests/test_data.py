@@ -12,6 +12,7 @@ from flare_exp.data import (
     shuffled_sources,
 )
 from flare_exp.errors import UserError
+from flare_exp.forms import LabelForm
 from flare_exp.tasks import NusaX, Slice, ToySentiment, fingerprint
 from flare_exp.tiny.pretrain import train_tokenizer
 from flare_exp.tiny.world import World
@@ -30,22 +31,26 @@ def task():
 
 def module(task, tokenizer, view, **options):
     translate = ParallelTranslator(task, noise=0.1).translate
-    return ToySentimentDataModule(task, "far", tokenizer, translate, view=view, batch_size=8, **options)
+    form = LabelForm(task, tokenizer, max_length=128)
+    return ToySentimentDataModule(task, "far", form, translate, view=view, batch_size=8, **options)
+
+
+def texts(examples):
+    return [e.texts for e in examples]
 
 
 def test_views(task, tokenizer):
-    english = [e.texts for e in task.load("en", "test")]
-    far = [e.texts for e in task.load("far", "test")]
+    english, far = texts(task.load("en", "test")), texts(task.load("far", "test"))
     by_view = {view: module(task, tokenizer, view).pairs("test") for view in VIEWS}
-    assert [p.target for p in by_view["english"]] == english
-    assert [p.target for p in by_view["target"]] == [p.target for p in by_view["paired"]] == far
-    assert [p.source for p in by_view["paired"]] == [p.target for p in by_view["translated"]]
+    read = {view: texts(p.target for p in pairs) for view, pairs in by_view.items()}
+    assert read["english"] == english
+    assert read["target"] == read["paired"] == far
+    assert texts(p.source for p in by_view["paired"]) == read["translated"] != english
     assert all(p.source is None for view in VIEWS[:3] for p in by_view[view])
     # training pairs: the English original as source, its imperfect translation as target
     train = module(task, tokenizer, "paired").pairs("train")
-    assert [p.source for p in train] == [e.texts for e in task.load("en", "train")]
-    exact = [e.texts for e in task.load("far", "train")]
-    wrong = sum(p.target != t for p, t in zip(train, exact, strict=True))
+    assert texts(p.source for p in train) == texts(task.load("en", "train"))
+    wrong = sum(p.target.texts != t for p, t in zip(train, texts(task.load("far", "train")), strict=True))
     assert 0 < wrong < len(train)
 
 
@@ -79,10 +84,9 @@ def test_bucket_sampler_is_a_seeded_permutation_of_similar_lengths():
 def test_shuffled_sources_have_no_fixed_point_and_keep_the_sources(task, tokenizer):
     pairs = module(task, tokenizer, "paired").pairs("train")
     shuffled = shuffled_sources(pairs, seed=0)
-    assert sorted(p.source for p in shuffled) == sorted(p.source for p in pairs)
+    assert sorted(texts(p.source for p in shuffled)) == sorted(texts(p.source for p in pairs))
     assert [p.target for p in shuffled] == [p.target for p in pairs]
-    position = {p.id: i for i, p in enumerate(pairs)}
-    assert all(shuffled[position[p.id]].source is not p.source for p in pairs)
+    assert all(s.source is not p.source for s, p in zip(shuffled, pairs, strict=True))
     assert shuffled_sources(pairs, seed=0) == shuffled != shuffled_sources(pairs, seed=1)
     with pytest.raises(UserError, match="at least two"):
         shuffled_sources(pairs[:1], 0)
@@ -96,11 +100,11 @@ def test_empty_source_and_loader_seed(task, tokenizer):
 
 def test_truncation_is_counted(task, tokenizer):
     pairs = module(task, tokenizer, "paired").pairs("train")
-    short, full = PairedDataset(pairs, tokenizer, max_length=10), PairedDataset(pairs, tokenizer, max_length=1000)
+    short, full = (PairedDataset(pairs, LabelForm(task, tokenizer, length)) for length in (10, 1000))
     assert full.truncated == 0
-    longer = sum(len(side[i]["input_ids"]) > 10 for side in (full.target, full.source) for i in range(len(pairs)))
+    longer = sum(len(side[i]["inputs"]["input_ids"]) > 10 for side in (full.target, full.source) for i in range(len(pairs)))
     assert short.truncated == longer > 0
-    assert max(len(t["input_ids"]) for t in short.target) == 10
+    assert max(len(t["inputs"]["input_ids"]) for t in short.target) == 10
 
 
 def test_pairs_must_be_the_same_examples(task):

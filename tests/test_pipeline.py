@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from flare_exp.metrics import score
+from flare_exp import metrics
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +86,7 @@ def test_predictions_are_complete_and_give_the_metrics(flare_run):
         hits = sum(a == b == c for a, b in zip(gold, guess, strict=True))
         f1.append(2 * hits / max(1, gold.count(c) + guess.count(c)))
     assert result(out)["test"]["macro_f1"] == pytest.approx(sum(f1) / 3, abs=1e-6)
-    assert score(guess, gold, 3) == result(out)["test"]
+    assert metrics.classification([r["prediction"] for r in table], [r["gold"] for r in table], labels) == result(out)["test"]
 
 
 def test_a_run_folders_models_load_with_peft_and_repeat_the_predictions(flare_run, cache_dir):
@@ -101,7 +101,7 @@ def test_a_run_folders_models_load_with_peft_and_repeat_the_predictions(flare_ru
     backbone = json.loads((out / "provenance.json").read_text())["artefacts"]["backbone"]["digest"]
     checkpoint = str(cache_dir / "backbone" / backbone)
     tokenizer = backbones.load_tokenizer(checkpoint)
-    model, _ = backbones.load_classifier(checkpoint, num_labels=3)
+    model = backbones.load(checkpoint, "label", num_labels=3).model
     model = PeftModel.from_pretrained(model, str(out / "english")).merge_and_unload()
     model = PeftModel.from_pretrained(model, str(out / "adapter")).eval()
     table = pq.read_table(out / "predictions.parquet").to_pylist()

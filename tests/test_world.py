@@ -1,7 +1,16 @@
 """The generated world: deterministic, compositional, with two languages that are really others."""
 
-from flare_exp.tiny.world import LABELS, SPLITS, World
+import math
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from flare_exp.tasks.toy import ToyNLI, ToyQA, ToySentiment, ToyTask
+from flare_exp.tiny.world import LABELS, RELATIONS, SPLITS, World
 from flare_exp.translation import corrupt
+
+TOYS = (ToySentiment, ToyNLI, ToyQA)
 
 
 def test_deterministic_by_seed():
@@ -21,6 +30,61 @@ def test_sizes_balance_and_no_overlap():
     for split in SPLITS:
         labels = [r.label for r in world.reviews(split)]
         assert all(labels.count(i) > 0.28 * len(labels) for i in range(len(LABELS)))
+
+
+@pytest.mark.parametrize("cls", TOYS)
+def test_toy_tasks_are_parallel_and_share_no_example_between_splits(cls: type[ToyTask]):
+    task, texts = cls(), []
+    for split, size in SPLITS.items():
+        english, far = task.read("en", split), task.read("far", split)
+        assert [e.key for e in english] == [e.key for e in far]
+        assert len(english) == size
+        assert [e.label for e in english] == [e.label for e in far]
+        texts += [e.texts for e in english]
+    assert len(set(texts)) == len(texts)
+
+
+def test_nli_needs_both_sentences():
+    """Labels are balanced, also given the holder or the polarity of either side: no side alone tells the label."""
+    pairs = World().inferences("train")
+    for label in range(len(RELATIONS)):
+        assert 0.28 < sum(p.label == label for p in pairs) / len(pairs) < 0.38
+    for side in ("premise", "hypothesis"):
+        for view in (lambda r: r.frame, lambda r: r.main.polarity):
+            counts = Counter((view(getattr(p, side)), p.label) for p in pairs)
+            assert max(counts.values()) < 1.25 * min(counts.values()), counts
+    assert all(p.premise.main.topic == p.hypothesis.main.topic for p in pairs)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_one_sentence_of_a_pair_predicts_nothing(side):
+    """A naive Bayes classifier on the words of one side stays at chance; on sentiment the same one does not."""
+    for cls, low, high in ((ToyNLI, 0.29, 0.38), (ToySentiment, 0.45, 1.0)):
+        words = {split: [(set(e.texts[min(side, len(e.texts) - 1)].split()), e.label) for e in cls().read("en", split)]
+                 for split in ("train", "test")}  # fmt: skip
+        seen = [Counter(word for text, label in words["train"] if label == i for word in text) for i in range(3)]
+        guess = [max(range(3), key=lambda i: sum(math.log(seen[i][w] + 1) for w in text)) for text, _ in words["test"]]
+        accuracy = sum(g == label for g, (_, label) in zip(guess, words["test"], strict=True)) / len(guess)
+        assert low < accuracy < high
+
+
+@pytest.mark.parametrize("lang", ["en", "near", "far"])
+def test_qa_answers_are_single_words_of_the_story_at_varied_places(lang):
+    examples = ToyQA().read(lang, "train")
+    for e in examples:
+        context, (answer,) = e.texts[0], e.answers
+        assert context[answer.start :][: len(answer.text)] == answer.text
+        assert context.split().count(answer.text) == 1
+        assert answer.text not in e.texts[1].split()
+    assert len({e.texts[0][: e.answers[0].start].count(" ") for e in examples}) > 8
+    assert max(Counter(e.answers[0].text for e in examples).values()) < 0.1 * len(examples)
+
+
+def test_qa_answer_depends_on_the_question():
+    world = World()
+    inquiry = next(q for q in world.inquiries("train") if q.asked == "speaker")
+    answers = {asked: world.ask(replace(inquiry, asked=asked), "en")[2] for asked in ("time", "place", "person", "speaker")}
+    assert len(set(answers.values())) == 4
 
 
 def test_lexica_are_disjoint_and_word_order_differs():

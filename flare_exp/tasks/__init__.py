@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
-from flare_exp.tasks.base import ROLES, Example, Slice, Task, fingerprint
+from flare_exp.tasks.base import ROLES, Answer, Benchmark, Example, Slice, Task, fingerprint
 from flare_exp.tasks.nusax import NusaX
-from flare_exp.tasks.toy import ToySentiment
+from flare_exp.tasks.toy import ToyNLI, ToyQA, ToySentiment
+from flare_exp.tasks.tydiqa import TyDiQA
+from flare_exp.tasks.xnli import XNLI
 
-TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (ToySentiment, NusaX)}
+TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (ToySentiment, ToyNLI, ToyQA, NusaX, XNLI, TyDiQA)}
 
-__all__ = ["ROLES", "TASKS", "Example", "NusaX", "Slice", "Task", "ToySentiment", "fingerprint"]
+__all__ = [
+    "ROLES",
+    "TASKS",
+    "XNLI",
+    "Answer",
+    "Benchmark",
+    "Example",
+    "NusaX",
+    "Slice",
+    "Task",
+    "ToyNLI",
+    "ToyQA",
+    "ToySentiment",
+    "TyDiQA",
+    "fingerprint",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,7 +14,17 @@ from typing import Any, ClassVar
 from flare_exp.artifacts import digest_of
 from flare_exp.errors import UserError
 
+log = logging.getLogger(__name__)
+
 ROLES = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer's text and the character of the context where it starts (-1: the context does not hold the text)."""
+
+    text: str
+    start: int
 
 
 @dataclass(frozen=True)
@@ -20,13 +32,15 @@ class Example:
     """One labelled example.
 
     `id` is `<task>/<lang>/<split>/<row>`, unique; `key` is the same for translations of one another in a parallel
-    benchmark; `texts` has one entry for a sentence task, two for a sentence-pair task; `label` indexes `Task.labels`.
+    benchmark; `texts` are in the order of `Task.fields`; `label` indexes `Task.labels` (classification), `answers` are the
+    accepted spans of the context (question answering; the first one is trained on; none: translation has lost it).
     """
 
     id: str
     key: str
     texts: tuple[str, ...]
-    label: int
+    label: int | None = None
+    answers: tuple[Answer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,20 +72,38 @@ class Task(ABC):
     """Loads a benchmark's examples by language and role (train, validation, test).
 
     Args:
-        splits: the slice of the benchmark that plays each role.
+        splits: the slice of the benchmark that plays each role; `english_test` is the test role in English, if it is another
+            slice than `test`.
         limit: only the first `limit` examples of every role.
     """
 
     name: ClassVar[str]
     english: ClassVar[str]  # the benchmark's own code for English
     languages: ClassVar[tuple[str, ...]]
-    labels: ClassVar[tuple[str, ...]]
+    fields: ClassVar[tuple[str, ...]]  # what an example's texts are; question answering: ("context", "question")
+    prompt: ClassVar[str]  # generative form: a template over the fields; the answer follows it
+    labels: ClassVar[tuple[str, ...]] = ()  # classification: the classes' names, and what a generative model answers
     metric: ClassVar[str]  # what model selection and the tables look at
     parallel: ClassVar[bool] = False  # rows with one key are human translations of one another
 
     def __init__(self, splits: dict[str, str] | None = None, limit: int | None = None):
-        self.splits = {role: Slice.parse((splits or {}).get(role, role)) for role in ROLES}
+        given = {role: text for role, text in (splits or {}).items() if text is not None}
+        self.splits = {role: Slice.parse(given.get(role, role)) for role in ROLES}
+        self.splits["english_test"] = Slice.parse(given["english_test"]) if "english_test" in given else self.splits["test"]
         self.limit = limit
+
+    def gold(self, example: Example) -> tuple[str, ...]:
+        """What counts as right: the label's name, or the texts of the accepted answers."""
+        return tuple(a.text for a in example.answers) if example.label is None else (self.labels[example.label],)
+
+    def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
+        """The benchmark's metrics, fractions in 0..1, of one prediction per example."""
+        from flare_exp import metrics
+
+        gold = [self.gold(example) for example in examples]
+        if not self.labels:
+            return metrics.answers(predictions, gold)
+        return metrics.classification(predictions, [names[0] for names in gold], self.labels)
 
     @abstractmethod
     def read(self, lang: str, split: str) -> list[Example]:
@@ -83,6 +115,8 @@ class Task(ABC):
         Raises:
             UserError: the slice is outside the split.
         """
+        if role == "test" and lang == self.english:
+            role = "english_test"
         part = self.splits[role]
         rows = self.read(lang, part.split)[part.start : part.stop][: self.limit]
         if not rows:
@@ -90,13 +124,63 @@ class Task(ABC):
         return rows
 
 
+class Benchmark(Task):
+    """A published data set: <data_dir>/<lang>/<split>.parquet in the hub's columns, or the hub at a pinned revision."""
+
+    hub_id: ClassVar[str]
+    revision: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]]
+
+    def __init__(self, data_dir: str | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.data_dir = Path(data_dir).expanduser() if data_dir else None
+
+    @abstractmethod
+    def example(self, id: str, row: dict[str, Any]) -> Example:
+        """One row as an example."""
+
+    def read(self, lang: str, split: str) -> list[Example]:
+        """Every example of one split, in file order.
+
+        Raises:
+            UserError: unreadable data, rows that share a key, or a label that is none.
+        """
+        origin = f"{self.name}/{lang}/{split}"
+        examples = [self.example(f"{origin}/{i}", row) for i, row in enumerate(self.rows(lang, split))]
+        if len({e.key for e in examples}) != len(examples):
+            raise UserError(f"{origin}: the column id has duplicates, so its rows cannot be told apart")
+        if wrong := [e for e in examples if self.labels and e.label not in range(len(self.labels))]:
+            raise UserError(f"{origin}: label {wrong[0].label!r} of id {wrong[0].key} is none of 0..{len(self.labels) - 1}")
+        return examples
+
+    def rows(self, lang: str, split: str) -> list[dict[str, Any]]:
+        if self.data_dir:
+            return read_parquet(self.data_dir / lang / f"{split}.parquet", self.columns)
+        return self.hub_rows(lang, split)
+
+    def hub_rows(self, lang: str, split: str) -> list[dict[str, Any]]:
+        return read_hub(self.hub_id, lang, split, self.revision, self.columns)
+
+
 def fingerprint(examples: Sequence[Example]) -> str:
-    """Identity of a data set: ids, keys, texts and labels, in order."""
-    return digest_of([[e.id, e.key, *e.texts, e.label] for e in examples])[:16]
+    """Identity of a data set: ids, keys, texts, labels and answers, in order."""
+    return digest_of([[e.id, e.key, *e.texts, e.label, *([a.text, a.start] for a in e.answers)] for e in examples])[:16]
 
 
-def read_parquet(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of a local parquet file.
+def read_answers(column: dict[str, list[Any]] | None) -> tuple[Answer, ...]:
+    """Answers from SQuAD's form {text[], answer_start[]}."""
+    spans = column or {"text": [], "answer_start": []}
+    return tuple(Answer(text, start) for text, start in zip(spans["text"], spans["answer_start"], strict=True))
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """A warning about data, which several stages read again."""
+    log.warning("%s", message)
+
+
+def read_parquet(path: Path, columns: Sequence[str], option: str = "task.data_dir") -> list[dict[str, Any]]:
+    """Rows of a local parquet file below the folder that `option` names.
 
     Raises:
         UserError: missing or damaged file, or a column is missing; names the file.
@@ -105,13 +189,13 @@ def read_parquet(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise UserError(f"task.data_dir: there is no {path}; expected <data_dir>/<language>/<split>.parquet")
+        raise UserError(f"{option}: there is no {path}; expected <data_dir>/<language>/<split>.parquet")
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"task.data_dir: {path} is not a readable parquet file ({error})") from error
+        raise UserError(f"{option}: {path} is not a readable parquet file ({error})") from error
     if missing := [c for c in columns if c not in table.column_names]:
-        raise UserError(f"task.data_dir: {path} lacks the column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}")
+        raise UserError(f"{option}: {path} lacks the column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}")
     return table.select(list(columns)).to_pylist()
 
 

@@ -2,29 +2,85 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
 from flare_exp.errors import UserError
-from flare_exp.tasks.base import Example, Task
-from flare_exp.tiny.world import LABELS, SPLITS, World
+from flare_exp.tasks.base import Answer, Example, Task
+from flare_exp.tiny.world import LABELS, RELATIONS, SPLITS, Inference, Inquiry, Review, World
 
 
-class ToySentiment(Task):
-    """Sentiment of generated reviews in English and the two constructed languages, row by row parallel."""
+class ToyTask(Task):
+    """A task on the trees of a generated world: English and the two constructed languages, row by row parallel."""
 
-    name = "toy_sentiment"
     english = "en"
     languages = ("near", "far")
-    labels = LABELS
-    metric = "macro_f1"
     parallel = True
 
     def __init__(self, world_seed: int = 0, **kwargs):
         super().__init__(**kwargs)
         self.world = World(world_seed)
 
+    @abstractmethod
+    def trees(self, split: str) -> Sequence[Any]: ...
+
+    @abstractmethod
+    def content(self, tree: Any, lang: str) -> dict[str, Any]:
+        """An example's texts, and its label or answers."""
+
     def read(self, lang: str, split: str) -> list[Example]:
         if split not in SPLITS:
             raise UserError(f"task {self.name} has no split {split}; it has {', '.join(SPLITS)}")
         return [
-            Example(f"{self.name}/{lang}/{split}/{i}", str(i), (self.world.render(review, lang),), review.label)
-            for i, review in enumerate(self.world.reviews(split))
+            Example(f"{self.name}/{lang}/{split}/{i}", str(i), **self.content(tree, lang))
+            for i, tree in enumerate(self.trees(split))
         ]
+
+
+class ToySentiment(ToyTask):
+    """Sentiment of generated reviews."""
+
+    name = "toy_sentiment"
+    fields = ("text",)
+    prompt = "{text}\nSentiment:"
+    labels = LABELS
+    metric = "macro_f1"
+
+    def trees(self, split: str) -> list[Review]:
+        return self.world.reviews(split)
+
+    def content(self, tree: Review, lang: str) -> dict[str, Any]:
+        return {"texts": (self.world.render(tree, lang),), "label": tree.label}
+
+
+class ToyNLI(ToyTask):
+    """Does a review follow from another one?"""
+
+    name = "toy_nli"
+    fields = ("premise", "hypothesis")
+    prompt = "Premise: {premise}\nHypothesis: {hypothesis}\nLabel:"
+    labels = RELATIONS
+    metric = "accuracy"
+
+    def trees(self, split: str) -> list[Inference]:
+        return self.world.inferences(split)
+
+    def content(self, tree: Inference, lang: str) -> dict[str, Any]:
+        return {"texts": tuple(self.world.render(r, lang) for r in (tree.premise, tree.hypothesis)), "label": tree.label}
+
+
+class ToyQA(ToyTask):
+    """When, where or with whom: the answer is one word of the story, inflected as it stands there."""
+
+    name = "toy_qa"
+    fields = ("context", "question")
+    prompt = "Context: {context}\nQuestion: {question}\nAnswer:"
+    metric = "exact_match"
+
+    def trees(self, split: str) -> list[Inquiry]:
+        return self.world.inquiries(split)
+
+    def content(self, tree: Inquiry, lang: str) -> dict[str, Any]:
+        context, question, answer, start = self.world.ask(tree, lang)
+        return {"texts": (context, question), "answers": (Answer(answer, start),)}

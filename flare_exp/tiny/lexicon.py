@@ -55,3 +55,10 @@ WEAKENERS = "hardly barely scarcely".split()
 EXCLAMATIONS = ("alas ugh yuck".split(), "well hm okay".split(), "hurray bravo yay".split())
 
 FUNCTION = "the was i did not and but although , said that think expected to be on at in with my when we were".split()
+
+# Questions; the last of all, so that no older word's stem depends on them.
+QUESTION = "where whom who".split()
+
+# The words of the tasks' prompts and their labels, which only text for generative models has, as headings.
+HEADINGS = "Sentiment Premise Hypothesis Label Context Question Answer".split()
+NAMES = "negative neutral positive entailment contradiction".split()

@@ -1,44 +1,32 @@
-"""Pre-trains the tiny multilingual model on the generated world's text: real XLM-R classes, masked language modelling,
-target languages under-represented on purpose."""
+"""Pre-trains the tiny multilingual models on the generated world's text: real transformers classes and objectives, target
+languages under-represented on purpose."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flare_exp.tiny.world import World
 
 if TYPE_CHECKING:
-    from transformers import XLMRobertaForMaskedLM, XLMRobertaTokenizer
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, XLMRobertaTokenizer
 
-MAX_LENGTH = 128  # tokens
+MAX_LENGTH = 128  # tokens of a pre-training document, and of what XLM-R's learned positions reach
+SENTINELS = 100  # T5's
 
 log = logging.getLogger(__name__)
-
-
-def train_tokenizer(documents: list[str], vocab_size: int, max_length: int) -> XLMRobertaTokenizer:
-    """An XLMRobertaTokenizer with pieces learned from `documents`: whole words for English, fragments for the rest.
-
-    The pieces come from byte-pair merges, scored by their rank: the unigram learner prunes frequent words of a corpus
-    as small as this one.
-    """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import XLMRobertaTokenizer
-
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
-    learner.train_from_iterator(documents, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
-    pieces = sorted(learner.get_vocab().items(), key=lambda item: item[1])
-    vocab = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
-    vocab += [(token, -math.log(rank + 10)) for token, rank in pieces] + [("<mask>", 0.0)]
-    return XLMRobertaTokenizer(vocab=vocab, model_max_length=max_length)
 
 
 def pretrain(
     folder: Path,
     *,
+    architecture: str,
     world_seed: int,
     documents: int,
     steps: int,
@@ -49,35 +37,129 @@ def pretrain(
     layers: int,
     heads: int,
     target_share: float,
+    recall: float = 0.0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Train a tiny XLM-R and save it, with its tokenizer, as an ordinary checkpoint in `folder`.
+    """Train a tiny model and save it, with its tokenizer, as an ordinary checkpoint in `folder`.
 
-    Returns facts for the manifest: parameter count, masked-token loss over the last 100 steps.
+    Returns facts for the manifest: parameter count, loss over the last 100 steps.
     """
     import torch
 
+    kind = ARCHITECTURES[architecture]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as fast at this size, and the same sums on every machine
     try:
         with torch.random.fork_rng(devices=[]):
-            texts = World(world_seed).corpus(documents, target_share)
-            tokenizer = train_tokenizer(texts, vocab_size, MAX_LENGTH)
+            texts = World(world_seed).corpus(documents, target_share, recall)
+            tokenizer = kind.tokenizer(texts, vocab_size)
             torch.manual_seed(seed)
-            model = blank_model(tokenizer, hidden_size, layers, heads)
-            losses = train_masked(model, tokenizer, texts, steps, batch_size, lr)
+            model = kind.blank(tokenizer, hidden_size, layers, heads)
+            losses = train(model, tokenizer, texts, kind.collate(tokenizer), steps, batch_size, lr)
     finally:
         torch.set_num_threads(threads)
-    model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1  # for fine-tuning
+    for name in kind.dropout:  # for fine-tuning; pre-training is one pass over little text: dropout only delays it
+        setattr(model.config, name, 0.1)
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     final = sum(losses[-100:]) / len(losses[-100:])
-    log.info("tiny model: masked-token loss %.3f after %d steps", final, steps)
-    return {"parameters": model.num_parameters(), "masked_token_loss": round(final, 4), "vocabulary": len(tokenizer)}
+    log.info("tiny model: %s loss %.3f after %d steps", kind.objective, final, steps)
+    return {"parameters": model.num_parameters(), f"{kind.objective}_loss": round(final, 4), "vocabulary": len(tokenizer)}
 
 
-def blank_model(tokenizer: XLMRobertaTokenizer, hidden_size: int, layers: int, heads: int) -> XLMRobertaForMaskedLM:
-    """A randomly initialised XLM-R for `tokenizer`."""
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    collate: Callable[[list[list[int]]], dict[str, Tensor]],
+    steps: int,
+    batch_size: int,
+    lr: float,
+) -> list[float]:
+    """Minimise the model's own loss on `texts`, with a progress bar; returns the loss of every step."""
+    import torch
+    from rich.progress import track
+    from transformers import get_linear_schedule_with_warmup
+
+    model.train()
+    encoded = tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
+    schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
+    losses = []
+    for _ in track(range(steps), description="pre-training the tiny model (once)", transient=True):
+        # batches of similar length: draw four times as many, sort, take a run
+        drawn = sorted(torch.randint(len(encoded), (4 * batch_size,)).tolist(), key=lambda i: len(encoded[i]))
+        start = int(torch.randint(3 * batch_size + 1, ()))
+        loss = model(**collate([encoded[i] for i in drawn[start : start + batch_size]])).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+# --- tokenizers: whole words for English, fragments for the rest -----------------------------------------------------
+
+
+def unigram_pieces(documents: list[str], vocab_size: int) -> list[tuple[str, float]]:
+    """Pieces learned from `documents`, with scores.
+
+    They come from byte-pair merges, scored by their rank: the unigram learner prunes frequent words of a corpus as small
+    as this one.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    learner.train_from_iterator(documents, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
+    pieces = sorted(learner.get_vocab().items(), key=lambda item: item[1])
+    return [(token, -math.log(rank + 10)) for token, rank in pieces]
+
+
+def train_tokenizer(documents: list[str], vocab_size: int, max_length: int = MAX_LENGTH) -> XLMRobertaTokenizer:
+    from transformers import XLMRobertaTokenizer
+
+    vocab = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
+    vocab += [*unigram_pieces(documents, vocab_size), ("<mask>", 0.0)]
+    return XLMRobertaTokenizer(vocab=vocab, model_max_length=max_length)
+
+
+def t5_tokenizer(documents: list[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    from transformers import T5Tokenizer
+
+    vocab = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")] + unigram_pieces(documents, vocab_size)
+    vocab += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(SENTINELS))]
+    return T5Tokenizer(vocab=vocab, extra_ids=SENTINELS)
+
+
+def bpe_tokenizer(name: str, special: tuple[str, ...], prefix: str) -> Callable[[list[str], int], PreTrainedTokenizerBase]:
+    """Tokenizers of decoders: byte-pair merges within words and lines, bytes for what is left. `prefix` is what the
+    tokenizer itself puts before a text."""
+
+    def build(documents: list[str], vocab_size: int) -> PreTrainedTokenizerBase:
+        import transformers
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+        learner = Tokenizer(models.BPE())
+        learner.normalizer = normalizers.Replace(" ", "▁")
+        splits = [("\n", "isolated"), (":", "isolated"), ("▁", "merged_with_next")]
+        learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(*split) for split in splits])
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False)
+        learner.train_from_iterator((prefix + text for text in documents), trainer)
+        learned = json.loads(learner.to_str())["model"]
+        tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *learned["vocab"]]
+        vocab = {token: i for i, token in enumerate(tokens)}
+        return getattr(transformers, name)(vocab=vocab, merges=[tuple(merge) for merge in learned["merges"]], add_bos_token=True)
+
+    return build
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def blank_xlmr(tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int) -> PreTrainedModel:
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
     config = XLMRobertaConfig(
@@ -89,7 +171,7 @@ def blank_model(tokenizer: XLMRobertaTokenizer, hidden_size: int, layers: int, h
         max_position_embeddings=MAX_LENGTH + 2,
         type_vocab_size=1,
         initializer_range=0.05,  # the default, 0.02, is for a width of 768
-        hidden_dropout_prob=0.0,  # one pass over little text: nothing to overfit, and dropout delays learning
+        hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -98,30 +180,133 @@ def blank_model(tokenizer: XLMRobertaTokenizer, hidden_size: int, layers: int, h
     return XLMRobertaForMaskedLM(config)
 
 
-def train_masked(
-    model: XLMRobertaForMaskedLM, tokenizer: XLMRobertaTokenizer, texts: list[str], steps: int, batch_size: int, lr: float
-) -> list[float]:
-    """Masked language modelling on `texts`, with a progress bar; returns the loss of every step."""
-    import torch
-    from rich.progress import track
-    from transformers import DataCollatorForLanguageModeling, get_linear_schedule_with_warmup
+def decoder_options(tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int) -> dict[str, Any]:
+    """What Llama and Gemma 2 share: gated feed-forward, grouped queries, one matrix for words in and out."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(1, heads // 2),
+        "head_dim": hidden_size // heads,
+        "intermediate_size": 3 * hidden_size,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.05,
+        "tie_word_embeddings": True,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
 
-    model.train()
-    encoded = tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
+
+def blank_llama(*size) -> PreTrainedModel:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**decoder_options(*size)))
+
+
+def blank_gemma2(*size) -> PreTrainedModel:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    options = decoder_options(*size)
+    config = Gemma2Config(**options, query_pre_attn_scalar=options["head_dim"], sliding_window=32)
+    config._attn_implementation = "eager"  # its soft-capped attention has no other
+    return Gemma2ForCausalLM(config)
+
+
+def blank_mt5(tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int) -> PreTrainedModel:
+    from transformers import MT5Config, MT5ForConditionalGeneration
+
+    config = MT5Config(
+        vocab_size=len(tokenizer),
+        d_model=hidden_size,
+        d_kv=hidden_size // heads,
+        d_ff=3 * hidden_size,
+        num_layers=layers,  # and as many in the decoder
+        num_heads=heads,
+        dropout_rate=0.0,
+    )
+    model = MT5ForConditionalGeneration(config)
+    model.shared.weight.data.mul_(0.1)  # words out are words in, unscaled: with a deviation of 1 the first loss is 60
+    return model
+
+
+# --- objectives ------------------------------------------------------------------------------------------------------
+
+
+def masked(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[list[int]]], dict[str, Tensor]]:
+    """Masked language modelling."""
+    from transformers import DataCollatorForLanguageModeling
+
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.25)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
-    schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    losses = []
-    for _ in track(range(steps), description="pre-training the tiny model (once)", transient=True):
-        # batches of similar length: draw four times as many, sort, take a run
-        drawn = sorted(torch.randint(len(encoded), (4 * batch_size,)).tolist(), key=lambda i: len(encoded[i]))
-        start = int(torch.randint(3 * batch_size + 1, ()))
-        batch = collate([{"input_ids": encoded[i]} for i in drawn[start : start + batch_size]])
-        loss = model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+    return lambda rows: collate([{"input_ids": row} for row in rows])
+
+
+def causal(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[list[int]]], dict[str, Tensor]]:
+    """Next-token prediction up to the end of the document."""
+
+    def collate(rows: list[list[int]]) -> dict[str, Tensor]:
+        ended = [[*row, tokenizer.eos_token_id] for row in rows]
+        return {"input_ids": padded(ended, tokenizer.eos_token_id), "labels": padded(ended, -100)}
+
+    return collate
+
+
+def span_corruption(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[list[int]]], dict[str, Tensor]]:
+    """T5's objective (arXiv 1910.10683): runs of tokens are replaced by sentinels, and generated after them."""
+    import torch
+
+    vocab = tokenizer.get_vocab()
+    sentinels = [vocab[f"<extra_id_{i}>"] for i in range(SENTINELS)]
+
+    def corrupt(row: list[int]) -> tuple[list[int], list[int]]:
+        kept: list[int] = []
+        lost: list[int] = []
+        spans, i = iter(sentinels), 0
+        while i < len(row) - 1:  # the last token ends the sequence
+            if torch.rand(()) < 0.1:
+                length = min(int(torch.randint(1, 5, ())), len(row) - 1 - i)
+                sentinel = next(spans)
+                kept.append(sentinel)
+                lost += [sentinel, *row[i : i + length]]
+                i += length
+            if i < len(row) - 1:  # two spans never touch
+                kept.append(row[i])
+                i += 1
+        return [*kept, row[-1]], [*lost, next(spans), row[-1]]
+
+    def collate(rows: list[list[int]]) -> dict[str, Tensor]:
+        kept, lost = zip(*map(corrupt, rows), strict=True)
+        ids = padded(kept, tokenizer.pad_token_id)
+        return {"input_ids": ids, "attention_mask": (ids != tokenizer.pad_token_id).long(), "labels": padded(lost, -100)}
+
+    return collate
+
+
+def padded(rows, value: int) -> Tensor:
+    import torch
+
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is a family's own in pre-training. `dropout`: names of its rates in the model's config."""
+
+    tokenizer: Callable[[list[str], int], PreTrainedTokenizerBase]
+    blank: Callable[..., PreTrainedModel]
+    collate: Callable[[PreTrainedTokenizerBase], Callable[[list[list[int]]], dict[str, Tensor]]]
+    objective: str
+    dropout: tuple[str, ...] = ()
+
+
+ARCHITECTURES = {
+    "xlm-roberta": Architecture(
+        train_tokenizer, blank_xlmr, masked, "masked_token", ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    ),
+    "llama": Architecture(bpe_tokenizer("LlamaTokenizer", ("<unk>", "<s>", "</s>"), " "), blank_llama, causal, "next_token"),
+    "gemma2": Architecture(
+        bpe_tokenizer("GemmaTokenizer", ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"), ""), blank_gemma2, causal, "next_token"
+    ),
+    "mt5": Architecture(t5_tokenizer, blank_mt5, span_corruption, "lost_span", ("dropout_rate",)),
+}

@@ -1,0 +1,190 @@
+"""Forms: what a model reads, and what it says as text; truncation, offsets and answers that are cut off."""
+
+import random
+
+import pytest
+import torch
+from conftest import random_backbone
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+
+from flare_exp import forms
+from flare_exp.errors import UserError
+from flare_exp.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
+from flare_exp.tasks import NusaX, TyDiQA
+from flare_exp.tasks.base import Answer, Example
+from flare_exp.tiny.pretrain import train_tokenizer
+from flare_exp.tiny.world import World
+
+WORDS = "the soup was good and bad in rome on monday where when who ? . answer context question sentiment :".split()
+
+
+def wordpiece():
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({c for w in WORDS for c in (w[0], f"##{w[-1]}")}), *WORDS]
+    return BertTokenizerFast(vocab={p: i for i, p in enumerate(dict.fromkeys(pieces))})
+
+
+def byte_level():
+    """Like Llama 3's: byte-level pieces, the space belongs to the word, BOS, no pad token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("Ġ", letter) for letter in "abcdefghijklmnopqrstuvwxyz("]
+    vocab = {c: i for i, c in enumerate(["<bos>", "<eos>", *alphabet, *map("".join, merges)])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.post_processor = processors.Sequence([
+        processors.ByteLevel(trim_offsets=False),
+        processors.TemplateProcessing(single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 0)]),
+    ])  # fmt: skip
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", padding_side="left")
+    made.pad_token = made.eos_token
+    return made
+
+
+TOKENIZERS = {
+    "wordpiece": wordpiece,
+    "sentencepiece": lambda: train_tokenizer(World().corpus(200), 300, 512),
+    "byte-level": byte_level,
+}
+
+
+def question(context, answer, start=None, asked="who was it ?"):
+    answers = (Answer(answer, context.index(answer) if start is None else start),) if answer else ()
+    return Example("tydiqa/en/train/0", "0", (context, asked), answers=answers)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_offsets_lead_back_to_the_answers_text(name):
+    """For every word, and run of words, of contexts with odd spaces and punctuation."""
+    rng, words = random.Random(0), ["soup", "rome", "good.", "(bad)", "'monday'", "and", "7", "naïve", "été", "мир", "是的"]
+    form = forms.SpanForm(TyDiQA(), TOKENIZERS[name](), 512)
+    examples = []
+    for _ in range(60):
+        chosen = rng.choices(words, k=rng.randint(3, 12))
+        context = "".join(word + rng.choice([" ", " ", "  ", "\n"]) for word in chosen)
+        first = rng.randrange(len(chosen))
+        start = sum(len(w) for w in chosen[:first])
+        start = context.index(chosen[first], start)
+        answer = " ".join(context[start:].split(" ")[: rng.randint(1, 3)]).strip()
+        examples.append(question(context, answer, start))
+    items = form.encode(examples)
+    for example, item in zip(examples, items, strict=True):
+        first, last = item["span"]
+        found = example.texts[0][item["offsets"][first][0] : item["offsets"][last][1]]
+        assert found == example.answers[0].text, (found, example)
+        assert not item["cut_off"]
+    # and the model's best span of these logits is that text again
+    batch = form.collate(items)
+    start, end = (torch.nn.functional.one_hot(batch["span"][:, i], batch["offsets"].shape[1]).float() for i in (0, 1))
+    texts = forms.best_spans(start, end, batch["offsets"], batch["contexts"], longest=200)
+    assert texts == [e.answers[0].text for e in examples]
+
+
+def test_best_span_is_the_best_of_all_legal_ones():
+    """Against every pair of tokens, written out."""
+    generator = torch.Generator().manual_seed(0)
+    start, end = (torch.randn(8, 12, generator=generator) for _ in range(2))
+    offsets = torch.stack([torch.arange(12) * 2, torch.arange(12) * 2 + 1], -1).repeat(8, 1, 1)
+    offsets[:, :4] = -1  # question and special tokens
+    offsets[:, 11] = -1
+    context = "a b c d e f g h i j k l "
+    found = forms.best_spans(start, end, offsets, [context] * 8, longest=3)
+    for row in range(8):
+        legal = [(i, j) for i in range(4, 11) for j in range(i, min(i + 3, 11))]
+        i, j = max(legal, key=lambda span: float(start[row, span[0]] + end[row, span[1]]))
+        assert found[row] == context[2 * i : 2 * j + 1]
+    assert forms.best_spans(start, end, torch.full_like(offsets, -1), [context] * 8, 3) == [""] * 8
+
+
+def test_an_answer_that_is_cut_off_is_counted_and_teaches_nothing():
+    tokenizer = wordpiece()
+    context = " ".join(["the soup was good and"] * 10) + " monday"
+    examples = [question(context, "monday"), question(context, "soup")]
+    form = forms.SpanForm(TyDiQA(), tokenizer, 24)
+    items = form.encode(examples)
+    assert [item["cut_off"] for item in items] == [True, False]
+    assert all(item["cut"] for item in items)
+    assert items[0]["span"] == (-1, -1)
+    # an answer over the window's edge is cut off as well
+    edge = items[0]["offsets"][len(items[0]["offsets"]) - 2][1]
+    across = question(context, context[edge - 6 : edge + 6], edge - 6)
+    assert form.encode([across])[0]["cut_off"]
+    assert not form.encode([question(context, context[edge - 6 : edge], edge - 6)])[0]["cut_off"]
+    # lost in translation is not cut off
+    assert not form.encode([question(context, "")])[0]["cut_off"]
+    batch = form.collate(items)
+    module = SpanModule(random_backbone(("bert", "span")).model.float())
+    batch["target"] = {k: v.clamp(max=39) for k, v in batch["target"].items() if k != "token_type_ids"}
+    alone = form.collate(items[1:])
+    alone["target"] = {k: v.clamp(max=39) for k, v in alone["target"].items() if k != "token_type_ids"}
+    torch.testing.assert_close(module.loss(batch), module.loss(alone))
+    nothing = form.collate(items[:1])
+    nothing["target"] = {k: v.clamp(max=39) for k, v in nothing["target"].items() if k != "token_type_ids"}
+    assert float(module.loss(nothing)) == 0
+    assert len(module.predict(batch)) == 2
+
+
+def test_a_question_that_fills_the_window_is_a_users_error():
+    with pytest.raises(UserError, match=r"data\.max_length=8: .* does not fit"):
+        forms.SpanForm(TyDiQA(), wordpiece(), 8).encode([question("the soup", "soup", asked="who was in rome on monday ?")])
+    with pytest.raises(UserError, match=r"data\.max_length=12: .* does not fit"):
+        forms.PromptForm(TyDiQA(), byte_level(), 12).encode([question("the soup", "soup")])
+
+
+def test_prompts_keep_question_and_frame_when_the_context_is_cut():
+    tokenizer = byte_level()
+    form = forms.PromptForm(TyDiQA(), tokenizer, 60)
+    context = "the soup was good and the soup was bad in rome on monday"
+    late, early, short = form.encode([question(context, "monday"), question(context, "soup"), question("soup", "soup")])
+    for item in (late, early):
+        text = tokenizer.decode(item["inputs"]["input_ids"], skip_special_tokens=True)
+        assert text.startswith("Context: the soup")
+        assert text.endswith("\nQuestion: who was it ?\nAnswer:")
+        assert len(item["inputs"]["input_ids"]) <= 60
+    assert (late["cut_off"], early["cut_off"], early["cut"], short["cut"]) == (True, False, True, False)
+    # the answer continues the text as running text does, and ends
+    assert tokenizer.decode(short["inputs"]["input_ids"] + short["answer"]) == (
+        "<bos>Context: soup\nQuestion: who was it ?\nAnswer: soup<eos>"
+    )
+
+
+def test_prompt_batches_are_left_padded_and_answers_right_padded():
+    form = forms.PromptForm(NusaX(), byte_level(), 100)
+    items = form.encode([Example(f"nusax/eng/train/{i}", str(i), (text,), i) for i, text in enumerate(["good", "so bad"])])
+    batch = form.collate(items)
+    assert batch["labels"].tolist() == [0, 1]
+    assert batch["target"]["attention_mask"][:, -1].tolist() == [1, 1]
+    assert batch["target"]["attention_mask"][0, 0] == 0
+    lengths = batch["answer"]["attention_mask"].sum(1).tolist()
+    assert lengths == [len(item["answer"]) for item in items]
+    assert [batch["answer"]["input_ids"][i, n - 1].item() for i, n in enumerate(lengths)] == [form.tokenizer.eos_token_id] * 2
+
+
+def test_predictions_are_texts():
+    """A classifier says labels; a generative one chooses among them, or writes freely."""
+    batch = {"target": {"input_ids": torch.tensor([[5, 6, 3], [7, 8, 3]]), "attention_mask": torch.ones(2, 3).long()},
+             "index": torch.tensor([0, 1])}  # fmt: skip
+    labels = ("negative", "neutral", "positive")
+    assert set(ClassificationModule(random_backbone(("bert", "label")).model, labels).predict(batch)) <= set(labels)
+    tokenizer, llama = byte_level(), random_backbone(("llama", "prompt")).model
+    encode = {label: [4 + i, 9, 3] for i, label in enumerate(labels)}.__getitem__
+    assert set(GenerationModule(llama, tokenizer, encode, Decoding(labels)).predict(batch)) <= set(labels)
+    free = GenerationModule(llama, tokenizer, encode, Decoding(max_new_tokens=4)).predict(batch)
+    assert len(free) == 2
+    assert all(isinstance(text, str) for text in free)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_offsets_on_real_questions(name, shared_data):
+    """No answer of TyDiQA is missed; where a token reaches over an answer's edge, the span holds it still. WordPiece has no token
+    for format characters: one answer begins with such a one."""
+    task = TyDiQA(data_dir=str(shared_data / "tydiqa"), limit=300, splits={"test": "train", "english_test": "validation"})
+    for lang in ("en", "sw"):
+        examples = task.load(lang, "test")
+        items = forms.SpanForm(task, TOKENIZERS[name](), 100_000).encode(examples)
+        found = [e.texts[0][i["offsets"][i["span"][0]][0] : i["offsets"][i["span"][1]][1]]
+                 for e, i in zip(examples, items, strict=True)]  # fmt: skip
+        gold = [e.answers[0].text.strip(" \u200e") for e in examples]
+        assert all(g in f for f, g in zip(found, gold, strict=True))
+        same = sum(f.strip(" \u200e") == g for f, g in zip(found, gold, strict=True)) / len(gold)
+        assert same == 1 if name == "byte-level" else same > 0.75

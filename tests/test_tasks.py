@@ -1,0 +1,422 @@
+"""XNLI, TyDiQA and translations from files: what is read, what is refused, and where answers go in translation."""
+
+import json
+import logging
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flare_exp import config
+from flare_exp.artifacts import ArtifactStore, digest_of
+from flare_exp.errors import UserError
+from flare_exp.tasks import TASKS, XNLI, Answer, Example, NusaX, Task, TyDiQA, base
+from flare_exp.tasks.tydiqa import PREFIXES, locate
+from flare_exp.translation import FileTranslator, ParallelTranslator, corrupt, corrupted, follow, translator
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def question(i, lang="english", context="The Nile is long. Nile.", text="Nile", start=4):
+    return {"id": f"{lang}-{i}", "context": context, "question": f"q{i}?", "answers": {"text": [text], "answer_start": [start]}}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """(rows) -> the calls to the hub, which answers with these rows."""
+    import datasets
+
+    def serve(rows):
+        calls = []
+
+        def load_dataset(*args, **kwargs):
+            calls.append((args, kwargs))
+            if isinstance(rows, Exception):
+                raise rows
+            return datasets.Dataset.from_list(rows)
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        return calls
+
+    return serve
+
+
+# --- XNLI ------------------------------------------------------------------------------------------------------------
+
+
+def nli(i, label=0):
+    return {"premise": f"p{i}", "hypothesis": f"h{i}", "label": label}
+
+
+def test_xnli_pairs_rows_by_number(tmp_path):
+    write(tmp_path / "en/test.parquet", [nli(i, i % 3) for i in range(5)])
+    write(tmp_path / "sw/test.parquet", [nli(i + 10, i % 3) for i in range(5)])
+    task = XNLI(data_dir=str(tmp_path), splits={"test": "test[1:4]"})
+    swahili = task.load("sw", "test")
+    assert [(e.id, e.key, e.label) for e in swahili] == [(f"xnli/sw/test/{i}", str(i), i % 3) for i in (1, 2, 3)]
+    assert [e.texts for e in ParallelTranslator(task).translate(swahili, "en")] == [(f"p{i}", f"h{i}") for i in (1, 2, 3)]
+    assert task.gold(swahili[0]) == ("neutral",)
+    prompt = task.prompt.format(**dict(zip(task.fields, swahili[0].texts, strict=True)))
+    assert prompt == "Premise: p11\nHypothesis: h11\nLabel:"
+
+
+def test_xnli_refuses_unlabelled_rows(tmp_path):
+    write(tmp_path / "sw/test.parquet", [nli(0), nli(1, -1)])
+    with pytest.raises(UserError, match=r"xnli/sw/test: label -1 of id 1 is none of 0\.\.2"):
+        XNLI(data_dir=str(tmp_path)).load("sw", "test")
+
+
+def test_hub_is_asked_for_one_language_at_a_pinned_commit(hub):
+    for task, row in ((XNLI(), nli(0)), (NusaX(), {"id": 1, "text": "t", "label": 0, "lang": "x"})):
+        calls = hub([row])
+        task.load(task.languages[0], "validation")
+        assert calls == [((task.hub_id, task.languages[0]), {"split": "validation", "revision": task.revision})]
+        assert len(task.revision) == 40
+
+
+@pytest.mark.parametrize("error", [OSError("no\nroute"), ValueError("BuilderConfig 'xx' not found"), ConnectionError("offline")])
+def test_hub_errors_say_what_to_do(hub, error):
+    hub(error)
+    with pytest.raises(UserError, match=r"facebook/xnli \(sw, test\) could not be loaded: .*\n.*task\.data_dir"):
+        XNLI().load("sw", "test")
+    hub([{"text": "another data set"}])
+    with pytest.raises(UserError, match="could not be loaded"):
+        XNLI().load("sw", "test")
+
+
+# --- TyDiQA ----------------------------------------------------------------------------------------------------------
+
+
+def test_tydiqa_takes_a_language_from_the_hub_before_it_slices(hub):
+    rows = [question(i, lang) for i in range(4) for lang in PREFIXES.values()]
+    calls = hub(rows)
+    task = TyDiQA(splits={"train": "train[1:3]", "validation": "train[:1]", "test": "validation"}, limit=3)
+    assert [e.key for e in task.load("sw", "train")] == ["swahili-1", "swahili-2"]
+    assert calls == [((task.hub_id, "secondary_task"), {"split": "train", "revision": task.revision})]
+    assert {lang: len(task.load(lang, "test")) for lang in (task.english, *task.languages)} == dict.fromkeys(PREFIXES, 3)
+    assert [e.id for e in task.load("ko", "test")] == [f"tydiqa/ko/validation/{i}" for i in range(3)]
+
+
+def test_tydiqa_folder_carries_the_language(tmp_path):
+    write(tmp_path / "sw/train.parquet", [question("x", "any"), question("y", "thing")])
+    examples = TyDiQA(data_dir=str(tmp_path)).load("sw", "train")
+    assert [e.key for e in examples] == ["any-x", "thing-y"]
+    assert examples[0].texts == ("The Nile is long. Nile.", "qx?")
+    assert examples[0].answers == (Answer("Nile", 4),)
+    assert examples[0].label is None
+    write(tmp_path / "sw/train.parquet", [question("x"), question("x")])
+    with pytest.raises(UserError, match="the column id has duplicates"):
+        TyDiQA(data_dir=str(tmp_path)).load("sw", "train")
+
+
+@pytest.mark.parametrize(
+    ("context", "text", "start", "place"),
+    [
+        ("The Nile is long. Nile.", "Nile", 4, 4),
+        ("The Nile is long. Nile.", "Nile", 18, 18),
+        ("Река Нил длинна", "Нил", len("Река ".encode()), 5),  # bytes
+        ("éééé Nil, Nil", "Nil", len("éééé ".encode()), 5),  # bytes, though another one is one character off
+        ("The Nile is long. Nile.", "Nile", 16, 18),  # off by some: the nearest
+        ("The Nile is long. Nile.", "Nile", 999, 18),
+        ("The Nile is long. Nile.", "Nile", -1, 4),
+        ("The Nile is long.", "Congo", 4, -1),
+    ],
+)
+def test_an_answer_is_put_back_where_its_text_is(context, text, start, place):
+    assert locate(context, text, start) == place
+
+
+def test_a_lost_answer_is_kept_and_counted_once(tmp_path, caplog):
+    write(tmp_path / "sw/train.parquet", [question(0), question(1, text="Congo")])
+    base.warn_once.cache_clear()
+    task = TyDiQA(data_dir=str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        task.load("sw", "train")
+        examples = task.load("sw", "train")
+    assert [e.answers for e in examples] == [(Answer("Nile", 4),), (Answer("Congo", -1),)]
+    assert task.gold(examples[1]) == ("Congo",), "still scored"
+    assert [r.message.split(":")[0] for r in caplog.records] == ["tydiqa/sw/train"]
+    assert "1 of 2 contexts do not hold their answer, e.g. that of english-1" in caplog.text
+
+
+def test_english_has_a_test_split_of_its_own(tmp_path):
+    for lang, split in (("en", "train"), ("en", "validation"), ("sw", "train")):
+        write(tmp_path / lang / f"{split}.parquet", [question(i, f"{lang}-{split}") for i in range(4)])
+    splits = {"train": "train[2:]", "validation": "train[:2]", "test": "train", "english_test": "validation"}
+    task = TyDiQA(data_dir=str(tmp_path), splits=splits)
+    assert task.load("en", "test")[0].id == "tydiqa/en/validation/0"
+    assert task.load("sw", "test")[0].id == "tydiqa/sw/train/0"
+    same = TyDiQA(data_dir=str(tmp_path), splits={**splits, "english_test": None})
+    assert same.load("en", "test")[0].id == "tydiqa/en/train/0"
+    with pytest.raises(UserError, match=r"task\.english_test_split=validation\[9:\] of en holds no example"):
+        TyDiQA(data_dir=str(tmp_path), splits={**splits, "english_test": "validation[9:]"}).load("en", "test")
+
+
+# --- answers through corruption --------------------------------------------------------------------------------------
+
+
+class ParallelQA(Task):
+    """Numbered words; the answer is three of them, elsewhere in each language."""
+
+    name, english, languages, fields, metric, parallel = "qa", "en", ("xx",), ("context", "question"), "exact_match", True
+
+    def read(self, lang, split):
+        made = []
+        for i in range(60):
+            rng = random.Random(f"{lang}{i}")
+            words = [f"{lang}{rng.randrange(99)}" for _ in range(20)]
+            at = rng.randrange(17)
+            answer = Answer(" ".join(words[at : at + 3]), len(" ".join([*words[:at], ""])))
+            made.append(Example(f"qa/{lang}/{split}/{i}", str(i), (" ".join(words), f"q{i} ?"), answers=(answer,)))
+        return made
+
+
+def test_a_parallel_translation_takes_its_counterparts_answers():
+    task = ParallelQA()
+    translated = ParallelTranslator(task).translate(task.load("en", "train"), "xx")
+    assert [t.answers for t in translated] == [o.answers for o in task.load("xx", "train")]
+    assert [t.id for t in translated] == [e.id for e in task.load("en", "train")]
+
+
+def test_answers_stay_exact_under_noise_or_are_lost():
+    task = ParallelQA()
+    kept = {}
+    for noise in (0.0, 0.05, 0.2, 0.8):
+        translated = ParallelTranslator(task, noise).translate(task.load("en", "train"), "xx")
+        original = {e.key: e.answers[0].text for e in task.load("xx", "train")}
+        for e in translated:
+            for a in e.answers:
+                assert e.texts[0][a.start : a.start + len(a.text)] == a.text == original[e.key]
+        kept[noise] = sum(bool(e.answers) for e in translated)
+    assert kept[0.0] == 60 > kept[0.05] > kept[0.2] > kept[0.8]
+    assert kept[0.05] == pytest.approx(60 * 0.95**3, abs=8)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([("a", 0), ("b", 1), ("c", 2), ("d", 3)], Answer("b c", 2)),
+        ([("b", 1), ("c", 2), ("d", 3)], Answer("b c", 0)),  # something else dropped
+        ([("long", None), ("b", 1), ("c", 2), ("d", 3)], Answer("b c", 5)),  # something else replaced
+        ([("a", 0), ("d", 3), ("b", 1), ("c", 2)], Answer("b c", 4)),  # moved as one
+        ([("a", 0), ("c", 2), ("b", 1), ("d", 3)], None),  # out of order
+        ([("a", 0), ("b", 1), ("d", 3), ("c", 2)], None),  # torn apart
+        ([("a", 0), ("b", 1), ("d", 3)], None),  # a word dropped
+        ([("a", 0), ("b", 1), ("c", None), ("d", 3)], None),  # a word replaced, be it by itself
+    ],
+)
+def test_follow(words, expected):
+    assert follow(Answer("b c", 2), "a b c d", words) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "expected"),
+    [
+        ("in 1920s.[8]", Answer("1920s", 3), Answer("1920s", 3)),  # ends inside a word
+        ("the (Key  set)", Answer("Key  set", 5), Answer("Key set", 5)),  # starts inside one; single spaces come back
+        ("one  two", Answer(" two", 4), Answer("two", 4)),  # starts with a space
+        ("one two", Answer("three", -1), None),
+    ],
+)
+def test_follow_answers_that_are_not_whole_words(text, answer, expected):
+    words = [(word, i) for i, word in enumerate(text.split())]
+    found = follow(answer, text, words)
+    assert found == expected
+    assert found is None or " ".join(text.split()).startswith(found.text, found.start)
+
+
+def test_corruption_is_the_published_one():
+    """docs/results.md rests on these draws."""
+    words = [f"w{i}" for i in range(60)]
+    made = [
+        corrupt(" ".join(words[:n]), rate, ["x", "y", "z"], f"{seed}|far|id{n}|0")
+        for seed in range(20) for n in (1, 2, 5, 60) for rate in (0.1, 0.5, 1.0)
+    ]  # fmt: skip
+    assert digest_of(made)[:16] == "c57590dea9989d57"
+    assert corrupt("one two three four five six seven eight", 0.5, ["x", "y"], "s") == "y two three five four six y"
+    assert corrupted(["one", "two"], 0.0, [], "s") == [("one", 0), ("two", 1)]
+
+
+# --- translations from files -----------------------------------------------------------------------------------------
+
+
+def translated(row, **changes):
+    return {**row, "premise_translated": row["premise"].upper(), "hypothesis_translated": row["hypothesis"].upper(), **changes}
+
+
+@pytest.fixture
+def xnli(tmp_path):
+    rows = [nli(i, i % 3) for i in range(6)]
+    write(tmp_path / "sw/test.parquet", rows)
+    write(tmp_path / "en/test.parquet", [{**r, "premise": f"human {r['premise']}"} for r in rows])
+    write(tmp_path / "mt_sw-en/test.parquet", [translated(r) for r in rows])
+    return XNLI(data_dir=str(tmp_path), splits={"test": "test[2:5]"})
+
+
+def test_file_gives_its_rows_by_number(xnli, tmp_path):
+    examples = xnli.load("sw", "test")
+    made = translator(xnli, "file", path=str(tmp_path)).translate(examples, "en")
+    assert [m.texts for m in made] == [(f"P{i}", f"H{i}") for i in (2, 3, 4)]
+    assert [(m.id, m.label) for m in made] == [(e.id, e.label) for e in examples]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([translated(nli(i)) for i in (0, 1, 3, 2, 4, 5)], r"test\.parquet, row 2: premise is not that of xnli/sw/test/2: 'p3'"),
+        ([translated(nli(i)) for i in range(4)], r"test\.parquet ends at row 3; it has no translation of xnli/sw/test/4"),
+        ([translated(nli(i), hypothesis_translated=None) for i in range(6)], "row 2: a translation is missing"),
+        ([nli(i) for i in range(6)], r"lacks the column\(s\) premise_translated, hypothesis_translated"),
+    ],
+)
+def test_a_file_that_is_not_of_this_split_is_refused(xnli, tmp_path, rows, message):
+    write(tmp_path / "mt_sw-en/test.parquet", rows)
+    maker = FileTranslator(xnli, tmp_path)
+    for use in (maker.translate, maker.identity):
+        with pytest.raises(UserError, match=message):
+            use(xnli.load("sw", "test"), "en")
+
+
+def test_a_missing_direction(xnli, tmp_path, caplog):
+    examples = xnli.load("en", "test")
+    with pytest.raises(
+        UserError, match=r"there is no .*mt_en-sw.test\.parquet; give the folder .* mt\.path, or mt\.fallback=gold"
+    ):
+        translator(xnli, "file", path=str(tmp_path)).identity(examples, "sw")
+    base.warn_once.cache_clear()
+    maker = translator(xnli, "file", path=str(tmp_path), fallback="gold")
+    with caplog.at_level(logging.WARNING):
+        assert maker.identity(examples, "sw") == translator(xnli, "gold").identity(examples, "sw")
+        assert maker.translate(examples, "sw") == translator(xnli, "gold").translate(examples, "sw")
+    assert len(caplog.records) == 1
+    assert maker.identity(xnli.load("sw", "test"), "en")["by"] == "file", "only the missing direction falls back"
+    with pytest.raises(UserError, match=r"mt=file: set mt\.path=<folder>"):
+        translator(xnli, "file")
+    with pytest.raises(UserError) as raised:
+        FileTranslator(TyDiQA(), tmp_path).identity([Example("tydiqa/en/train/0", "0", ("c", "q"))], "sw")
+    assert "fallback" not in str(raised.value), "TyDiQA has no human translations"
+
+
+def asked(i, texts, starts, **changes):
+    row = {**question(i), "context_translated": "Mto Nile ni mrefu.", "question_translated": "lini?"}
+    return {**row, "answers_translated": {"text": texts, "answer_start": starts}, **changes}
+
+
+def test_question_answering_files_carry_the_answers(tmp_path):
+    write(tmp_path / "en/train.parquet", [question(i) for i in range(2)])
+    file = write(tmp_path / "mt_en-sw/train.parquet", [asked(0, ["Nile"], [4]), asked(1, [], [])])
+    task = TyDiQA(data_dir=str(tmp_path))
+    examples = task.load("en", "train")
+    made = FileTranslator(task, tmp_path).translate(examples, "sw")
+    assert made[0].texts == ("Mto Nile ni mrefu.", "lini?")
+    assert [m.answers for m in made] == [(Answer("Nile", 4),), ()]
+    for text, start in (("Nile", 0), ("mrefu.", -6)):  # the second is there, counted from the end
+        write(file, [asked(0, [text], [start]), asked(1, [], [])])
+        with pytest.raises(UserError, match=rf"train\.parquet, row 0: context_translated has no '{text}' at {start}"):
+            FileTranslator(task, tmp_path).translate(examples, "sw")
+    write(file, [{k: v for k, v in asked(i, [], []).items() if k != "answers_translated"} for i in range(2)])
+    with pytest.raises(UserError, match=r"mt\.path: .* lacks the column\(s\) answers_translated"):
+        FileTranslator(task, tmp_path).translate(examples, "sw")
+
+
+def stage(task, folder, **mt):
+    """What Stages.translate needs of a Stages."""
+    return SimpleNamespace(task=task, cfg=SimpleNamespace(mt=config.MtConfig(**mt)), store=ArtifactStore(folder), translations={})
+
+
+def test_the_stage_keeps_answers_and_follows_the_file_not_its_place(tmp_path):
+    from flare_exp.stages import Stages
+
+    for place, answers in (("a", [["Nile"], [4]]), ("b", [["Nile"], [4]]), ("c", [[], []])):
+        write(tmp_path / place / "mt_en-sw/train.parquet", [asked(0, *answers)])
+    write(tmp_path / "en/train.parquet", [question(0)])
+    task = TyDiQA(data_dir=str(tmp_path))
+    examples = task.load("en", "train")
+    digests = []
+    for place in "abc":
+        stages = stage(task, tmp_path / "cache", name="file", path=str(tmp_path / place))
+        made = Stages.translate(stages, examples, "sw")
+        assert made == FileTranslator(task, tmp_path / place).translate(examples, "sw")
+        artifact = stages.translations["translation of tydiqa/en/train into sw"]
+        assert artifact.info["by"] == "file"
+        digests.append(artifact.digest)
+    assert digests[0] == digests[1] != digests[2]
+    table = pq.read_table(artifact.path / "translations.parquet")
+    assert table.column_names == ["id", "original", "translation", "answers"]
+    assert json.loads((artifact.path / "manifest.json").read_text())
+
+
+# --- the check before any model --------------------------------------------------------------------------------------
+
+
+def job(*overrides):
+    from omegaconf import OmegaConf
+
+    jobs, problems = config.check(list(overrides), False)
+    assert problems == []
+    return OmegaConf.to_object(jobs[0])
+
+
+@pytest.fixture
+def qa_folder(tmp_path):
+    for lang, split in (("en", "train"), ("en", "validation"), ("sw", "validation")):
+        write(tmp_path / lang / f"{split}.parquet", [question(i, f"{lang}{split}") for i in range(402)])
+    return tmp_path
+
+
+def test_translations_are_missed_before_any_model(qa_folder):
+    from flare_exp import pipeline
+
+    needs = {"zero_shot": None, "lora": "mt_en-sw", "translate_test": "mt_sw-en", "flare": "mt_en-sw"}
+    for method, folder in needs.items():
+        cfg = job("task=tydiqa", f"task.data_dir={qa_folder}", f"method={method}")
+        task = pipeline.load_task(cfg)
+        assert pipeline.check_data(task, "sw")["en/train"]["examples"] == 2
+        if folder is None:
+            pipeline.check_translations(cfg, task, pipeline.METHODS[method])
+            continue
+        with pytest.raises(UserError, match=f"there is no .*{folder}"):
+            pipeline.check_translations(cfg, task, pipeline.METHODS[method])
+        cfg.mt.path = None
+        with pytest.raises(UserError, match=r"mt=file: set mt\.path=<folder>"):
+            pipeline.check_translations(cfg, task, pipeline.METHODS[method])
+
+
+# --- real data -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.shared
+def test_real_xnli(shared_data):
+    folder = shared_data / "xnli"
+    task = XNLI(data_dir=str(folder), splits={"train": "validation[:2000]", "validation": "validation[2000:]"})
+    assert [len(task.load("en", role)) for role in base.ROLES] == [2000, 490, 5010]
+    swahili = task.load("sw", "test")
+    made = translator(task, "file", path=str(folder)).translate(swahili, "en")
+    human = ParallelTranslator(task).translate(swahili, "en")
+    assert [e.label for e in made] == [e.label for e in human] == [e.label for e in task.load("es", "test")]
+    assert 0 < sum(m.texts == h.texts for m, h in zip(made, human, strict=True)) < 1000, "machine translation is another text"
+    with pytest.raises(UserError, match="mt_en-sw"):
+        translator(task, "file", path=str(folder)).translate(task.load("en", "train"), "sw")
+    fallen = translator(task, "file", path=str(folder), fallback="gold").translate(task.load("en", "train"), "sw")
+    assert fallen == ParallelTranslator(task).translate(task.load("en", "train"), "sw")
+
+
+@pytest.mark.shared
+def test_real_tydiqa(shared_data):
+    splits = {"train": "train[400:]", "validation": "train[:400]", "test": "train", "english_test": "validation"}
+    task = TyDiQA(data_dir=str(shared_data / "tydiqa"), splits=splits)
+    assert [len(task.load("en", role)) for role in base.ROLES] == [2949, 400, 347]
+    swahili = task.load("sw", "test")
+    assert len(swahili) == 2745
+    raw = pq.read_table(shared_data / "tydiqa/sw/train.parquet").to_pylist()
+    assert [e.answers[0].start for e in swahili] == [r["answers"]["answer_start"][0] for r in raw]
+    assert all(e.texts[0].startswith(a.text, a.start) for e in swahili for a in e.answers)
+    assert task.score([e.answers[0].text for e in swahili], swahili) == {"exact_match": 1.0, "f1": 1.0}
+    assert set(TASKS) >= {"xnli", "tydiqa", "nusax"}
