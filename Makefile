@@ -8,7 +8,7 @@ PINS   := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.ve
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast lint types format wheel nusax toy-table clean
+.PHONY: help setup run test test-fast lint types format wheel nusax xnli-tydiqa toy-table toy-tasks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,8 +39,14 @@ test-fast: setup  ## the tests that train nothing
 toy-table: setup  ## the embedded world's table: methods, ablations, fusion functions, 3 seeds (about an hour)
 	PYTHON=$(BIN)/python sweeps/toy_table.sh
 
+toy-tasks: setup  ## sentiment, inference and questions x three families of the embedded world, 3 seeds (two hours)
+	PYTHON=$(BIN)/python sweeps/toy_tasks.sh
+
 nusax: setup  ## NusaX with a real checkpoint: make nusax MINILM=<folder> DATA=<folder> (about an hour)
 	PYTHON=$(BIN)/python MINILM="$(MINILM)" DATA="$(DATA)" sweeps/nusax_minilm.sh
+
+xnli-tydiqa: setup  ## XNLI and TyDiQA with a real checkpoint: make xnli-tydiqa MINILM=<folder> DATA=<folder> (two hours)
+	PYTHON=$(BIN)/python MINILM="$(MINILM)" DATA="$(DATA)" sweeps/xnli_tydiqa_minilm.sh
 
 lint: setup  ## ruff: style and formatting
 	$(BIN)/ruff check .

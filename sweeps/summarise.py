@@ -1,4 +1,7 @@
-"""Mean and standard deviation over seeds of every cell below some folders of runs: `python sweeps/summarise.py FOLDER...`"""
+"""Mean and standard deviation over seeds of every cell below some folders of runs: `python sweeps/summarise.py FOLDER...`
+
+One table per task, in the task's own metrics.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+CONSOLE = Console(width=150)
+
 
 def cell(metrics: dict) -> tuple[str, ...]:
-    """task, model, language, translation, method with its fusion and ablation."""
+    """model, language, translation, method with its fusion and ablation."""
     source = metrics.get("source") or {}
     ablation = "".join(f", {name} source" for name in ("shuffle", "empty") if source.get(name))
     method = metrics["method"] + (f" ({metrics['fusion']}{ablation})" if metrics["fusion"] else "")
-    return metrics["task"], metrics["model"], metrics["lang"], metrics["mt"], method
+    return metrics["model"], metrics["lang"], metrics["mt"], method
 
 
 def spread(values: list[float]) -> str:
@@ -25,27 +30,32 @@ def spread(values: list[float]) -> str:
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 
 
+def show(task: str, cells: dict[tuple[str, ...], dict[int, dict]]) -> None:
+    """The table of one task."""
+    names = list(next(iter(next(iter(cells.values())).values()))["test"])
+    table = Table(title=f"{task}: test scores in % (mean ± standard deviation over seeds)", title_justify="left")
+    for name in ("model", "lang", "mt", "method", "seeds"):
+        table.add_column(name)
+    for name in (*names, *(f"English {name}" for name in names), "transfer s"):
+        table.add_column(name, justify="right")
+    for key, seeds in sorted(cells.items()):
+        runs = list(seeds.values())
+        scores = [spread([run[block][name] for run in runs]) for block in ("test", "english") for name in names]
+        seconds = statistics.mean(run["seconds"]["transfer"] for run in runs)
+        table.add_row(*key, ",".join(map(str, sorted(seeds))), *scores, f"{seconds:.0f}")
+    CONSOLE.print(table)
+
+
 def main(folders: list[str]) -> None:
-    cells = defaultdict(dict)
+    tasks: dict[str, dict] = defaultdict(lambda: defaultdict(dict))
     for folder in folders:
         for path in sorted(Path(folder).rglob("metrics.json")):
             metrics = json.loads(path.read_text())
-            cells[cell(metrics)][metrics["seed"]] = metrics
-    table = Table(title="macro F1 / accuracy on the test set, % (mean ± standard deviation over seeds)")
-    for name in ("task", "model", "lang", "mt", "method", "seeds", "macro F1", "accuracy", "English macro F1", "transfer s"):
-        table.add_column(
-            name, justify="right" if name[0] in "mEast" and name not in ("task", "model", "mt", "method") else "left"
-        )
-    for key, seeds in sorted(cells.items()):
-        runs = list(seeds.values())
-        wanted = (("test", "macro_f1"), ("test", "accuracy"), ("english", "macro_f1"))
-        scores = [spread([run[block][metric] for run in runs]) for block, metric in wanted]
-        seconds = statistics.mean(run["seconds"]["transfer"] for run in runs)
-        table.add_row(*key, ",".join(map(str, sorted(seeds))), *scores, f"{seconds:.0f}")
-    console = Console(width=150)
-    console.print(table)
-    if any(key[3] == "gold" for key in cells):
-        console.print("mt=gold: sources and translations are human, at test time too, so these figures are an upper bound.")
+            tasks[metrics["task"]][cell(metrics)][metrics["seed"]] = metrics
+    for task, cells in sorted(tasks.items()):
+        show(task, cells)
+    if any(key[2] == "gold" for cells in tasks.values() for key in cells):
+        CONSOLE.print("mt=gold: sources and translations are human, at test time too, so these figures are an upper bound.")
 
 
 if __name__ == "__main__":
