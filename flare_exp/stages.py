@@ -176,7 +176,7 @@ class Stages:
                 "examples": len(rows),
                 "truncated": dataset.truncated,
                 "cut_off": len(dataset.cut_off),
-                "unparsable": sum(text not in self.task.labels if self.task.labels else not text for text in predicted),
+                "unparsable": sum(text not in self.task.labels if self.task.labels else not text for text in found.values()),
             }
 
         return self.store.get("test", key, build)
