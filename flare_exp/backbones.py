@@ -30,10 +30,6 @@ from flare_exp.errors import UserError
 log = logging.getLogger(__name__)
 
 
-# What a model is asked to do: label a text, find a span in it, or continue a prompt.
-FORMS = ("label", "span", "prompt")
-
-
 @dataclass(frozen=True)
 class Family:
     """Where an architecture keeps what FLARE needs; module names are those of its transformers classes.
@@ -99,7 +95,8 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded model in the form that a task needs."""
+    """A loaded model in the form that a task needs: "label" (label a text), "span" (find a span in it) or "prompt" (continue
+    it)."""
 
     model: Any  # a PreTrainedModel, or a PeftModel that holds the frozen English adapter
     family: Family
@@ -175,7 +172,7 @@ def load(
     attention: str | None = None,
     device: str = "cpu",
 ) -> Backbone:
-    """A checkpoint in one of FORMS; only the head may be newly initialised.
+    """A checkpoint in a form (see `Backbone`); only the head may be newly initialised.
 
     Draws the head from torch's global generator. Never runs code from the checkpoint, never unpickles it unsafely.
 

@@ -1,6 +1,6 @@
 """Forms: how an example becomes what a model reads, and what a model says becomes text.
 
-One class per form of `backbones.FORMS`. A form encodes examples (`encode`) and pads a batch of them (`collate`); texts over
+One class per form of `backbones.Backbone`. A form encodes examples (`encode`) and pads a batch of them (`collate`); texts over
 `max_length` tokens are cut and counted, and so are answers that were cut off with them.
 
 Shapes: B examples, T target tokens, S source tokens, A answer tokens.

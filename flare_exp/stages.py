@@ -59,6 +59,7 @@ class Stages:
 
     def __init__(self, cfg: Config, store: ArtifactStore, task: Task, backbone: Artifact, tracker: Tracker):
         self.cfg, self.store, self.task, self.backbone, self.tracker = cfg, store, task, backbone, tracker
+        self.form_name = self._form_name()
         self.form = self._form()
         self.translations: dict[str, Artifact] = {}
         self._data: dict[str, PairedDataModule] = {}
@@ -196,13 +197,17 @@ class Stages:
             workers=self.cfg.data.workers, seed=self.cfg.seed, **ablation,
         )  # fmt: skip
 
-    def _form(self) -> Form:
-        """How this backbone reads this task: a head where the family has one, else a prompt (task.form=auto)."""
-        path, revision = str(self.backbone.path), self.cfg.model.revision
-        family = backbones.family_of(path, revision)
-        self.form_name = backbones.choose_form(family, "label" if self.task.labels else "span", self.cfg.task.form, path)
-        if self.cfg.decode.name == "generate" and self.form_name != "prompt":
+    def _form_name(self) -> str:
+        """How this backbone takes this task: by a head where the family has one, else as a prompt (task.form=auto)."""
+        path = str(self.backbone.path)
+        family = backbones.family_of(path, self.cfg.model.revision)
+        name = backbones.choose_form(family, "label" if self.task.labels else "span", self.cfg.task.form, path)
+        if self.cfg.decode.name == "generate" and name != "prompt":
             raise UserError(f"decode=generate: {self.cfg.model.name} answers {self.task.name} by a head, which writes nothing")
+        return name
+
+    def _form(self) -> Form:
+        path, revision = str(self.backbone.path), self.cfg.model.revision
         longest, wanted = backbones.longest_input(path, revision), self.cfg.data.max_length
         if longest is not None and longest < wanted:
             log.info("data.max_length=%d: this model reads %d tokens at most, so texts are cut there", wanted, longest)
