@@ -39,13 +39,13 @@ test-fast: setup  ## the tests that train nothing
 toy-table: setup  ## the embedded world's table: methods, ablations, fusion functions, 3 seeds (about an hour)
 	PYTHON=$(BIN)/python sweeps/toy_table.sh
 
-toy-tasks: setup  ## sentiment, inference and questions x three families of the embedded world, 3 seeds (two hours)
+toy-tasks: setup  ## sentiment, inference and questions x three families of the embedded world, 3 seeds (hours; not yet timed)
 	PYTHON=$(BIN)/python sweeps/toy_tasks.sh
 
 nusax: setup  ## NusaX with a real checkpoint: make nusax MINILM=<folder> DATA=<folder> (about an hour)
 	PYTHON=$(BIN)/python MINILM="$(MINILM)" DATA="$(DATA)" sweeps/nusax_minilm.sh
 
-xnli-tydiqa: setup  ## XNLI and TyDiQA with a real checkpoint: make xnli-tydiqa MINILM=<folder> DATA=<folder> (two hours)
+xnli-tydiqa: setup  ## XNLI and TyDiQA with a real checkpoint: make xnli-tydiqa MINILM=<folder> DATA=<folder> (hours; not yet timed)
 	PYTHON=$(BIN)/python MINILM="$(MINILM)" DATA="$(DATA)" sweeps/xnli_tydiqa_minilm.sh
 
 lint: setup  ## ruff: style and formatting

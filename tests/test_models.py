@@ -158,8 +158,10 @@ def test_the_best_epochs_weights_are_put_back(tmp_path):
 
 @pytest.mark.slow
 def test_an_encoder_decoder_can_be_asked_by_a_prompt(checkpoints, benchmarks, tmp_path):
-    generative = [*paper("mt5_xl", "tydiqa", checkpoints, benchmarks), "task.form=generative", "method=lora"]
-    measured, _ = run(tmp_path, *generative)
+    """The encoder fuses, the decoder is adapted without fusion."""
+    measured, _ = run(tmp_path, *paper("mt5_xl", "tydiqa", checkpoints, benchmarks), "task.form=generative", "method=flare")
+    stacks = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())["stacks"]
+    assert list(stacks) == ["encoder"]
     assert 0 <= measured["test"]["f1"] <= 1
 
 

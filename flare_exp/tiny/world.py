@@ -21,8 +21,8 @@ from flare_exp.tiny import lexicon as lx
 LABELS = ("negative", "neutral", "positive")
 RELATIONS = ("entailment", "neutral", "contradiction")
 SPLITS = {"train": 2000, "validation": 400, "test": 1000}
-# In training, inference's claims are praise more often than not, as annotators leave such a slant in real data; from an even
-# choice (which validation and test have) XLM-R and mT5 of this size do not learn to compare two polarities.
+# In training, inference's claims are praise more often than not, as annotators leave such a slant in real data; validation and
+# test are even. With model=tiny's recipe and one seed, English came to 84.2 % with the slant, to 70.2 % without.
 PRAISE = 0.8
 
 Frame = Literal["plain", "expected", "but", "although", "reported", "thought", "said"]
