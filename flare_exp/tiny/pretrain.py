@@ -6,19 +6,22 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flare_exp.tiny.world import World
 
 if TYPE_CHECKING:
+    from tokenizers.pre_tokenizers import PreTokenizer
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, XLMRobertaTokenizer
 
 MAX_LENGTH = 128  # tokens of a pre-training document, and of what XLM-R's learned positions reach
 SENTINELS = 100  # T5's
+Row = TypeVar("Row", bound=Sized)
 
 log = logging.getLogger(__name__)
 
@@ -47,50 +50,66 @@ def pretrain(
     import torch
 
     kind = ARCHITECTURES[architecture]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as fast at this size, and the same sums on every machine
-    try:
-        with torch.random.fork_rng(devices=[]):
-            texts = World(world_seed).corpus(documents, target_share, recall)
-            tokenizer = kind.tokenizer(texts, vocab_size)
-            torch.manual_seed(seed)
-            model = kind.blank(tokenizer, hidden_size, layers, heads)
-            losses = train(model, tokenizer, texts, kind.collate(tokenizer), steps, batch_size, lr)
-    finally:
-        torch.set_num_threads(threads)
+    with reproducible():
+        texts = World(world_seed).corpus(documents, target_share, recall)
+        tokenizer = kind.tokenizer(texts, vocab_size)
+        torch.manual_seed(seed)
+        model = kind.blank(tokenizer, hidden_size, layers, heads)
+        rows = tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
+        losses = train(model, rows, kind.collate(tokenizer), steps, batch_size, lr)
     for name in kind.dropout:  # for fine-tuning; pre-training is one pass over little text: dropout only delays it
         setattr(model.config, name, 0.1)
+    return save(folder, model, tokenizer, kind.objective, losses)
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """One thread, as fast at this size, and the same sums on every machine; the caller's random state is left alone."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def save(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, objective: str, losses: list[float]
+) -> dict[str, Any]:
+    """Write an ordinary checkpoint; returns its facts."""
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     final = sum(losses[-100:]) / len(losses[-100:])
-    log.info("tiny model: %s loss %.3f after %d steps", kind.objective, final, steps)
-    return {"parameters": model.num_parameters(), f"{kind.objective}_loss": round(final, 4), "vocabulary": len(tokenizer)}
+    log.info("tiny model: %s loss %.3f after %d steps", objective, final, len(losses))
+    return {"parameters": model.num_parameters(), f"{objective}_loss": round(final, 4), "vocabulary": len(tokenizer)}
 
 
 def train(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: list[str],
-    collate: Callable[[list[list[int]]], dict[str, Tensor]],
+    rows: Sequence[Row],
+    collate: Callable[[list[Row]], dict[str, Tensor]],
     steps: int,
     batch_size: int,
     lr: float,
+    length: Callable[[Row], int] = len,
 ) -> list[float]:
-    """Minimise the model's own loss on `texts`, with a progress bar; returns the loss of every step."""
+    """Minimise the model's own loss on batches of `rows`, with a progress bar; returns the loss of every step."""
     import torch
     from rich.progress import track
     from transformers import get_linear_schedule_with_warmup
 
     model.train()
-    encoded = tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
     losses = []
     for _ in track(range(steps), description="pre-training the tiny model (once)", transient=True):
         # batches of similar length: draw four times as many, sort, take a run
-        drawn = sorted(torch.randint(len(encoded), (4 * batch_size,)).tolist(), key=lambda i: len(encoded[i]))
+        drawn = sorted(torch.randint(len(rows), (4 * batch_size,)).tolist(), key=lambda i: length(rows[i]))
         start = int(torch.randint(3 * batch_size + 1, ()))
-        loss = model(**collate([encoded[i] for i in drawn[start : start + batch_size]])).loss
+        loss = model(**collate([rows[i] for i in drawn[start : start + batch_size]])).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -109,13 +128,17 @@ def unigram_pieces(documents: list[str], vocab_size: int) -> list[tuple[str, flo
     They come from byte-pair merges, scored by their rank: the unigram learner prunes frequent words of a corpus as small
     as this one.
     """
+    return [(token, -math.log(rank + 10)) for rank, token in enumerate(byte_pairs(documents, vocab_size)["vocab"])]
+
+
+def byte_pairs(documents: Iterable[str], vocab_size: int, splits: Sequence[PreTokenizer] = ()) -> dict[str, Any]:
+    """Byte-pair merges within words, which begin with ▁, and within what `splits` makes of them: `vocab` in order, `merges`."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(), *splits])
     learner.train_from_iterator(documents, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
-    pieces = sorted(learner.get_vocab().items(), key=lambda item: item[1])
-    return [(token, -math.log(rank + 10)) for token, rank in pieces]
+    return json.loads(learner.to_str())["model"]
 
 
 def train_tokenizer(documents: list[str], vocab_size: int, max_length: int = MAX_LENGTH) -> XLMRobertaTokenizer:

@@ -1,0 +1,182 @@
+"""A tiny NLLB (arXiv 2207.04672): transformers' own classes, trained on parallel text of the generated world, so that real
+translation code (language codes, forced first token, beams, marked answers) runs without a download."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flare_exp.tiny.pretrain import byte_pairs, padded, reproducible, save, train
+from flare_exp.tiny.world import SPLITS, Inquiry, Review, Sampler, T, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+    from transformers import NllbTokenizer, PreTrainedModel
+
+CODES = {"en": "eng_Latn", "near": "nea_Latn", "far": "far_Latn"}
+MARKS = ('"{}"', "[{}]", "<a>{}</a>")
+MARKED = 0.85  # of the stories: a quarter of all pairs
+Pair = tuple[tuple[str, str], tuple[str, str]]  # (language, sentence), twice
+Row = tuple[list[int], list[int]]
+
+
+def train_mt(
+    folder: Path,
+    *,
+    world_seed: int,
+    pairs: int,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    vocab_size: int,
+    hidden_size: int,
+    layers: int,
+    heads: int,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Train one model on en <-> near and en <-> far and save it, with its tokenizer, as an ordinary checkpoint in `folder`.
+
+    Returns facts for the manifest: parameter count, loss over the last 100 steps.
+    """
+    import torch
+
+    with reproducible():
+        texts = list(parallel(World(world_seed), pairs))
+        tokenizer = nllb_tokenizer([text for pair in texts for _, text in pair], vocab_size)
+        torch.manual_seed(seed)
+        model = blank_nllb(tokenizer, hidden_size, layers, heads)
+        rows = encoded(tokenizer, texts)
+        losses = train(model, rows, translation(tokenizer), steps, batch_size, lr, length=lambda row: len(row[0]))
+    return save(folder, model, tokenizer, "translation", losses)
+
+
+# --- parallel text ---------------------------------------------------------------------------------------------------
+
+
+class Reader(Sampler):
+    """Meets rare words more often than Zipf's law has it, which the tasks follow: it has little time to learn them."""
+
+    def word(self, words: list[str]) -> str:
+        return self.rng.choices(words, [(rank + 3) ** -0.5 for rank in range(len(words))])[0]
+
+
+def parallel(world: World, size: int) -> Iterator[Pair]:
+    """Pairs of sentences, one of the two English. No tree of a task's is among them; its questions are, as there
+    are only some 150 different ones."""
+    rng = random.Random(f"{world.seed}-mt")
+    sampler = Reader(rng, contrast=0.6, setting=0.3)
+    held = held_out(world)
+
+    def unseen(draw: Callable[[], T]) -> T:
+        while not held.isdisjoint(parts(tree := draw())):
+            pass
+        return tree
+
+    for _ in range(size):
+        langs = ["en", rng.choice(["near", "far"])]
+        rng.shuffle(langs)
+        kind = rng.choices(["review", "opinion", "story", "question"], [10, 3, 6, 2])[0]
+        if kind in ("review", "opinion"):
+            review = unseen(sampler.any_review if kind == "review" else lambda: sampler.any_inference().premise)
+            texts = [world.render(review, lang) for lang in langs]
+        else:
+            inquiry = unseen(sampler.inquiry)
+            asked = [world.ask(inquiry, lang) for lang in langs]
+            mark = rng.choice(MARKS) if rng.random() < MARKED else "{}"
+            texts = [question for _, question, *_ in asked]
+            if kind == "story":
+                texts = [story[:start] + mark.format(word) + story[start + len(word) :] for story, _, word, start in asked]
+        source, target = zip(langs, texts, strict=True)
+        yield source, target
+
+
+def parts(tree: Any) -> set[Any]:
+    """What is translated of a tree, whatever the question about it."""
+    if isinstance(tree, Review):
+        return {tree}
+    if isinstance(tree, Inquiry):
+        return {replace(tree, asked="time", given="place"), tree.opinion}
+    return {tree.premise, tree.hypothesis}
+
+
+def held_out(world: World) -> set[Any]:
+    """The parts of every tree of every task and split."""
+    tasks = (world.reviews, world.inferences, world.inquiries)
+    return {part for trees in tasks for split in SPLITS for tree in trees(split) for part in parts(tree)}
+
+
+# --- tokenizer and model ---------------------------------------------------------------------------------------------
+
+
+def nllb_tokenizer(documents: list[str], vocab_size: int) -> NllbTokenizer:
+    """`vocab_size` pieces are learned, within words and without marks; the first piece of a word is then merged with the ▁ that
+    begins it. So a word has the same pieces, but for that ▁, where a mark stands before it."""
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import Split
+    from transformers import NllbTokenizer
+
+    learned = byte_pairs(documents, vocab_size, [Split(Regex('▁|"|\\[|\\]|</?a>'), "isolated")])
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *learned["vocab"]]
+    merges: Any = [tuple(merge) for merge in learned["merges"]]
+
+    def build() -> NllbTokenizer:
+        return NllbTokenizer(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=merges,
+            extra_special_tokens=list(CODES.values()),
+            src_lang=CODES["en"],
+            model_max_length=1024,
+        )
+
+    bare, words = build(), sorted({word for text in documents for word in text.split()})
+    first = {bare.tokenize(word)[1]: None for word in words}
+    tokens += [f"▁{piece}" for piece in first]
+    merges += [("▁", piece) for piece in first]
+    return build()
+
+
+def blank_nllb(tokenizer: NllbTokenizer, hidden_size: int, layers: int, heads: int) -> PreTrainedModel:
+    from transformers import M2M100Config, M2M100ForConditionalGeneration
+
+    both: dict[str, Any] = {"layers": layers, "attention_heads": heads, "ffn_dim": 2 * hidden_size, "layerdrop": 0.0}
+    config = M2M100Config(
+        vocab_size=len(tokenizer),
+        d_model=hidden_size,
+        **{f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in both.items()},
+        dropout=0.0,
+        attention_dropout=0.0,
+        init_std=0.05,  # the default, 0.02, is for a width of 1024
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.eos_token_id,
+    )
+    return M2M100ForConditionalGeneration(config)
+
+
+def encoded(tokenizer: NllbTokenizer, texts: list[Pair]) -> list[Row]:
+    """Token ids of both sides, `[code] tokens </s>`. Words are tokenized independently: each only once, which saves seconds."""
+    vocab = tokenizer.get_vocab()
+    words = {word for pair in texts for _, text in pair for word in text.split()}
+    ids = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in words}
+
+    def encode(lang: str, text: str) -> list[int]:
+        return [vocab[CODES[lang]], *(i for word in text.split() for i in ids[word]), tokenizer.eos_token_id]
+
+    return [(encode(*source), encode(*target)) for source, target in texts]
+
+
+def translation(tokenizer: NllbTokenizer) -> Callable[[list[Row]], dict[str, Tensor]]:
+    pad = tokenizer.pad_token_id
+
+    def collate(rows: list[Row]) -> dict[str, Tensor]:
+        source, target = zip(*rows, strict=True)
+        ids = padded(source, pad)
+        return {"input_ids": ids, "attention_mask": (ids != pad).long(), "labels": padded(target, -100)}
+
+    return collate
