@@ -248,9 +248,10 @@ def blank_mt5(tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int,
         num_layers=layers,  # and as many in the decoder
         num_heads=heads,
         dropout_rate=0.0,
+        tie_word_embeddings=False,  # as in mT5
     )
     model = MT5ForConditionalGeneration(config)
-    model.shared.weight.data.mul_(0.1)  # words out are words in, unscaled: with a deviation of 1 the first loss is 60
+    model.lm_head.weight.data.mul_(hidden_size**-0.5)  # drawn with a deviation of 1, which makes the first loss 60
     return model
 
 
@@ -287,8 +288,8 @@ def span_corruption(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[list[i
         lost: list[int] = []
         spans, i = iter(sentinels), 0
         while i < len(row) - 1:  # the last token ends the sequence
-            if torch.rand(()) < 0.1:
-                length = min(int(torch.randint(1, 5, ())), len(row) - 1 - i)
+            if torch.rand(()) < 0.15:
+                length = min(int(torch.randint(1, 4, ())), len(row) - 1 - i)
                 sentinel = next(spans)
                 kept.append(sentinel)
                 lost += [sentinel, *row[i : i + length]]
