@@ -6,6 +6,7 @@ Nothing heavy is imported before that.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ EXAMPLES = """\
   python -m flare_exp method=lora task.lang=near seed=1           plain LoRA, the near language, another seed
   python -m flare_exp -m method=zero_shot,lora,flare seed=0,1,2   a grid; shared stages run once
   python -m flare_exp fusion=cross_attn fusion.heads=2 trainer.max_epochs=3
+  python -m flare_exp method=flare_mt mt=toy_nllb                 the source is a translation model's encoder
   python -m flare_exp model=tiny_decoder task=toy_qa              a Llama that writes answers
   python -m flare_exp model=llama31 task=xnli task.lang=sw        4-bit weights, LoRA in all linear layers
   python -m flare_exp model=custom model.path=<checkpoint> task=nusax task.data_dir=<folder> task.lang=jav"""
@@ -175,6 +177,10 @@ class _Outcome:
             run_job(cfg, folder)
         except UserError as error:
             self._fail(folder, str(error))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            self._fail(folder, f"no more can be written to {error.filename or folder}: {error.strerror}")
         except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C during training into an exit
             print("\nstopped; finished stages are kept, and the same command goes on after them", file=sys.stderr)
             raise SystemExit(130) from None
@@ -221,7 +227,7 @@ def run_job(cfg: Any, folder: Path) -> dict[str, Any]:
         logging.getLogger(__name__).info("this run is complete; showing the stored result")
         measured = json.loads(done.read_text())
     else:
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        results.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         measured = pipeline.run(typed, folder)
     results.print_table(measured, pipeline.notes(typed, folder), folder)
     return measured
@@ -264,14 +270,15 @@ def help_text() -> str:
     ]
     for group, options in config.groups().items():
         lines.append(f"  {group}")
-        lines += [f"    {name:<16}{_comment(group, name)}" for name in options]
+        lines += [f"    {name:<20}{_comment(group, name)}" for name in options]
     lines += ["", "Options (default; a model, task or experiment may set another):"]
     for key, f in config.keys().items():
         text = f.metadata.get("help", "")
         if not text or key.endswith(".name") or key == "experiment":
             continue
         default = "" if f.default in ("???", None) or "dataclasses" in repr(f.default) else f" [{f.default}]"
-        choices = f" ({', '.join(map(str, f.metadata['choices']))})" if len(f.metadata.get("choices", ())) > 1 else ""
+        allowed = f.metadata.get("choices", f.metadata.get("each", ()))
+        choices = f" ({', '.join(map(str, allowed))})" if len(allowed) > 1 else ""
         lines.append(f"  {key:<30}{text}{choices}{default}")
     return "\n".join([*lines, "", "-m runs every combination of comma-separated values; --cfg job shows a configuration."])
 

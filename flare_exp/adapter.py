@@ -25,7 +25,8 @@ from flare_exp.backbones import Backbone
 from flare_exp.sources import BlockKey, SourceStates
 
 ENGLISH = "english"  # the frozen English adapter of 4-bit backbones
-FUSION = "flare_fusion"  # the attribute of a LoRA layer that holds its fusion functions, by adapter name
+# attributes of LoRA layers, modules by adapter name: the fusion functions; and, on the first fused layer, FLARE MT's map
+FUSION, SOURCE_MAP = LEARNED = ("flare_fusion", "flare_source")
 
 
 class FlarePeftType(str, enum.Enum):
@@ -42,6 +43,7 @@ class FlareConfig(LoraConfig):
         fused_modules: names of the projections that fuse; other targets stay plain LoRA.
         stacks: name -> path of each stack of blocks that fuses, from the base model's root.
         source_layer, source_state, answer_source, padding_side: see `SourceStates`.
+        source_width: width of source states that a linear map brings to d (FLARE MT); None: they are the model's own.
     """
 
     fusion: str | None = None
@@ -52,6 +54,7 @@ class FlareConfig(LoraConfig):
     source_state: str = "layer_input"
     answer_source: str = "last"
     padding_side: str = "right"
+    source_width: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -129,14 +132,14 @@ class FlareModel(LoraModel):
         layer.lora_variant[adapter_name] = FlareVariant(self._states(lora_config, adapter_name), block)
         if block is None:
             return
-        if not hasattr(layer, FUSION):
-            layer.add_module(FUSION, nn.ModuleDict())
-            # peft finds trainable, savable and movable parts of a layer through these names
-            layer.adapter_layer_names = (*layer.adapter_layer_names, FUSION)
-        phi = fusions.build(lora_config.fusion, layer.r[adapter_name], **lora_config.fusion_options)
-        getattr(layer, FUSION)[adapter_name] = phi
-        layer._move_adapter_to_device_of_base_layer(adapter_name)
-        phi.requires_grad_(layer.lora_A[adapter_name].weight.requires_grad)
+        states = self._states(lora_config, adapter_name)
+        _learn(
+            layer, FUSION, adapter_name, fusions.build(lora_config.fusion, layer.r[adapter_name], **lora_config.fusion_options)
+        )
+        if lora_config.source_width and not states.blocks:
+            _learn(layer, SOURCE_MAP, adapter_name, nn.Linear(lora_config.source_width, layer.in_features))
+        if block not in states.blocks:
+            states.blocks.append(block)
 
     def _states(self, config: FlareConfig, adapter_name: str) -> SourceStates:
         """The adapter's source states; made with its first layer."""
@@ -158,8 +161,20 @@ class FlareModel(LoraModel):
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         # Keys of learned fusions name the adapter in the middle; peft only looks at the end, and would then drop them
         # without a word when they are loaded under another name.
-        key = key.replace(f".{FUSION}.{adapter_name}.", f".{FUSION}.")
+        for name in LEARNED:
+            key = key.replace(f".{name}.{adapter_name}.", f".{name}.")
         return super()._remove_adapter_name_from_key(key, adapter_name)
+
+
+def _learn(layer: Any, attribute: str, adapter_name: str, module: nn.Module) -> None:
+    """Give a LoRA layer a learned module of an adapter."""
+    if not hasattr(layer, attribute):
+        layer.add_module(attribute, nn.ModuleDict())
+        # peft finds trainable, savable and movable parts of a layer through these names
+        layer.adapter_layer_names = (*layer.adapter_layer_names, attribute)
+    getattr(layer, attribute)[adapter_name] = module
+    layer._move_adapter_to_device_of_base_layer(adapter_name)
+    module.requires_grad_(layer.lora_A[adapter_name].weight.requires_grad)
 
 
 PEFT_TYPE_TO_CONFIG_MAPPING[FlarePeftType.FLARE] = FlareConfig  # type: ignore[index]
@@ -187,6 +202,18 @@ def source_states(model: Any) -> tuple[SourceStates, list[str]]:
     return states, list(model.peft_config[name].stacks)
 
 
+def source_map(model: Any) -> nn.Linear:
+    """The linear map of a FLARE MT adapter.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    found = [maps for name, maps in model.named_modules() if name.endswith(f".{SOURCE_MAP}")]
+    if len(found) != 1:
+        raise ValueError("the adapter has no map for the states of a translation model: its source_width is not set")
+    return next(iter(found[0].values()))
+
+
 TASK_TYPES = {"label": TaskType.SEQ_CLS, "span": TaskType.QUESTION_ANS, "prompt": TaskType.CAUSAL_LM}
 
 
@@ -202,6 +229,7 @@ def add_adapter(
     source_layer: str = "ahead",
     source_state: str = "layer_input",
     answer_source: str = "last",
+    source_width: int | None = None,
 ) -> PeftModel:
     """Put a new adapter (and a trainable copy of the head) on a backbone; everything else is frozen.
 
@@ -227,6 +255,7 @@ def add_adapter(
         source_layer=source_layer,
         source_state=source_state,
         answer_source=answer_source,
+        source_width=source_width,
         padding_side=family.padding_side,
     )
     if not isinstance(backbone.model, PeftModel):

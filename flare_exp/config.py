@@ -14,10 +14,12 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from flare_exp.noise import ERRORS
 from flare_exp.tasks import ROLES, TASKS, Slice
 
-FUSING_METHODS = ("flare",)
-
+FUSING_METHODS = ("flare", "flare_mt")
+HUMAN_MT = ("toy", "gold")  # translations by the benchmark itself
+MACHINES = ("toy_nllb", "nllb_600m", "nllb_1b3_distilled", "nllb_1b3", "nllb_3b3", "custom")  # translations by a model
 
 OPTIMIZERS = ("torch.optim.AdamW", "torch.optim.Adam", "bitsandbytes.optim.AdamW8bit", "bitsandbytes.optim.PagedAdamW8bit")
 
@@ -102,6 +104,9 @@ class DecodeConfig:
 class SourceConfig:
     shuffle: bool = option(False, "ablation: every example gets another one's source")
     empty: bool = option(False, "ablation: no source at all")
+    cache: str = option("off", "compute the training sources' states once and keep them, or in every epoch anew",
+                        choices=("off", "memory", "disk"))  # fmt: skip
+    dtype: str = option("float32", "of cached states", choices=("float32", "float16", "bfloat16"))
 
 
 @dataclass
@@ -110,12 +115,38 @@ class MethodConfig:
 
 
 @dataclass
+class MtPretrainConfig:
+    pairs: int = option(0, "sentence pairs of generated text", min=1)
+    steps: int = option(0, "optimiser steps", min=1)
+    batch_size: int = option(0, "pairs per step", min=1)
+    lr: float = option(0.0, "learning rate", above=0)
+    vocab_size: int = option(0, "size of the learned vocabulary", min=100)
+    hidden_size: int = option(0, "width", min=8)
+    layers: int = option(0, "blocks of the encoder, and of the decoder", min=1)
+    heads: int = option(0, "attention heads", min=1)
+
+
+@dataclass
 class MtConfig:
-    name: str = option("???", "translation", choices=("toy", "gold", "file"))
-    noise: float = option(0.0, "share of words that are dropped, swapped or replaced", min=0, max=1)
+    name: str = option("???", "translation", choices=(*HUMAN_MT, "file", *MACHINES))
+    noise: float = option(0.0, "share of words made wrong after translation", min=0, max=1)
+    errors: list[str] = field(default_factory=lambda: list(ERRORS),
+                              metadata={"help": "kinds of wrong words", "each": ERRORS})  # fmt: skip
     seed: int = option(0, "seed of that noise", min=0)
-    path: str | None = option(None, "folder of mt_<from>-<to>/<split>.parquet (mt=file)")
+    path: str | None = option(None, "mt=file: folder of mt_<from>-<to>/<split>.parquet; models: hub id or checkpoint folder")
     fallback: str | None = option(None, "mt=file: what stands in for a missing direction", choices=("gold",))
+    revision: str | None = option(None, "models: commit of the hub checkpoint")
+    backend: str = option("transformers", "models: what runs them", choices=("transformers", "ctranslate2"))
+    quantization: str | None = option(None, "ctranslate2: of the weights; null: int8, on GPUs int8_float16",
+                                      choices=("float32", "float16", "bfloat16", "int8", "int8_float16"))  # fmt: skip
+    beams: int = option(1, "models: 1 is greedy", min=1)
+    max_length: int = option(256, "models: longest piece in tokens; longer texts are split into sentences", min=16, max=1024)
+    no_repeat_ngram: int = option(0, "models: no n-gram twice in a translation, against loops (0: off)", min=0)
+    batch_tokens: int | None = option(None, "models: tokens per batch; null: by device", min=1)
+    marker: str = option("quotes", "question answering: how an answer is marked in translation",
+                         choices=("quotes", "brackets", "tags"))  # fmt: skip
+    shard: int = option(512, "models: texts between two saved pieces of work", min=1)
+    pretrain: MtPretrainConfig | None = option(None, "how mt=toy_nllb is built")
 
 
 @dataclass
@@ -297,7 +328,7 @@ def _check_type(key: str, value: Any) -> Iterator[str]:
     from omegaconf.errors import OmegaConfBaseException
 
     typed = OmegaConf.structured(Config)
-    typed.model.pretrain = PretrainConfig()
+    typed.model.pretrain, typed.mt.pretrain = PretrainConfig(), MtPretrainConfig()
     try:
         from hydra.core.override_parser.types import QuotedString
 
@@ -334,14 +365,14 @@ def _check_job(overrides: list[str], multirun: bool) -> tuple[Any, list[str]]:
             composed = compose("config", overrides=overrides)
         cfg: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except AssertionError:  # omegaconf's answer to a key below something that is null
-        return None, ["model.pretrain.*: only embedded models are built here and have these options"]
+        return None, ["model.pretrain.*, mt.pretrain.*: only embedded models are built here and have these options"]
     except (HydraException, OmegaConfBaseException) as error:
         reason = error.__cause__ or error
         return None, [str(line).strip() for line in [str(reason).splitlines()[0]]]
     problems = [*_check_rules(cfg), *_check_meaning(cfg)]
     if explicit_fusion(overrides) and cfg.method.name not in FUSING_METHODS and not multirun:
         problems.append(
-            f"fusion={cfg.fusion.name} with method={cfg.method.name}: only {', '.join(FUSING_METHODS)} fuses; "
+            f"fusion={cfg.fusion.name} with method={cfg.method.name}: only {' and '.join(FUSING_METHODS)} fuse; "
             "leave fusion out or choose method=flare"
         )
     return composed, problems
@@ -357,6 +388,8 @@ def _check_rules(cfg: Any, prefix: str = "") -> Iterator[str]:
             continue
         elif "choices" in rules and value not in rules["choices"]:
             yield f"{key}={value}: {_allowed(str(value), rules['choices'])}"
+        elif "each" in rules and (wrong := [v for v in value if v not in rules["each"]] or ([] if value else ["[]"])):
+            yield f"{key}={wrong[0]}: {_allowed(wrong[0], rules['each'])}"
         elif "min" in rules and value < rules["min"]:
             yield f"{key}={value}: must be {rules['min']} or more"
         elif "above" in rules and not value > rules["above"]:
@@ -386,7 +419,7 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
         yield "source.shuffle=true with source.empty=true: choose one ablation"
     for name in ("shuffle", "empty"):
         if getattr(cfg.source, name) and cfg.method.name not in FUSING_METHODS:
-            yield f"source.{name}=true with method={cfg.method.name}: only {', '.join(FUSING_METHODS)} reads a source"
+            yield f"source.{name}=true with method={cfg.method.name}: only {' and '.join(FUSING_METHODS)} read a source"
     for name, owner in (("query", "cross_attn"), ("heads", "cross_attn"), ("bias", "gated")):
         if getattr(cfg.fusion, name) is not None and cfg.fusion.name != owner:
             yield f"fusion.{name}={getattr(cfg.fusion, name)}: only fusion={owner} has it, not {cfg.fusion.name}"
@@ -412,20 +445,44 @@ def _check_task(cfg: Config, task) -> Iterator[str]:
     yield from _check_splits(cfg, task)
 
 
+# option -> the kinds of mt that have it
+MT_OPTIONS = {
+    "fallback": ("file",),
+    "path": ("file", *MACHINES),
+    "pretrain": ("toy_nllb",),
+    **{f.name: MACHINES for f in fields(MtConfig) if f.metadata["help"].startswith(("models: ", "ctranslate2: "))},
+    "marker": MACHINES,
+}
+
+
 def _check_translation(cfg: Config, task) -> Iterator[str]:
-    mt, human = cfg.mt, "the benchmark has no human translations"
-    if mt.name == "toy" and not task.name.startswith("toy_"):
+    mt, human, toy = cfg.mt, "the benchmark has no human translations", task.name.startswith("toy_")
+    if mt.name == "toy" and not toy:
         yield f"mt=toy with task={task.name}: it translates generated text only; choose another mt"
+    if mt.name == "toy_nllb" and mt.path is None and not toy:
+        yield f"mt=toy_nllb with task={task.name}: it knows the generated languages only; choose another mt"
     if mt.name == "gold" and not task.parallel:
-        yield f"mt=gold with task={task.name}: {human}; choose mt=file"
+        yield f"mt=gold with task={task.name}: {human}; choose another mt"
     if mt.fallback == "gold" and not task.parallel:
         yield f"mt.fallback=gold with task={task.name}: {human}; leave it null"
-    for name, owners in (("path", ("file",)), ("fallback", ("file",)), ("noise", ("toy", "gold"))):
-        if getattr(mt, name) and mt.name not in owners:
+    plain = MtConfig(name=mt.name)
+    for name, owners in MT_OPTIONS.items():
+        if getattr(mt, name) != getattr(plain, name) and mt.name not in owners:
             yield f"mt.{name}={getattr(mt, name)}: only mt={' and mt='.join(owners)} has it, not {mt.name}"
+    if mt.name in MACHINES and mt.path is None and mt.pretrain is None:
+        yield f"mt={mt.name}: mt.path=<hub id or checkpoint folder> is missing"
+    if mt.quantization and mt.backend != "ctranslate2":
+        yield f"mt.quantization={mt.quantization}: only mt.backend=ctranslate2 has it"
     # a folder that is also task.data_dir has been checked as such
-    if mt.name == "file" and mt.path not in (None, cfg.task.data_dir) and not Path(mt.path).expanduser().is_dir():
+    local = mt.path is not None and (mt.name == "file" or mt.path.startswith((".", "/", "~")) or mt.path.count("/") > 1)
+    if local and mt.path != cfg.task.data_dir and not Path(str(mt.path)).expanduser().is_dir():
         yield f"mt.path={mt.path}: there is no such folder"
+    if cfg.method.name == "flare_mt" and mt.name not in MACHINES:
+        yield (f"method=flare_mt with mt={mt.name}: its source is a translation model's encoder; "
+               f"choose mt={' or mt='.join(MACHINES[1:] if not toy else MACHINES[:1])}")  # fmt: skip
+    for name in ("source_layer", "source_state"):
+        if cfg.method.name == "flare_mt" and getattr(cfg.fusion, name) != getattr(FusionConfig(), name):
+            yield f"fusion.{name} with method=flare_mt: every layer fuses the same states there; leave it out"
 
 
 def _check_splits(cfg: Config, task) -> Iterator[str]:

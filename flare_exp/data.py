@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flare_exp.errors import UserError
 from flare_exp.forms import Form
+from flare_exp.states import StateCache, padded_states
 from flare_exp.tasks import XNLI, Example, NusaX, Task, ToyNLI, ToyQA, ToySentiment, TyDiQA
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 #   target      target-language text alone (zero_shot, lora)
 #   translated  English translation of the target text (translate_test)
 #   paired      target-language text with its English counterpart as source (flare)
-VIEWS = ("english", "target", "translated", "paired")
+#   latent      target-language text with itself as source, for a translation model's encoder (flare_mt)
+VIEWS = ("english", "target", "translated", "paired", "latent")
 
 Translate = Callable[[Sequence[Example], str], list[Example]]
 
@@ -41,7 +43,8 @@ def make_pairs(english: Sequence[Example], target: Sequence[Example], view: str)
     if [(e.key, e.label) for e in english] != [(t.key, t.label) for t in target]:
         raise ValueError("English and target examples are not the same examples in the same order")
     read = english if view in ("english", "translated") else target
-    return [Pair(r, e if view == "paired" else None) for e, r in zip(english, read, strict=True)]
+    sources: Sequence[Example | None] = {"paired": english, "latent": target}.get(view, [None] * len(read))
+    return [Pair(r, s) for r, s in zip(read, sources, strict=True)]
 
 
 def shuffled_sources(pairs: Sequence[Pair], seed: int) -> list[Pair]:
@@ -57,23 +60,30 @@ def shuffled_sources(pairs: Sequence[Pair], seed: int) -> list[Pair]:
 
 
 class PairedDataset(Dataset):
-    """Encoded pairs. `truncated` counts the texts that a form cut, `cut_off` the answers that were cut off with them."""
+    """Encoded pairs. `truncated` counts the texts that a form cut, `cut_off` the answers that were cut off with them.
 
-    def __init__(self, pairs: Sequence[Pair], form: Form):
-        self.pairs = list(pairs)
+    `cache`: the sources' states, once they have been computed; None: sources are read anew every time.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], form: Form, source_form: Form | None = None):
+        self.pairs, self.cache = list(pairs), None
         self.target = form.encode([p.target for p in pairs])
         sources = [p.source for p in pairs if p.source is not None]
         if sources and len(sources) != len(self.pairs):
             raise ValueError("either every pair has a source or none has")
-        self.source = form.encode(sources) if sources else None
+        self.source = (source_form or form).encode(sources) if sources else None
         self.truncated = sum(item["cut"] for item in [*self.target, *(self.source or ())])
         self.cut_off = [i for i, item in enumerate(self.target) if item.get("cut_off")]
+
+    cache: StateCache | None
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = {"index": index, "target": self.target[index]}
+        if self.cache is not None:
+            return {**item, "states": self.cache[index]}
         return {**item, "source": self.source[index]} if self.source else item
 
     @property
@@ -85,15 +95,17 @@ class PairedDataset(Dataset):
 
 class PairedCollator:
     """Pads each side of a batch to its own longest text. Batch: what the form makes of the targets, `source` (tokenizer
-    output [B, S]), `index` [B] (row of the dataset)."""
+    output [B, S], or attention_mask [B, S] and states [B, S, n, d]), `index` [B] (row of the dataset)."""
 
-    def __init__(self, form: Form):
-        self.form = form
+    def __init__(self, form: Form, source_form: Form | None = None):
+        self.form, self.source_form = form, source_form or form
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch = self.form.collate([item["target"] for item in items])
         if "source" in items[0]:
-            batch["source"] = self.form.pad([item["source"] for item in items])
+            batch["source"] = self.source_form.pad([item["source"] for item in items])
+        elif "states" in items[0]:
+            batch["source"] = padded_states([item["states"] for item in items], self.source_form.tokenizer.padding_side)
         return {**batch, "index": torch.tensor([item["index"] for item in items])}
 
 
@@ -136,6 +148,7 @@ class PairedDataModule(LightningDataModule):
         lang: the target language.
         form: how examples are read (flare_exp.forms).
         translate: (examples, language) -> the same examples in that language.
+        source_form: how sources are read, if not in the same form.
         view: one of VIEWS.
         batch_size, workers: of the loaders.
         seed: of the batch order.
@@ -152,6 +165,7 @@ class PairedDataModule(LightningDataModule):
         form: Form,
         translate: Translate,
         *,
+        source_form: Form | None = None,
         view: str = "paired",
         batch_size: int = 32,
         workers: int = 0,
@@ -165,6 +179,7 @@ class PairedDataModule(LightningDataModule):
         if view not in VIEWS:
             raise ValueError(f"view={view!r} is none of {', '.join(VIEWS)}")
         self.task, self.lang, self.form, self.translate, self.view = task, lang, form, translate, view
+        self.source_form = source_form
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.shuffle_source, self.empty_source = shuffle_source, empty_source
         self._datasets: dict[str, PairedDataset] = {}
@@ -176,8 +191,8 @@ class PairedDataModule(LightningDataModule):
             english = target = self.task.load(self.task.english, role)
         elif role == "test":
             target = self.task.load(self.lang, role)
-            # zero_shot and lora never look at a translation of the test text, so none is made
-            english = target if self.view == "target" else self.translate(target, self.task.english)
+            # zero_shot, lora and flare_mt never look at a translation of the test text, so none is made
+            english = target if self.view in ("target", "latent") else self.translate(target, self.task.english)
         else:
             english = self.task.load(self.task.english, role)
             target = self.translate(english, self.lang)
@@ -193,12 +208,14 @@ class PairedDataModule(LightningDataModule):
         kept = [p for p in pairs if p.target.label is not None or p.target.answers]
         if lost := len(pairs) - len(kept):
             log.warning("%s: %d of %d training examples lost their answer in translation: left out", self.lang, lost, len(pairs))
+        if not kept:
+            raise UserError(f"{self.lang}: no training example kept its answer in translation; try another mt or mt.marker")
         return kept
 
     def dataset(self, role: str) -> PairedDataset:
         """The encoded pairs of a role (made once)."""
         if role not in self._datasets:
-            made = self._datasets[role] = PairedDataset(self.pairs(role), self.form)
+            made = self._datasets[role] = PairedDataset(self.pairs(role), self.form, self.source_form)
             if made.truncated:
                 log.warning(
                     "%s (%s): %d texts are longer than %d tokens and were cut, and %d answers with them",
@@ -222,7 +239,7 @@ class PairedDataModule(LightningDataModule):
     def _loader(self, dataset: PairedDataset, **order) -> DataLoader:
         return DataLoader(
             dataset,
-            collate_fn=PairedCollator(self.form),
+            collate_fn=PairedCollator(self.form, self.source_form),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),

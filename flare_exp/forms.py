@@ -206,6 +206,19 @@ class PromptForm(Form):
         return {**batch, "labels": torch.tensor([item["label"] for item in items])} if self.task.labels else batch
 
 
+class SourceTextForm(Form):
+    """A text for a translation model's encoder, whose tokenizer it takes: the task's texts as one. Nothing is learned from it."""
+
+    def encode(self, examples: Sequence[Example]) -> list[Item]:
+        texts = [" ".join(e.texts) for e in examples]
+        whole = self.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length)
+        return [
+            {"inputs": {name: encoded[name][i] for name in ("input_ids", "attention_mask")}, "cut": len(ids) > self.max_length}
+            for i, ids in enumerate(whole)
+        ]
+
+
 def padded_answers(answers: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """Answers right-padded with 0: input_ids and attention_mask [B, A]."""
     width = max(1, *map(len, answers))

@@ -1,4 +1,5 @@
-"""Scores of predicted texts, as fractions in 0..1: the same code for validation during training and for the test."""
+"""Scores of predicted texts, as fractions in 0..1: the same code for validation during training and for the test; and of
+translations."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torchmetrics.classification import MulticlassF1Score
@@ -56,3 +58,15 @@ def token_f1(prediction: str, gold: str) -> float:
         return float(guess == truth)
     common = sum((Counter(guess) & Counter(truth)).values())
     return 2 * common / (len(guess) + len(truth))
+
+
+def translation(made: Sequence[str], human: Sequence[str]) -> dict[str, Any]:
+    """chrF++ and BLEU (0..100) of translations against human ones, with sacrebleu's signature of both."""
+    from sacrebleu.metrics import BLEU, CHRF
+
+    found: dict[str, Any] = {}
+    for name, metric in (("chrf++", CHRF(word_order=2)), ("bleu", BLEU())):
+        score = metric.corpus_score(list(made), [list(human)])
+        found[name] = round(score.score, 2)
+        found[f"{name}_signature"] = str(metric.get_signature())
+    return found

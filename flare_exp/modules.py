@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from flare_exp.forms import best_spans, padded_answers
-from flare_exp.sources import BackboneSource, positions
+from flare_exp.sources import Source, positions
 
 Score = Callable[[Mapping[int, str]], Mapping[str, float]]
 
@@ -35,7 +35,7 @@ class FusionModule(LightningModule):
         self,
         model: nn.Module,
         *,
-        source: BackboneSource | None = None,
+        source: Source | None = None,
         score: Score | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         warmup: float = 0.1,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from flare_exp.backbones import quantisation_problem
 from flare_exp.config import Config
 from flare_exp.errors import UserError
 from flare_exp.loggers import Tracker
-from flare_exp.stages import Stages, prepare_backbone
+from flare_exp.stages import MT, Stages, make_translator, prepare_backbone
 from flare_exp.tasks import ROLES, TASKS, Task, fingerprint
-from flare_exp.translation import translator
+from flare_exp.translation import FLAGS, Translator
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ METHODS = {
     "translate_test": Method("translated", trains=False),
     "lora": Method("target", trains=True),
     "flare": Method("paired", trains=True, fuses=True),
+    "flare_mt": Method("latent", trains=True, fuses=True),
 }
 
 
@@ -53,10 +55,10 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
     cfg = settle(cfg)
     task = load_task(cfg)
     data = check_data(task, cfg.task.lang)
-    check_translations(cfg, task, method)
+    store = ArtifactStore(cfg.cache_dir)
+    check_translations(make_translator(cfg, task, MT(cfg, store)), task, cfg.task.lang, method)
     wandb_options = {k: v for k, v in asdict(cfg.logger).items() if k != "name"} if cfg.logger.name == "wandb" else None
     with Tracker(folder, asdict(cfg), wandb_options) as tracker:
-        store = ArtifactStore(cfg.cache_dir)
         backbone = prepare_backbone(cfg, store)
         stages = Stages(cfg, store, task, backbone, tracker)
 
@@ -76,6 +78,7 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
             "fusion": cfg.fusion.name if method.fuses else None,
             "mt": cfg.mt.name,
             "seed": cfg.seed,
+            "translation": {"noise": cfg.mt.noise, "chrf++": chrf_of(stages.translations)},
             **({"source": asdict(cfg.source)} if method.fuses else {}),
             "test": tested.info["metrics"],
             "english": english_test.info["metrics"],
@@ -93,6 +96,15 @@ def seconds_of(made: dict[str, Artifact], translations: list[str], total: float)
     return {**spent, "translate": round(sum(made[name].seconds for name in translations), 3), "total": round(total, 3)}
 
 
+def chrf_of(translations: dict[str, Artifact]) -> dict[str, float | None]:
+    """Target language -> chrF++ of the translations into it, the lowest of the splits'; None: human, or without a reference."""
+    found: dict[str, float | None] = {}
+    for name, artifact in translations.items():
+        lang, score = name.rpartition(" ")[2], artifact.info.get("chrf++")
+        found[lang] = min((x for x in (found.get(lang), score) if x is not None), default=None)
+    return found
+
+
 def notes(cfg: Config, folder: Path) -> list[str]:
     """What a reader of the table of a finished run has to know."""
     facts = json.loads((folder / "provenance.json").read_text())
@@ -105,6 +117,11 @@ def notes(cfg: Config, folder: Path) -> list[str]:
     ):
         if test[name]:
             found.append(f"{test[name]} of {test['examples']} {meaning}: counted as wrong")
+    found += [
+        translation_note(name, info)
+        for name, info in facts["translations"].items()
+        if "chrf++" in info or info["by"] == "machine"
+    ]
     if cfg.mt.name == "gold" and METHODS[cfg.method.name].view in ("paired", "translated"):
         found.append("mt=gold: the test sources are human English, so this is an upper bound")
     if cfg.mt.fallback == "gold":
@@ -112,6 +129,17 @@ def notes(cfg: Config, folder: Path) -> list[str]:
     if cfg.source.shuffle or cfg.source.empty:
         found.append(f"ablation: source.{'shuffle' if cfg.source.shuffle else 'empty'}=true")
     return found
+
+
+def translation_note(name: str, info: Mapping[str, Any]) -> str:
+    """Quality and losses of one translation, in a line."""
+    said = [f"{info['examples']:,} examples"]
+    if "chrf++" in info:
+        said.append(f"chrF++ {info['chrf++']:.1f}, BLEU {info['bleu']:.1f} against human ones")
+    if "answers" in info:
+        said.append(f"{info['answers']['kept']:,} of {info['answers']['of']:,} answers carried over")
+    said += [f"{info[flag]} {flag}" for flag in FLAGS if info.get(flag)]
+    return f"{name}: {', '.join(said)}"
 
 
 def settle(cfg: Config) -> Config:
@@ -158,14 +186,14 @@ def check_data(task: Task, lang: str) -> dict[str, dict[str, Any]]:
     return {name: {"examples": len(rows), "fingerprint": fingerprint(rows)} for name, rows in loaded.items()}
 
 
-def check_translations(cfg: Config, task: Task, method: Method) -> None:
+def check_translations(maker: Translator, task: Task, lang: str, method: Method) -> None:
     """Find out before any model is loaded whether the translations that a method needs can be had.
 
     Raises:
         UserError: they cannot.
     """
-    needed = [(task.english, role, cfg.task.lang) for role in ROLES[:2] if method.trains]
+    needed = [(task.english, role, lang) for role in ROLES[:2] if method.trains]
     if method.view in ("paired", "translated"):
-        needed.append((cfg.task.lang, "test", task.english))
-    for own, role, lang in needed:
-        translator(task, **asdict(cfg.mt)).identity(task.load(own, role), lang)
+        needed.append((lang, "test", task.english))
+    for own, role, other in needed:
+        maker.identity(task.load(own, role), other)

@@ -86,6 +86,12 @@ def mark(context: str, answer: Answer, marker: str) -> str:
     return text[:start] + kind.opening + text[start:end] + kind.closing + text[end:]
 
 
+def marked_range(text: str, marker: str) -> tuple[int, int] | None:
+    """Where the marked span is, marks included: what must not be torn apart before translation. None: there is no one span."""
+    found = list(MARKERS[marker].mark.finditer(text))
+    return (found[0].start(), found[1].end()) if len(found) == 2 else None
+
+
 def find(translated: str, marker: str) -> tuple[str, Answer | None]:
     """The text without marks, and the answer that stood between them; None: marks are lost or more than one pair.
 

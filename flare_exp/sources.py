@@ -1,8 +1,10 @@
-"""Where source states come from: a pass of the frozen backbone over the English text, recorded block by block."""
+"""Where source states come from: a pass of the frozen backbone over the English text, recorded block by block; or the
+encoder of a translation model, reading the target text itself. Either can be
+read once and kept (flare_exp.states)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +50,8 @@ def positions(mask: Tensor) -> Tensor:
 class SourceStates:
     """The source states of one batch, shared by every fused layer of an adapter.
 
-    Filled by a recording pass, read by the target pass and again by gradient checkpointing's recomputation, so they
-    live until the next recording overwrites them. A target pass may come in pieces (generation with a cache): `enter` says
+    Filled by a recording pass or given, read by the target pass and again by gradient checkpointing's recomputation, so they
+    live until the next source overwrites them. A target pass may come in pieces (generation with a cache): `enter` says
     where each piece begins, and the first piece is the prompt unless `prompt` says how long that is.
 
     Args:
@@ -77,19 +79,21 @@ class SourceStates:
         self.source_layer, self.source_state = source_layer, source_state
         self.padding_side, self.answer_source = padding_side, answer_source
         self.recording = False
+        self.blocks: list[BlockKey] = []  # those that fuse, as the adapter was built
         self.clear()
 
     def clear(self, prompt: int | None = None) -> None:
         """Forget the source: every fused layer falls back to the target alone. `prompt`: as in `BackboneSource.read`."""
         self._inputs: dict[BlockKey, Tensor] = {}
         self._outputs: dict[str, tuple[Tensor, ...]] = {}
+        self._given: dict[BlockKey, Tensor] = {}
         self._mask: Tensor | None = None
-        self._given, self._prompt, self._start = prompt, prompt or 0, 0
+        self._known_prompt, self._prompt, self._start = prompt, prompt or 0, 0
 
     def enter(self, start: int, length: int) -> None:
         """A target pass over positions start .. start + length - 1 begins."""
         self._start = start
-        if start == 0 and self._given is None:
+        if start == 0 and self._known_prompt is None:
             self._prompt = length
 
     def record(self, block: BlockKey, states: Tensor) -> None:
@@ -102,10 +106,16 @@ class SourceStates:
         self._mask = mask.bool()
         self._outputs = dict(hidden_states)
 
+    def give(self, states: Sequence[Tensor], mask: Tensor) -> None:
+        """Set v^S of each of `blocks`, without a pass. states: [B, S, d] each; mask: [B, S]."""
+        self._given, self._mask = dict(zip(self.blocks, states, strict=True)), mask.bool()
+
     def of(self, block: BlockKey) -> tuple[Tensor, Tensor] | None:
         """v^S for `block`, as it was read: states [B, S, d] and mask [B, S]; None when there is no source."""
         if self._mask is None:
             return None
+        if self._given:
+            return self._given[block], self._mask
         stack, index = block
         index += self.source_layer == "ahead"
         if self.source_state == "layer_input" and (stack, index) in self._inputs:
@@ -128,33 +138,62 @@ class SourceStates:
         return torch.arange(self._start, self._start + length, device=device)
 
 
-class BackboneSource:
-    """The mPLM itself as source: reads the English text without the fusion adapter, without gradient and dropout.
-
-    Args:
-        model: a PEFT model with a FLARE adapter that fuses (flare_exp.adapter).
-    """
+class Source:
+    """Fills the `SourceStates` of a PEFT model with a FLARE adapter that fuses (flare_exp.adapter), batch by batch."""
 
     def __init__(self, model: nn.Module):
         from flare_exp.adapter import source_states
 
         self.states, self.stacks = source_states(model)
+        self.reader = model  # what reads a source's text
+
+    reader: nn.Module
+
+    def read(self, inputs: Mapping[str, Tensor] | None, prompt: int | None = None) -> None:
+        """Make the source states of a batch the ones that the coming target pass fuses.
+
+        Args:
+            inputs: attention_mask [B, S] and input_ids [B, S], or instead of these `states` [B, S, n, d] as `compute` gave
+                them before. A row whose mask is all zero has no source; None: no row has. A target batch of k x B rows
+                (beams, candidate answers) is read as k successive rows per source.
+            prompt: how many positions of a decoder's coming target pass are prompt; None: all of its first forward.
+        """
+        self.states.clear(prompt)
+        if inputs is not None:
+            self.fill(inputs)
+
+    def fill(self, inputs: Mapping[str, Tensor]) -> None:
+        raise NotImplementedError  # pragma: no cover
+
+    def compute(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What is worth keeping of a batch: [B, S, n, d], without graph."""
+        raise NotImplementedError  # pragma: no cover
+
+
+class BackboneSource(Source):
+    """The mPLM itself as source: reads the English text without the fusion adapter, without gradient and dropout."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
         whole = model.get_base_model()  # type: ignore[operator]
         self.encoder_decoder: bool = whole.config.is_encoder_decoder
         self.backbone: nn.Module = whole.base_model  # without the task head
         self.shift_right = getattr(whole, "_shift_right", None)
 
-    @torch.no_grad()
-    def read(self, inputs: Mapping[str, Tensor] | None, prompt: int | None = None) -> None:
-        """Record the source states of a batch: tokenizer output with input_ids and attention_mask [B, S], or None for
-        no source. A row whose mask is all zero has no source. A target batch of k x B rows (beams, candidate answers) is
-        read as k successive rows per source.
+    def fill(self, inputs: Mapping[str, Tensor]) -> None:
+        if "states" in inputs:
+            self.states.give(inputs["states"].unbind(2), inputs["attention_mask"])
+        else:
+            self.record(inputs)
 
-        `prompt`: how many positions of a decoder's coming target pass are prompt; None: all of its first forward.
-        """
-        self.states.clear(prompt)
-        if inputs is None:
-            return
+    def compute(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What each fused block reads as v^S."""
+        self.record(inputs)
+        return torch.stack([self.states.of(block)[0] for block in self.states.blocks], dim=2)  # type: ignore[index]
+
+    @torch.no_grad()
+    def record(self, inputs: Mapping[str, Tensor]) -> None:
+        """The recording pass: input_ids and attention_mask [B, S]."""
         mask = inputs["attention_mask"].bool()
         readable = mask.clone()
         readable[:, 0] |= ~mask.any(dim=1)  # attention over nothing is not a number; the row's mask stays empty
@@ -186,3 +225,32 @@ class BackboneSource:
                 use_cache=False,
             ).hidden_states
         return hidden
+
+
+class MTSource(Source):
+    """FLARE MT (PAPER, section 2): the last hidden state of a translation model's encoder, which reads the target-language
+    text, through one trainable linear map to d (part of the adapter); the same tensor for every block.
+
+    Args:
+        model: its adapter has a `source_width`.
+        encoder: frozen, in eval mode; needed unless all states come precomputed.
+    """
+
+    def __init__(self, model: nn.Module, encoder: nn.Module | None = None):
+        super().__init__(model)
+        from flare_exp.adapter import source_map
+
+        self.map, self.encoder = source_map(model), encoder
+        self.reader = encoder or model
+
+    def fill(self, inputs: Mapping[str, Tensor]) -> None:
+        states = inputs["states"] if "states" in inputs else self.compute(inputs)
+        mapped = self.map(states[:, :, 0].to(self.map.weight.dtype))
+        self.states.give([mapped] * len(self.states.blocks), inputs["attention_mask"])
+
+    @torch.no_grad()
+    def compute(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The encoder's states [B, S, 1, d_mt]."""
+        if self.encoder is None:
+            raise ValueError("there is no encoder, and the states were not computed before")
+        return self.encoder(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state[:, :, None]

@@ -20,21 +20,26 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from flare_exp import adapter, backbones, results
+from flare_exp import adapter, backbones, metrics, mt, results
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
 from flare_exp.backbones import Backbone
 from flare_exp.config import Config, StageConfig
 from flare_exp.data import DATAMODULES, PairedDataModule, PairedDataset
 from flare_exp.errors import UserError
-from flare_exp.forms import FORM_CLASSES, Form, PromptForm
+from flare_exp.forms import FORM_CLASSES, Form, PromptForm, SourceTextForm
+from flare_exp.languages import language
 from flare_exp.loggers import Tracker
 from flare_exp.modules import ClassificationModule, Decoding, FusionModule, GenerationModule, SpanModule
-from flare_exp.sources import BackboneSource
+from flare_exp.noise import corrupt_examples
+from flare_exp.sources import BackboneSource, MTSource, Source
+from flare_exp.states import cached_states
 from flare_exp.tasks import ROLES, Example, Task, fingerprint
 from flare_exp.tasks.base import read_answers
+from flare_exp.tiny.mt import train_mt
 from flare_exp.tiny.pretrain import pretrain
-from flare_exp.translation import translator
+from flare_exp.translation import Flagged, Machine, MachineTranslator, ParallelTranslator, Translator, has_span, translator
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +49,89 @@ def prepare_backbone(cfg: Config, store: ArtifactStore) -> Artifact:
     if cfg.model.path is None:
         options = {**asdict(cfg.model.pretrain), "world_seed": cfg.task.world_seed}  # type: ignore[arg-type]
         return store.get("backbone", {"model": cfg.model.name, **options}, lambda folder: pretrain(folder, **options))
-    path = Path(cfg.model.path).expanduser()
-    if not backbones.looks_local(cfg.model.path):
-        return Artifact(Path(cfg.model.path), "hub", f"{cfg.model.path}@{cfg.model.revision}", {}, 0.0, True)
-    backbones.family_of(cfg.model.path)
+    if backbones.looks_local(cfg.model.path):
+        backbones.family_of(cfg.model.path)
+    return existing_checkpoint(cfg.model.path, cfg.model.revision)
+
+
+def existing_checkpoint(path: str, revision: str | None) -> Artifact:
+    """A checkpoint that was not built here: of a folder the content is its identity, on the hub name and commit."""
+    if not backbones.looks_local(path):
+        return Artifact(Path(path), "hub", f"{path}@{revision}", {}, 0.0, True)
+    folder = Path(path).expanduser()
     # what the weights, the architecture and the tokenizer are; not READMEs, nor where the folder lies
-    names = [p for p in sorted(path.iterdir()) if p.suffix in (".json", ".safetensors", ".bin", ".model", ".txt")]
-    identity = digest_of({p.name: file_sha256(p) for p in names})[:20]
-    return Artifact(path, "checkpoint", identity, {}, 0.0, True)
+    names = [p for p in sorted(folder.iterdir()) if p.suffix in (".json", ".safetensors", ".bin", ".model", ".txt")]
+    return Artifact(folder, "checkpoint", digest_of({p.name: file_sha256(p) for p in names})[:20], {}, 0.0, True)
+
+
+class MT:
+    """The translation model of a run: its checkpoint, built or found when it is first needed."""
+
+    def __init__(self, cfg: Config, store: ArtifactStore):
+        self.cfg, self.store = cfg.mt, store
+        self.device = "cuda" if cfg.trainer.accelerator == "gpu" else "cpu"
+        self.options = {**asdict(cfg.mt.pretrain), "world_seed": cfg.task.world_seed} if cfg.mt.pretrain else {}
+
+    @functools.cached_property
+    def origin(self) -> Any:
+        """Identity of the checkpoint, known without building anything."""
+        return self.options if self.cfg.path is None else existing_checkpoint(self.cfg.path, self.cfg.revision).digest
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a text's translation depends on."""
+        runs = {"backend": self.cfg.backend, "quantization": self.quantization, "rules": mt.RULES}
+        return {"by": "machine", "checkpoint": self.origin, **runs, **asdict(self.decoding)}
+
+    @property
+    def quantization(self) -> str | None:
+        if self.cfg.backend == "transformers":
+            return None
+        return self.cfg.quantization or ("int8_float16" if self.device == "cuda" else "int8")
+
+    @property
+    def decoding(self) -> mt.Decoding:
+        return mt.Decoding(self.cfg.beams, self.cfg.max_length, self.cfg.no_repeat_ngram)
+
+    def check(self, *codes: str) -> None:
+        """UserError when the checkpoint, the backend or a language cannot be had."""
+        if self.cfg.backend == "ctranslate2":
+            mt.ctranslate2()
+        if self.cfg.path is not None:
+            for code in codes:
+                mt.language_id(self._checked, code)
+
+    @functools.cached_property
+    def _checked(self) -> PreTrainedTokenizerBase:
+        return mt.check(str(self.cfg.path), self.cfg.revision, self.decoding)
+
+    @functools.cached_property
+    def checkpoint(self) -> str:
+        if self.cfg.path is not None:
+            return self.cfg.path
+        return str(
+            self.store.get("mt", {"mt": self.cfg.name, **self.options}, lambda folder: train_mt(folder, **self.options)).path
+        )
+
+    @functools.cached_property
+    def engine(self) -> mt.Engine:
+        how = (self.decoding, self.cfg.batch_tokens, self.device)
+        if not self.quantization:
+            return mt.TransformersEngine(self.checkpoint, self.cfg.revision, *how)
+        key = {"checkpoint": self.origin, "quantization": self.quantization}
+
+        def build(folder: Path) -> None:
+            mt.convert(self.checkpoint, self.cfg.revision, folder, str(self.quantization))
+
+        return mt.CTranslate2Engine(str(self.store.get("ctranslate2", key, build).path), *how)
+
+    @functools.cached_property
+    def encoder(self) -> tuple[Any, PreTrainedTokenizerBase]:
+        return mt.load_encoder(self.checkpoint, self.cfg.revision, self.device)
+
+    def translator(self, task: Task) -> MachineTranslator:
+        machine = Machine(self.identity, self.check, lambda: self.engine)
+        return MachineTranslator(task, machine, self.store, self.cfg.marker, self.cfg.shard)
 
 
 class Stages:
@@ -59,6 +139,8 @@ class Stages:
 
     def __init__(self, cfg: Config, store: ArtifactStore, task: Task, backbone: Artifact, tracker: Tracker):
         self.cfg, self.store, self.task, self.backbone, self.tracker = cfg, store, task, backbone, tracker
+        self.mt = MT(cfg, store)
+        self.translator = make_translator(cfg, task, self.mt)
         self.form_name = self._form_name()
         self.form = self._form()
         self.translations: dict[str, Artifact] = {}
@@ -100,31 +182,45 @@ class Stages:
 
     def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
         """Translations of `examples` into `lang`, made once and kept as an artefact."""
-        maker = translator(self.task, **asdict(self.cfg.mt))
-        identity = maker.identity(examples, lang)
-        key = {"task": self.task.name, "data": fingerprint(examples), "lang": lang, **identity}
+        identity, o = self.translator.identity(examples, lang), self.cfg.mt
+        artifact = self._kept_translation(
+            {"task": self.task.name, "data": fingerprint(examples), "lang": lang, **identity},
+            examples, lang, lambda: self.translator.flagged(examples, lang), identity,
+        )  # fmt: skip
+        made = read_translation(artifact, examples)
+        if o.noise:
+            errors = {"of": artifact.digest, "noise": o.noise, "errors": o.errors, "noise_seed": o.seed}
+            noisy = corrupt_examples(made, lang, o.noise, o.errors, o.seed, self.task.context)
+            keep = functools.partial(self._kept_translation, errors, examples, lang)
+            artifact = keep(lambda: [(e, {}) for e in noisy], {**identity, **errors})
+            made = noisy
+        self.translations.setdefault(f"translation of {examples[0].id.rpartition('/')[0]} into {lang}", artifact)
+        return made
 
+    def _kept_translation(
+        self,
+        key: Mapping[str, Any],
+        examples: Sequence[Example],
+        lang: str,
+        make: Callable[[], Flagged],
+        facts: Mapping[str, Any],
+    ) -> Artifact:
         def build(folder: Path) -> dict[str, Any]:
-            made = maker.translate(examples, lang)
+            made = make()
             rows = [
                 {
                     "id": m.id,
                     "original": list(e.texts),
                     "translation": list(m.texts),
                     "answers": {"text": [a.text for a in m.answers], "answer_start": [a.start for a in m.answers]},
+                    **flags,
                 }
-                for e, m in zip(examples, made, strict=True)
+                for e, (m, flags) in zip(examples, made, strict=True)
             ]
             results.write_parquet(folder / "translations.parquet", rows)
-            return {"examples": len(rows), **identity}
+            return {"examples": len(rows), **facts, **quality(self.task, examples, made, lang)}
 
-        artifact = self.store.get("translation", key, build)
-        self.translations[f"translation of {examples[0].id.rpartition('/')[0]} into {lang}"] = artifact
-        rows = pq.read_table(artifact.path / "translations.parquet", columns=["translation", "answers"]).to_pylist()
-        return [
-            replace(e, texts=tuple(row["translation"]), answers=read_answers(row["answers"]))
-            for e, row in zip(examples, rows, strict=True)
-        ]
+        return self.store.get("translation", key, build)
 
     # --- stage 3: transfer ------------------------------------------------------------------------------------------
 
@@ -132,13 +228,19 @@ class Stages:
         """Train a new adapter (and the head) on English-paired translations, on the frozen English model."""
         data = self.data(view)
         stage = self.capped(self.cfg.transfer)
-        fusion = self.fusion_options() if fuses else None
+        fusion = self.fusion_options(view) if fuses else None
         key = {"stage": "transfer", "english": english.digest, "data": pairs_digest(data, "train", "validation"),
                "fusion": fusion, "adapter": asdict(self.cfg.adapter), "hyper": asdict(stage), **self.recipe}  # fmt: skip
+        if fusion and self.cfg.source.cache != "off" and self.cfg.source.dtype != "float32":
+            key["states"] = self.cfg.source.dtype  # rounded
+        if view == "latent":
+            key["encoder"] = self.mt.origin
 
         def build(folder: Path) -> dict[str, Any]:
             model = self.add_adapter(self.english_model(english), **(fusion or {}))
-            source = BackboneSource(model) if fusion else None
+            source = self.source(model) if fusion else None
+            if source and self.cfg.source.cache != "off":
+                self.cache_states(source, data, key)
             facts = self.fit(model, source, data, stage, folder, "transfer")
             save_model(model, folder / "adapter")
             return facts
@@ -191,11 +293,18 @@ class Stages:
         return self._data[view]
 
     def _make_data(self, view: str) -> PairedDataModule:
-        ablation = {"shuffle_source": self.cfg.source.shuffle, "empty_source": self.cfg.source.empty} if view == "paired" else {}
+        fuses = view in ("paired", "latent")
+        ablation = {"shuffle_source": self.cfg.source.shuffle, "empty_source": self.cfg.source.empty} if fuses else {}
         return DATAMODULES[type(self.task)](
-            self.task, self.cfg.task.lang, self.form, self.translate, view=view, batch_size=self.cfg.data.batch_size,
-            workers=self.cfg.data.workers, seed=self.cfg.seed, **ablation,
+            self.task, self.cfg.task.lang, self.form, self.translate, source_form=self._mt_form() if view == "latent" else None,
+            view=view, batch_size=self.cfg.data.batch_size, workers=self.cfg.data.workers, seed=self.cfg.seed, **ablation,
         )  # fmt: skip
+
+    def _mt_form(self) -> SourceTextForm:
+        """How the translation model's encoder reads the target text: padded on the side where the backbone's texts are."""
+        encoder, tokenizer = self.mt.encoder
+        tokenizer.src_lang, tokenizer.padding_side = language(self.cfg.task.lang).flores, self.form.tokenizer.padding_side
+        return SourceTextForm(self.task, tokenizer, min(self.cfg.data.max_length, encoder.config.max_position_embeddings))
 
     def _form_name(self) -> str:
         """How this backbone takes this task: by a head where the family has one, else as a prompt (task.form=auto)."""
@@ -231,7 +340,7 @@ class Stages:
         lost = set(dataset.cut_off) if self.form_name == "span" else set()
         return ["" if i in lost else found[i] for i in range(len(dataset))]
 
-    def module(self, model: nn.Module, source: BackboneSource | None, **training) -> FusionModule:
+    def module(self, model: nn.Module, source: Source | None, **training) -> FusionModule:
         """The LightningModule of this form."""
         if self.form_name == "label":
             return ClassificationModule(model, self.task.labels, source=source, **training)
@@ -243,17 +352,37 @@ class Stages:
     def capped(self, stage: StageConfig) -> StageConfig:
         return replace(stage, epochs=min(stage.epochs, self.cfg.trainer.max_epochs or stage.epochs))
 
-    def fusion_options(self) -> dict[str, Any]:
+    def fusion_options(self, view: str) -> dict[str, Any]:
         """The fusion as arguments of `adapter.add_adapter`."""
         f = self.cfg.fusion
         options = {k: getattr(f, k) for k in ("query", "heads", "bias") if getattr(f, k) is not None}
-        return {
-            "fusion": f.name,
-            "fusion_options": options,
-            "source_layer": f.source_layer,
-            "source_state": f.source_state,
-            "answer_source": f.answer_source,
-        }
+        common = {"fusion": f.name, "fusion_options": options, "answer_source": f.answer_source}
+        if view == "latent":
+            return {**common, "source_width": self.mt.encoder[0].config.d_model}
+        return {**common, "source_layer": f.source_layer, "source_state": f.source_state}
+
+    def source(self, model: nn.Module) -> Source:
+        """The source stream of a model with a fusion adapter."""
+        if model.peft_config["default"].source_width:  # type: ignore[index, union-attr]
+            return MTSource(model, self.mt.encoder[0])
+        return BackboneSource(model)
+
+    def cache_states(self, source: Source, data: PairedDataModule, key: Mapping[str, Any]) -> None:
+        """Compute the training sources' states once, instead of in every epoch."""
+        options = self.cfg.source
+        device = next(source.reader.parameters()).device if self.cfg.trainer.accelerator != "gpu" else torch.device("cuda")
+        source.reader.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.cfg.trainer.precision == "bf16-mixed"):
+            for role in ROLES[:2]:
+                dataset = data.dataset(role)
+                if dataset.source is None:
+                    continue
+                form = data.source_form or data.form
+                texts = digest_of([item["inputs"]["input_ids"] for item in dataset.source])
+                place = {"source": self.mt.origin if data.source_form else [key["english"], key["fusion"]], "texts": texts,
+                         "weights": key["weights"], "precision": self.cfg.trainer.precision}  # fmt: skip
+                store = self.store if options.cache == "disk" else None
+                dataset.cache = cached_states(source, dataset.source, form, device, getattr(torch, options.dtype), store, place)
 
     def fresh_backbone(self) -> Backbone:
         pl.seed_everything(self.cfg.seed, workers=True, verbose=False)  # the head is drawn here
@@ -287,13 +416,13 @@ class Stages:
             return adapter.add_frozen(backbone, folder)
         return replace(backbone, model=adapter.load_adapter(backbone, folder).merge_and_unload())
 
-    def trained_model(self, trained: Artifact, english: Artifact | None) -> tuple[nn.Module, BackboneSource | None]:
+    def trained_model(self, trained: Artifact, english: Artifact | None) -> tuple[nn.Module, Source | None]:
         """The model of an artefact in eval mode, with its source stream when it fuses."""
         if english is None:
             return self.english_model(trained).model.eval(), None
         model = adapter.load_adapter(self.english_model(english), str(trained.path / "adapter")).eval()
         fuses = getattr(model.peft_config["default"], "fusion", None) is not None
-        return model, BackboneSource(model) if fuses else None
+        return model, self.source(model) if fuses else None
 
     def trainer(self, **options) -> pl.Trainer:
         t = self.cfg.trainer
@@ -303,7 +432,7 @@ class Stages:
     def fit(
         self,
         model: nn.Module,
-        source: BackboneSource | None,
+        source: Source | None,
         data: PairedDataModule,
         stage: StageConfig,
         folder: Path,
@@ -314,7 +443,8 @@ class Stages:
         monitor, best = f"validation/{self.task.metric}", self.cfg.task.select == "best"
         counts = backbones.parameter_counts(model)
         log.info("%s: %s of %s parameters train", name, f"{counts['trainable']:,}", f"{counts['total']:,}")
-        examples, dataset = [p.target for p in data.pairs("validation")], data.dataset("validation")
+        dataset = data.dataset("validation")
+        examples = [p.target for p in dataset.pairs]
         module = self.module(
             model,
             source,
@@ -347,6 +477,36 @@ class Stages:
         options = {k: v for k, v in asdict(self.cfg.optim).items() if not k.startswith("_")}
         module, _, name = self.cfg.optim._target_.rpartition(".")
         return functools.partial(getattr(importlib.import_module(module), name), lr=lr, **options)
+
+
+def make_translator(cfg: Config, task: Task, model: MT) -> Translator:
+    """The translator of a configuration."""
+    return translator(task, cfg.mt.name, path=cfg.mt.path, fallback=cfg.mt.fallback, machine=lambda: model.translator(task))
+
+
+def read_translation(artifact: Artifact, examples: Sequence[Example]) -> list[Example]:
+    rows = pq.read_table(artifact.path / "translations.parquet", columns=["translation", "answers"]).to_pylist()
+    return [
+        replace(e, texts=tuple(row["translation"]), answers=read_answers(row["answers"]))
+        for e, row in zip(examples, rows, strict=True)
+    ]
+
+
+def quality(task: Task, examples: Sequence[Example], made: Flagged, lang: str) -> dict[str, Any]:
+    """What a manifest says of translations: flags, answers that were carried over, and likeness to human ones."""
+    facts: dict[str, Any] = {flag: sum(flags[flag] for _, flags in made) for flag in (made[0][1] or ())}
+    if not task.labels and lang != task.english:
+        asked = [m for e, (m, _) in zip(examples, made, strict=True) if has_span(e)]
+        facts["answers"] = {"of": len(asked), "kept": sum(bool(m.answers) for m in asked)}
+    if task.parallel:
+        try:
+            human = ParallelTranslator(task).translate(examples, lang)
+        except UserError:  # some splits have no counterpart
+            return facts
+        found, wanted = ([text for e in side for text in e.texts] for side in ([m for m, _ in made], human))
+        if found != wanted:
+            facts |= metrics.translation(found, wanted)
+    return facts
 
 
 def restore(module: nn.Module, checkpoint: Path) -> int:

@@ -1,44 +1,78 @@
 """Machine translation of benchmark texts: English training data into the target language, target test data into English.
 
-Here: a parallel benchmark's own human translations, as they are (mt=gold, an upper bound) or corrupted by a known
-error rate (mt=toy), and translations that exist in files (mt=file).
+Three ways to come by it: a parallel benchmark's own human translations (mt=gold and mt=toy), translations that exist in
+files (mt=file), and a translation model (every other mt; flare_exp.mt).
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from dataclasses import replace
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from flare_exp.artifacts import file_sha256
+from flare_exp import projection
+from flare_exp.artifacts import ArtifactStore, digest_of, file_sha256
 from flare_exp.errors import UserError
-from flare_exp.tasks import Answer, Example, Task, fingerprint
+from flare_exp.languages import language
+from flare_exp.tasks import Example, Task, fingerprint
 from flare_exp.tasks.base import read_answers, read_parquet, warn_once
 
+log = logging.getLogger(__name__)
 
-class Translator(Protocol):
+HUMAN = ("toy", "gold")
+NOT_MACHINES = (*HUMAN, "file")
+FLAGS = ("truncated", "empty", "repetitive", "copy")  # what is suspicious about a translation (flare_exp.mt.flags)
+Flagged = list[tuple[Example, dict[str, bool]]]
+
+
+class Translator(ABC):
     """Turns examples of one language and split into the same examples (ids, keys, labels) in another.
 
     An answer is carried over as the span of the translated context; an example whose answer is lost has none.
     """
 
-    def translate(self, examples: Sequence[Example], lang: str) -> list[Example]: ...
+    @abstractmethod
+    def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
+        """The examples in `lang`, in their order."""
 
+    def flagged(self, examples: Sequence[Example], lang: str) -> Flagged:
+        """`translate`, with FLAGS of each translation where the translator can tell."""
+        return [(example, {}) for example in self.translate(examples, lang)]
+
+    @abstractmethod
     def identity(self, examples: Sequence[Example], lang: str) -> dict[str, Any]:
         """What, besides the examples, their translation depends on; tells at once whether it can be had.
 
         Raises:
             UserError: it cannot.
         """
-        ...
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A translation model, loaded when it is first asked for a text.
+
+    `identity`: checkpoint and decoding, all that a translation depends on; `check(*codes)` raises UserError early when it or one
+    of the languages cannot be had; `engine` loads it (flare_exp.mt.Engine).
+    """
+
+    identity: dict[str, Any]
+    check: Callable[..., None]
+    engine: Callable[[], Any]
 
 
 def translator(
-    task: Task, name: str, noise: float = 0.0, seed: int = 0, path: str | None = None, fallback: str | None = None
+    task: Task,
+    name: str,
+    *,
+    path: str | None = None,
+    fallback: str | None = None,
+    machine: Callable[[], MachineTranslator] | None = None,
 ) -> Translator:
-    """The translator of an mt group: `name` chooses it, the rest are its options.
+    """The translator of an mt group: `name` chooses it, the rest are its options; `machine` makes that of a model.
 
     Raises:
         UserError: it does not suit the task, or mt.path is missing.
@@ -47,26 +81,23 @@ def translator(
         if path is None:
             raise UserError(f"mt=file: set mt.path=<folder> of mt_<from>-<to>/<split>.parquet, translations of {task.name}")
         return FileTranslator(task, Path(path).expanduser(), ParallelTranslator(task) if fallback == "gold" else None)
-    return ParallelTranslator(task, noise, seed)
+    if name in HUMAN:
+        return ParallelTranslator(task)
+    if machine is None:
+        raise ValueError(f"mt={name} is a model, and none is given")
+    return machine()
 
 
-class ParallelTranslator:
-    """Looks translations up among the benchmark's parallel rows, then corrupts each word with probability `noise`.
+class ParallelTranslator(Translator):
+    """Looks translations up among a parallel benchmark's rows."""
 
-    Args:
-        task: a parallel benchmark.
-        noise: share of words that are dropped, swapped with the next or replaced by another word of the language.
-        seed: of the corruption; independent of the training seed.
-    """
-
-    def __init__(self, task: Task, noise: float = 0.0, seed: int = 0):
+    def __init__(self, task: Task):
         if not task.parallel:
             raise UserError(f"mt=gold and mt=toy need a parallel benchmark; {task.name} is not one")
-        self.task, self.noise, self.seed = task, noise, seed
+        self.task = task
 
     def identity(self, examples: Sequence[Example], lang: str) -> dict[str, Any]:
-        found = self._counterparts(examples, lang)
-        return {"by": "human", "noise": self.noise, "seed": self.seed, "reference": fingerprint(list(found.values()))}
+        return {"by": "human", "reference": fingerprint(list(self._counterparts(examples, lang).values()))}
 
     def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
         """Examples in `lang`, in the order of `examples`.
@@ -76,11 +107,7 @@ class ParallelTranslator:
         """
         found = self._counterparts(examples, lang)
         own = [found[_split(e), e.key] for e in examples]
-        translated = [replace(e, texts=o.texts, answers=o.answers) for e, o in zip(examples, own, strict=True)]
-        if not self.noise:
-            return translated
-        vocabulary = sorted({word for row in found.values() for text in row.texts for word in text.split()})
-        return [self._corrupt(e, vocabulary, lang) for e in translated]
+        return [replace(e, texts=o.texts, answers=o.answers) for e, o in zip(examples, own, strict=True)]
 
     def _counterparts(self, examples: Sequence[Example], lang: str) -> dict[tuple[str, str], Example]:
         """(split, key) -> example, of all of `lang` in the splits of `examples`."""
@@ -91,17 +118,8 @@ class ParallelTranslator:
             raise UserError(f"{len(missing)} examples have no translation into {lang} in {self.task.name}, e.g. {missing[0]}")
         return found
 
-    def _corrupt(self, example: Example, vocabulary: Sequence[str], lang: str) -> Example:
-        texts, answers = [], example.answers
-        for i, (field, text) in enumerate(zip(self.task.fields, example.texts, strict=True)):
-            words = corrupted(text.split(), self.noise, vocabulary, f"{self.seed}|{lang}|{example.id}|{i}")
-            texts.append(" ".join(word for word, _ in words))
-            if field == "context":
-                answers = tuple(kept for answer in answers if (kept := follow(answer, text, words)))
-        return replace(example, texts=tuple(texts), answers=answers)
 
-
-class FileTranslator:
+class FileTranslator(Translator):
     """Reads translations from <path>/mt_<from>-<to>/<split>.parquet, row by row those of the benchmark's split.
 
     For every field f of the task a file has the original in column f and the translation in f_translated; question answering
@@ -161,53 +179,109 @@ class FileTranslator:
         if not all(isinstance(text, str) for text in texts):
             raise UserError(f"mt.path: {file}, row {number}: a translation is missing")
         answers = () if self.task.labels else read_answers(row["answers_translated"])
-        context = "" if self.task.labels else texts[self.task.fields.index("context")]
+        context = "" if self.task.context is None else texts[self.task.context]
         if wrong := [a for a in answers if a.start < 0 or not context.startswith(a.text, a.start)]:
             raise UserError(f"mt.path: {file}, row {number}: context_translated has no {wrong[0].text!r} at {wrong[0].start}")
         return replace(example, texts=texts, answers=answers)
 
 
-def corrupt(text: str, rate: float, vocabulary: Sequence[str], seed: str) -> str:
-    """`text` with corrupted words."""
-    return " ".join(word for word, _ in corrupted(text.split(), rate, vocabulary, seed))
+class MachineTranslator(Translator):
+    """Translates with a model, every different text once, in shards that are artefacts of their own: a translation that was
+    killed goes on after its last finished shard.
+
+    Answers go along into the target language only (training data): they are marked, and the marks are found again
+    (flare_exp.projection). Test data must not show where its answers are.
+
+    Args:
+        task: whose examples.
+        model: the machine.
+        store: keeps the shards.
+        marker: how answers are marked (`projection.MARKERS`).
+        shard: texts per shard.
+    """
+
+    def __init__(self, task: Task, model: Machine, store: ArtifactStore, marker: str = "quotes", shard: int = 512):
+        self.task, self.model, self.store, self.marker, self.shard = task, model, store, marker, shard
+
+    def identity(self, examples: Sequence[Example], lang: str) -> dict[str, Any]:
+        own, other = (language(code) for code in (_lang(examples[0]), lang))
+        self.model.check(own.flores, other.flores)
+        for code, row in ((_lang(examples[0]), own), (lang, other)):
+            if row.proxy:
+                warn_once(f"the translation model does not know {code}: {row.flores} stands in for it (flare_exp/languages.py)")
+        return {
+            **self.model.identity,
+            "from": own.flores,
+            "to": other.flores,
+            "marker": self.marker if self._marks(lang) else None,
+        }
+
+    def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
+        return [example for example, _ in self.flagged(examples, lang)]
+
+    def flagged(self, examples: Sequence[Example], lang: str) -> Flagged:
+        marks = self._marks(lang)
+        asked = [self._marked(e) if marks else e.texts for e in examples]
+        found = self._texts([text for texts in asked for text in texts], _lang(examples[0]), lang)
+        return [self._translated(e, [found[text] for text in texts], marks) for e, texts in zip(examples, asked, strict=True)]
+
+    def _marks(self, lang: str) -> bool:
+        return not self.task.labels and lang != self.task.english
+
+    def _marked(self, example: Example) -> tuple[str, ...]:
+        """The texts, with the answer marked in the context where it has a place there."""
+        i = self.task.context
+        if i is None or not has_span(example):
+            return example.texts
+        marked = projection.mark(example.texts[i], example.answers[0], self.marker)
+        return (*example.texts[:i], marked, *example.texts[i + 1 :])
+
+    def _translated(self, example: Example, rows: Sequence[dict[str, Any]], marked: bool) -> tuple[Example, dict[str, bool]]:
+        texts, answers = [row["translation"] for row in rows], ()
+        i = self.task.context
+        if i is not None and marked and has_span(example):
+            texts[i], answer = projection.find(texts[i], self.marker)
+            answers = (answer,) if answer else ()  # type: ignore[assignment]
+        flags = {flag: any(row[flag] for row in rows) for flag in FLAGS}
+        return replace(example, texts=tuple(texts), answers=answers), flags
+
+    def _texts(self, texts: Sequence[str], own: str, lang: str) -> dict[str, dict[str, Any]]:
+        """text -> its row (original, translation, flags)."""
+        from flare_exp import mt
+
+        unique, source, target = list(dict.fromkeys(texts)), language(own).flores, language(lang).flores
+        rows: dict[str, dict[str, Any]] = {}
+        with mt.bar(f"translating {own} -> {lang}", len(unique)) as advance:
+            for first in range(0, len(unique), self.shard):
+                part = unique[first : first + self.shard]
+                rows |= {row["original"]: row for row in self._shard(part, source, target, advance)}
+        return rows
+
+    def _shard(self, texts: Sequence[str], source: str, target: str, advance: Callable[[int], None]) -> list[dict[str, Any]]:
+        from flare_exp import mt, results
+
+        key = {**self.model.identity, "from": source, "to": target, "protect": self.marker, "texts": digest_of(list(texts))}
+
+        def build(folder: Path) -> dict[str, Any]:
+            protect = None if self.task.labels else lambda text: projection.marked_range(text, self.marker)
+            made = self.model.engine().translate(texts, source, target, progress=advance, protect=protect)
+            rows = [{"original": t, "translation": m.text, **mt.flags(t, m)} for t, m in zip(texts, made, strict=True)]
+            results.write_parquet(folder / "texts.parquet", rows)
+            return {"texts": len(rows), **{flag: sum(row[flag] for row in rows) for flag in FLAGS}}
+
+        shard = self.store.get("translation_shard", key, build)
+        if shard.reused:
+            advance(len(texts))
+            log.info("a finished shard of %d texts is used again", len(texts))
+        return read_parquet(shard.path / "texts.parquet", ("original", "translation", *FLAGS), "cache_dir")
 
 
-def corrupted(words: Sequence[str], rate: float, vocabulary: Sequence[str], seed: str) -> list[tuple[str, int | None]]:
-    """`words`, each with probability `rate` dropped, swapped with the next one or replaced by a word of `vocabulary` (a
-    third each), with the number it had (None: replaced). The same seed gives the same result; the last word left is never
-    dropped."""
-    rng = random.Random(seed)
-    kept: list[tuple[str, int | None]] = []
-    rest: list[tuple[str, int | None]] = [(word, i) for i, word in enumerate(words)]
-    while rest:
-        word = rest.pop(0)
-        if rng.random() < rate:
-            error = rng.choice(["drop", "swap", "replace"])
-            if error == "replace":
-                word = (rng.choice(vocabulary), None)
-            elif error == "swap" and rest:
-                word, rest[0] = rest[0], word
-            elif error == "drop" and (kept or rest):
-                continue
-        kept.append(word)
-    return kept
+def has_span(example: Example) -> bool:
+    return bool(example.answers) and example.answers[0].start >= 0
 
 
-def follow(answer: Answer, text: str, words: Sequence[tuple[str, int | None]]) -> Answer | None:
-    """Where `answer`, a span of `text`, is after corruption to `words`; None when its words are no longer all there, side by
-    side and in order."""
-    if answer.start < 0 or not answer.text.strip():
-        return None
-    start = answer.start + len(answer.text) - len(answer.text.lstrip())
-    before, inside = text[:start].split(), answer.text.split()
-    # an answer may start inside a word: what stands before it there moves along
-    cut = len(before[-1]) if before and not text[start - 1].isspace() else 0
-    first = len(before) - bool(cut)
-    numbers = [number for _, number in words]
-    at = numbers.index(first) if first in numbers else len(numbers)
-    if numbers[at : at + len(inside)] != list(range(first, first + len(inside))):
-        return None
-    return Answer(" ".join(inside), sum(len(word) + 1 for word, _ in words[:at]) + cut)
+def _lang(example: Example) -> str:
+    return example.id.split("/")[1]
 
 
 def _split(example: Example) -> str:

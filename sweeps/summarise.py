@@ -22,7 +22,16 @@ def cell(metrics: dict) -> tuple[str, ...]:
     source = metrics.get("source") or {}
     ablation = "".join(f", {name} source" for name in ("shuffle", "empty") if source.get(name))
     method = metrics["method"] + (f" ({metrics['fusion']}{ablation})" if metrics["fusion"] else "")
-    return metrics["model"], metrics["lang"], metrics["mt"], method
+    return metrics["model"], metrics["lang"], translation(metrics), method
+
+
+def translation(metrics: dict) -> str:
+    """The translation, with its errors and its quality (of training data; of test data where that is all there is)."""
+    facts = metrics.get("translation") or {"noise": 0, "chrf++": {}}
+    noise = f", {facts['noise']:.0%} noise" if facts["noise"] else ""
+    scores = [facts["chrf++"].get(metrics["lang"]), *facts["chrf++"].values()]
+    quality = next((f", chrF++ {score:.0f}" for score in scores if score is not None), "")
+    return metrics["mt"] + noise + quality
 
 
 def spread(values: list[float]) -> str:
@@ -54,7 +63,7 @@ def main(folders: list[str]) -> None:
             tasks[metrics["task"]][cell(metrics)][metrics["seed"]] = metrics
     for task, cells in sorted(tasks.items()):
         show(task, cells)
-    if any(key[2] == "gold" for cells in tasks.values() for key in cells):
+    if any(key[2].startswith("gold") for cells in tasks.values() for key in cells):
         CONSOLE.print("mt=gold: sources and translations are human, at test time too, so these figures are an upper bound.")
 
 

@@ -23,7 +23,9 @@ GROUPS = {g: o for g, o in config.groups().items() if g != "experiment"}
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in GROUPS.items() for n in names])
 def test_every_option_composes_and_passes_the_check(group, name):
     extra = ["model.path=org/name"] if name == "custom" else []
-    extra += ["task=nusax"] if group == "mt" and name != "toy" else []
+    extra += ["task=nusax"] if group == "mt" and not name.startswith("toy") else []
+    extra += ["mt.path=org/name"] if (group, name) == ("mt", "custom") else []
+    extra += ["mt=toy_nllb"] if name == "flare_mt" else []
     extra += ["method=flare"] if group == "fusion" else []
     assert problems(f"{group}={name}", *extra) == []
 
@@ -37,7 +39,8 @@ def test_every_experiment_composes(name, tmp_path):
 
 def test_every_model_task_method_pair_composes():
     for model, task, method in itertools.product(GROUPS["model"], GROUPS["task"], GROUPS["method"]):
-        assert problems(f"model={model}", f"task={task}", f"method={method}", "model.path=org/name") == []
+        mt = ["mt=toy_nllb"] if method == "flare_mt" and task.startswith("toy") else []
+        assert problems(f"model={model}", f"task={task}", f"method={method}", "model.path=org/name", *mt) == []
 
 
 def test_a_task_chooses_its_translation_and_the_user_wins():
@@ -45,21 +48,20 @@ def test_a_task_chooses_its_translation_and_the_user_wins():
         return config.check(list(overrides), False)[0][0].mt.name
 
     assert mt() == "toy"
-    assert mt("task=nusax") == "gold"
+    assert [mt(f"task={name}") for name in ("nusax", "xnli", "tydiqa")] == ["nllb_3b3"] * 3
     assert mt("mt=gold") == "gold"
-    assert mt("task=xnli") == "gold"
-    assert mt("task=tydiqa") == "file"
+    assert mt("task=nusax", "mt=gold") == "gold"
     assert mt("task=xnli", "mt=file") == "file"
 
 
 def test_tydiqa_has_no_test_split_and_long_contexts(tmp_path):
     job = config.check(["task=tydiqa"], False)[0][0]
-    assert (job.data.max_length, job.task.select, job.mt.path) == (768, "last", None)
+    assert (job.data.max_length, job.task.select) == (768, "last")
     assert (config.check([], False)[0][0].data.max_length, config.check([], False)[0][0].task.select) == (128, "best")
     assert config.check(["task=tydiqa", "data.max_length=64"], False)[0][0].data.max_length == 64
     for lang in ("en", "sw"):
         (tmp_path / lang).mkdir()
-    job = config.check(["task=tydiqa", f"task.data_dir={tmp_path}"], False)[0][0]
+    job = config.check(["task=tydiqa", f"task.data_dir={tmp_path}", "mt=file"], False)[0][0]
     assert job.mt.path == str(tmp_path)
 
 
@@ -91,8 +93,8 @@ WRONG = [
     (["adapter.r=-1"], "adapter.r=-1: must be 1 or more"),
     (["adapter.r=2.5"], "adapter.r=2.5"),
     (["finetune.tuning=half"], "choose one of lora, full"),
-    (["method=lora", "fusion=add"], "only flare fuses"),
-    (["method=zero_shot", "fusion.source_layer=same"], "only flare fuses"),
+    (["method=lora", "fusion=add"], "only flare and flare_mt fuse"),
+    (["method=zero_shot", "fusion.source_layer=same"], "only flare and flare_mt fuse"),
     (["task.lang=fr"], "choose one of near, far; did you mean far?"),
     (["task=nusax", "task.lang=acee"], "did you mean ace?"),
     (["task=nusax", "task.data_dir=/no/such"], "task.data_dir=/no/such: there is no such folder"),
@@ -101,11 +103,22 @@ WRONG = [
     (["task=tydiqa", "mt=toy"], "mt=toy with task=tydiqa"),
     (["task=tydiqa", "mt=gold"], "mt=gold with task=tydiqa: the benchmark has no human translations"),
     (["task=tydiqa", "mt.fallback=gold"], "mt.fallback=gold with task=tydiqa"),
-    (["task=nusax", "mt.fallback=gold"], "only mt=file has it, not gold"),
+    (["task=nusax", "mt=gold", "mt.fallback=gold"], "only mt=file has it, not gold"),
     (["task=nusax", "mt=file", "mt.fallback=toy"], "choose one of gold"),
-    (["task=nusax", "mt=file", "mt.noise=0.1"], "only mt=toy and mt=gold has it, not file"),
+    (["task=nusax", "mt=gold", "mt.beams=2"], "has it, not gold"),
+    (["mt.errors=[drop,typo]"], "mt.errors=typo: choose one of drop, swap, replace, hallucinate"),
+    (["mt.errors=[]"], "mt.errors=[]: choose one of"),
+    (["task=nusax", "mt=toy_nllb"], "it knows the generated languages only"),
+    (["task=nusax", "mt=custom"], "mt.path=<hub id or checkpoint folder> is missing"),
+    (["mt=custom", "mt.path=./nowhere"], "mt.path=./nowhere: there is no such folder"),
+    (["mt=toy_nllb", "mt.marker=stars"], "mt.marker=stars: choose one of quotes, brackets, tags"),
+    (["mt=toy_nllb", "mt.quantization=int8"], "only mt.backend=ctranslate2 has it"),
+    (["method=flare_mt"], "choose mt=toy_nllb"),
+    (["task=nusax", "mt=gold", "method=flare_mt"], "choose mt=nllb_600m or"),
+    (["mt=toy_nllb", "method=flare_mt", "fusion.source_layer=same"], "every layer fuses the same states"),
+    (["source.cache=tape"], "source.cache=tape: choose one of off, memory, disk"),
     (["task=nusax", "mt=file", "mt.path=/no/such"], "mt.path=/no/such: there is no such folder"),
-    (["task=nusax", "mt.path=/tmp"], "mt.path=/tmp: only mt=file has it"),
+    (["task=nusax", "mt=gold", "mt.path=/tmp"], "mt.path=/tmp: only mt=file and mt=toy_nllb and"),
     (["mt.name=nllb"], "choose one of toy, gold, file"),
     (["task=tydiqa", "task.lang=en"], "choose one of ar, bn, fi, id, ko, ru, sw, te"),
     (["task.select=first"], "choose one of best, last"),
@@ -113,7 +126,7 @@ WRONG = [
     (["model=custom"], "model.path=<hub id or checkpoint folder> is missing"),
     (["model=custom", "model.path=./no/such"], "there is no such folder"),
     (["source.shuffle=true", "source.empty=true"], "choose one ablation"),
-    (["method=lora", "source.empty=true"], "only flare reads a source"),
+    (["method=lora", "source.empty=true"], "only flare and flare_mt read a source"),
     (["fusion.heads=2"], "only fusion=cross_attn has it"),
     (["fusion=cross_attn", "fusion.heads=3"], "must divide adapter.r=8"),
     (["task.train_split=train[:50]", "task.validation_split=train[40:60]"], "they share examples"),

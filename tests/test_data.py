@@ -13,6 +13,7 @@ from flare_exp.data import (
 )
 from flare_exp.errors import UserError
 from flare_exp.forms import LabelForm
+from flare_exp.noise import ERRORS, corrupt_examples
 from flare_exp.tasks import NusaX, Slice, ToySentiment, fingerprint
 from flare_exp.tiny.pretrain import train_tokenizer
 from flare_exp.tiny.world import World
@@ -30,7 +31,9 @@ def task():
 
 
 def module(task, tokenizer, view, **options):
-    translate = ParallelTranslator(task, noise=0.1).translate
+    def translate(examples, lang):
+        return corrupt_examples(ParallelTranslator(task).translate(examples, lang), lang, 0.1, ERRORS[:3], 0)
+
     form = LabelForm(task, tokenizer, max_length=128)
     return ToySentimentDataModule(task, "far", form, translate, view=view, batch_size=8, **options)
 
@@ -47,6 +50,7 @@ def test_views(task, tokenizer):
     assert read["target"] == read["paired"] == far
     assert texts(p.source for p in by_view["paired"]) == read["translated"] != english
     assert all(p.source is None for view in VIEWS[:3] for p in by_view[view])
+    assert read["latent"] == texts(p.source for p in by_view["latent"]) == far  # it reads itself
     # training pairs: the English original as source, its imperfect translation as target
     train = module(task, tokenizer, "paired").pairs("train")
     assert texts(p.source for p in train) == texts(task.load("en", "train"))

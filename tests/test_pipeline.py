@@ -190,6 +190,8 @@ def test_killed_in_a_stage_and_started_again(flare_run, tmp_path, stage):
     assert result(out)["test"] == result(flare)["test"]
     artefacts = json.loads((out / "provenance.json").read_text())["artefacts"]
     reused = {f"{a['kind']}/{a['digest']}" for a in artefacts.values() if a["reused"]}
+    before = json.loads((out / "provenance.json").read_text())["translations"].values()
+    reused |= {f"translation/{info['of']}" for info in before}  # before errors were made
     assert {f"{p.parent.parent.name}/{p.parent.name}" for p in finished} <= reused | {"nothing"}
     assert not list(cache.glob("*/.*")), "leftovers of the killed run are gone"
 

@@ -13,9 +13,10 @@ import pytest
 from flare_exp import config
 from flare_exp.artifacts import ArtifactStore, digest_of
 from flare_exp.errors import UserError
+from flare_exp.noise import ERRORS, corrupt, corrupt_examples, corrupted, follow_words
 from flare_exp.tasks import TASKS, XNLI, Answer, Example, NusaX, Task, TyDiQA, base
 from flare_exp.tasks.tydiqa import PREFIXES, locate
-from flare_exp.translation import FileTranslator, ParallelTranslator, corrupt, corrupted, follow, translator
+from flare_exp.translation import FileTranslator, ParallelTranslator, translator
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -189,7 +190,8 @@ def test_answers_stay_exact_under_noise_or_are_lost():
     task = ParallelQA()
     kept = {}
     for noise in (0.0, 0.05, 0.2, 0.8):
-        translated = ParallelTranslator(task, noise).translate(task.load("en", "train"), "xx")
+        translated = ParallelTranslator(task).translate(task.load("en", "train"), "xx")
+        translated = corrupt_examples(translated, "xx", noise, ERRORS[:3], 0, task.context)
         original = {e.key: e.answers[0].text for e in task.load("xx", "train")}
         for e in translated:
             for a in e.answers:
@@ -213,7 +215,7 @@ def test_answers_stay_exact_under_noise_or_are_lost():
     ],
 )
 def test_follow(words, expected):
-    assert follow(Answer("b c", 2), "a b c d", words) == expected
+    assert follow_words(Answer("b c", 2), "a b c d", words) == expected
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_follow(words, expected):
 )
 def test_follow_answers_that_are_not_whole_words(text, answer, expected):
     words = [(word, i) for i, word in enumerate(text.split())]
-    found = follow(answer, text, words)
+    found = follow_words(answer, text, words)
     assert found == expected
     assert found is None or " ".join(text.split()).startswith(found.text, found.start)
 
@@ -328,7 +330,12 @@ def test_question_answering_files_carry_the_answers(tmp_path):
 
 def stage(task, folder, **mt):
     """What Stages.translate needs of a Stages."""
-    return SimpleNamespace(task=task, cfg=SimpleNamespace(mt=config.MtConfig(**mt)), store=ArtifactStore(folder), translations={})
+    from flare_exp.stages import Stages, make_translator
+
+    cfg, made = SimpleNamespace(mt=config.MtConfig(**mt)), Stages.__new__(Stages)
+    parts = {"task": task, "cfg": cfg, "store": ArtifactStore(folder), "translations": {}}
+    made.__dict__.update(parts, translator=make_translator(cfg, task, None))
+    return made
 
 
 def test_the_stage_keeps_answers_and_follows_the_file_not_its_place(tmp_path):
@@ -373,20 +380,26 @@ def qa_folder(tmp_path):
 
 def test_translations_are_missed_before_any_model(qa_folder):
     from flare_exp import pipeline
+    from flare_exp.stages import make_translator
 
     needs = {"zero_shot": None, "lora": "mt_en-sw", "translate_test": "mt_sw-en", "flare": "mt_en-sw"}
     for method, folder in needs.items():
-        cfg = job("task=tydiqa", f"task.data_dir={qa_folder}", f"method={method}")
+        cfg = job("task=tydiqa", f"task.data_dir={qa_folder}", f"method={method}", "mt=file", f"mt.path={qa_folder}")
         task = pipeline.load_task(cfg)
+
+        def check(cfg=cfg, task=task, method=method):
+            maker = make_translator(cfg, task, None)
+            pipeline.check_translations(maker, task, "sw", pipeline.METHODS[method])
+
         assert pipeline.check_data(task, "sw")["en/train"]["examples"] == 2
         if folder is None:
-            pipeline.check_translations(cfg, task, pipeline.METHODS[method])
+            check()
             continue
         with pytest.raises(UserError, match=f"there is no .*{folder}"):
-            pipeline.check_translations(cfg, task, pipeline.METHODS[method])
+            check()
         cfg.mt.path = None
         with pytest.raises(UserError, match=r"mt=file: set mt\.path=<folder>"):
-            pipeline.check_translations(cfg, task, pipeline.METHODS[method])
+            check()
 
 
 # --- real data -------------------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from flare_exp.noise import corrupt
 from flare_exp.tasks.toy import ToyNLI, ToyQA, ToySentiment, ToyTask
 from flare_exp.tiny.world import LABELS, RELATIONS, SPLITS, World
-from flare_exp.translation import corrupt
 
 TOYS = (ToySentiment, ToyNLI, ToyQA)
 

@@ -92,6 +92,11 @@ class Task(ABC):
         self.splits["english_test"] = Slice.parse(given["english_test"]) if "english_test" in given else self.splits["test"]
         self.limit = limit
 
+    @property
+    def context(self) -> int | None:
+        """Which of an example's texts holds its answers."""
+        return self.fields.index("context") if "context" in self.fields else None
+
     def gold(self, example: Example) -> tuple[str, ...]:
         """What counts as right: the label's name, or the texts of the accepted answers."""
         return tuple(a.text for a in example.answers) if example.label is None else (self.labels[example.label],)

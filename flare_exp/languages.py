@@ -1,0 +1,69 @@
+"""One table: a benchmark's language code -> the FLORES-200 code that NLLB knows it by (arXiv 2207.04672)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flare_exp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Language:
+    """`flores`: the code. `proxy`: NLLB does not know the language, and `flores` is a related one that stands in for it, as in
+    the paper's released code. `spaced`: its words are separated by spaces."""
+
+    flores: str
+    proxy: bool = False
+    spaced: bool = True
+
+
+LANGUAGES = {
+    # the generated world; its own translation model knows these codes
+    "near": Language("nea_Latn"),
+    "far": Language("far_Latn"),
+    # XNLI and TyDiQA
+    "en": Language("eng_Latn"),
+    "ar": Language("arb_Arab"),
+    "bg": Language("bul_Cyrl"),
+    "bn": Language("ben_Beng"),
+    "de": Language("deu_Latn"),
+    "el": Language("ell_Grek"),
+    "es": Language("spa_Latn"),
+    "fi": Language("fin_Latn"),
+    "fr": Language("fra_Latn"),
+    "hi": Language("hin_Deva"),
+    "id": Language("ind_Latn"),
+    "ko": Language("kor_Hang"),
+    "ru": Language("rus_Cyrl"),
+    "sw": Language("swh_Latn"),
+    "te": Language("tel_Telu"),
+    "th": Language("tha_Thai", spaced=False),
+    "tr": Language("tur_Latn"),
+    "ur": Language("urd_Arab"),
+    "vi": Language("vie_Latn"),
+    "zh": Language("zho_Hans", spaced=False),
+    # NusaX
+    "eng": Language("eng_Latn"),
+    "ace": Language("ace_Latn"),
+    "ban": Language("ban_Latn"),
+    "bbc": Language("ind_Latn", proxy=True),
+    "bjn": Language("bjn_Latn"),
+    "bug": Language("bug_Latn"),
+    "ind": Language("ind_Latn"),
+    "jav": Language("jav_Latn"),
+    "mad": Language("ind_Latn", proxy=True),
+    "min": Language("min_Latn"),
+    "nij": Language("ind_Latn", proxy=True),
+    "sun": Language("sun_Latn"),
+}
+
+
+def language(code: str) -> Language:
+    """The row of a benchmark's language code.
+
+    Raises:
+        UserError: there is none.
+    """
+    if code not in LANGUAGES:
+        raise UserError(f"no FLORES-200 code is known for the language {code!r}; add its row to flare_exp/languages.py")
+    return LANGUAGES[code]

@@ -1,0 +1,131 @@
+"""Source states computed once, and read again in every epoch: in memory, or as an artefact that is memory-mapped."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from flare_exp.artifacts import ArtifactStore
+from flare_exp.errors import UserError
+from flare_exp.sources import Source
+
+if TYPE_CHECKING:
+    from flare_exp.forms import Form, Item
+
+log = logging.getLogger(__name__)
+
+BATCH_TOKENS = 4096  # of a computing pass, padding included
+FILE = "states.bin"  # [tokens, n, d], row by row
+
+
+class StateCache:
+    """The source states of every text of a data set, computed once: texts of S tokens as [S, n, d].
+
+    Args:
+        states: [all tokens, n, d], in memory or memory-mapped.
+        starts, lengths: where in `states` each text is.
+    """
+
+    def __init__(self, states: Tensor, starts: Sequence[int], lengths: Sequence[int]):
+        self.states, self.starts, self.lengths = states, list(starts), list(lengths)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> Tensor:
+        start = self.starts[index]
+        return self.states[start : start + self.lengths[index]]
+
+
+def padded_states(rows: Sequence[Tensor], side: str) -> dict[str, Tensor]:
+    """A batch of cached states: `states` [B, S, n, d] float32, padded on `side` with zeros, and attention_mask [B, S]."""
+    masks = [torch.ones(len(row), dtype=torch.long) for row in rows]
+    pad = functools.partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
+    return {"states": pad([row.float() for row in rows]), "attention_mask": pad(masks)}
+
+
+def cached_states(
+    source: Source,
+    items: Sequence[Item],
+    form: Form,
+    device: torch.device,
+    dtype: torch.dtype,
+    store: ArtifactStore | None,
+    key: Mapping[str, Any],
+) -> StateCache:
+    """The states of every item, each different text computed once.
+
+    Args:
+        source: computes them, on `device`, where its reader is.
+        items: encoded source texts of `form`.
+        dtype: that they are kept in.
+        store: keeps them as an artefact of `key`; None: in memory, for this run only.
+
+    Raises:
+        UserError: the disk is too small for them.
+    """
+    texts = [tuple(item["inputs"]["input_ids"]) for item in items]
+    unique = list(dict.fromkeys(texts))
+    order = sorted(range(len(unique)), key=lambda i: len(unique[i]), reverse=True)
+    total = sum(map(len, unique))
+    one = dict(zip(texts, items, strict=True))
+    width = source.compute(_to(form.pad([one[unique[order[-1]]]]), device)).shape[2:]
+    size = total * math.prod(width) * dtype.itemsize
+    shape = f"{len(unique):,} source texts, {total:,} tokens x {width[0]} x {width[1]} {str(dtype).removeprefix('torch.')}"
+    log.info("%s: %s %s", shape, _megabytes(size), "on disk" if store else "in memory")
+
+    def compute(keep: Callable[[Tensor], Any]) -> None:
+        from rich.progress import track
+
+        with torch.no_grad():
+            for rows in track(list(_batches(order, unique)), description="reading the sources once", transient=True):
+                inputs = _to(form.pad([one[unique[i]] for i in rows]), device)
+                for states, mask in zip(source.compute(inputs), inputs["attention_mask"].bool(), strict=True):
+                    keep(states[mask].to("cpu", dtype))
+
+    def build(folder: Path) -> dict[str, Any]:
+        if size > (free := shutil.disk_usage(folder).free):
+            raise UserError(f"source.cache=disk: needs {_megabytes(size)}, and {folder.parent} has {_megabytes(free)} left; "
+                            "choose source.cache=memory or off, or source.dtype=float16")  # fmt: skip
+        with (folder / FILE).open("wb") as file:
+            compute(lambda states: file.write(states.contiguous().view(torch.uint8).numpy().tobytes()))
+        return {"texts": len(unique), "tokens": total, "width": list(width), "dtype": str(dtype)}
+
+    if store is None:
+        kept: list[Tensor] = []
+        compute(kept.append)
+        flat = torch.cat(kept)
+    else:
+        place = store.get("states", {**key, "dtype": str(dtype)}, build).path / FILE
+        flat = torch.from_file(str(place), shared=False, size=total * math.prod(width), dtype=dtype).view(total, *width)
+    starts, at = {}, 0
+    for i in order:
+        starts[unique[i]], at = at, at + len(unique[i])
+    return StateCache(flat, [starts[text] for text in texts], [len(text) for text in texts])
+
+
+def _batches(order: Sequence[int], texts: Sequence[Sequence[int]]):
+    """Runs of `order`, longest text first, of at most BATCH_TOKENS tokens with padding."""
+    rows: list[int] = []
+    for i in order:
+        if rows and (len(rows) + 1) * len(texts[rows[0]]) > BATCH_TOKENS:
+            yield rows
+            rows = []
+        rows.append(i)
+    yield rows
+
+
+def _to(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB"

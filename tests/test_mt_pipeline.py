@@ -1,0 +1,144 @@
+"""Runs with a tiny NLLB that is trained here: FLARE MT, cached sources, kills, two processes, full disks."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+from test_pipeline import command, launch, result
+
+pytestmark = pytest.mark.slow
+
+# a translator that has seen little: its words are wrong, its form is real
+SMALL = ["mt=toy_nllb", "mt.pretrain.steps=60", "mt.pretrain.pairs=600", "mt.max_length=32", "mt.shard=16"]
+
+
+def provenance(out):
+    return json.loads((out / "provenance.json").read_text())
+
+
+def translated(cache):
+    """Every finished translation's parquet, by digest."""
+    return {p.parent.name: p.read_bytes() for p in cache.glob("translation/*/translations.parquet") if p.parent.name[0] != "."}
+
+
+@pytest.fixture(scope="module")
+def mt_run(cache_dir, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "flare_mt"
+    done = launch(cache_dir, out, *SMALL, "method=flare_mt")
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_flare_mt_leaves_everything_and_asks_for_no_test_translation(mt_run):
+    out, done = mt_run
+    measured, facts = result(out), provenance(out)
+    assert (measured["method"], measured["fusion"], measured["mt"]) == ("flare_mt", "add_relu", "toy_nllb")
+    assert list(facts["translations"]) == [f"translation of toy_sentiment/en/{role} into far" for role in ("train", "validation")]
+    weights = load_file(out / "adapter/adapter_model.safetensors")
+    (name,) = (k for k in weights if k.endswith("flare_source.weight"))
+    assert weights[name].shape == (128, 128)
+    rows = pq.read_table(out / "predictions.parquet").to_pylist()
+    assert all(row["source"] == row["target"] for row in rows), "the encoder reads the target text itself"
+    for info in facts["translations"].values():
+        assert info["by"] == "machine"
+        assert 0 <= info["chrf++"] < 100
+        assert set(info) >= {"truncated", "empty", "repetitive", "copy", "bleu", "chrf++_signature"}
+    assert "source texts" in done.stdout + done.stderr
+    assert "chrF++" in done.stdout
+
+
+@pytest.mark.parametrize("method", ["flare_mt", "flare"])
+def test_i11_source_cache_on_and_off_train_the_same_adapter(tmp_path, method):
+    found = {}
+    for where in ("off", "memory", "disk"):
+        # a cache of its own for what is trained, so that it is trained again
+        done = launch(tmp_path / where, tmp_path / f"{where}-out", *SMALL, f"method={method}", f"source.cache={where}")
+        assert done.returncode == 0, done.stderr
+        assert ("source texts" in done.stdout + done.stderr) == (where != "off")
+        found[where] = (
+            load_file(tmp_path / f"{where}-out" / "adapter/adapter_model.safetensors"),
+            result(tmp_path / f"{where}-out"),
+        )
+        assert bool(list((tmp_path / where).glob("states/*/states.bin"))) == (where == "disk")
+    for weights, measured in found.values():
+        assert measured["test"] == found["off"][1]["test"]
+        for name, tensor in weights.items():
+            assert (tensor - found["off"][0][name]).abs().max() < 1e-3, name
+
+
+def test_killed_while_translating_and_started_again_gives_the_same_bytes(mt_run, cache_dir, tmp_path):
+    """kill -9 after some shards; what was finished is not made again."""
+    cache, again = tmp_path / "cache", tmp_path / "out"
+    for shards in (1, 3, 5):
+        process = subprocess.Popen(
+            command(cache, f"output_dir={again}", *SMALL, "method=lora"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 200
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(list(cache.glob("translation_shard/*/manifest.json"))) >= shards:
+                break
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (again / "metrics.json").exists()
+    made = {p: p.stat().st_mtime_ns for p in cache.glob("translation_shard/*/texts.parquet") if p.parent.name[0] != "."}
+    assert made
+    done = launch(cache, again, *SMALL, "method=lora")
+    assert done.returncode == 0, done.stderr
+    assert all(p.stat().st_mtime_ns == when for p, when in made.items()), "a finished shard was made again"
+    whole, parts = translated(cache_dir), translated(cache)
+    assert parts
+    assert all(whole[digest] == content for digest, content in parts.items())
+
+
+def test_two_processes_translate_once(mt_run, tmp_path):
+    cache = tmp_path / "cache"
+    runs = [
+        subprocess.Popen(
+            command(cache, f"output_dir={tmp_path / str(i)}", *SMALL, "method=lora", "mt.pretrain.steps=61"),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    texts = [process.communicate()[0] for process in runs]
+    assert [process.returncode for process in runs] == [0, 0], texts
+    assert result(tmp_path / "0")["test"] == result(tmp_path / "1")["test"]
+    shared = [provenance(tmp_path / str(i))["artefacts"] for i in range(2)]
+    for name in (n for n in shared[0] if n.startswith("translation")):
+        assert sorted(artefacts[name]["reused"] for artefacts in shared) == [False, True], name
+    assert any("waiting for" in text for text in texts)
+
+
+def test_a_disk_that_fills_up_is_said_and_nothing_half_written_is_used(mt_run, cache_dir, tmp_path):
+    """A limit on file sizes stands in for the full disk."""
+    import shutil
+
+    cache = tmp_path / "cache"
+    shutil.copytree(cache_dir, cache, ignore=shutil.ignore_patterns("translation*", "transfer", "test"))
+    words = command(cache, f"output_dir={tmp_path / 'out'}", *SMALL, "method=lora")
+    # the run folder's configuration, or a translation, is too large
+    for kilobytes, said in ((2, "no more can be written to"), (4, "cannot write the artefact translation")):
+        done = subprocess.run(["bash", "-c", f"ulimit -f {kilobytes}; exec {shlex.join(words)}"], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not translated(cache)
+    done = launch(cache, tmp_path / "out", *SMALL, "method=lora")
+    assert done.returncode == 0, done.stderr
+    assert all(translated(cache_dir)[digest] == content for digest, content in translated(cache).items())
+
+
+def test_an_mt_checkpoint_on_disk_translates_questions_and_answers(mt_run, cache_dir, tmp_path):
+    """mt=custom, with marks; the tiny translator loses answers, and these leave the training set."""
+    (checkpoint,) = (p for p in (cache_dir / "mt").iterdir() if p.is_dir())
+    done = launch(cache_dir, tmp_path, "mt=custom", f"mt.path={checkpoint}", "task=toy_qa", "mt.max_length=32", "method=lora")
+    if done.returncode == 2:
+        assert "no training example kept its answer in translation" in done.stderr
+    else:
+        assert "answers carried over" in done.stdout

@@ -1,0 +1,202 @@
+"""Translation by a model: languages, marks, shards that are kept, damage and interruption; without a real model."""
+
+import json
+import re
+from contextlib import suppress
+
+import pyarrow.parquet as pq
+import pytest
+
+from flare_exp import languages, mt
+from flare_exp.artifacts import ArtifactStore
+from flare_exp.errors import UserError
+from flare_exp.noise import ERRORS, corrupt_examples, corrupted
+from flare_exp.tasks import TASKS, Answer, Example, NusaX, ToyNLI, ToyQA, ToySentiment, TyDiQA
+from flare_exp.translation import Machine, MachineTranslator
+
+
+class Reverser:
+    """A 'model': words in reverse order and upper case, marks kept; counts what it is asked for, stops when it is told to."""
+
+    def __init__(self, stop_after=None):
+        self.asked, self.stop_after = [], stop_after
+
+    def translate(self, texts, source, target, progress=None, protect=None):
+        if self.stop_after is not None and len(self.asked) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.asked.append((list(texts), source, target))
+        if progress:
+            progress(len(texts))
+        # a marked span is one word
+        return [mt.Translated(" ".join(reversed(re.findall(r'"[^"]*"|\S+', t))).upper(), "long" in t) for t in texts]
+
+
+def maker(task, folder, engine, shard=4, check=lambda *codes: None):
+    return MachineTranslator(task, Machine({"by": "machine", "x": 1}, check, lambda: engine), ArtifactStore(folder), shard=shard)
+
+
+# --- languages -------------------------------------------------------------------------------------------------------
+
+
+def test_every_language_of_every_benchmark_has_a_code():
+    for task in TASKS.values():
+        for lang in (task.english, *task.languages):
+            assert re.fullmatch(r"[a-z]{3}_[A-Z][a-z]{3}", languages.language(lang).flores)
+        assert languages.language(task.english).flores == "eng_Latn"
+    proxies = {code for code, row in languages.LANGUAGES.items() if row.proxy}
+    assert proxies == {"bbc", "mad", "nij"}
+    assert {languages.LANGUAGES[code].flores for code in proxies} == {"ind_Latn"}
+    exact = [row.flores for code, row in languages.LANGUAGES.items() if not row.proxy]
+    assert len(set(exact)) == len(exact) - 2, "only English and Indonesian have two names"
+
+
+def test_an_unknown_language_is_an_error():
+    with pytest.raises(UserError, match=r"language 'xx'; add its row to flare_exp/languages\.py"):
+        languages.language("xx")
+
+
+def test_a_proxy_is_logged(tmp_path, caplog):
+    task = NusaX()
+    example = Example("nusax/eng/train/0", "0", ("a b",), 0)
+    identity = maker(task, tmp_path, Reverser()).identity([example], "bbc")
+    assert (identity["from"], identity["to"]) == ("eng_Latn", "ind_Latn")
+    assert "does not know bbc: ind_Latn stands in" in caplog.text
+
+
+# --- examples --------------------------------------------------------------------------------------------------------
+
+
+def test_classification_translates_every_different_text_once(tmp_path):
+    task, engine = ToyNLI(limit=20), Reverser()
+    examples = [*task.load("en", "train"), *task.load("en", "train")]
+    made = maker(task, tmp_path, engine).translate(examples, "far")
+    assert [m.texts for m in made] == [tuple(" ".join(reversed(t.split())).upper() for t in e.texts) for e in examples]
+    assert [(m.id, m.label) for m in made] == [(e.id, e.label) for e in examples]
+    asked = [text for texts, *_ in engine.asked for text in texts]
+    assert len(asked) == len(set(asked)) == len({t for e in examples for t in e.texts})
+    assert {call[1:] for call in engine.asked} == {("eng_Latn", "far_Latn")}
+
+
+def test_answers_are_marked_into_the_target_language_only(tmp_path):
+    task, engine = ToyQA(limit=6), Reverser()
+    examples = task.load("en", "train")
+    made = maker(task, tmp_path, engine).translate(examples, "far")
+    for e, m in zip(examples, made, strict=True):
+        (answer,) = m.answers
+        assert answer.text == e.answers[0].text.upper()
+        assert m.texts[0].startswith(answer.text, answer.start)
+        assert '"' not in m.texts[0]
+    assert sum('"' in text for texts, *_ in engine.asked for text in texts) == 6
+    engine.asked.clear()
+    tested = maker(task, tmp_path, engine).translate(task.load("far", "test"), "en")
+    assert not any('"' in text for texts, *_ in engine.asked for text in texts), "the test source must not show the answer"
+    assert all(m.answers == () for m in tested)
+
+
+def test_answers_that_are_lost_or_were_never_there_are_none(tmp_path):
+    class Loser(Reverser):
+        def translate(self, texts, *more, **options):
+            return [mt.Translated(t.replace('"', "", 1), False) for t in texts]
+
+    found = Example("tydiqa/en/train/0", "0", ("the nile is long", "what"), answers=(Answer("nile", 4),))
+    absent = Example("tydiqa/en/train/1", "1", ('the "nile" is long', "what"), answers=(Answer("congo", -1),))
+    lost, never = maker(TyDiQA(), tmp_path, Loser()).translate([found, absent], "sw")
+    assert lost.answers == never.answers == ()
+    assert lost.texts[0] == "the nile is long", "no mark of ours is left"
+    assert maker(TyDiQA(), tmp_path / "b", Reverser()).translate([absent], "sw")[0].answers == (), "its own quotes mark nothing"
+
+
+def test_flags_of_all_texts_of_an_example(tmp_path):
+    rows = maker(ToyNLI(), tmp_path, Reverser()).flagged(
+        [Example("toy_nli/en/train/0", "0", ("a long one", "b c"), 0), Example("toy_nli/en/train/1", "1", ("x", "y z"), 0)], "far"
+    )
+    assert [flags["truncated"] for _, flags in rows] == [True, False]
+    assert [flags["copy"] for _, flags in rows] == [False, True]  # one word reversed is itself
+    assert set(rows[0][1]) == {"truncated", "empty", "repetitive", "copy"}
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def shards(folder):
+    return sorted(p for p in (folder / "translation_shard").iterdir() if p.is_dir())
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 3])
+def test_an_interrupted_translation_goes_on_after_its_last_finished_shard(tmp_path, stop_after):
+    task = ToySentiment(limit=22)
+    examples = task.load("en", "train")
+    whole = maker(task, tmp_path / "whole", Reverser()).translate(examples, "far")
+    first, second = Reverser(stop_after), Reverser()
+    with suppress(KeyboardInterrupt):
+        maker(task, tmp_path / "parts", first).translate(examples, "far")
+    assert len(first.asked) == stop_after
+    assert maker(task, tmp_path / "parts", second).translate(examples, "far") == whole
+    assert len(second.asked) == 6 - stop_after
+    assert [p.name for p in shards(tmp_path / "parts")] == [p.name for p in shards(tmp_path / "whole")]
+    for a, b in zip(shards(tmp_path / "parts"), shards(tmp_path / "whole"), strict=True):
+        assert (a / "texts.parquet").read_bytes() == (b / "texts.parquet").read_bytes()
+
+
+def test_a_damaged_shard_is_named_and_made_again(tmp_path, caplog):
+    task, engine = ToySentiment(limit=10), Reverser()
+    examples = task.load("en", "train")
+    made = maker(task, tmp_path, engine).translate(examples, "far")
+    victim = shards(tmp_path)[1] / "texts.parquet"
+    victim.write_bytes(victim.read_bytes()[:-3] + b"xyz")
+    engine.asked.clear()
+    assert maker(task, tmp_path, engine).translate(examples, "far") == made
+    assert len(engine.asked) == 1
+    assert f"damaged artefact {victim.parent}: texts.parquet is not what was written" in caplog.text
+
+
+def test_what_a_shard_depends_on(tmp_path):
+    task, engine = ToySentiment(limit=4), Reverser()
+    examples = task.load("en", "train")
+    maker(task, tmp_path, engine).translate(examples, "far")
+    maker(task, tmp_path, engine).translate(examples, "near")
+    other = Machine({"by": "machine", "x": 2}, lambda *codes: None, lambda: engine)
+    MachineTranslator(task, other, ArtifactStore(tmp_path), shard=4).translate(examples, "far")
+    assert len(engine.asked) == 3
+    facts = json.loads((shards(tmp_path)[0] / "manifest.json").read_text())
+    assert facts["info"]["texts"] == 4
+    assert pq.read_table(shards(tmp_path)[0] / "texts.parquet").column_names[:2] == ["original", "translation"]
+
+
+def test_a_checkpoint_that_cannot_be_had_is_told_before_translating(tmp_path):
+    def refuse(*codes):
+        raise UserError("mt.path=x: no")
+
+    with pytest.raises(UserError, match=r"mt\.path=x: no"):
+        maker(ToySentiment(), tmp_path, Reverser(), check=refuse).identity(
+            [Example("toy_sentiment/en/train/0", "0", ("a",), 0)], "far"
+        )
+
+
+# --- noise -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_error_does_what_it_says():
+    words = [f"w{i}" for i in range(400)]
+    made = {kind: corrupted(words, 0.3, ["x"], "s", [kind]) for kind in ERRORS}
+    kept = {kind: [number for _, number in found if number is not None] for kind, found in made.items()}
+    assert kept["drop"] == sorted(kept["drop"])
+    assert 200 < len(made["drop"]) < 340
+    assert sorted(kept["swap"]) == list(range(400)) != kept["swap"]
+    assert len(made["replace"]) == 400
+    assert 60 < sum(word == "x" for word, _ in made["replace"]) < 180
+    assert kept["hallucinate"] == list(range(400)), "nothing is lost, words are added"
+    assert 460 < len(made["hallucinate"]) < 580
+
+
+def test_noise_keeps_answers_exact_in_languages_without_spaces():
+    example = Example("tydiqa/en/train/0", "0", ("曼谷是泰国的首都和最大城市", "哪里"), answers=(Answer("泰国", 3),))
+    found = set()
+    for seed in range(60):
+        (made,) = corrupt_examples([example], "zh", 0.1, ERRORS, seed, 0)
+        found.add(bool(made.answers))
+        assert " " not in made.texts[0]
+        for answer in made.answers:
+            assert made.texts[0].startswith(answer.text, answer.start)
+            assert answer.text == "泰国"
+    assert found == {True, False}
