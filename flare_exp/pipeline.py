@@ -18,10 +18,11 @@ import torch
 from flare_exp import results
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.backbones import quantisation_problem
+from flare_exp.checkpoints import MT, make_translator, prepare_backbone
 from flare_exp.config import Config
 from flare_exp.errors import UserError
 from flare_exp.loggers import Tracker
-from flare_exp.stages import MT, Stages, make_translator, prepare_backbone
+from flare_exp.stages import Stages
 from flare_exp.tasks import ROLES, TASKS, Task, fingerprint
 from flare_exp.translation import FLAGS, Translator
 

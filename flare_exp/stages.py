@@ -20,11 +20,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
-from flare_exp import adapter, backbones, metrics, mt, results
-from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
+from flare_exp import adapter, backbones, metrics, results
+from flare_exp.artifacts import Artifact, ArtifactStore, digest_of
 from flare_exp.backbones import Backbone
+from flare_exp.checkpoints import MT, make_translator
 from flare_exp.config import Config, StageConfig
 from flare_exp.data import DATAMODULES, PairedDataModule, PairedDataset
 from flare_exp.errors import UserError
@@ -37,101 +37,9 @@ from flare_exp.sources import BackboneSource, MTSource, Source
 from flare_exp.states import cached_states
 from flare_exp.tasks import ROLES, Example, Task, fingerprint
 from flare_exp.tasks.base import read_answers
-from flare_exp.tiny.mt import train_mt
-from flare_exp.tiny.pretrain import pretrain
-from flare_exp.translation import Flagged, Machine, MachineTranslator, ParallelTranslator, Translator, has_span, translator
+from flare_exp.translation import Flagged, ParallelTranslator, has_span
 
 log = logging.getLogger(__name__)
-
-
-def prepare_backbone(cfg: Config, store: ArtifactStore) -> Artifact:
-    """The pre-trained checkpoint: built on first use (model=tiny), or wherever model.path points, with its identity."""
-    if cfg.model.path is None:
-        options = {**asdict(cfg.model.pretrain), "world_seed": cfg.task.world_seed}  # type: ignore[arg-type]
-        return store.get("backbone", {"model": cfg.model.name, **options}, lambda folder: pretrain(folder, **options))
-    if backbones.looks_local(cfg.model.path):
-        backbones.family_of(cfg.model.path)
-    return existing_checkpoint(cfg.model.path, cfg.model.revision)
-
-
-def existing_checkpoint(path: str, revision: str | None) -> Artifact:
-    """A checkpoint that was not built here: of a folder the content is its identity, on the hub name and commit."""
-    if not backbones.looks_local(path):
-        return Artifact(Path(path), "hub", f"{path}@{revision}", {}, 0.0, True)
-    folder = Path(path).expanduser()
-    # what the weights, the architecture and the tokenizer are; not READMEs, nor where the folder lies
-    names = [p for p in sorted(folder.iterdir()) if p.suffix in (".json", ".safetensors", ".bin", ".model", ".txt")]
-    return Artifact(folder, "checkpoint", digest_of({p.name: file_sha256(p) for p in names})[:20], {}, 0.0, True)
-
-
-class MT:
-    """The translation model of a run: its checkpoint, built or found when it is first needed."""
-
-    def __init__(self, cfg: Config, store: ArtifactStore):
-        self.cfg, self.store = cfg.mt, store
-        self.device = "cuda" if cfg.trainer.accelerator == "gpu" else "cpu"
-        self.options = {**asdict(cfg.mt.pretrain), "world_seed": cfg.task.world_seed} if cfg.mt.pretrain else {}
-
-    @functools.cached_property
-    def origin(self) -> Any:
-        """Identity of the checkpoint, known without building anything."""
-        return self.options if self.cfg.path is None else existing_checkpoint(self.cfg.path, self.cfg.revision).digest
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a text's translation depends on."""
-        runs = {"backend": self.cfg.backend, "quantization": self.quantization, "rules": mt.RULES}
-        return {"by": "machine", "checkpoint": self.origin, **runs, **asdict(self.decoding)}
-
-    @property
-    def quantization(self) -> str | None:
-        if self.cfg.backend == "transformers":
-            return None
-        return self.cfg.quantization or ("int8_float16" if self.device == "cuda" else "int8")
-
-    @property
-    def decoding(self) -> mt.Decoding:
-        return mt.Decoding(self.cfg.beams, self.cfg.max_length, self.cfg.no_repeat_ngram)
-
-    def check(self, *codes: str) -> None:
-        """UserError when the checkpoint, the backend or a language cannot be had."""
-        if self.cfg.backend == "ctranslate2":
-            mt.ctranslate2()
-        if self.cfg.path is not None:
-            for code in codes:
-                mt.language_id(self._checked, code)
-
-    @functools.cached_property
-    def _checked(self) -> PreTrainedTokenizerBase:
-        return mt.check(str(self.cfg.path), self.cfg.revision, self.decoding)
-
-    @functools.cached_property
-    def checkpoint(self) -> str:
-        if self.cfg.path is not None:
-            return self.cfg.path
-        return str(
-            self.store.get("mt", {"mt": self.cfg.name, **self.options}, lambda folder: train_mt(folder, **self.options)).path
-        )
-
-    @functools.cached_property
-    def engine(self) -> mt.Engine:
-        how = (self.decoding, self.cfg.batch_tokens, self.device)
-        if not self.quantization:
-            return mt.TransformersEngine(self.checkpoint, self.cfg.revision, *how)
-        key = {"checkpoint": self.origin, "quantization": self.quantization}
-
-        def build(folder: Path) -> None:
-            mt.convert(self.checkpoint, self.cfg.revision, folder, str(self.quantization))
-
-        return mt.CTranslate2Engine(str(self.store.get("ctranslate2", key, build).path), *how)
-
-    @functools.cached_property
-    def encoder(self) -> tuple[Any, PreTrainedTokenizerBase]:
-        return mt.load_encoder(self.checkpoint, self.cfg.revision, self.device)
-
-    def translator(self, task: Task) -> MachineTranslator:
-        machine = Machine(self.identity, self.check, lambda: self.engine)
-        return MachineTranslator(task, machine, self.store, self.cfg.marker, self.cfg.shard)
 
 
 class Stages:
@@ -477,11 +385,6 @@ class Stages:
         options = {k: v for k, v in asdict(self.cfg.optim).items() if not k.startswith("_")}
         module, _, name = self.cfg.optim._target_.rpartition(".")
         return functools.partial(getattr(importlib.import_module(module), name), lr=lr, **options)
-
-
-def make_translator(cfg: Config, task: Task, model: MT) -> Translator:
-    """The translator of a configuration."""
-    return translator(task, cfg.mt.name, path=cfg.mt.path, fallback=cfg.mt.fallback, machine=lambda: model.translator(task))
 
 
 def read_translation(artifact: Artifact, examples: Sequence[Example]) -> list[Example]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flare_exp import projection
 from flare_exp.artifacts import ArtifactStore, digest_of, file_sha256
@@ -51,17 +51,22 @@ class Translator(ABC):
         """
 
 
-@dataclass(frozen=True)
-class Machine:
-    """A translation model, loaded when it is first asked for a text.
+class Machine(Protocol):
+    """A translation model, loaded when it is first asked for a text."""
 
-    `identity`: checkpoint and decoding, all that a translation depends on; `check(*codes)` raises UserError early when it or one
-    of the languages cannot be had; `engine` loads it (flare_exp.mt.Engine).
-    """
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Checkpoint and decoding: all that a text's translation depends on, besides the languages."""
+        ...
 
-    identity: dict[str, Any]
-    check: Callable[..., None]
-    engine: Callable[[], Any]
+    @property
+    def engine(self) -> Any:
+        """Loads it: `flare_exp.mt.Engine`."""
+        ...
+
+    def check(self, *codes: str) -> None:
+        """UserError, early, when the model or one of the languages (FLORES-200 codes) cannot be had."""
+        ...
 
 
 def translator(
@@ -264,7 +269,7 @@ class MachineTranslator(Translator):
 
         def build(folder: Path) -> dict[str, Any]:
             protect = None if self.task.labels else lambda text: projection.marked_range(text, self.marker)
-            made = self.model.engine().translate(texts, source, target, progress=advance, protect=protect)
+            made = self.model.engine.translate(texts, source, target, progress=advance, protect=protect)
             rows = [{"original": t, "translation": m.text, **mt.flags(t, m)} for t, m in zip(texts, made, strict=True)]
             results.write_parquet(folder / "texts.parquet", rows)
             return {"texts": len(rows), **{flag: sum(row[flag] for row in rows) for flag in FLAGS}}

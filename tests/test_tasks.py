@@ -330,7 +330,8 @@ def test_question_answering_files_carry_the_answers(tmp_path):
 
 def stage(task, folder, **mt):
     """What Stages.translate needs of a Stages."""
-    from flare_exp.stages import Stages, make_translator
+    from flare_exp.checkpoints import make_translator
+    from flare_exp.stages import Stages
 
     cfg, made = SimpleNamespace(mt=config.MtConfig(**mt)), Stages.__new__(Stages)
     parts = {"task": task, "cfg": cfg, "store": ArtifactStore(folder), "translations": {}}
@@ -380,7 +381,7 @@ def qa_folder(tmp_path):
 
 def test_translations_are_missed_before_any_model(qa_folder):
     from flare_exp import pipeline
-    from flare_exp.stages import make_translator
+    from flare_exp.checkpoints import make_translator
 
     needs = {"zero_shot": None, "lora": "mt_en-sw", "translate_test": "mt_sw-en", "flare": "mt_en-sw"}
     for method, folder in needs.items():

@@ -7,10 +7,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from flare_exp.languages import language
 from flare_exp.tasks.toy import ToyNLI, ToyQA, ToySentiment
-from flare_exp.tiny.mt import CODES, MARKS, encoded, parallel, train_mt
+from flare_exp.tiny.mt import LANGS, MARKS, encoded, parallel, train_mt
 from flare_exp.tiny.world import SPLITS, World
 
+CODES = {lang: language(lang).flores for lang in LANGS}
 OPTIONS = {"world_seed": 0, "pairs": 1500, "steps": 4, "batch_size": 4, "lr": 1e-3, "vocab_size": 500, "hidden_size": 16,
            "layers": 2, "heads": 2}  # fmt: skip
 
@@ -39,8 +41,8 @@ def marked(text):
 
 def translate(folder, texts, source, target, **options):
     model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, src_lang=CODES[source])
-    forced = tokenizer.convert_tokens_to_ids(CODES[target])
+    tokenizer = AutoTokenizer.from_pretrained(folder, src_lang=language(source).flores)
+    forced = tokenizer.convert_tokens_to_ids(language(target).flores)
     ids = model.generate(**tokenizer(texts, return_tensors="pt", padding=True), forced_bos_token_id=forced, **options)
     return ids, tokenizer.batch_decode(ids, skip_special_tokens=True)
 

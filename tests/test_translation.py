@@ -3,6 +3,7 @@
 import json
 import re
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +13,7 @@ from flare_exp.artifacts import ArtifactStore
 from flare_exp.errors import UserError
 from flare_exp.noise import ERRORS, corrupt_examples, corrupted
 from flare_exp.tasks import TASKS, Answer, Example, NusaX, ToyNLI, ToyQA, ToySentiment, TyDiQA
-from flare_exp.translation import Machine, MachineTranslator
+from flare_exp.translation import MachineTranslator
 
 
 class Reverser:
@@ -31,8 +32,9 @@ class Reverser:
         return [mt.Translated(" ".join(reversed(re.findall(r'"[^"]*"|\S+', t))).upper(), "long" in t) for t in texts]
 
 
-def maker(task, folder, engine, shard=4, check=lambda *codes: None):
-    return MachineTranslator(task, Machine({"by": "machine", "x": 1}, check, lambda: engine), ArtifactStore(folder), shard=shard)
+def maker(task, folder, engine, shard=4, check=lambda *codes: None, x=1):
+    model = SimpleNamespace(identity={"by": "machine", "x": x}, check=check, engine=engine)
+    return MachineTranslator(task, model, ArtifactStore(folder), shard=shard)
 
 
 # --- languages -------------------------------------------------------------------------------------------------------
@@ -155,8 +157,7 @@ def test_what_a_shard_depends_on(tmp_path):
     examples = task.load("en", "train")
     maker(task, tmp_path, engine).translate(examples, "far")
     maker(task, tmp_path, engine).translate(examples, "near")
-    other = Machine({"by": "machine", "x": 2}, lambda *codes: None, lambda: engine)
-    MachineTranslator(task, other, ArtifactStore(tmp_path), shard=4).translate(examples, "far")
+    maker(task, tmp_path, engine, x=2).translate(examples, "far")
     assert len(engine.asked) == 3
     facts = json.loads((shards(tmp_path)[0] / "manifest.json").read_text())
     assert facts["info"]["texts"] == 4

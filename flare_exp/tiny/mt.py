@@ -4,11 +4,12 @@ translation code (language codes, forced first token, beams, marked answers) run
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flare_exp.languages import language
 from flare_exp.tiny.pretrain import byte_pairs, padded, reproducible, save, train
 from flare_exp.tiny.world import SPLITS, Inquiry, Review, Sampler, T, World
 
@@ -18,18 +19,23 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import NllbTokenizer, PreTrainedModel
 
-CODES = {"en": "eng_Latn", "near": "nea_Latn", "far": "far_Latn"}
+LANGS = ("en", "near", "far")
 MARKS = ('"{}"', "[{}]", "<a>{}</a>")
 MARKED = 0.85  # of the stories: a quarter of all pairs
 Pair = tuple[tuple[str, str], tuple[str, str]]  # (language, sentence), twice
 Row = tuple[list[int], list[int]]
 
 
-def train_mt(
+def train_mt(folder: Path, *, world_seed: int, pairs: int, **recipe) -> dict[str, Any]:
+    """Train one model on en <-> near and en <-> far of a generated world; `pairs` of sentences, the rest as for `learn`."""
+    return learn(folder, list(parallel(World(world_seed), pairs)), LANGS, **recipe)
+
+
+def learn(
     folder: Path,
+    texts: list[Pair],
+    langs: Sequence[str],
     *,
-    world_seed: int,
-    pairs: int,
     steps: int,
     batch_size: int,
     lr: float,
@@ -39,15 +45,15 @@ def train_mt(
     heads: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Train one model on en <-> near and en <-> far and save it, with its tokenizer, as an ordinary checkpoint in `folder`.
+    """Train a model on parallel text and save it, with its tokenizer, as an ordinary checkpoint in `folder`.
 
     Returns facts for the manifest: parameter count, loss over the last 100 steps.
     """
     import torch
 
     with reproducible():
-        texts = list(parallel(World(world_seed), pairs))
-        tokenizer = nllb_tokenizer([text for pair in texts for _, text in pair], vocab_size)
+        codes = [language(lang).flores for lang in langs]
+        tokenizer = nllb_tokenizer([text for pair in texts for _, text in pair], vocab_size, codes)
         torch.manual_seed(seed)
         model = blank_nllb(tokenizer, hidden_size, layers, heads)
         rows = encoded(tokenizer, texts)
@@ -113,7 +119,7 @@ def held_out(world: World) -> set[Any]:
 # --- tokenizer and model ---------------------------------------------------------------------------------------------
 
 
-def nllb_tokenizer(documents: list[str], vocab_size: int) -> NllbTokenizer:
+def nllb_tokenizer(documents: list[str], vocab_size: int, codes: list[str]) -> NllbTokenizer:
     """`vocab_size` pieces are learned, within words and without marks; the first piece of a word is then merged with the ▁ that
     begins it. So a word has the same pieces, but for that ▁, where a mark stands before it."""
     from tokenizers import Regex
@@ -128,8 +134,8 @@ def nllb_tokenizer(documents: list[str], vocab_size: int) -> NllbTokenizer:
         return NllbTokenizer(
             vocab={token: i for i, token in enumerate(tokens)},
             merges=merges,
-            extra_special_tokens=list(CODES.values()),
-            src_lang=CODES["en"],
+            extra_special_tokens=codes,
+            src_lang=codes[0],
             model_max_length=1024,
         )
 
@@ -166,7 +172,7 @@ def encoded(tokenizer: NllbTokenizer, texts: list[Pair]) -> list[Row]:
     ids = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in words}
 
     def encode(lang: str, text: str) -> list[int]:
-        return [vocab[CODES[lang]], *(i for word in text.split() for i in ids[word]), tokenizer.eos_token_id]
+        return [vocab[language(lang).flores], *(i for word in text.split() for i in ids[word]), tokenizer.eos_token_id]
 
     return [(encode(*source), encode(*target)) for source, target in texts]
 
