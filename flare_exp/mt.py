@@ -158,7 +158,8 @@ def _config(path: str, revision: str | None) -> Any:
     try:
         config = AutoConfig.from_pretrained(local(path), revision=revision)
     except (OSError, ValueError) as error:
-        raise UserError(f"mt.path={path}: its configuration could not be read: {_first_line(error)}") from error
+        instead = "" if looks_local(path) else "\n  without network, give its folder as mt.path, or choose mt=gold or mt=file"
+        raise UserError(f"mt.path={path}: its configuration could not be read: {_first_line(error)}{instead}") from error
     if config.model_type != "m2m_100":
         raise UserError(
             f"mt.path={path}: the architecture {config.model_type!r} is not NLLB's; "

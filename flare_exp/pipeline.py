@@ -138,7 +138,8 @@ def translation_note(name: str, info: Mapping[str, Any]) -> str:
     if "chrf++" in info:
         said.append(f"chrF++ {info['chrf++']:.1f}, BLEU {info['bleu']:.1f} against human ones")
     if "answers" in info:
-        said.append(f"{info['answers']['kept']:,} of {info['answers']['of']:,} answers carried over")
+        exact = f" ({info['answers']['exact']:,} as in the human one)" if "exact" in info["answers"] else ""
+        said.append(f"{info['answers']['kept']:,} of {info['answers']['of']:,} answers carried over{exact}")
     said += [f"{info[flag]} {flag}" for flag in FLAGS if info.get(flag)]
     return f"{name}: {', '.join(said)}"
 

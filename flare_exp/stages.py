@@ -277,9 +277,9 @@ class Stages:
 
     def cache_states(self, source: Source, data: PairedDataModule, key: Mapping[str, Any]) -> None:
         """Compute the training sources' states once, instead of in every epoch."""
-        options = self.cfg.source
-        device = next(source.reader.parameters()).device if self.cfg.trainer.accelerator != "gpu" else torch.device("cuda")
-        source.reader.to(device)
+        options, device = self.cfg.source, torch.device("cuda" if self.cfg.trainer.accelerator == "gpu" else "cpu")
+        if next(source.reader.parameters()).device.type != device.type:  # Lightning moves models only when it trains
+            source.reader.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.cfg.trainer.precision == "bf16-mixed"):
             for role in ROLES[:2]:
                 dataset = data.dataset(role)
@@ -396,20 +396,27 @@ def read_translation(artifact: Artifact, examples: Sequence[Example]) -> list[Ex
 
 
 def quality(task: Task, examples: Sequence[Example], made: Flagged, lang: str) -> dict[str, Any]:
-    """What a manifest says of translations: flags, answers that were carried over, and likeness to human ones."""
+    """What a manifest says of translations: flags, answers that were carried over (`kept`; `exact`: to the words that the human
+    translation has), and likeness to human ones."""
     facts: dict[str, Any] = {flag: sum(flags[flag] for _, flags in made) for flag in (made[0][1] or ())}
+    found = [m for m, _ in made]
+    try:
+        human = ParallelTranslator(task).translate(examples, lang) if task.parallel else None
+    except UserError:  # some splits have no counterpart
+        human = None
     if not task.labels and lang != task.english:
-        asked = [m for e, (m, _) in zip(examples, made, strict=True) if has_span(e)]
-        facts["answers"] = {"of": len(asked), "kept": sum(bool(m.answers) for m in asked)}
-    if task.parallel:
-        try:
-            human = ParallelTranslator(task).translate(examples, lang)
-        except UserError:  # some splits have no counterpart
-            return facts
-        found, wanted = ([text for e in side for text in e.texts] for side in ([m for m, _ in made], human))
-        if found != wanted:
-            facts |= metrics.translation(found, wanted)
+        asked = [i for i, e in enumerate(examples) if has_span(e)]
+        facts["answers"] = {"of": len(asked), "kept": sum(bool(found[i].answers) for i in asked)}
+        if human:
+            same = [{a.text for a in found[i].answers} & {a.text for a in human[i].answers} for i in asked]
+            facts["answers"]["exact"] = sum(map(bool, same))
+    if human and texts_of(found) != texts_of(human):
+        facts |= metrics.translation(texts_of(found), texts_of(human))
     return facts
+
+
+def texts_of(examples: Sequence[Example]) -> list[str]:
+    return [text for e in examples for text in e.texts]
 
 
 def restore(module: nn.Module, checkpoint: Path) -> int:

@@ -3,6 +3,7 @@
 import json
 import re
 from contextlib import suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -12,8 +13,9 @@ from flare_exp import languages, mt
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.errors import UserError
 from flare_exp.noise import ERRORS, corrupt_examples, corrupted
+from flare_exp.stages import quality
 from flare_exp.tasks import TASKS, Answer, Example, NusaX, ToyNLI, ToyQA, ToySentiment, TyDiQA
-from flare_exp.translation import MachineTranslator
+from flare_exp.translation import FLAGS, MachineTranslator, ParallelTranslator
 
 
 class Reverser:
@@ -115,6 +117,21 @@ def test_flags_of_all_texts_of_an_example(tmp_path):
     assert [flags["truncated"] for _, flags in rows] == [True, False]
     assert [flags["copy"] for _, flags in rows] == [False, True]  # one word reversed is itself
     assert set(rows[0][1]) == {"truncated", "empty", "repetitive", "copy"}
+
+
+def test_a_manifest_says_what_was_lost_and_how_good_the_rest_is():
+    task = ToyQA(limit=30)
+    english = task.load("en", "train")
+    human = ParallelTranslator(task).translate(english, "far")
+    made = [(replace(e, answers=()) if i < 3 else e, dict.fromkeys(FLAGS, i == 5)) for i, e in enumerate(human)]
+    made[7] = (replace(human[7], texts=("x y z", human[7].texts[1]), answers=(Answer("y", 2),)), dict.fromkeys(FLAGS, False))
+    facts = quality(task, english, made, "far")
+    assert facts["answers"] == {"of": 30, "kept": 27, "exact": 26}
+    assert [facts[flag] for flag in FLAGS] == [1] * 4
+    assert 90 < facts["chrf++"] < 100
+    assert facts["chrf++_signature"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:2")
+    assert "chrf++" not in quality(task, english, [(e, {}) for e in human], "far"), "human translations are the measure"
+    assert "answers" not in quality(task, task.load("far", "test"), [(e, {}) for e in task.load("far", "test")], "en")
 
 
 # --- shards ----------------------------------------------------------------------------------------------------------
