@@ -8,7 +8,7 @@ PINS   := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.ve
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast lint types format wheel nusax xnli-tydiqa toy-table toy-tasks clean
+.PHONY: help setup run test test-fast lint types format wheel nusax xnli-tydiqa toy-table toy-tasks mt-gain clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ toy-table: setup  ## the embedded world's table: methods, ablations, fusion func
 
 toy-tasks: setup  ## sentiment, inference and questions x three families of the embedded world, 3 seeds (hours; not yet timed)
 	PYTHON=$(BIN)/python sweeps/toy_tasks.sh
+
+mt-gain: setup  ## translation quality against gain: FLARE, FLARE MT, LoRA with a tiny NLLB and with human translations (hours)
+	PYTHON=$(BIN)/python sweeps/mt_gain.sh
 
 nusax: setup  ## NusaX with a real checkpoint: make nusax MINILM=<folder> DATA=<folder> (about an hour)
 	PYTHON=$(BIN)/python MINILM="$(MINILM)" DATA="$(DATA)" sweeps/nusax_minilm.sh

@@ -8,7 +8,9 @@ memory, same options, same limit for each row) and take turns on small runs of t
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,10 @@ def released(engine: mt.TransformersEngine, texts: list[str], source: str, targe
     return found
 
 
+def translated(engine: mt.Engine, source: str, target: str, texts: list[str]) -> list[str]:
+    return [one.text for one in engine.translate(texts, source, target)]
+
+
 def measure(arms: dict[str, Callable[[list[str]], list[str]]], texts: list[str], run: int) -> tuple[dict, dict]:
     """Seconds and translations of every arm, taking turns on `run` texts at a time."""
     seconds: dict[str, float] = dict.fromkeys(arms, 0.0)
@@ -74,15 +80,14 @@ def measure(arms: dict[str, Callable[[list[str]], list[str]]], texts: list[str],
 
 def show(result: dict) -> None:
     table = Table(title=f"{result['texts']} texts, {result['different']} of them different, on {result['device']}")
-    for name in ("arm", "seconds", "texts/s"):
+    for name in ("arm", "seconds", "texts/s", "times the pattern"):
         table.add_column(name, justify="left" if name == "arm" else "right")
     for name, seconds in result["seconds"].items():
-        table.add_row(name, f"{seconds:.1f}", f"{result['texts'] / seconds:.2f}")
+        table.add_row(name, f"{seconds:.1f}", f"{result['texts'] / seconds:.2f}", f"{result['ratio'][name]:.2f}")
     console = Console()
     console.print(table)
-    console.print(
-        f"the engine is {result['ratio']:.2f} times as fast; {result['same']} of {result['texts']} translations are the same"
-    )
+    for name, same in result["same"].items():
+        console.print(f"{name}: {same} of {result['texts']} translations are those of the engine")
     if result["too_long"]:
         console.print(f"{result['too_long']} texts are left out: the pattern would cut them at {RELEASED_LENGTH} tokens")
 
@@ -100,6 +105,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--beams", type=int, default=1, help="1: greedy (default)")
     parser.add_argument("--batch-tokens", type=int, help="of the engine (default: its own)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--ct2", nargs="*", default=[], help="also CTranslate2 with these weights, e.g. float32 int8")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     return parser.parse_args()
 
@@ -115,11 +121,17 @@ def main() -> None:
     lengths = map(len, engine.tokenizer(everything, verbose=False)["input_ids"])
     texts = [text for text, length in zip(everything, lengths, strict=True) if length <= RELEASED_LENGTH and text.strip()]
     arms = {
-        "engine": lambda chunk: [one.text for one in engine.translate(chunk, args.source, args.target)],
+        "engine": functools.partial(translated, engine, args.source, args.target),
         "released pattern": lambda chunk: released(engine, chunk, args.source, args.target),
     }
-    seconds, found = measure(arms, texts, args.run)
-    ours, theirs = found.values()
+    with tempfile.TemporaryDirectory() as folder:
+        for quantization in args.ct2:
+            place = Path(folder) / quantization
+            place.mkdir()
+            mt.convert(args.mt, args.revision, place, quantization)
+            faster = mt.CTranslate2Engine(str(place), decoding, args.batch_tokens, args.device)
+            arms[f"CTranslate2, {quantization}"] = functools.partial(translated, faster, args.source, args.target)
+        seconds, found = measure(arms, texts, args.run)
     result = {
         "mt": args.mt,
         "device": torch.cuda.get_device_name() if args.device.startswith("cuda") else f"CPU (threads: {torch.get_num_threads()})",
@@ -131,8 +143,8 @@ def main() -> None:
         "different": len(set(texts)),
         "too_long": len([text for text in everything if text.strip()]) - len(texts),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "ratio": round(seconds["released pattern"] / seconds["engine"], 3),
-        "same": sum(a == b for a, b in zip(ours, theirs, strict=True)),
+        "ratio": {name: round(seconds["released pattern"] / value, 3) for name, value in seconds.items()},
+        "same": {name: sum(a == b for a, b in zip(found["engine"], texts, strict=True)) for name, texts in found.items()},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     show(result)
