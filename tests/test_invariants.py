@@ -400,6 +400,25 @@ def test_i8_gradient_checkpointing_changes_no_gradient(make_model, target, sourc
         torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-10, atol=1e-12)
 
 
+def test_i13_the_same_seed_trains_the_same_adapter_and_another_seed_another_one(make_model, kind, target, source):
+    def train(seed):
+        torch.manual_seed(seed)
+        model = adapter.add_adapter(make_model(seed=0), r=4, alpha=ALPHA, dropout=0.1, fusion="gated").to(dtype_of(kind)).train()
+        torch.manual_seed(seed)  # of A and the head, then of dropout
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            torch.nn.init.normal_(parameter, std=0.1)
+        optimizer, stream = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]), BackboneSource(model)
+        for _ in range(2):
+            said(model, stream, target, source).tanh().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    first, again, other = train(1), train(1), train(2)
+    assert all(torch.equal(again[name], tensor) for name, tensor in first.items())
+    assert not any(torch.equal(other[name], tensor) for name, tensor in first.items())
+
+
 @pytest.mark.slow
 def test_i10_saved_and_loaded_in_a_fresh_process_gives_the_same_outputs(tmp_path):
     kept = {}
