@@ -142,3 +142,17 @@ def test_an_mt_checkpoint_on_disk_translates_questions_and_answers(mt_run, cache
         assert "no training example kept its answer in translation" in done.stderr
     else:
         assert "answers carried over" in done.stdout
+
+
+def test_ctranslate2_converts_once_and_translates(mt_run, cache_dir, tmp_path):
+    pytest.importorskip("ctranslate2")
+    options = ["method=lora", "mt.backend=ctranslate2", "mt.quantization=float32"]
+    for number in (1, 2):
+        done = launch(cache_dir, tmp_path / str(number), *SMALL, *options, f"seed={number}")
+        assert done.returncode == 0, done.stderr
+    assert len([p for p in (cache_dir / "ctranslate2").iterdir() if p.is_dir()]) == 1
+    infos = list(provenance(tmp_path / "1")["translations"].values())
+    assert {(info["backend"], info["quantization"]) for info in infos} == {("ctranslate2", "float32")}
+    # the same words as transformers, greedily and in 32 bits
+    whole = list(provenance(mt_run[0])["translations"].values())
+    assert [info["chrf++"] for info in infos] == pytest.approx([info["chrf++"] for info in whole], abs=0.5)
