@@ -318,6 +318,8 @@ class Stages:
     def english_model(self, english: Artifact) -> Backbone:
         """The English model: its LoRA merged (exact for float backbones), or beside 4-bit weights as a frozen adapter."""
         if (english.path / "model").is_dir():
+            # the adapter is drawn next: alike whether English was trained in this process or found
+            pl.seed_everything(self.cfg.seed, workers=True, verbose=False)
             return self.load(str(english.path / "model"))
         backbone, folder = self.fresh_backbone(), str(english.path / "adapter")
         if self.precision.quantize:
