@@ -119,6 +119,11 @@ class BucketSampler(Sampler[list[int]]):
         self.lengths, self.batch_size, self.seed, self.window = lengths, batch_size, seed, window
         self.epoch = 0
 
+    @property
+    def sampler(self) -> BucketSampler:
+        """Where Lightning looks for `set_epoch`: on a batch sampler's sampler, not on itself."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch

@@ -197,3 +197,33 @@ def test_real_nusax(shared_data):
         own = {e.key: e for e in task.load(lang, "train")}
         assert all(own[t.key].texts == t.texts and own[t.key].label == t.label for t in translated)
     assert NusaXDataModule.benchmark is NusaX
+
+
+def test_lightning_gives_every_epoch_another_order():
+    import lightning.pytorch as pl
+    import torch
+
+    class Watcher(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.seen = torch.nn.Linear(1, 1), [[], [], []]
+
+        def training_step(self, batch, _):
+            self.seen[self.current_epoch] += batch.flatten().tolist()
+            return self.layer(batch).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.0)
+
+    def seen():
+        data = torch.arange(40.0)[:, None]
+        loader = torch.utils.data.DataLoader(data, batch_sampler=BucketSampler([1] * 40, 4, seed=3))
+        module = Watcher()
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        pl.Trainer(accelerator="cpu", max_epochs=3, **quiet).fit(module, loader)
+        return module.seen
+
+    epochs = seen()
+    assert [sorted(order) for order in epochs] == [list(range(40))] * 3
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert seen() == epochs
