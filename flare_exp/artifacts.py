@@ -24,7 +24,7 @@ from flare_exp.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1  # raise when the code changes what any kind of artefact contains
+SCHEMA = 2  # raise when the code changes what any kind of artefact contains
 MANIFEST = "manifest.json"
 
 

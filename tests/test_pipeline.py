@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -235,8 +236,6 @@ def test_a_wandb_failure_never_stops_a_run(cache_dir, tmp_path):
 
 
 def test_damaged_checkpoint_and_damaged_artefact(cache_dir, flare_run, tmp_path):
-    import shutil
-
     (backbone,) = (p for p in (cache_dir / "backbone").iterdir() if p.is_dir())
     shutil.copytree(backbone, tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
@@ -263,3 +262,18 @@ def test_unknown_family_says_which_row_to_add(cache_dir, tmp_path):
     assert done.returncode == 2
     assert "'gpt2' is not known here; known: bert, xlm-roberta" in done.stderr
     assert "FAMILIES" in done.stderr
+
+
+def test_after_full_fine_tuning_the_adapter_is_the_same_whether_english_was_trained_or_found(tmp_path):
+    made = []
+    for number in ("trained", "found"):
+        out, cache = tmp_path / number, tmp_path / "cache"
+        done = launch(cache, out, "finetune.tuning=full", "method=lora")
+        assert done.returncode == 0, done.stderr
+        artefacts = json.loads((out / "provenance.json").read_text())["artefacts"]
+        assert artefacts["finetune"]["reused"] == (number == "found")
+        assert not artefacts["transfer"]["reused"]
+        made.append((out / "adapter/adapter_model.safetensors").read_bytes())
+        for kind in ("transfer", "test"):  # all but English and its predecessors is made again
+            shutil.rmtree(cache / kind)
+    assert made[0] == made[1]
