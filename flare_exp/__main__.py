@@ -16,6 +16,8 @@ from typing import Any
 from flare_exp import config
 from flare_exp.errors import UserError
 
+# Subcommand -> what it does, for --help. Each is a module flare_exp.<subcommand> with `main(arguments) -> exit code`.
+COMMANDS: dict[str, str] = {}
 EXAMPLES = """\
   python -m flare_exp                                             FLARE on the embedded world, no network needed
   python -m flare_exp method=lora task.lang=near seed=1           plain LoRA, the near language, another seed
@@ -29,7 +31,10 @@ EXAMPLES = """\
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 2 a mistake in the command line, data or files, 1 a failed grid."""
-    arguments = _normalised(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given and given[0] in COMMANDS:
+        return _command(given[0], given[1:])
+    arguments = _normalised(given)
     if any(a in ("--help", "-h") for a in arguments):
         print(help_text())
         return 0
@@ -46,6 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if problems:
         return _refuse(problems)
     return _hand_over(arguments)
+
+
+def _command(name: str, arguments: Sequence[str]) -> int:
+    """Run a subcommand; a user's mistake is one message and exit code 2."""
+    import importlib
+
+    try:
+        return importlib.import_module(f"flare_exp.{name}").main(_normalised(arguments))
+    except UserError as error:
+        print(f"flare_exp {name}: {error}", file=sys.stderr)
+        return 2
 
 
 def _normalised(argv: Sequence[str]) -> list[str]:
@@ -265,6 +281,9 @@ def help_text() -> str:
         "",
         "Examples:",
         EXAMPLES,
+        "",
+        "Commands:",
+        *(f"  python -m flare_exp {name:<10} {text}" for name, text in COMMANDS.items()),
         "",
         "Groups:",
     ]
