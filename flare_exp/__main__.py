@@ -108,6 +108,8 @@ VOLATILE = {
     "print_config",
     "offline",
     "experiment",
+    "trainer.devices",
+    "trainer.strategy",
     "trainer.enable_progress_bar",
     "data.workers",
 }
@@ -261,6 +263,7 @@ def _quiet(cfg: config.Config) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*number of training batches.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*custom batch sampler `Shares` for prediction.*")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses optional kernels, and says so when peft looks at it
     import lightning.pytorch  # noqa: F401
     import transformers

@@ -15,12 +15,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import SoftFileLock, Timeout
 
 from flare_exp import __version__
 from flare_exp.errors import UserError
+
+if TYPE_CHECKING:
+    from flare_exp.parallel import Team
 
 log = logging.getLogger(__name__)
 
@@ -61,16 +64,22 @@ def _sha256(file) -> str:  # Python 3.10
 
 
 class ArtifactStore:
-    """Builds, verifies and returns artefacts below `root` (shared by runs and, on a cluster, by nodes)."""
+    """Builds, verifies and returns artefacts below `root` (shared by runs and, on a cluster, by nodes).
 
-    def __init__(self, root: Path | str):
-        self.root = Path(root).expanduser()
+    In a `team` of processes the leader builds, and the others wait for what it leaves.
+    """
 
-    def get(self, kind: str, key: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
+    def __init__(self, root: Path | str, team: Team | None = None):
+        self.root, self.team = Path(root).expanduser(), team
+
+    def get(
+        self, kind: str, key: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any] | None], together: bool = False
+    ) -> Artifact:
         """Return the artefact of `kind` and `key`, building it if it is missing or damaged.
 
         `build(folder)` writes files into an empty folder and returns JSON-able facts for the manifest. A damaged
-        artefact is named in a warning and rebuilt; nothing of it is used.
+        artefact is named in a warning and rebuilt; nothing of it is used. `together`: when it must be built, `build` is called
+        on every process of the team, with the leader's folder, into which the leader alone writes.
 
         Raises:
             UserError: the cache folder cannot be written.
@@ -78,13 +87,20 @@ class ArtifactStore:
         key = json.loads(json.dumps(dict(key)))
         digest = digest_of({"kind": kind, "schema": SCHEMA, "key": key})
         place = self.root / kind / digest[:20]
+        if self.team and not self.team.leads:
+            if together and (folder := self.team.agree()) is not None:
+                build(Path(folder))
+            left = self._awaited(place, kind, key)
+            return Artifact(place, kind, digest[:20], left["info"], left["seconds"], True)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with self._locked(place):
                 manifest = self._verified(place, kind, key)
                 reused = manifest is not None
                 if manifest is None:
-                    manifest = self._build(place, kind, key, build)
+                    manifest = self._build(place, kind, key, build, together)
+                elif together and self.team:
+                    self.team.agree(None)
         except OSError as error:
             raise UserError(f"cache_dir={self.root}: cannot write the artefact {kind}/{place.name}: {error}") from error
         return Artifact(place, kind, digest[:20], manifest["info"], manifest["seconds"], reused)
@@ -97,6 +113,12 @@ class ArtifactStore:
             log.info("waiting for %s/%s: another process is building it", place.parent.name, place.name)
             lock.acquire(poll_interval=0.5)
         return lock
+
+    def _awaited(self, place: Path, kind: str, key: Mapping[str, Any]) -> dict[str, Any]:
+        """The manifest, once the leader has left the artefact; without its lock, which would keep the leader waiting."""
+        while (manifest := self._verified(place, kind, key)) is None:
+            time.sleep(0.2)
+        return manifest
 
     def _verified(self, place: Path, kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """The manifest when every byte is as it was written; otherwise None, with the damage named."""
@@ -119,7 +141,7 @@ class ArtifactStore:
         log.warning("damaged artefact %s: %s; building it again", place, problem)
         return None
 
-    def _build(self, place: Path, kind: str, key: Mapping[str, Any], build: Callable) -> dict[str, Any]:
+    def _build(self, place: Path, kind: str, key: Mapping[str, Any], build: Callable, together: bool) -> dict[str, Any]:
         # We hold the lock: what a killed builder left behind is nobody's.
         for stale in place.parent.glob(f".{place.name}.*"):
             shutil.rmtree(stale, ignore_errors=True)
@@ -127,6 +149,8 @@ class ArtifactStore:
         folder.mkdir()
         try:
             start = time.perf_counter()
+            if together and self.team:
+                self.team.agree(str(folder))
             info = dict(build(folder) or {})
             manifest = {
                 "kind": kind,

@@ -18,6 +18,7 @@ from flare_exp.noise import ERRORS
 from flare_exp.tasks import ROLES, TASKS, Slice
 
 FUSING_METHODS = ("flare", "flare_mt")
+LEARNED_FUSIONS = ("cross_attn", "gated")  # those with weights of their own
 HUMAN_MT = ("toy", "gold")  # translations by the benchmark itself
 MACHINES = ("toy_nllb", "nllb_600m", "nllb_1b3_distilled", "nllb_1b3", "nllb_3b3", "custom")  # translations by a model
 
@@ -188,7 +189,8 @@ class DataConfig:
 class TrainerConfig:
     _target_: str = option("lightning.pytorch.Trainer", "", choices=("lightning.pytorch.Trainer",))
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
-    devices: int = option(1, "devices", min=1, max=1)
+    devices: int = option(1, "devices, with a process for each; data.batch_size is shared out among them", min=1)
+    strategy: str | None = option(None, "how several devices work together: ddp, each with the whole model", choices=("ddp",))
     precision: str | None = option(None, "null: bf16-mixed on GPUs, 32-true on CPUs",
                                    choices=("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed"))  # fmt: skip
     max_epochs: int | None = option(None, "caps finetune.epochs and transfer.epochs", min=1)
@@ -415,6 +417,12 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
     if needing and importlib.util.find_spec("bitsandbytes") is None:
         yield (f"{' and '.join(needing)}: needs bitsandbytes, which is not installed; pip install bitsandbytes, or choose "
                "model.quantize=null optim._target_=torch.optim.AdamW")  # fmt: skip
+    if cfg.trainer.devices > 1 and cfg.trainer.strategy is None:
+        yield f"trainer.devices={cfg.trainer.devices}: several devices need a strategy; choose trainer=ddp or trainer=ddp_cpu"
+    learned = cfg.fusion.name in LEARNED_FUSIONS or cfg.method.name == "flare_mt"
+    if cfg.trainer.devices > 1 and cfg.source.empty and learned and cfg.method.name in FUSING_METHODS:
+        yield (f"source.empty=true with trainer.devices={cfg.trainer.devices}: the fusion's own weights are never used then, and "
+               "DDP waits for their gradient; choose trainer.devices=1")  # fmt: skip
     if cfg.source.shuffle and cfg.source.empty:
         yield "source.shuffle=true with source.empty=true: choose one ablation"
     for name in ("shuffle", "empty"):

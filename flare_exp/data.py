@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from flare_exp.errors import UserError
 from flare_exp.forms import Form
@@ -62,6 +62,8 @@ def shuffled_sources(pairs: Sequence[Pair], seed: int) -> list[Pair]:
 class PairedDataset(Dataset):
     """Encoded pairs. `truncated` counts the texts that a form cut, `cut_off` the answers that were cut off with them.
 
+    Index ~i is row i as a stand-in, which counts for nothing (`Shares`).
+
     `cache`: the sources' states, once they have been computed; None: sources are read anew every time.
     """
 
@@ -81,10 +83,11 @@ class PairedDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        item = {"index": index, "target": self.target[index]}
+        row = index if index >= 0 else ~index
+        item = {"index": index, "target": self.target[row]}
         if self.cache is not None:
-            return {**item, "states": self.cache[index]}
-        return {**item, "source": self.source[index]} if self.source else item
+            return {**item, "states": self.cache[row]}
+        return {**item, "source": self.source[row]} if self.source else item
 
     @property
     def lengths(self) -> list[int]:
@@ -95,7 +98,8 @@ class PairedDataset(Dataset):
 
 class PairedCollator:
     """Pads each side of a batch to its own longest text. Batch: what the form makes of the targets, `source` (tokenizer
-    output [B, S], or attention_mask [B, S] and states [B, S, n, d]), `index` [B] (row of the dataset)."""
+    output [B, S], or attention_mask [B, S] and states [B, S, n, d]), `index` [B] (row of the dataset; below
+    0 a stand-in)."""
 
     def __init__(self, form: Form, source_form: Form | None = None):
         self.form, self.source_form = form, source_form or form
@@ -142,6 +146,32 @@ class BucketSampler(Sampler[list[int]]):
         yield from batches
 
 
+class Shares(Sampler[list[int]]):
+    """One process's part of every batch of `batches`: each `size`-th row from its `rank` on.
+
+    All processes have as many batches, since each takes part in every step: who gets no row of a batch reads the first one as a
+    stand-in (index ~row), which counts for nothing.
+    """
+
+    def __init__(self, batches: Sampler[list[int]], rank: int, size: int):
+        self.batches, self.rank, self.size = batches, rank, size
+
+    @property
+    def sampler(self) -> Any:
+        """Where Lightning looks for what wants to know the epoch: where it would without shares."""
+        return getattr(self.batches, "sampler", None)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batches.set_epoch(epoch)  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            yield batch[self.rank :: self.size] or [~batch[0]]
+
+
 class PairedDataModule(LightningDataModule):
     """Loads a benchmark's English data, pairs it with translations and serves batches.
 
@@ -155,10 +185,11 @@ class PairedDataModule(LightningDataModule):
         translate: (examples, language) -> the same examples in that language.
         source_form: how sources are read, if not in the same form.
         view: one of VIEWS.
-        batch_size, workers: of the loaders.
+        batch_size, workers: of the loaders; a batch is global, over all processes.
         seed: of the batch order.
         shuffle_source: pair every text with another one's source (ablation).
         empty_source: pair it with none (ablation).
+        share: rank and number of the processes that share the batches out.
     """
 
     benchmark: ClassVar[type[Task]]
@@ -177,6 +208,7 @@ class PairedDataModule(LightningDataModule):
         seed: int = 0,
         shuffle_source: bool = False,
         empty_source: bool = False,
+        share: tuple[int, int] = (0, 1),
     ):
         super().__init__()
         if not isinstance(task, self.benchmark):
@@ -186,7 +218,7 @@ class PairedDataModule(LightningDataModule):
         self.task, self.lang, self.form, self.translate, self.view = task, lang, form, translate, view
         self.source_form = source_form
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        self.shuffle_source, self.empty_source = shuffle_source, empty_source
+        self.shuffle_source, self.empty_source, self.share = shuffle_source, empty_source, share
         self._datasets: dict[str, PairedDataset] = {}
 
     def pairs(self, role: str) -> list[Pair]:
@@ -242,6 +274,9 @@ class PairedDataModule(LightningDataModule):
     predict_dataloader = test_dataloader
 
     def _loader(self, dataset: PairedDataset, **order) -> DataLoader:
+        if self.share[1] > 1:
+            batches = order.get("batch_sampler") or BatchSampler(range(len(dataset)), self.batch_size, drop_last=False)
+            order = {"batch_sampler": Shares(batches, *self.share)}
         return DataLoader(
             dataset,
             collate_fn=PairedCollator(self.form, self.source_form),

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flare_exp import results
+from flare_exp import parallel, results
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.backbones import quantisation_problem
 from flare_exp.checkpoints import MT, make_translator, prepare_backbone
@@ -45,8 +46,10 @@ METHODS = {
 }
 
 
-def run(cfg: Config, folder: Path) -> dict[str, Any]:
+def run(cfg: Config, folder: Path, team: parallel.Team | None = None) -> dict[str, Any]:
     """Run one configuration and leave everything in `folder`; returns what metrics.json holds.
+
+    With several devices it starts a process for each of the others. `team`: this process is one of these, and leaves nothing.
 
     Raises:
         UserError: something the user can mend (data, checkpoint, disk, device).
@@ -56,12 +59,21 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
     cfg = settle(cfg)
     task = load_task(cfg)
     data = check_data(task, cfg.task.lang)
-    store = ArtifactStore(cfg.cache_dir)
-    check_translations(make_translator(cfg, task, MT(cfg, store)), task, cfg.task.lang, method)
-    wandb_options = {k: v for k, v in asdict(cfg.logger).items() if k != "name"} if cfg.logger.name == "wandb" else None
+    check_translations(make_translator(cfg, task, MT(cfg, ArtifactStore(cfg.cache_dir))), task, cfg.task.lang, method)
+    with parallel.leading(cfg, folder) if team is None else nullcontext(team) as team:
+        return _walk(cfg, folder, method, task, data, team, start)
+
+
+def _walk(
+    cfg: Config, folder: Path, method: Method, task: Task, data: Mapping[str, Any], team: parallel.Team, start: float
+) -> dict[str, Any]:
+    """The stages in their order, and what the leader leaves of them."""
+    tracked = cfg.logger.name == "wandb" and team.leads
+    wandb_options = {k: v for k, v in asdict(cfg.logger).items() if k != "name"} if tracked else None
+    store = ArtifactStore(cfg.cache_dir, team)
     with Tracker(folder, asdict(cfg), wandb_options) as tracker:
         backbone = prepare_backbone(cfg, store)
-        stages = Stages(cfg, store, task, backbone, tracker)
+        stages = Stages(cfg, store, task, backbone, tracker, team)
 
         english = stages.finetune_source()
         english_test = stages.test(english, "english")
@@ -69,6 +81,8 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
         adapted = stages.transfer(english, method.view, fuses=method.fuses) if method.trains else None
         tested = stages.test(adapted, method.view, english) if adapted else stages.test(english, method.view)
 
+        if not team.leads:
+            return {}
         made = {"backbone": backbone, "finetune": english, "english_test": english_test, "zero_shot": zero_shot,
                 **stages.translations, **({"transfer": adapted} if adapted else {}), "test": tested}  # fmt: skip
         measured = {
@@ -148,7 +162,7 @@ def settle(cfg: Config) -> Config:
     """Resolve what depends on the machine: device and precision.
 
     Raises:
-        UserError: a GPU is asked for and there is none, or bitsandbytes and it does not load.
+        UserError: more GPUs are asked for than there are, or bitsandbytes and it does not load.
     """
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu: torch sees no GPU here; choose trainer=cpu or trainer=auto")
@@ -157,6 +171,9 @@ def settle(cfg: Config) -> Config:
             fix = "model.quantize=null optim._target_=torch.optim.AdamW"
             raise UserError(f"bitsandbytes cannot be used here ({problem}); mend its installation, or choose {fix}")
     on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    if on_gpu and (there := torch.cuda.device_count()) < cfg.trainer.devices:
+        raise UserError(f"trainer.devices={cfg.trainer.devices}: torch sees {there} GPU{'s' * (there > 1)} here; "
+                        f"choose trainer.devices={there} or trainer=ddp_cpu")  # fmt: skip
     trainer = replace(
         cfg.trainer,
         accelerator="gpu" if on_gpu else "cpu",
