@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flare_exp import config
+from flare_exp import config, preemption
 from flare_exp.errors import UserError
 
 # Subcommand -> what it does, for --help. Each is a module flare_exp.<subcommand> with `main(arguments) -> exit code`.
@@ -30,7 +31,9 @@ EXAMPLES = """\
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 2 a mistake in the command line, data or files, 1 a failed grid."""
+    """Entry point; returns the exit code: 0 done, 2 a mistake in the command line, data or files, 1 a failed grid, 128 + n
+    stopped by signal n."""
+    preemption.listen()
     given = list(sys.argv[1:] if argv is None else argv)
     if given and given[0] in COMMANDS:
         return _command(given[0], given[1:])
@@ -110,6 +113,7 @@ VOLATILE = {
     "experiment",
     "trainer.devices",
     "trainer.strategy",
+    "trainer.checkpoint_minutes",
     "trainer.enable_progress_bar",
     "data.workers",
 }
@@ -199,6 +203,8 @@ class _Outcome:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             self._fail(folder, f"no more can be written to {error.filename or folder}: {error.strerror}")
+        except preemption.Stopped as stop:
+            raise SystemExit(_stopped(stop)) from None
         except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C during training into an exit
             print("\nstopped; finished stages are kept, and the same command goes on after them", file=sys.stderr)
             raise SystemExit(130) from None
@@ -226,6 +232,18 @@ class _Outcome:
                 print(f"  {folder}: {reason}", file=sys.stderr)
             return 1
         return 2 if self.failed else 0
+
+
+def _stopped(stop: preemption.Stopped) -> int:
+    """Say so, and have SLURM start the job again if it gave the warning; returns the exit code."""
+    print(f"flare_exp: {stop}", file=sys.stderr, flush=True)
+    if stop.by is signal.SIGUSR1:
+        try:
+            if job := preemption.requeue():
+                print(f"flare_exp: SLURM job {job} is back in the queue", file=sys.stderr, flush=True)
+        except RuntimeError as error:
+            print(f"flare_exp: {error}", file=sys.stderr)
+    return 128 + stop.by
 
 
 def run_job(cfg: Any, folder: Path) -> dict[str, Any]:

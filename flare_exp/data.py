@@ -121,7 +121,7 @@ class BucketSampler(Sampler[list[int]]):
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, window: int = 20):
         self.lengths, self.batch_size, self.seed, self.window = lengths, batch_size, seed, window
-        self.epoch = 0
+        self.epoch = self.start = 0
 
     @property
     def sampler(self) -> BucketSampler:
@@ -130,7 +130,12 @@ class BucketSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
+
+    def resume(self, epoch: int, start: int) -> None:
+        """Begin the next pass within an epoch, at batch `start`."""
+        self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.batch_size)
@@ -143,7 +148,8 @@ class BucketSampler(Sampler[list[int]]):
         order = [i for w in range(0, len(order), span) for i in sorted(order[w : w + span], key=self.lengths.__getitem__)]
         batches = [order[b : b + self.batch_size] for b in range(0, len(order), self.batch_size)]
         rng.shuffle(batches)
-        yield from batches
+        start, self.start = self.start, 0
+        yield from batches[start:]
 
 
 class Shares(Sampler[list[int]]):
@@ -170,6 +176,28 @@ class Shares(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches:
             yield batch[self.rank :: self.size] or [~batch[0]]
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader over the batches of a BucketSampler, which Lightning saves and resumes within an epoch."""
+
+    taken = 0
+
+    @property
+    def order(self) -> BucketSampler:
+        return self.batch_sampler.sampler  # type: ignore[union-attr]
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.taken = self.order.start
+        for batch in super().__iter__():
+            self.taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.order.epoch, "taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.order.resume(state["epoch"], state["taken"])
 
 
 class PairedDataModule(LightningDataModule):
@@ -263,7 +291,8 @@ class PairedDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train")
-        return self._loader(dataset, batch_sampler=BucketSampler(dataset.lengths, self.batch_size, self.seed))
+        order = BucketSampler(dataset.lengths, self.batch_size, self.seed)
+        return self._loader(dataset, ResumableLoader, batch_sampler=order)
 
     def val_dataloader(self) -> DataLoader:
         return self._loader(self.dataset("validation"), batch_size=self.batch_size)
@@ -273,11 +302,11 @@ class PairedDataModule(LightningDataModule):
 
     predict_dataloader = test_dataloader
 
-    def _loader(self, dataset: PairedDataset, **order) -> DataLoader:
+    def _loader(self, dataset: PairedDataset, kind: type[DataLoader] = DataLoader, **order) -> DataLoader:
         if self.share[1] > 1:
             batches = order.get("batch_sampler") or BatchSampler(range(len(dataset)), self.batch_size, drop_last=False)
             order = {"batch_sampler": Shares(batches, *self.share)}
-        return DataLoader(
+        return kind(
             dataset,
             collate_fn=PairedCollator(self.form, self.source_form),
             num_workers=self.workers,

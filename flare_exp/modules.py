@@ -46,6 +46,7 @@ class FusionModule(LightningModule):
         warmup: float = 0.1,
     ):
         super().__init__()
+        self.strict_loading = False  # checkpoints hold the trained weights only
         self.model, self.source, self.score, self.optimizer, self.warmup = model, source, score, optimizer, warmup
         self.found: dict[int, str] = {}
         self.strict_loading = False  # checkpoints hold the trainable weights only

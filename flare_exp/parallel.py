@@ -19,7 +19,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +31,7 @@ from torch import distributed as dist
 
 from flare_exp.config import Config
 from flare_exp.errors import UserError
+from flare_exp.preemption import Stopped
 
 LOCALHOST = "127.0.0.1"
 PATIENCE = timedelta(days=30)  # of a process that waits for the leader, which may be translating
@@ -102,12 +103,21 @@ class Team:
         dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
-    def trainer_options(self) -> dict[str, Any]:
-        """Arguments of a Lightning Trainer for this team."""
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's `value`, by rank; every process must come here."""
         if self.size == 1:
-            return {}
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.group)
+        return found
+
+    def trainer_options(self) -> dict[str, Any]:
+        """Arguments of a Lightning Trainer for this team; it never looks for a cluster by itself."""
         from lightning.fabric.plugins.environments import LightningEnvironment
         from lightning.pytorch.strategies import DDPStrategy
+
+        if self.size == 1:
+            return {"plugins": LightningEnvironment()}
 
         rank = self.rank
 
@@ -150,7 +160,7 @@ def leading(cfg: Config, folder: Path) -> Iterator[Team]:
         part()
         for other in others:
             other.finish()
-    except UserError:
+    except (UserError, Stopped):
         raise
     except Exception as error:  # as a rule a broken connection: the reason is elsewhere
         if failure := _failure(others, wait=5):
@@ -174,7 +184,8 @@ def follow() -> None:
         from flare_exp import pipeline
 
         cfg, folder = team.agree()
-        pipeline.run(cfg, folder, team)
+        with suppress(Stopped):
+            pipeline.run(cfg, folder, team)
         part()
     except BaseException:
         traceback.print_exc()

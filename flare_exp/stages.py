@@ -11,6 +11,7 @@ import logging
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from flare_exp.loggers import Tracker
 from flare_exp.modules import ClassificationModule, Decoding, FusionModule, GenerationModule, SpanModule
 from flare_exp.noise import corrupt_examples
 from flare_exp.parallel import ALONE, Team, gathered
+from flare_exp.resuming import StepCheckpoint, continued_curves, steps_kept
 from flare_exp.sources import BackboneSource, MTSource, Source
 from flare_exp.states import cached_states
 from flare_exp.tasks import ROLES, Example, Task, fingerprint
@@ -88,7 +90,7 @@ class Stages:
             model = self.add_adapter(backbone) if lora else backbone.model
             return self.fit(model, None, data, stage, folder, "finetune", "adapter" if lora else "model")
 
-        return self.store.get("finetune", key, build, together=True)
+        return self.store.get("finetune", key, build, together=True, resumable=True)
 
     # --- stage 2: translation ---------------------------------------------------------------------------------------
 
@@ -155,7 +157,7 @@ class Stages:
                 self.cache_states(source, data, key)
             return self.fit(model, source, data, stage, folder, "transfer", "adapter")
 
-        return self.store.get("transfer", key, build, together=True)
+        return self.store.get("transfer", key, build, together=True, resumable=True)
 
     # --- stage 4: test ----------------------------------------------------------------------------------------------
 
@@ -357,7 +359,8 @@ class Stages:
         name: str,
         saved: str,
     ) -> dict[str, Any]:
-        """Train, and save the weights of the best validation epoch in `folder`/`saved`; returns facts for the manifest."""
+        """Train, going on from what an earlier attempt kept in `folder`, and save the weights of the best validation epoch in
+        `folder`/`saved`; returns facts for the manifest."""
         pl.seed_everything(self.training_seed, workers=True, verbose=False)
         monitor, best = f"validation/{self.task.metric}", self.cfg.task.select == "best"
         counts = backbones.parameter_counts(model)
@@ -372,17 +375,22 @@ class Stages:
             warmup=stage.warmup,
         )
         saver = ModelCheckpoint(dirpath=folder / "checkpoints", monitor=monitor, mode="max", save_weights_only=True)
+        kept = StepCheckpoint(folder / "state.ckpt", self.team, self.cfg.trainer.checkpoint_minutes)
         trainer = self.trainer(
             max_epochs=stage.epochs,
-            callbacks=[saver] if best else [],
+            callbacks=[kept, saver] if best else [kept],
             enable_checkpointing=best,
             logger=self.tracker.loggers(name, folder),
             gradient_clip_val=self.cfg.trainer.gradient_clip_val,
             limit_train_batches=self.cfg.trainer.limit_train_batches,
         )
-        trainer.fit(module, data)
+        if steps := self.team.agree(steps_kept(kept.path) if self.team.leads else None):
+            log.info("%s: goes on after %d steps", name, steps)
+        with continued_curves(folder / "metrics.csv", steps) if self.team.leads else nullcontext():
+            trainer.fit(module, data, ckpt_path=str(kept.path) if steps else None, weights_only=True)
         if not self.team.leads:
             return {}
+        kept.path.unlink(missing_ok=True)
         score, epoch = trainer.callback_metrics[monitor], stage.epochs - 1
         if best:
             score, epoch = saver.best_model_score, restore(module, Path(saver.best_model_path))  # type: ignore[assignment]
