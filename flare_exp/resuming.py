@@ -6,6 +6,7 @@ import csv
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,10 @@ class StepCheckpoint(pl.Callback):
         self.due = time.monotonic() + self.seconds
         self.order: dict[str, int] | None = None
         self.random: dict[str, Any] | None = None
+
+    def on_fit_start(self, *_) -> None:
+        if threading.current_thread() is threading.main_thread():
+            preemption.listen()  # Lightning has a handler of its own, which ends a training without keeping anything
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:

@@ -386,6 +386,8 @@ class Stages:
         )
         if steps := self.team.agree(steps_kept(kept.path) if self.team.leads else None):
             log.info("%s: goes on after %d steps", name, steps)
+        elif self.team.leads:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         with continued_curves(folder / "metrics.csv", steps) if self.team.leads else nullcontext():
             trainer.fit(module, data, ckpt_path=str(kept.path) if steps else None, weights_only=True)
         if not self.team.leads:
