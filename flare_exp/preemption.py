@@ -4,7 +4,7 @@ SLURM warns a job before its time limit or a preemption with SIGUSR1 (`--signal=
 Neither interrupts anything: a run looks for them where its state can be kept, at the boundary of a training step and before each
 stage.
 
-SIGUSR1 stays blocked, and pending, instead of having a handler: it can come while Python still imports, or while a library holds
+They stay blocked, and pending, instead of having a handler: they can come while Python still imports, or while a library holds
 a lock, and neither is disturbed. Every process that is started later inherits this, so that a signal to all of a job's processes
 reaches the one that leads, and ends none of the others.
 """
@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 
-_terminated = False
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
 
 class Stopped(Exception):
@@ -27,22 +27,15 @@ class Stopped(Exception):
 
 
 def listen() -> None:
-    """Keep SIGUSR1 and SIGTERM from ending this process at once. Call it before any thread starts: a thread that does not
-    block a signal receives it."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-    signal.signal(signal.SIGTERM, _remember)
-
-
-def _remember(*_) -> None:
-    global _terminated
-    _terminated = True
+    """Keep SIGNALS from ending this process at once. Call it before any thread starts: one that does not block a signal
+    receives it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def asked() -> signal.Signals | None:
     """The signal that asked this process to stop, if one did."""
-    if signal.SIGUSR1 in signal.sigpending():
-        return signal.SIGUSR1
-    return signal.SIGTERM if _terminated else None
+    pending = signal.sigpending()
+    return next((s for s in SIGNALS if s in pending), None)
 
 
 def check(where: str) -> None:

@@ -6,7 +6,6 @@ import csv
 import logging
 import os
 import random
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,10 +39,6 @@ class StepCheckpoint(pl.Callback):
         self.due = time.monotonic() + self.seconds
         self.order: dict[str, int] | None = None
         self.random: dict[str, Any] | None = None
-
-    def on_fit_start(self, *_) -> None:
-        if threading.current_thread() is threading.main_thread():
-            preemption.listen()  # Lightning has a handler of its own, which ends a training without keeping anything
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
@@ -83,6 +78,21 @@ class StepCheckpoint(pl.Callback):
         if self.random is not None:  # not earlier: what prepares the training draws, too
             set_random_state(self.random)
             self.random = None
+
+
+class Interruptible(pl.Callback):
+    """Lets a signal stop predictions, which are made anew.
+
+    Raises:
+        Stopped: a signal asked for it.
+    """
+
+    def __init__(self, team: Team):
+        self.team = team
+
+    def on_predict_batch_end(self, *_) -> None:
+        if by := self.team.agree(preemption.asked()):
+            raise preemption.Stopped(by, "while predicting")
 
 
 def random_state() -> dict[str, Any]:

@@ -36,7 +36,7 @@ from flare_exp.loggers import Tracker
 from flare_exp.modules import ClassificationModule, Decoding, FusionModule, GenerationModule, SpanModule
 from flare_exp.noise import corrupt_examples
 from flare_exp.parallel import ALONE, Team, gathered
-from flare_exp.resuming import StepCheckpoint, continued_curves, steps_kept
+from flare_exp.resuming import Interruptible, StepCheckpoint, continued_curves, steps_kept
 from flare_exp.sources import BackboneSource, MTSource, Source
 from flare_exp.states import cached_states
 from flare_exp.tasks import ROLES, Example, Task, fingerprint
@@ -170,7 +170,8 @@ class Stages:
 
         def build(folder: Path) -> dict[str, Any]:
             module = self.module(*self.trained_model(trained, english))
-            outputs = self.trainer(enable_checkpointing=False, logger=False).predict(module, data)
+            trainer = self.trainer(enable_checkpointing=False, logger=False, callbacks=[Interruptible(self.team)])
+            outputs = trainer.predict(module, data)
             found = gathered({row: text for output in outputs for row, text in output.items()})  # type: ignore[union-attr]
             if not self.team.leads:
                 return {}
