@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +23,10 @@ from flare_exp.checkpoints import MT, make_translator, prepare_backbone
 from flare_exp.config import Config
 from flare_exp.errors import UserError
 from flare_exp.loggers import Tracker
+from flare_exp.methods import METHODS, Method
 from flare_exp.stages import Stages
 from flare_exp.tasks import ROLES, TASKS, Task, fingerprint
 from flare_exp.translation import FLAGS, Translator
-
-
-@dataclass(frozen=True)
-class Method:
-    """What a method reads (`data.VIEWS`), whether it trains an adapter on the target language, whether that fuses."""
-
-    view: str
-    trains: bool
-    fuses: bool = False
-
-
-METHODS = {
-    "zero_shot": Method("target", trains=False),
-    "translate_test": Method("translated", trains=False),
-    "lora": Method("target", trains=True),
-    "flare": Method("paired", trains=True, fuses=True),
-    "flare_mt": Method("latent", trains=True, fuses=True),
-}
 
 
 def run(cfg: Config, folder: Path, team: parallel.Team | None = None) -> dict[str, Any]:
@@ -137,7 +120,7 @@ def notes(cfg: Config, folder: Path) -> list[str]:
         for name, info in facts["translations"].items()
         if "chrf++" in info or info["by"] == "machine"
     ]
-    if cfg.mt.name == "gold" and METHODS[cfg.method.name].view in ("paired", "translated"):
+    if cfg.mt.name == "gold" and METHODS[cfg.method.name].reads_translated_tests:
         found.append("mt=gold: the test sources are human English, so this is an upper bound")
     if cfg.mt.fallback == "gold":
         found.append("mt.fallback=gold: human translations stand in where a file is missing (see provenance.json)")
@@ -212,7 +195,7 @@ def check_translations(maker: Translator, task: Task, lang: str, method: Method)
         UserError: they cannot.
     """
     needed = [(task.english, role, lang) for role in ROLES[:2] if method.trains]
-    if method.view in ("paired", "translated"):
+    if method.reads_translated_tests:
         needed.append((lang, "test", task.english))
     for own, role, other in needed:
         maker.identity(task.load(own, role), other)

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from flare_exp.tasks.base import Benchmark, Example, read_answers, read_hub, warn_once
+from flare_exp.tasks.base import Benchmark, Example, read_answers, warn_once
 
 # language -> what its ids start with on the hub
 PREFIXES = {
@@ -40,9 +40,12 @@ class TyDiQA(Benchmark):
     revision = "da78f23f9119363459acbaf46bf89426ff26c259"
     columns = ("id", "context", "question", "answers")
 
+    @classmethod
+    def hub_config(cls, lang: str) -> str:
+        return "secondary_task"
+
     def hub_rows(self, lang: str, split: str) -> list[dict[str, Any]]:
-        rows = read_hub(self.hub_id, "secondary_task", split, self.revision, self.columns)
-        return [row for row in rows if row["id"].startswith(f"{PREFIXES[lang]}-")]
+        return [row for row in super().hub_rows(lang, split) if row["id"].startswith(f"{PREFIXES[lang]}-")]
 
     def read(self, lang: str, split: str) -> list[Example]:
         examples = super().read(lang, split)
