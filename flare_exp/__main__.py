@@ -18,7 +18,7 @@ from flare_exp import config, preemption
 from flare_exp.errors import UserError
 
 # Subcommand -> what it does, for --help. Each is a module flare_exp.<subcommand> with `main(arguments) -> exit code`.
-COMMANDS: dict[str, str] = {}
+COMMANDS = {"prefetch": "fetch models and data from the hub, for runs without network"}
 EXAMPLES = """\
   python -m flare_exp                                             FLARE on the embedded world, no network needed
   python -m flare_exp method=lora task.lang=near seed=1           plain LoRA, the near language, another seed
@@ -51,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _print_config(jobs[0])
         folder = Path(str(jobs[0].output_dir)).expanduser()
         problems = list(_check_writable(folder) if multirun else _check_output(jobs[0], folder))
+        if not problems and not (folder / "metrics.json").is_file() and (message := _missing(jobs, given, multirun)):
+            print(f"flare_exp: {message}", file=sys.stderr)
+            return 2
     if problems:
         return _refuse(problems)
     return _hand_over(arguments)
@@ -85,6 +88,13 @@ def _overrides(arguments: Sequence[str]) -> list[str]:
 
     known, _ = get_args_parser().parse_known_args(list(arguments))
     return list(known.overrides)
+
+
+def _missing(jobs: Sequence[Any], given: Sequence[str], multirun: bool) -> str | None:
+    """A message when there is no network and the caches lack something that the jobs would ask the hub for."""
+    from flare_exp import hub, prefetch
+
+    return prefetch.refusal(jobs, given, multirun) if hub.offline(any(job.offline for job in jobs)) else None
 
 
 def _refuse(problems: Sequence[str]) -> int:
@@ -274,8 +284,9 @@ def _quiet(cfg: config.Config) -> None:
     import logging
     import warnings
 
-    if cfg.offline:
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    from flare_exp import hub
+
+    hub.offline(cfg.offline)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -214,7 +214,7 @@ class Config:
     seed: int = option(0, "training seed; the toy world and its checkpoints have seeds of their own", min=0)
     output_dir: str = option("???", "the run folder; in multirun the parent of the run folders")
     cache_dir: str = option("???", "artefacts shared by all runs (FLARE_EXP_CACHE, else ~/.cache/flare_exp)")
-    offline: bool = option(False, "never ask the network")
+    offline: bool = option(False, "never ask the network; tell what is missing before anything runs (see prefetch)")
     print_config: bool = option(False, "print the resolved configuration and stop")
     resume: bool = option(True, "an output_dir with this same configuration continues or returns its result")
     experiment: str | None = option(None, "the preset in use")
