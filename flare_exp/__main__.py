@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,8 @@ VOLATILE = {
     "print_config",
     "offline",
     "experiment",
+    "method.label",
+    *(f"logger.{f.name}" for f in fields(config.LoggerConfig)),
     "trainer.devices",
     "trainer.strategy",
     "trainer.checkpoint_minutes",
@@ -159,17 +162,11 @@ def _check_output(job: Any, folder: Path) -> Iterator[str]:
     if not job.resume:
         yield f"output_dir={folder}: it holds a run already and resume=false; choose another folder"
         return
-    old, new = (_flat(OmegaConf.to_container(c, resolve=True)) for c in (before, job))
+    old, new = (config.flat(OmegaConf.to_container(c, resolve=True)) for c in (before, job))
     differing = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and k not in VOLATILE]
     if differing:
         shown = ", ".join(f"{k} ({old.get(k)} there, {new.get(k)} here)" for k in differing)
         yield f"output_dir={folder}: it holds another run, which differs in {shown}"
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {k: v for name, value in tree.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
 
 
 def _hand_over(arguments: Sequence[str]) -> int:

@@ -113,6 +113,7 @@ class SourceConfig:
 @dataclass
 class MethodConfig:
     name: str = option("???", "method")
+    label: str = option("${.name}", "")  # with its fusion, if it has one
 
 
 @dataclass
@@ -205,7 +206,11 @@ class LoggerConfig:
     name: str = option("???", "where curves go", choices=("csv", "wandb"))
     project: str = option("flare_exp", "wandb project")
     entity: str | None = option(None, "wandb entity")
+    mode: str | None = option(None, "wandb; null: WANDB_MODE, or offline with offline=true",
+                              choices=("online", "offline", "disabled"))  # fmt: skip
     group: str | None = option(None, "wandb group")
+    job_type: str | None = option(None, "wandb job type")
+    run_name: str | None = option(None, "wandb name of the run")
     tags: list[str] = field(default_factory=list, metadata={"help": "wandb tags"})
 
 
@@ -258,6 +263,13 @@ def keys(cls: type = Config, prefix: str = "") -> dict[str, Any]:
         if inner:
             found |= keys(inner[0], f"{prefix}{f.name}.")  # type: ignore[arg-type]
     return found
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, as on the command line."""
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {k: v for name, value in tree.items() for k, v in flat(value, f"{prefix}{name}.").items()}
 
 
 # --- the check -------------------------------------------------------------------------------------------------------
@@ -418,6 +430,8 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
     if needing and importlib.util.find_spec("bitsandbytes") is None:
         yield (f"{' and '.join(needing)}: needs bitsandbytes, which is not installed; pip install bitsandbytes, or choose "
                "model.quantize=null optim._target_=torch.optim.AdamW")  # fmt: skip
+    if cfg.offline and cfg.logger.mode == "online":
+        yield "logger.mode=online with offline=true: choose one"
     if cfg.trainer.devices > 1 and cfg.trainer.strategy is None:
         yield f"trainer.devices={cfg.trainer.devices}: several devices need a strategy; choose trainer=ddp or trainer=ddp_cpu"
     learned = cfg.fusion.name in LEARNED_FUSIONS or cfg.method.name == "flare_mt"

@@ -20,7 +20,7 @@ from flare_exp import parallel, results
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.backbones import quantisation_problem
 from flare_exp.checkpoints import MT, make_translator, prepare_backbone
-from flare_exp.config import Config
+from flare_exp.config import Config, flat
 from flare_exp.errors import UserError
 from flare_exp.loggers import Tracker
 from flare_exp.methods import METHODS, Method
@@ -51,10 +51,8 @@ def _walk(
     cfg: Config, folder: Path, method: Method, task: Task, data: Mapping[str, Any], team: parallel.Team, start: float
 ) -> dict[str, Any]:
     """The stages in their order, and what the leader leaves of them."""
-    tracked = cfg.logger.name == "wandb" and team.leads
-    wandb_options = {k: v for k, v in asdict(cfg.logger).items() if k != "name"} if tracked else None
     store = ArtifactStore(cfg.cache_dir, team)
-    with Tracker(folder, asdict(cfg), wandb_options) as tracker:
+    with Tracker(folder, flat(asdict(cfg)), wandb_options(cfg) if team.leads else None) as tracker:
         backbone = prepare_backbone(cfg, store)
         stages = Stages(cfg, store, task, backbone, tracker, team)
 
@@ -83,9 +81,27 @@ def _walk(
             "zero_shot": zero_shot.info["metrics"],
             "seconds": seconds_of(made, list(stages.translations), time.perf_counter() - start),
         }
+        # before the results: a folder that has them is never taken up again
+        tracker.summary({f"{block}/{k}": v for block in ("test", "english", "zero_shot") for k, v in measured[block].items()}
+                        | selected(made))  # fmt: skip
         results.leave(folder, measured, made, data)
-        tracker.summary({f"{block}/{k}": v for block in ("test", "english", "zero_shot") for k, v in measured[block].items()})
     return measured
+
+
+def wandb_options(cfg: Config) -> dict[str, Any] | None:
+    """Arguments of `wandb.init`; None: W&B is not asked for."""
+    if cfg.logger.name != "wandb":
+        return None
+    given = asdict(cfg.logger)
+    mode = given["mode"] or ("offline" if cfg.offline else None)
+    return {**{k: given[k] for k in ("project", "entity", "group", "job_type", "tags")}, "name": given["run_name"], "mode": mode}
+
+
+def selected(made: Mapping[str, Artifact]) -> dict[str, float]:
+    """`<stage>/validation/<metric>` of the weights that each training kept, whether it trained now or before."""
+    kept = {stage: made[stage].info for stage in ("finetune", "transfer") if stage in made}
+    return {f"{stage}/{key}": value for stage, info in kept.items() for key, value in (info.get("best") or info["last"]).items()
+            if key.startswith("validation/")}  # fmt: skip
 
 
 def seconds_of(made: dict[str, Artifact], translations: list[str], total: float) -> dict[str, float]:
