@@ -197,16 +197,22 @@ def test_a_run_that_was_killed_goes_on_as_the_same_run(cache_dir, tmp_path):
     assert f"wandb sync {parts[0]} {parts[1]}" in log.read_text()
 
 
+def started_by(agent, folder, cache, values, **env):
+    """The folder of a tiny run that W&B's agent has started."""
+    tiny = dict(o.split("=") for o in [*TINY, f"cache_dir={cache}"])
+    process = agent.start({**tiny, **values}, run_id="agents01")
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    done = subprocess.run(process.command, cwd=folder, env={**process.env, "WANDB_MODE": "offline", "PATH": path, **env},
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "outputs" / "sweeps" / "agents01"
+
+
 @pytest.mark.slow
 def test_what_an_agent_starts_is_its_run_with_its_values(cache_dir, tmp_path, monkeypatch):
     (sweep,) = (yaml.safe_load(f.read_text()) for f in sweep_files() if f.stem == "toy")
     agent = Agent(sweep, tmp_path, monkeypatch)
-    tiny = dict(o.split("=") for o in [*TINY, f"cache_dir={cache_dir}"])
-    started = agent.start({**tiny, "task.lang": "near", "method": "lora", "seed": 1}, run_id="agents01")
-    environment = {**started.env, "WANDB_MODE": "offline", "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
-    done = subprocess.run(started.command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    out = tmp_path / "outputs" / "sweeps" / "agents01"
+    out = started_by(agent, tmp_path, cache_dir, {"task.lang": "near", "method": "lora", "seed": 1})
     measured = result(out)
     assert (measured["lang"], measured["method"], measured["seed"]) == ("near", "lora", 1)
     (log,) = out.glob("wandb/offline-run-*-agents01/run-agents01.wandb")
@@ -216,3 +222,45 @@ def test_what_an_agent_starts_is_its_run_with_its_values(cache_dir, tmp_path, mo
     settings = run["config"]["update"]
     assert (settings["method"], settings["method.name"], settings["task.lang"]) == ("lora", "lora", "near")
     assert settings["mt.noise"] == 0.1, "nothing is lost below the groups that the sweep sets"
+
+
+WITNESS = """
+import json, os, wandb
+from dataclasses import asdict
+from flare_exp import pipeline
+
+def tell(name, what):
+    with open(os.path.join(os.environ["WITNESS"], f"{name}-{os.getpid()}"), "w") as file:
+        json.dump(what, file)
+
+def settle(cfg, real=pipeline.settle):
+    cfg = real(cfg)
+    tell("settled", asdict(cfg))
+    return cfg
+
+def init(*args, real=wandb.init, **given):
+    tell("init", given["name"])
+    return real(*args, **given)
+
+pipeline.settle, wandb.init = settle, init
+"""
+
+
+@pytest.mark.slow
+def test_every_process_of_an_agents_run_has_its_values_and_one_talks_to_wandb(cache_dir, tmp_path, monkeypatch):
+    (sweep,) = (yaml.safe_load(f.read_text()) for f in sweep_files() if f.stem == "toy")
+    (tmp_path / "sitecustomize.py").write_text(WITNESS)
+    (witness := tmp_path / "witness").mkdir()
+    path = os.pathsep.join(p for p in (str(tmp_path), os.environ.get("PYTHONPATH")) if p)
+    values = {"trainer": "ddp_cpu", "method": "lora", "transfer.lr": 0.001, "seed": 1}
+    out = started_by(Agent(sweep, tmp_path, monkeypatch), tmp_path, cache_dir, values, PYTHONPATH=path, WITNESS=str(witness))
+    leader, follower = (json.loads(f.read_text()) for f in witness.glob("settled-*"))
+    assert leader == follower
+    assert (leader["method"]["name"], leader["transfer"]["lr"], leader["seed"], leader["trainer"]["devices"]) == (
+        "lora",
+        0.001,
+        1,
+        2,
+    )
+    assert len(list(witness.glob("init-*"))) == 1
+    assert [p.name for p in out.glob("wandb/offline-run-*/*.wandb")] == ["run-agents01.wandb"]
