@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,7 +126,10 @@ class ArtifactStore:
             lock.acquire(timeout=0.5)
         except Timeout:
             log.info("waiting for %s/%s: another process is building it", place.parent.name, place.name)
-            lock.acquire(poll_interval=0.5)
+            while not lock.is_locked:
+                preemption.check(f"while another process was building {place.parent.name}")
+                with suppress(Timeout):
+                    lock.acquire(timeout=2, poll_interval=0.5)
         return lock
 
     def _awaited(self, place: Path, kind: str, key: Mapping[str, Any]) -> dict[str, Any]:

@@ -191,6 +191,7 @@ class TrainerConfig:
     _target_: str = option("lightning.pytorch.Trainer", "", choices=("lightning.pytorch.Trainer",))
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
     devices: int = option(1, "devices, with a process for each; data.batch_size is shared out among them", min=1)
+    nodes: int = option(1, "machines with so many devices each; more than one inside a SLURM job only", min=1)
     strategy: str | None = option(None, "how several devices work together: ddp, each with the whole model", choices=("ddp",))
     precision: str | None = option(None, "null: bf16-mixed on GPUs, 32-true on CPUs",
                                    choices=("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed"))  # fmt: skip
@@ -247,8 +248,8 @@ def conf_dir() -> Path:
 
 def groups() -> dict[str, list[str]]:
     """Group -> its options, from the files of conf/."""
-    folders = sorted(p for p in conf_dir().iterdir() if p.is_dir())
-    return {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
+    folders = sorted({f.parent for f in conf_dir().glob("*/**/*.yaml")})
+    return {p.relative_to(conf_dir()).as_posix(): sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
 
 
 def keys(cls: type = Config, prefix: str = "") -> dict[str, Any]:
@@ -309,6 +310,23 @@ def check(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str
         problems += [p for p in found if p not in problems]
         jobs.append(job)
     return jobs, problems
+
+
+def cells(arguments: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a (checked) command line, in Hydra's order."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return list(_cells([OverridesParser.create().parse_override(text) for text in arguments]))
+
+
+def launcher(overrides: Sequence[str]) -> dict[str, Any]:
+    """`hydra.launcher` of a (checked) job."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="flare_exp"):
+        composed = compose("config", overrides=list(overrides), return_hydra_config=True)
+    return OmegaConf.to_container(composed.hydra.launcher, resolve=True)  # type: ignore[return-value]
 
 
 def explicit_fusion(overrides: Sequence[str]) -> bool:
@@ -434,10 +452,13 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
         yield "logger.mode=online with offline=true: choose one"
     if cfg.trainer.devices > 1 and cfg.trainer.strategy is None:
         yield f"trainer.devices={cfg.trainer.devices}: several devices need a strategy; choose trainer=ddp or trainer=ddp_cpu"
+    if cfg.trainer.nodes > 1 and cfg.trainer.strategy is None:
+        yield f"trainer.nodes={cfg.trainer.nodes}: several machines need a strategy; choose trainer=ddp or trainer=ddp_cpu"
+    several = cfg.trainer.devices * cfg.trainer.nodes > 1
     learned = cfg.fusion.name in LEARNED_FUSIONS or cfg.method.name == "flare_mt"
-    if cfg.trainer.devices > 1 and cfg.source.empty and learned and cfg.method.name in FUSING_METHODS:
-        yield (f"source.empty=true with trainer.devices={cfg.trainer.devices}: the fusion's own weights are never used then, and "
-               "DDP waits for their gradient; choose trainer.devices=1")  # fmt: skip
+    if several and cfg.source.empty and learned and cfg.method.name in FUSING_METHODS:
+        yield (f"source.empty=true with trainer.strategy={cfg.trainer.strategy}: the fusion's own weights are never used then, "
+               "and DDP waits for their gradient; choose trainer.devices=1")  # fmt: skip
     if cfg.source.shuffle and cfg.source.empty:
         yield "source.shuffle=true with source.empty=true: choose one ablation"
     for name in ("shuffle", "empty"):

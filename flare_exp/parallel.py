@@ -1,14 +1,16 @@
-"""One run in several processes of one machine, one per device: global batches are shared out, and everything else is as in one.
+"""One run in several processes, one per device: global batches are shared out, and everything else is as in one.
 
-The process that the user started leads. It starts the others, which walk through the same pipeline behind it. An artefact is
-built by the leader alone, while the others wait until it is there; only where a model trains or predicts do they build
-together (`ArtifactStore.get(..., together=True)`). So nothing has to be handed to another process but the configuration, no
-process is forked after CUDA has started, and each one loads its own copy of the weights on its own device.
+The process that the user started leads; on several machines, that of the first SLURM task. It starts the others of its machine,
+as the further tasks do on theirs (`assist`), and all walk through the same pipeline behind it. An artefact is built by the leader
+alone, while the others wait until it is there; only where a model trains or predicts do they build together
+(`ArtifactStore.get(..., together=True)`). So nothing has to be handed to another process but the configuration, no process is
+forked after CUDA has started, and each one loads its own copy of the weights on its own device.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
 import signal
@@ -20,7 +22,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,7 @@ class Team:
 
     rank: int = 0
     size: int = 1
+    devices: int = 1  # of each machine
     group: Any = None  # of gloo, whatever the device
 
     @property
@@ -119,7 +122,7 @@ class Team:
         if self.size == 1:
             return {"plugins": LightningEnvironment()}
 
-        rank = self.rank
+        machine, place = divmod(self.rank, self.devices)
 
         class Here(LightningEnvironment):
             """The processes are there already."""
@@ -127,10 +130,14 @@ class Team:
             creates_processes_externally = True
 
             def local_rank(self) -> int:
-                return rank
+                return place
+
+            def node_rank(self) -> int:
+                return machine
 
         # the batches are shared out by data.Shares
-        return {"strategy": DDPStrategy(cluster_environment=Here()), "use_distributed_sampler": False}
+        return {"strategy": DDPStrategy(cluster_environment=Here()), "num_nodes": self.size // self.devices,
+                "use_distributed_sampler": False}  # fmt: skip
 
 
 ALONE = Team()
@@ -143,18 +150,21 @@ def leading(cfg: Config, folder: Path) -> Iterator[Team]:
     They write to `folder`/process<rank>.log, which stays there when they fail.
 
     Raises:
-        UserError: another process failed.
+        UserError: another process failed, or there are not as many SLURM tasks as machines.
     """
-    if cfg.trainer.devices == 1:
+    t = cfg.trainer
+    size = t.devices * t.nodes
+    if size == 1:
         yield ALONE
         return
-    size, on = cfg.trainer.devices, cfg.trainer.accelerator
-    store = dist.TCPStore(LOCALHOST, 0, size, is_master=True, wait_for_workers=False)
-    others = [_Other(rank, size, store.port, on, folder) for rank in range(1, size)]
+    host, port = address(t.nodes)
+    store = dist.TCPStore(host, port, size, is_master=True, wait_for_workers=False)
+    places = [Place(rank, size, t.devices, host, store.port, t.accelerator) for rank in range(t.devices)]
+    others = [_Other(place, folder) for place in places[1:]]
     ended = threading.Event()
     threading.Thread(target=_watch, args=(others, ended), daemon=True).start()
     try:
-        team = _join(0, size, store, on)
+        team = _join(places[0], store)
         team.agree((cfg, folder))
         yield team
         part()
@@ -172,15 +182,68 @@ def leading(cfg: Config, folder: Path) -> Iterator[Team]:
             other.end()
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a process of a team belongs, and how it finds the leader."""
+
+    rank: int
+    size: int
+    devices: int
+    host: str
+    port: int
+    accelerator: str
+
+    def start(self, **options) -> subprocess.Popen:
+        """Start the process that goes there."""
+        code = "from flare_exp.parallel import follow; follow()"
+        path = os.pathsep.join(p for p in (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")) if p)
+        return subprocess.Popen(
+            [sys.executable, "-c", code, json.dumps(asdict(self))], stdin=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path}, start_new_session=True, **options,  # Ctrl-C is the leader's
+        )  # fmt: skip
+
+
+def address(nodes: int) -> tuple[str, int]:
+    """Where the leader waits for the others; port 0: any that is free."""
+    if nodes == 1:
+        return LOCALHOST, 0
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    if (tasks := os.environ.get("SLURM_NTASKS")) != str(nodes):
+        there = f"this one has {tasks}" if tasks else "this is none"
+        raise UserError(f"trainer.nodes={nodes}: needs a SLURM job step with {nodes} tasks, one per node, and {there}; start it "
+                        f"with srun --nodes={nodes} --ntasks-per-node=1, or submit it with -m hydra/launcher=slurm")  # fmt: skip
+    cluster = SLURMEnvironment(auto_requeue=False)
+    return cluster.main_address, cluster.main_port
+
+
+def assist(machine: int, devices: int, nodes: int, accelerator: str) -> None:
+    """A further machine of a run: its processes follow the leader, which is elsewhere. What they say goes to this task's log.
+
+    Raises:
+        SystemExit: one of them failed.
+    """
+    host, port = address(nodes)
+    on = "gpu" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    ranks = range(machine * devices, (machine + 1) * devices)
+    processes = [Place(rank, devices * nodes, devices, host, port, on).start() for rank in ranks]
+    while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
+        time.sleep(0.5)
+    for process in processes:
+        process.kill()
+    if any(p.wait() > 0 for p in processes):
+        raise SystemExit(1)
+
+
 def follow() -> None:
-    """A process that `leading` started: joins the team and goes through the pipeline behind the leader."""
-    # the leader's end of our input closes when the leader is gone, however it went
+    """A process that another one started: joins the team and goes through the pipeline behind the leader."""
+    # the other end of our input closes when who started us is gone, however it went
     threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
     logging.disable()  # the leader says it all
     warnings.simplefilter("ignore")
     try:
-        rank, size, port = map(int, sys.argv[1:4])
-        team = _join(rank, size, dist.TCPStore(LOCALHOST, port, size), sys.argv[4])
+        place = Place(**json.loads(sys.argv[1]))
+        team = _join(place, dist.TCPStore(place.host, place.port, place.size))
         from flare_exp import pipeline
 
         cfg, folder = team.agree()
@@ -193,14 +256,14 @@ def follow() -> None:
         os._exit(1)  # without waiting for threads of a broken connection
 
 
-def _join(rank: int, size: int, store: dist.Store, accelerator: str) -> Team:
-    on_gpu = accelerator == "gpu"
+def _join(place: Place, store: dist.Store) -> Team:
+    on_gpu = place.accelerator == "gpu"
     if on_gpu:
-        torch.cuda.set_device(rank)  # what "cuda" means in this process
+        torch.cuda.set_device(place.rank % place.devices)  # what "cuda" means in this process
     # on GPUs processes meet during training only, where nobody keeps the others waiting
-    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size,
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=place.rank, world_size=place.size,
                             timeout=None if on_gpu else PATIENCE)  # fmt: skip
-    return Team(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE))
+    return Team(place.rank, place.size, place.devices, dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
 def part() -> None:
@@ -213,15 +276,10 @@ def part() -> None:
 class _Other:
     """Another process, seen from the leader."""
 
-    def __init__(self, rank: int, size: int, port: int, accelerator: str, folder: Path):
-        self.name, self.log = f"process {rank} of {size} (counted from 0)", folder / f"process{rank}.log"
-        code = "from flare_exp.parallel import follow; follow()"
-        path = os.pathsep.join(p for p in (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")) if p)
+    def __init__(self, place: Place, folder: Path):
+        self.name, self.log = f"process {place.rank} of {place.size} (counted from 0)", folder / f"process{place.rank}.log"
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", code, *map(str, (rank, size, port)), accelerator], stdin=subprocess.PIPE, stdout=log,
-                stderr=log, env={**os.environ, "PYTHONPATH": path}, start_new_session=True,  # Ctrl-C is the leader's
-            )  # fmt: skip
+            self.process = place.start(stdout=log, stderr=log)
 
     @property
     def failure(self) -> str | None:
