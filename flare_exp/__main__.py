@@ -233,7 +233,7 @@ def _on_slurm(grid: _Grid, overrides: Sequence[str], wait: bool) -> int:
         print(f"\nno longer waiting; the jobs go on (scancel {array} ends them)", file=sys.stderr)
         return 130
     states = {job.folder: slurm.ended(status.read(job.folder)) for job in jobs}
-    status.print_table(states, {job.folder: " ".join(job.overrides) for job in jobs})
+    status.print_table(states, {job.folder: list(job.overrides) for job in jobs})
     return 0 if all(s.state == "done" for s in states.values()) else 1
 
 

@@ -116,7 +116,7 @@ def _alive(folder: Path, found: State) -> bool:
         return False
 
 
-def jobs_of(folder: Path) -> dict[Path, str]:
+def jobs_of(folder: Path) -> dict[Path, list[str]]:
     """The run folders of a grid with their overrides; of a single run its own folder.
 
     Raises:
@@ -124,21 +124,22 @@ def jobs_of(folder: Path) -> dict[Path, str]:
     """
     try:
         grid = json.loads((folder / GRID).read_text())
-        return {folder / str(job["job"]): " ".join(job["overrides"]) for job in grid}
+        return {folder / str(job["job"]): job["overrides"] for job in grid}
     except FileNotFoundError:
         if any((folder / name).is_file() for name in ("config.yaml", STATE)):
-            return {folder: ""}
+            return {folder: []}
         raise UserError(f"{folder}: no run and no grid lies there (neither config.yaml nor {GRID})") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / GRID} is unreadable ({error})") from error
 
 
-def print_table(states: dict[Path, State], overrides: dict[Path, str]) -> None:
-    """A line for each job, and how many there are of each state."""
+def print_table(states: dict[Path, State], overrides: dict[Path, list[str]]) -> None:
+    """A line for each job, with the overrides in which it differs from others, and how many there are of each state."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    common = set.intersection(*map(set, overrides.values())) if len(overrides) > 1 else set()
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("job", "state", "overrides", "why, log"):
         table.add_column(name, overflow="fold")
@@ -146,8 +147,9 @@ def print_table(states: dict[Path, State], overrides: dict[Path, str]) -> None:
         where = f"{found.slurm_job and f'SLURM job {found.slurm_job}'} {found.host}".strip() if found.state == "running" else ""
         log = str(folder / "flare_exp.log") if found.state in ("failed", "stopped") and found.host else ""
         said = "; ".join(filter(None, (found.reason, where, log)))
-        table.add_row(folder.name, f"[{STYLES[found.state]}]{found.state}[/]", overrides[folder], said)
-    console = Console(width=None if os.isatty(1) else 200)
+        own = " ".join(o for o in overrides[folder] if o not in common)
+        table.add_row(folder.name, f"[{STYLES[found.state]}]{found.state}[/]", own, said)
+    console = Console(width=None if os.isatty(1) else 160)
     console.print(table)
     console.print(counts(states))
 
