@@ -321,12 +321,20 @@ def cells(arguments: Sequence[str]) -> list[list[str]]:
 
 def launcher(overrides: Sequence[str]) -> dict[str, Any]:
     """`hydra.launcher` of a (checked) job."""
-    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="flare_exp"):
-        composed = compose("config", overrides=list(overrides), return_hydra_config=True)
+    composed = _compose(overrides, return_hydra_config=True)
     return OmegaConf.to_container(composed.hydra.launcher, resolve=True)  # type: ignore[return-value]
+
+
+def _compose(overrides: Sequence[str], **options) -> Any:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.utils import setup_globals
+
+    register_schema()
+    setup_globals()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="flare_exp"):
+        return compose("config", overrides=list(overrides), **options)
 
 
 def explicit_fusion(overrides: Sequence[str]) -> bool:
@@ -385,23 +393,19 @@ def _prefix(override) -> str:
 
 
 def _check_job(overrides: list[str], multirun: bool) -> tuple[Any, list[str]]:
-    from hydra import compose, initialize_config_dir
-    from hydra.core.utils import setup_globals
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    register_schema()
-    setup_globals()
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="flare_exp"):
-            composed = compose("config", overrides=overrides)
+        composed = _compose(overrides)
         cfg: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except AssertionError:  # omegaconf's answer to a key below something that is null
         return None, ["model.pretrain.*, mt.pretrain.*: only embedded models are built here and have these options"]
     except (HydraException, OmegaConfBaseException) as error:
         reason = error.__cause__ or error
-        return None, [str(line).strip() for line in [str(reason).splitlines()[0]]]
+        key = getattr(reason, "full_key", None)
+        return None, [f"{key}: {line}" if key else line for line in [str(reason).splitlines()[0].strip()]]
     problems = [*_check_rules(cfg), *_check_meaning(cfg)]
     if explicit_fusion(overrides) and cfg.method.name not in FUSING_METHODS and not multirun:
         problems.append(

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import random_backbone, token_batch
+from conftest import random_backbone, tiny_checkpoint, token_batch
 from safetensors.torch import load_file
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -24,7 +24,6 @@ from flare_exp.data import BucketSampler, Shares
 from flare_exp.errors import UserError
 from flare_exp.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
 from flare_exp.sources import BackboneSource
-from flare_exp.tiny.pretrain import pretrain
 
 FORMS = {"label": ("xlm-roberta", "label"), "span": ("bert", "span"), "prompt": ("llama", "prompt")}
 ROWS = 5  # odd: the shares are unequal
@@ -177,14 +176,7 @@ def command(cache, out, *overrides):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A tiny XLM-R without dropout, whose masks would be others in other processes."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    small = {"architecture": "xlm-roberta", "documents": 500, "steps": 5, "batch_size": 8, "lr": 1e-3, "vocab_size": 300,
-             "hidden_size": 32, "layers": 2, "heads": 2, "target_share": 0.5, "recall": 0.0, "world_seed": 0}  # fmt: skip
-    pretrain(folder, **small)
-    settings = json.loads((folder / "config.json").read_text())
-    settings |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (folder / "config.json").write_text(json.dumps(settings))
-    return folder
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
 def weights(out):

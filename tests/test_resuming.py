@@ -9,11 +9,11 @@ import time
 
 import pytest
 import torch
+from conftest import tiny_checkpoint
 from omegaconf import OmegaConf
 
 from flare_exp import config, pipeline, preemption, resuming
 from flare_exp.data import BucketSampler, ResumableLoader
-from flare_exp.tiny.pretrain import pretrain
 
 SMALL = ["task.limit=100", "finetune.epochs=2", "transfer.epochs=2", "transfer.lr=1e-3", "data.batch_size=20", "trainer=cpu",
          "trainer.enable_progress_bar=false", "model=custom"]  # fmt: skip
@@ -22,10 +22,7 @@ SMALL = ["task.limit=100", "finetune.epochs=2", "transfer.epochs=2", "transfer.l
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A tiny XLM-R with dropout, whose masks must be those of an uninterrupted run."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    pretrain(folder, architecture="xlm-roberta", documents=500, steps=5, batch_size=8, lr=1e-3, vocab_size=300, hidden_size=32,
-             layers=2, heads=2, target_share=0.5, recall=0.0, world_seed=0)  # fmt: skip
-    return folder
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 def arguments(checkpoint, folder, *overrides):
