@@ -81,7 +81,7 @@ def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> str:
 
     asked = resources(launcher, jobs)
     for job in jobs:
-        status.write_waiting(job.folder)
+        status.add(job.folder, status.State("waiting", "submitted to SLURM"))
     try:
         executor = submitit.AutoExecutor(
             cluster="slurm", folder=Path(launcher["submitit_folder"]).absolute(), slurm_python=PYTHON
@@ -90,7 +90,7 @@ def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> str:
         made = executor.map_array(run, jobs)
     except Exception as error:  # submitit raises many kinds, RuntimeError and its own
         for job in jobs:
-            (job.folder / status.STATE).unlink(missing_ok=True)
+            status.add(job.folder, status.State("missing", "SLURM did not take it"))
         reason = getattr(error, "stderr", None) or str(error)
         raise UserError(f"SLURM does not take the jobs: {str(reason).strip()}") from error
     return made[0].job_id.partition("_")[0]

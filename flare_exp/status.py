@@ -1,6 +1,6 @@
 """`python -m flare_exp status <folder>`: what has become of the jobs of a grid, or of a single run.
 
-Read from the folders alone, on any machine that sees them. Exit code 0: all are done.
+Read from the folders alone, on any machine that sees them. --timeline: also what happened when. Exit code 0: all are done.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import SoftFileLease, Timeout
 
@@ -21,7 +20,7 @@ from flare_exp.artifacts import LEASE
 from flare_exp.errors import UserError
 from flare_exp.preemption import Stopped
 
-GRID, STATE, SIGN = "grid.json", "state.json", ".running"
+GRID, STATES, SIGN = "grid.json", "states.jsonl", ".running"
 STYLES = {"done": "green", "running": "cyan", "waiting": "blue", "stopped": "yellow", "failed": "red", "missing": "red"}
 
 
@@ -38,26 +37,32 @@ class State:
 
 def write_grid(folder: Path, jobs: Mapping[int, Sequence[str]]) -> None:
     """Remember which jobs a grid has: number -> overrides."""
-    _write(folder / GRID, [{"job": number, "overrides": list(overrides)} for number, overrides in jobs.items()])
+    partial = folder / f".{GRID}.{os.getpid()}"
+    partial.write_text(json.dumps([{"job": number, "overrides": list(o)} for number, o in jobs.items()], indent=1))
+    partial.replace(folder / GRID)
 
 
 def write(folder: Path, state: str, reason: str = "") -> None:
     """Leave the state of the run in `folder`, which this process runs."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ.get("SLURM_JOB_ID", "")
-    _write(folder / STATE, asdict(State(state, reason, socket.gethostname(), os.getpid(), job)))
+    add(folder, State(state, reason, socket.gethostname(), os.getpid(), job))
 
 
-def write_waiting(folder: Path) -> None:
-    """Say that the run in `folder` is going to be submitted."""
-    _write(folder / STATE, asdict(State("waiting", "submitted to SLURM")))
+def add(folder: Path, state: State) -> None:
+    """Add a state to the history of the run in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / STATES).open("a") as file:
+        file.write(json.dumps({"time": round(time.time(), 1), **asdict(state)}) + "\n")
 
 
-def _write(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=1))
-    partial.replace(path)
+def history(folder: Path) -> list[tuple[float, State]]:
+    """When the run in `folder` came into which state."""
+    try:
+        lines = [json.loads(line) for line in (folder / STATES).read_text().splitlines()]
+        return [(line.pop("time"), State(**line)) for line in lines]
+    except FileNotFoundError:
+        return []
 
 
 @contextmanager
@@ -77,7 +82,7 @@ def running(folder: Path) -> Iterator[None]:
     try:
         write(folder, "running")
         yield
-        (folder / STATE).unlink()
+        write(folder, "done")
     except BaseException as error:
         asked = isinstance(error, (Stopped, KeyboardInterrupt, SystemExit))
         with suppress(OSError):  # the disk may be full
@@ -92,11 +97,9 @@ def read(folder: Path) -> State:
     if (folder / "metrics.json").is_file():
         return State("done")
     try:
-        found = State(**json.loads((folder / STATE).read_text()))
-    except FileNotFoundError:
-        return State("missing", "not begun")
+        found = next((state for _, state in reversed(history(folder))), State("missing", "not begun"))
     except (OSError, ValueError, TypeError) as error:
-        return State("failed", f"{folder / STATE} is unreadable ({error})")
+        return State("failed", f"{folder / STATES} is unreadable ({error})")
     if found.state == "running" and not _alive(folder, found):
         return State("failed", f"killed on {found.host} (process {found.pid})", found.host, found.pid, found.slurm_job)
     return found
@@ -126,7 +129,7 @@ def jobs_of(folder: Path) -> dict[Path, list[str]]:
         grid = json.loads((folder / GRID).read_text())
         return {folder / str(job["job"]): job["overrides"] for job in grid}
     except FileNotFoundError:
-        if any((folder / name).is_file() for name in ("config.yaml", STATE)):
+        if any((folder / name).is_file() for name in ("config.yaml", STATES)):
             return {folder: []}
         raise UserError(f"{folder}: no run and no grid lies there (neither config.yaml nor {GRID})") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -160,13 +163,25 @@ def counts(states: dict[Path, State]) -> str:
     return ", ".join(f"{found.count(name)} {name}" for name in STYLES if name in found)
 
 
+def print_timeline(folders: Iterable[Path]) -> None:
+    """What happened when, over all jobs."""
+    events = [(when, folder.name, state) for folder in folders for when, state in history(folder)]
+    for when, name, state in sorted(events, key=lambda event: event[0]):
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+        where = f"SLURM job {state.slurm_job}" if state.slurm_job else f"process {state.pid}" if state.pid else ""
+        print(f"{stamp}  job {name:<4} {state.state:<8} {'; '.join(filter(None, (where, state.reason)))}".rstrip())
+
+
 def main(arguments: Sequence[str]) -> int:
     if {"--help", "-h"}.intersection(arguments):
         print(__doc__)
         return 0
-    if len(arguments) != 1:
-        raise UserError("name one folder: python -m flare_exp status <folder of a run or a grid>")
-    overrides = jobs_of(Path(arguments[0]).expanduser())
+    places = [a for a in arguments if a != "--timeline"]
+    if len(places) != 1 or places[0].startswith("-"):
+        raise UserError("name one folder: python -m flare_exp status [--timeline] <folder of a run or a grid>")
+    overrides = jobs_of(Path(places[0]).expanduser())
+    if "--timeline" in arguments:
+        print_timeline(overrides)
     states = {folder: read(folder) for folder in overrides}
     print_table(states, overrides)
     return 0 if all(s.state == "done" for s in states.values()) else 1

@@ -13,7 +13,7 @@ import pytest
 from conftest import SHARED, tiny_checkpoint
 from omegaconf import OmegaConf
 
-from flare_exp import config, slurm
+from flare_exp import config, slurm, status
 from flare_exp.errors import UserError
 
 START = SHARED.parent / "tools" / "slurm-local" / "start.sh"
@@ -61,9 +61,8 @@ def wait_for(condition, seconds=200):
 
 def in_training(folder, seed):
     """Whether the job of a seed has trained for some epochs, and the process that does."""
-    state = folder / "grid" / str(seed) / "state.json"
-    found = json.loads(state.read_text()) if state.exists() else {}
-    return found.get("pid") if found.get("state") == "running" and list(folder.glob("cache/finetune/.*/checkpoints")) else None
+    found = status.read(folder / "grid" / str(seed))
+    return found.pid if found.state == "running" and list(folder.glob("cache/finetune/.*/checkpoints")) else None
 
 
 @pytest.mark.slow
@@ -76,7 +75,7 @@ def test_jobs_that_are_warned_go_on_and_those_that_are_killed_are_repaired(clust
     waiting = subprocess.Popen(grid(checkpoint, folder, *long), env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True)  # fmt: skip
     wait_for(lambda: in_training(folder, 0) and in_training(folder, 1))
-    array = json.loads((folder / "grid" / "0" / "state.json").read_text())["slurm_job"].partition("_")[0]
+    array = status.read(folder / "grid" / "0").slurm_job.partition("_")[0]
     subprocess.run(["scancel", "--signal=USR1", f"{array}_0"], env=cluster, check=True)
     os.kill(in_training(folder, 1), signal.SIGKILL)
     said, _ = waiting.communicate(timeout=400)
@@ -106,8 +105,7 @@ def test_what_was_submitted_is_what_runs_and_submit_does_not_wait(cluster, check
     hold = ["hydra.launcher.additional_parameters.begin=now+5"]
     submitted = run([*words[:3], "submit", *words[5:], *(f"+{h}" for h in hold)], env)
     assert submitted.returncode == 0, submitted.stderr
-    state = tmp_path / "grid" / "0" / "state.json"
-    assert json.loads(state.read_text())["state"] == "waiting"
+    assert status.read(tmp_path / "grid" / "0").state == "waiting"
     for file in (code / "conf" / "task").glob("toy*.yaml"):  # before the job starts
         file.write_text("name: nonsense\n")
     done = tmp_path / "grid" / "0" / "metrics.json"
@@ -184,4 +182,4 @@ def test_without_slurm_there_is_one_message(tmp_path):
                           capture_output=True, text=True, env={**os.environ, "PATH": str(python)})  # fmt: skip
     assert done.returncode == 2
     assert 'SLURM does not take the jobs: Could not detect "srun"' in done.stderr
-    assert not (tmp_path / "0" / "state.json").exists()
+    assert status.read(tmp_path / "0").state == "missing"
