@@ -110,17 +110,14 @@ class ArtifactStore:
                 reused = manifest is not None
                 if manifest is None:
                     preemption.check(f"before {kind}")
-                    manifest = self._build(place, kind, key, build, together, resumable)
-                    if lock.compromise:
-                        raise UserError(f"{place.parent.name}/{place.name}: this process gave no sign of life for {LEASE:.0f} s, "
-                                        "and another one has taken over; start it again")  # fmt: skip
+                    manifest = self._build(place, lock, kind, key, build, together, resumable)
                 elif together and self.team:
                     self.team.agree(None)
         except OSError as error:
             raise UserError(f"cache_dir={self.root}: cannot write the artefact {kind}/{place.name}: {error}") from error
         return Artifact(place, kind, digest[:20], manifest["info"], manifest["seconds"], reused)
 
-    def _locked(self, place: Path) -> Any:
+    def _locked(self, place: Path) -> SoftFileLease:
         lock = SoftFileLease(place.parent / f"{place.name}.lock", lease_duration=LEASE)
         try:
             lock.acquire(timeout=0.5)
@@ -160,7 +157,14 @@ class ArtifactStore:
         return None
 
     def _build(
-        self, place: Path, kind: str, key: Mapping[str, Any], build: Callable, together: bool, resumable: bool
+        self,
+        place: Path,
+        lock: SoftFileLease,
+        kind: str,
+        key: Mapping[str, Any],
+        build: Callable,
+        together: bool,
+        resumable: bool,
     ) -> dict[str, Any]:
         # We hold the lock: what a killed builder left behind is ours, or nobody's.
         folder = place.parent / f".{place.name}.part"
@@ -173,6 +177,9 @@ class ArtifactStore:
             if together and self.team:
                 self.team.agree(str(folder))
             info = dict(build(folder) or {})
+            if not lock.is_lock_held_by_us:
+                raise UserError(f"{kind}/{place.name}: this process gave no sign of life for {LEASE:.0f} s, and another one "
+                                "has taken over; start it again")  # fmt: skip
             spent.unlink(missing_ok=True)
             manifest = {
                 "kind": kind,

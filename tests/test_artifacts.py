@@ -9,7 +9,9 @@ import sys
 import time
 
 import pytest
+from filelock import SoftFileLease
 
+from flare_exp import artifacts, preemption
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.errors import UserError
 
@@ -72,6 +74,7 @@ def test_a_failing_builder_leaves_nothing(tmp_path):
 
 KILLED = """
 import sys, time
+from flare_exp import artifacts, preemption
 from flare_exp.artifacts import ArtifactStore
 def build(folder):
     (folder / "half.txt").write_text("half")
@@ -120,3 +123,45 @@ def test_unwritable_cache_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cache_dir=.*file"):
         ArtifactStore(tmp_path / "file").get("kind", {"a": 1}, builder())
+
+
+SUSPENDED = """
+import os, signal, sys
+from flare_exp import artifacts
+from flare_exp.errors import UserError
+artifacts.LEASE = 1.5
+
+def build(folder):
+    (folder / "data").write_text("stale")
+    print("building", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+try:
+    artifacts.ArtifactStore(sys.argv[1]).get("kind", {"a": 1}, build)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_builder_that_gives_no_sign_of_life_is_followed_and_gives_up(tmp_path, monkeypatch):
+    """As on another machine, where nobody can look for its process."""
+    monkeypatch.setattr(artifacts, "LEASE", 1.5)
+    process = subprocess.Popen([sys.executable, "-c", SUSPENDED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "building\n"
+    made = ArtifactStore(tmp_path).get("kind", {"a": 1}, lambda folder: (folder / "data").write_text("fresh") and None)
+    assert not made.reused
+    process.send_signal(signal.SIGCONT)
+    said, _ = process.communicate(timeout=30)
+    assert "gave no sign of life" in said
+    again = ArtifactStore(tmp_path).get("kind", {"a": 1}, lambda folder: None)
+    assert again.reused
+    assert (again.path / "data").read_text() == "fresh"
+
+
+def test_who_waits_for_another_builder_can_be_stopped(tmp_path, monkeypatch):
+    held = SoftFileLease(tmp_path / "kind" / "x.lock", lease_duration=artifacts.LEASE)
+    (tmp_path / "kind").mkdir()
+    with held:
+        monkeypatch.setattr(preemption, "asked", lambda: signal.SIGUSR1)
+        with pytest.raises(preemption.Stopped, match="while another process was building kind"):
+            ArtifactStore(tmp_path)._locked(tmp_path / "kind" / "x")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -131,6 +132,22 @@ def test_two_machines_leave_what_one_leaves(cluster, checkpoint, tmp_path):
     one, two = ((out / "predictions.parquet").read_bytes() for out in outs)
     assert one == two
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "one_cache", "two", "two_cache"]
+
+
+def test_a_signal_before_python_is_ready_waits():
+    """SLURM may send it while Python still imports."""
+    code = "import signal, time; print('up', flush=True); time.sleep(1); print(signal.sigpending())"
+    words = shlex.split(slurm.PYTHON)
+    for when in ("at once", "later"):
+        process = subprocess.Popen([*words, "-u", "-c", code], stdout=subprocess.PIPE, text=True)
+        if when == "later":
+            assert process.stdout.readline() == "up\n"
+        else:
+            time.sleep(0.02)  # the shell needs a few milliseconds
+        process.send_signal(signal.SIGUSR1)
+        said, _ = process.communicate(timeout=30)
+        assert process.returncode == 0, when
+    assert "SIGUSR1" in said
 
 
 def jobs(*overrides):
