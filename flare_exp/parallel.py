@@ -213,8 +213,8 @@ def address(nodes: int) -> tuple[str, int]:
         there = f"this one has {tasks}" if tasks else "this is none"
         raise UserError(f"trainer.nodes={nodes}: needs a SLURM job step with {nodes} tasks, one per node, and {there}; start it "
                         f"with srun --nodes={nodes} --ntasks-per-node=1, or submit it with -m hydra/launcher=slurm")  # fmt: skip
-    cluster = SLURMEnvironment(auto_requeue=False)
-    return cluster.main_address, cluster.main_port
+    host = SLURMEnvironment.resolve_root_node_address(os.environ["SLURM_JOB_NODELIST"])
+    return host, 15000 + int(os.environ["SLURM_JOB_ID"]) % 10000  # the same on all machines, another one for every job
 
 
 def assist(machine: int, devices: int, nodes: int, accelerator: str) -> None:
