@@ -17,7 +17,7 @@ from flare_exp import config
 from flare_exp.errors import UserError
 
 # Subcommand -> what it does, for --help. Each is a module flare_exp.<subcommand> with `main(arguments) -> exit code`.
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {"plan": "what a run or a grid (-m) would build, need and take, without running it"}
 EXAMPLES = """\
   python -m flare_exp                                             FLARE on the embedded world, no network needed
   python -m flare_exp method=lora task.lang=near seed=1           plain LoRA, the near language, another seed

@@ -75,9 +75,7 @@ class ArtifactStore:
         Raises:
             UserError: the cache folder cannot be written.
         """
-        key = json.loads(json.dumps(dict(key)))
-        digest = digest_of({"kind": kind, "schema": SCHEMA, "key": key})
-        place = self.root / kind / digest[:20]
+        key, digest, place = self._identified(kind, key)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with self._locked(place):
@@ -87,7 +85,19 @@ class ArtifactStore:
                     manifest = self._build(place, kind, key, build)
         except OSError as error:
             raise UserError(f"cache_dir={self.root}: cannot write the artefact {kind}/{place.name}: {error}") from error
-        return Artifact(place, kind, digest[:20], manifest["info"], manifest["seconds"], reused)
+        return Artifact(place, kind, digest, manifest["info"], manifest["seconds"], reused)
+
+    def find(self, kind: str, key: Mapping[str, Any]) -> Artifact:
+        """What `get` would return, without building it: `reused` says whether it is there, and whole."""
+        key, digest, place = self._identified(kind, key)
+        manifest = self._verified(place, kind, key) or {"info": {}, "seconds": 0.0}
+        return Artifact(place, kind, digest, manifest["info"], manifest["seconds"], "key" in manifest)
+
+    def _identified(self, kind: str, key: Mapping[str, Any]) -> tuple[dict[str, Any], str, Path]:
+        """The key as a manifest holds it, its digest, and where the artefact belongs."""
+        plain = json.loads(json.dumps(dict(key)))
+        digest = digest_of({"kind": kind, "schema": SCHEMA, "key": plain})[:20]
+        return plain, digest, self.root / kind / digest
 
     def _locked(self, place: Path):
         lock = SoftFileLock(place.parent / f"{place.name}.lock")

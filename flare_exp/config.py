@@ -296,6 +296,13 @@ def check(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str
     return jobs, problems
 
 
+def cells(arguments: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a command line that `check` has passed."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return list(_cells(OverridesParser.create().parse_overrides(list(arguments))))
+
+
 def explicit_fusion(overrides: Sequence[str]) -> bool:
     """Whether the user chose a fusion on the command line."""
     return any(o.lstrip("+").split("=")[0].split(".")[0] == "fusion" for o in overrides)

@@ -63,14 +63,7 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
         backbone = prepare_backbone(cfg, store)
         stages = Stages(cfg, store, task, backbone, tracker)
 
-        english = stages.finetune_source()
-        english_test = stages.test(english, "english")
-        zero_shot = stages.test(english, "target")
-        adapted = stages.transfer(english, method.view, fuses=method.fuses) if method.trains else None
-        tested = stages.test(adapted, method.view, english) if adapted else stages.test(english, method.view)
-
-        made = {"backbone": backbone, "finetune": english, "english_test": english_test, "zero_shot": zero_shot,
-                **stages.translations, **({"transfer": adapted} if adapted else {}), "test": tested}  # fmt: skip
+        made = through(stages, method)
         measured = {
             "task": task.name,
             "lang": cfg.task.lang,
@@ -81,14 +74,25 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
             "seed": cfg.seed,
             "translation": {"noise": cfg.mt.noise, "chrf++": chrf_of(stages.translations)},
             **({"source": asdict(cfg.source)} if method.fuses else {}),
-            "test": tested.info["metrics"],
-            "english": english_test.info["metrics"],
-            "zero_shot": zero_shot.info["metrics"],
+            "test": made["test"].info["metrics"],
+            "english": made["english_test"].info["metrics"],
+            "zero_shot": made["zero_shot"].info["metrics"],
             "seconds": seconds_of(made, list(stages.translations), time.perf_counter() - start),
         }
         results.leave(folder, measured, made, data)
         tracker.summary({f"{block}/{k}": v for block in ("test", "english", "zero_shot") for k, v in measured[block].items()})
     return measured
+
+
+def through(stages: Stages, method: Method) -> dict[str, Artifact]:
+    """The stages in their order; what each of them leaves, by its name in the provenance."""
+    english = stages.finetune_source()
+    english_test = stages.test(english, "english")
+    zero_shot = stages.test(english, "target")
+    adapted = stages.transfer(english, method.view, fuses=method.fuses) if method.trains else None
+    tested = stages.test(adapted, method.view, english) if adapted else stages.test(english, method.view)
+    return {"backbone": stages.backbone, "finetune": english, "english_test": english_test, "zero_shot": zero_shot,
+            **stages.translations, **({"transfer": adapted} if adapted else {}), "test": tested}  # fmt: skip
 
 
 def seconds_of(made: dict[str, Artifact], translations: list[str], total: float) -> dict[str, float]:
@@ -156,13 +160,13 @@ def settle(cfg: Config) -> Config:
         if problem := quantisation_problem():
             fix = "model.quantize=null optim._target_=torch.optim.AdamW"
             raise UserError(f"bitsandbytes cannot be used here ({problem}); mend its installation, or choose {fix}")
-    on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
-    trainer = replace(
-        cfg.trainer,
-        accelerator="gpu" if on_gpu else "cpu",
-        precision=cfg.trainer.precision or ("bf16-mixed" if on_gpu else "32-true"),
-    )
-    return replace(cfg, trainer=trainer)
+    return placed(cfg, cfg.trainer.accelerator != "cpu" and torch.cuda.is_available())
+
+
+def placed(cfg: Config, on_gpu: bool) -> Config:
+    """The configuration on a kind of device, in the precision that is usual there unless one is given."""
+    precision = cfg.trainer.precision or ("bf16-mixed" if on_gpu else "32-true")
+    return replace(cfg, trainer=replace(cfg.trainer, accelerator="gpu" if on_gpu else "cpu", precision=precision))
 
 
 def load_task(cfg: Config) -> Task:
