@@ -27,8 +27,9 @@ from flare_exp import backbones, results
 from flare_exp.artifacts import Artifact
 from flare_exp.config import Config, StageConfig
 from flare_exp.data import BucketSampler, PairedDataModule, PairedDataset
+from flare_exp.forms import PromptForm
 from flare_exp.pipeline import METHODS
-from flare_exp.preview import CHARACTERS, Preview, Sketch, config_of, pretraining, preview
+from flare_exp.preview import CHARACTERS, CountedForm, Preview, Sketch, config_of, pretraining, preview
 from flare_exp.sources import Source
 from flare_exp.stages import save_model
 from flare_exp.tiny.mt import train_mt
@@ -85,9 +86,11 @@ def _notes(stages: Preview) -> list[str]:
         found = [
             f"arithmetic: {cfg.model.name} is not here. Its passes are counted on tensors without content: every matrix product "
             "(the source's pass too, and no gradient of frozen weights), and every tensor that is alive at once, weights as they "
-            "are kept, optimiser states and source states; in batches as long as the longest text.",
+            "are kept, optimiser states and source states; in batches as long as the longest text."
+            + ("" if cfg.trainer.accelerator == "gpu" else " A process on a CPU may hold twice that."),
             f"time: {device}, {peak / 1e12:.3g} TFLOP/s, {SHARE:.0%} of it used in training, {SHARE * DECODING:.1%} where tokens "
-            f"are written one by one; {CHARACTERS} characters to a token.",
+            f"are written one by one"
+            + (f"; {CHARACTERS} characters to a token." if isinstance(stages.form, CountedForm) else "."),
         ]
     else:
         whose = "the device" if cfg.trainer.accelerator == "gpu" else "the whole process, its libraries included"
@@ -151,9 +154,10 @@ def _walk(stages: Preview, todo: set[str]) -> Iterator[tuple[str, nn.Module, Sou
 
 def _states(stages: Preview, model: Any, data: PairedDataModule) -> int:
     """Bytes of the cached source states of training."""
-    config, o = model.peft_config["default"], stages.cfg.source
-    if o.cache == "off" or config.fusion is None:
+    o = stages.cfg.source
+    if o.cache == "off" or data.view not in ("paired", "latent"):
         return 0
+    config = model.peft_config["default"]
     tokens = sum(len(i["inputs"]["input_ids"]) for role in ("train", "validation") for i in data.dataset(role).source or ())
     width = config.source_width or len(stages.source(model).states.blocks) * _width(model)
     return tokens * width * getattr(torch, o.dtype).itemsize
@@ -317,11 +321,13 @@ class Work:
             dtype = torch.float16 if cfg.trainer.precision == "16-mixed" else torch.bfloat16
             batch, tokens = _batch(stages, data, rows)
             model.train()
-            with live, FlopCounterMode(display=False) as training, torch.autocast("cpu", dtype, enabled=half):
-                _sum(module(batch, batch["answer"]) if stages.form_name == "prompt" else module(batch)).backward()
-            answers = {k: x.repeat(candidates, 1) for k, x in batch["answer"].items()}
+            training = FlopCounterMode(display=False)
+            for counter in (live, training):  # one by one: the second one's hooks keep tensors alive
+                with counter, torch.autocast("cpu", dtype, enabled=half):
+                    _sum(_passed(module, batch, batch.get("answer"))).backward()
+            answers = {k: x.repeat(candidates, 1) for k, x in batch.get("answer", {}).items()}
             with torch.no_grad(), FlopCounterMode(display=False) as evaluating, torch.autocast("cpu", dtype, enabled=half):
-                module(batch, answers) if stages.form_name == "prompt" else module(batch)
+                _passed(module, batch, answers)
         self.memory = kept + live.peak + _optimizer_states(model, cfg.optim._target_)
         self.train, self.evaluate = training.get_total_flops() / tokens, evaluating.get_total_flops() / tokens
         free = stages.form_name == "prompt" and not stages.decoding.candidates
@@ -336,8 +342,10 @@ def _batch(stages: Sketch, data: PairedDataModule, rows: int) -> tuple[dict[str,
 
     dataset = data.dataset("train")
     longest = max(len(item["inputs"]["input_ids"]) for item in dataset.target)
-    texts = stages.task.labels or ("x" * 8 * CHARACTERS,)
-    batch = {"target": ids(longest), "answer": ids(max(len(stages.form.answer(t)) for t in texts))}  # type: ignore[attr-defined]
+    batch = {"target": ids(longest)}
+    if isinstance(stages.form, PromptForm):
+        texts = stages.task.labels or ("x" * 8 * CHARACTERS,)
+        batch["answer"] = ids(max(len(stages.form.answer(text)) for text in texts))
     if dataset.source is None:
         return batch, rows * longest
     batch["source"] = ids(length := max(len(item["inputs"]["input_ids"]) for item in dataset.source))
@@ -345,6 +353,18 @@ def _batch(stages: Sketch, data: PairedDataModule, rows: int) -> tuple[dict[str,
         batch["source"] = {"attention_mask": batch["source"]["attention_mask"],
                            "states": torch.zeros(rows, length, 1, stages.mt.encoder[0].config.d_model)}  # fmt: skip
     return batch, rows * (longest + length)
+
+
+def _passed(module: Any, batch: dict[str, Any], answers: Mapping[str, Tensor] | None) -> Any:
+    """The pass of a batch; without the heads of labels and spans, which are small, and which look at content."""
+    if answers:
+        return module(batch, answers)
+    module.read_source(batch)
+    whole = module.model.get_base_model() if hasattr(module.model, "peft_config") else module.model
+    inputs = batch["target"]
+    if whole.config.is_encoder_decoder:  # heads on the decoder, which reads the input again
+        inputs = {**inputs, "decoder_input_ids": inputs["input_ids"], "use_cache": False}
+    return whole.base_model(**inputs)
 
 
 def _sum(outputs: Any) -> Tensor:
@@ -397,7 +417,7 @@ class Live(TorchDispatchMode):
     def __init__(self, known: set[int]):
         super().__init__()
         self.sizes: dict[int, int] = dict.fromkeys(known, 0)
-        self.now = self.peak = self.calls = 0
+        self.now = self.peak = 0
 
     def __enter__(self):
         gc.freeze()  # so that the collections below look at what the passes leave only
@@ -409,13 +429,12 @@ class Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         outputs = operation(*args, **(kwargs or {}))
-        self.calls += 1
-        if self.calls % 200 == 0:
-            gc.collect(1)  # what checkpointing computes again hangs in cycles here
         for tensor in tree_leaves(outputs):
             if isinstance(tensor, Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self.sizes:
                 self.sizes[key] = storage.nbytes()
                 self.now += storage.nbytes()
+                if self.now > self.peak and torch._C._current_graph_task_id() != -1:
+                    gc.collect()  # in a backward pass, what checkpointing computes again hangs in cycles here
                 self.peak = max(self.peak, self.now)
                 weakref.finalize(storage, self._freed, key)
         return outputs

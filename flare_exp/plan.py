@@ -81,7 +81,8 @@ def main(arguments: Sequence[str]) -> int:
     jobs = [(o, _typed(c)) for o, c in zip(config.cells(overrides), composed, strict=True)]
     _quietly(jobs[0][1])
     with tempfile.TemporaryDirectory(prefix="flare_exp_plan_") as scratch:
-        found = planned(jobs, multirun, Path(scratch))
+        found = looked_up(jobs, multirun, Path(scratch))
+        price(found, Path(scratch))
     show(found, len(jobs) - len(found))
     return 0
 
@@ -98,11 +99,10 @@ def _quietly(cfg: config.Config) -> None:
     _quiet(replace(cfg, offline=True))  # a plan asks nobody
 
 
-def planned(jobs: Sequence[tuple[list[str], config.Config]], multirun: bool, scratch: Path) -> list[Job]:
-    """What each job builds, and what that costs; those that differ in the seed alone cost the same."""
+def looked_up(jobs: Sequence[tuple[list[str], config.Config]], multirun: bool, scratch: Path) -> list[Job]:
+    """What each job builds, finds, or leaves to an earlier one."""
     found: list[Job] = []
     building: dict[str, int] = {}  # artefact -> the job that builds it
-    known: dict[str, Estimate] = {}
     for number, (overrides, cfg) in enumerate(jobs):
         if multirun and cfg.method.name not in config.FUSING_METHODS and config.explicit_fusion(overrides):
             continue  # as a grid does
@@ -111,15 +111,21 @@ def planned(jobs: Sequence[tuple[list[str], config.Config]], multirun: bool, scr
             if not artifact.reused and artifact.kind not in ELSEWHERE:
                 owner = building.setdefault(f"{artifact.kind}/{artifact.digest}", number)
                 job.owners[name] = owner if owner != number else None
-        costly = sorted(name for name in job.todo if job.made[name].kind != "translation" or name == job.made[name].digest)
-        alike = repr((costly, replace(job.cfg, seed=0, output_dir="")))
+        found.append(job)
+    return found
+
+
+def price(jobs: Sequence[Job], scratch: Path) -> None:
+    """Estimate the jobs; those that differ in the seed alone cost the same."""
+    known: dict[str, Estimate] = {}
+    for job in jobs:
+        human = {name for name in job.todo if job.made[name].kind == "translation" and name != job.made[name].digest}
+        alike = repr((sorted(job.todo - human), replace(job.cfg, seed=0, output_dir="")))
         if job.todo and alike not in known:
             # a fresh process, whose peak memory is its own
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 known[alike] = pool.submit(_estimate, job.cfg, scratch, job.todo).result()
         job.estimate = known.get(alike)
-        found.append(job)
-    return found
 
 
 def settled(cfg: config.Config) -> config.Config:

@@ -24,7 +24,7 @@ from flare_exp.backbones import Backbone, local, looks_local
 from flare_exp.checkpoints import MT, existing_checkpoint, make_translator, prepare_backbone
 from flare_exp.config import MACHINES, Config
 from flare_exp.errors import UserError
-from flare_exp.forms import Form, Item, PromptForm
+from flare_exp.forms import FORM_CLASSES, Form, Item, PromptForm
 from flare_exp.pipeline import load_task
 from flare_exp.stages import Stages
 from flare_exp.tasks import Example, Task
@@ -194,8 +194,14 @@ class Sketch(Preview):
     """The stages of a run whose checkpoint is not here: models have shapes, and no weights."""
 
     def _form(self) -> Form:
-        wanted = self.cfg.data.max_length
-        return CountedForm(self.task, min(wanted, backbones.longest_input(str(self.backbone.path)) or wanted))
+        wanted, m = self.cfg.data.max_length, self.cfg.model
+        wanted = min(wanted, backbones.longest_input(str(self.backbone.path)) or wanted)
+        if getattr(self.task.read, "assumed", False):
+            return CountedForm(self.task, wanted)
+        try:
+            return FORM_CLASSES[self.form_name](self.task, backbones.load_tokenizer(str(m.path), m.revision), wanted)
+        except UserError:
+            return CountedForm(self.task, wanted)
 
     def _mt_form(self) -> Form:  # type: ignore[override]
         return self.form
