@@ -343,7 +343,8 @@ def _batch(stages: Sketch, data: PairedDataModule, rows: int) -> tuple[dict[str,
     dataset = data.dataset("train")
     longest = max(len(item["inputs"]["input_ids"]) for item in dataset.target)
     batch = {"target": ids(longest)}
-    if isinstance(stages.form, PromptForm):
+    if stages.form_name == "prompt":
+        assert isinstance(stages.form, PromptForm)
         texts = stages.task.labels or ("x" * 8 * CHARACTERS,)
         batch["answer"] = ids(max(len(stages.form.answer(text)) for text in texts))
     if dataset.source is None:

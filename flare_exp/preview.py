@@ -27,7 +27,7 @@ from flare_exp.errors import UserError
 from flare_exp.forms import FORM_CLASSES, Form, Item, PromptForm
 from flare_exp.pipeline import load_task
 from flare_exp.stages import Stages
-from flare_exp.tasks import Example, Task
+from flare_exp.tasks import Answer, Example, Task
 from flare_exp.tasks.base import Benchmark
 from flare_exp.tiny.mt import train_mt
 
@@ -286,7 +286,7 @@ def with_sizes(task: Task) -> None:
                 raise
             rows.assumed = True  # type: ignore[attr-defined]
             count = sizes[split][lang] if isinstance(sizes[split], dict) else sizes[split]
-            blank, label = ("",) * len(task.fields), 0 if task.labels else None
-            return [Example(f"{task.name}/{lang}/{split}/{i}", str(i), blank, label) for i in range(count)]
+            blank, meaning = ("",) * len(task.fields), {"label": 0} if task.labels else {"answers": (Answer("", 0),)}
+            return [Example(f"{task.name}/{lang}/{split}/{i}", str(i), blank, **meaning) for i in range(count)]
 
     task.read = rows  # type: ignore[method-assign]

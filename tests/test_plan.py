@@ -154,3 +154,19 @@ def test_peak_memory_is_not_inherited():
     code = "from flare_exp import results; print(results.peak_memory())"
     child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert child < len(own) < results.peak_memory()
+
+
+@pytest.mark.parametrize(("model", "task"), [("xlmr_base", "nusax"), ("xlmr_base", "tydiqa")])
+def test_without_model_and_data_published_sizes_are_planned_with(model, task, tmp_path):
+    (job,) = jobs(f"model={model}", f"task={task}", f"cache_dir={tmp_path / 'cache'}", scratch=tmp_path)
+    found = estimates.estimate(job.cfg, tmp_path, job.todo)
+    assert {*found.seconds} == job.todo
+    assert all(taken > 0 for taken in found.seconds.values())
+    assert found.memory > 4 * found.total  # 32-bit weights and more
+    assert any("published ones" in note for note in found.notes)
+    assert any("mt=nllb_3b3 are not there yet" in note for note in found.notes)
+
+
+def test_an_unknown_checkpoint_is_a_mistake(tmp_path, capsys):
+    assert main(["plan", "model=custom", "model.path=nobody/nothing", f"cache_dir={tmp_path}"]) == 2
+    assert "nobody/nothing: its config.json is not here" in capsys.readouterr().err
