@@ -8,7 +8,7 @@ PINS   := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.ve
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast lint types format wheel nusax xnli-tydiqa toy-table toy-tasks mt-gain clean
+.PHONY: help setup run test test-fast test-slurm test-sweeps setup-sweeps lint types format wheel nusax xnli-tydiqa toy-table toy-tasks mt-gain clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,11 +30,27 @@ run: setup  ## first look: FLARE on the embedded world, ends with a result table
 # one thread per worker: the tests' models are small, and the numbers do not depend on the machine's cores
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-test: setup  ## all tests (what needs a GPU or ../shared is skipped with its reason)
-	$(PYTEST)
+test: setup  ## all tests but those on SLURM (what needs a GPU or ../shared is skipped with its reason)
+	$(PYTEST) -m "not slurm"
 
 test-fast: setup  ## the tests that train nothing
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not slurm"
+
+test-slurm: setup  ## the tests on a real SLURM (with one core each, minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_slurm.py -m slurm
+
+# W&B's package for sweeps needs numpy < 2, so it has an environment of its own
+SWEEPS := .venv-sweeps
+
+test-sweeps: setup-sweeps  ## W&B sweep files against W&B's own schema and scheduler
+	$(SWEEPS)/bin/python sweeps/validate.py
+
+setup-sweeps: $(SWEEPS)/.installed
+
+$(SWEEPS)/.installed:
+	$(PYTHON) -m venv $(SWEEPS)
+	$(SWEEPS)/bin/pip install --quiet --disable-pip-version-check 'sweeps==0.3.0' 'numpy<2'
+	@touch $@
 
 toy-table: setup  ## the embedded world's table: methods, ablations, fusion functions, 3 seeds (about an hour)
 	PYTHON=$(BIN)/python sweeps/toy_table.sh
@@ -66,4 +82,4 @@ wheel: setup  ## build dist/*.whl (contains conf/)
 	$(BIN)/python -m build --wheel
 
 clean:  ## remove the virtual environment and build products (keeps outputs/ and the artefact cache)
-	rm -rf $(VENV) dist build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(SWEEPS) dist build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from flare_exp import config
+from flare_exp import config, preemption
 from flare_exp.errors import UserError
 
 # Subcommand -> what it does, for --help. Each is a module flare_exp.<subcommand> with `main(arguments) -> exit code`.
-COMMANDS: dict[str, str] = {"plan": "what a run or a grid (-m) would build, need and take, without running it"}
+COMMANDS = {
+    "plan": "what a run or a grid (-m) would build, need and take, without running it",
+    "prefetch": "fetch models and data from the hub, for runs without network",
+    "status": "what has become of the jobs of a grid",
+}
 EXAMPLES = """\
   python -m flare_exp                                             FLARE on the embedded world, no network needed
   python -m flare_exp method=lora task.lang=near seed=1           plain LoRA, the near language, another seed
@@ -30,27 +38,46 @@ EXAMPLES = """\
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 2 a mistake in the command line, data or files, 1 a failed grid."""
+    """Entry point; returns the exit code: 0 done, 2 a mistake in the command line, data or files, 1 a failed grid, 128 + n
+    stopped by signal n."""
+    preemption.listen()
     given = list(sys.argv[1:] if argv is None else argv)
     if given and given[0] in COMMANDS:
         return _command(given[0], given[1:])
-    arguments = _normalised(given)
+    wait = given[:1] != ["submit"]
+    arguments = _normalised(given if wait else ["-m", "hydra/launcher=slurm", *given[1:]])
     if any(a in ("--help", "-h") for a in arguments):
         print(help_text())
         return 0
     flags = [a for a in arguments if a.startswith("-")]
     overrides = _overrides(arguments)
     multirun = any(f in ("-m", "--multirun") for f in flags)
+    if multirun and not any(o.startswith("output_dir=") for o in overrides):
+        overrides.append("output_dir=" + time.strftime("outputs/%Y-%m-%d_%H-%M-%S_grid"))  # one folder for all its jobs
+        arguments.append(overrides[-1])
     jobs, problems = config.check(overrides, multirun)
     only_shown = any(f.startswith(("--cfg", "-c", "--info", "-i", "--version", "--resolve")) for f in flags)
-    if not problems and not only_shown:
-        if jobs[0].print_config:
-            return _print_config(jobs[0])
-        folder = Path(str(jobs[0].output_dir)).expanduser()
+    if problems:
+        return _refuse(problems)
+    if only_shown:
+        return _hand_over(arguments)
+    if jobs[0].print_config:
+        return _print_config(jobs[0])
+    if assists(jobs[0]):
+        return 0
+    folder = Path(str(jobs[0].output_dir)).expanduser()
+    on_slurm = "hydra/launcher=slurm" in overrides
+    if on_slurm and not multirun:
+        problems = ["hydra/launcher=slurm: a launcher starts the jobs of a grid; add -m (it may be a grid of one)"]
+    else:
         problems = list(_check_writable(folder) if multirun else _check_output(jobs[0], folder))
     if problems:
         return _refuse(problems)
-    return _hand_over(arguments)
+    if not (folder / "metrics.json").is_file() and (message := _missing(jobs, given, multirun)):
+        print(f"flare_exp: {message}", file=sys.stderr)
+        return 2
+    grid = _Grid(folder, jobs, config.cells(overrides)) if multirun else None
+    return _on_slurm(grid, overrides, wait) if grid and on_slurm else _hand_over(arguments, grid)
 
 
 def _command(name: str, arguments: Sequence[str]) -> int:
@@ -84,6 +111,13 @@ def _overrides(arguments: Sequence[str]) -> list[str]:
     return list(known.overrides)
 
 
+def _missing(jobs: Sequence[Any], given: Sequence[str], multirun: bool) -> str | None:
+    """A message when there is no network and the caches lack something that the jobs would ask the hub for."""
+    from flare_exp import hub, prefetch
+
+    return prefetch.refusal(jobs, given, multirun) if hub.offline(any(job.offline for job in jobs)) else None
+
+
 def _refuse(problems: Sequence[str]) -> int:
     count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
     print(f"flare_exp: {count} in the command line", file=sys.stderr)
@@ -108,6 +142,12 @@ VOLATILE = {
     "print_config",
     "offline",
     "experiment",
+    "method.label",
+    *(f"logger.{f.name}" for f in fields(config.LoggerConfig)),
+    "trainer.devices",
+    "trainer.nodes",
+    "trainer.strategy",
+    "trainer.checkpoint_minutes",
     "trainer.enable_progress_bar",
     "data.workers",
 }
@@ -143,25 +183,67 @@ def _check_output(job: Any, folder: Path) -> Iterator[str]:
     if not job.resume:
         yield f"output_dir={folder}: it holds a run already and resume=false; choose another folder"
         return
-    old, new = (_flat(OmegaConf.to_container(c, resolve=True)) for c in (before, job))
+    old, new = (config.flat(OmegaConf.to_container(c, resolve=True)) for c in (before, job))
     differing = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and k not in VOLATILE]
     if differing:
         shown = ", ".join(f"{k} ({old.get(k)} there, {new.get(k)} here)" for k in differing)
         yield f"output_dir={folder}: it holds another run, which differs in {shown}"
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {k: v for name, value in tree.items() for k, v in _flat(value, f"{prefix}{name}.").items()}
+class _Grid:
+    """The jobs of a multirun as they were composed when it was started: editing a file later changes nothing."""
+
+    def __init__(self, folder: Path, jobs: Sequence[Any], cells: Sequence[Sequence[str]]):
+        from flare_exp import status
+
+        self.folder, self.jobs, self.cells = folder, jobs, cells
+        skipped = [n for n, job in enumerate(jobs) if _without_fusion(job, cells[n])]
+        self.numbers = [n for n in range(len(jobs)) if n not in skipped]
+        for method in dict.fromkeys(jobs[n].method.name for n in skipped):
+            print(f"skipped: method={method} has no fusion, so the cells that combine it with fusion=... are left out")
+        status.write_grid(folder, {n: cells[n] for n in self.numbers})
 
 
-def _hand_over(arguments: Sequence[str]) -> int:
+def _without_fusion(job: Any, cell: Sequence[str]) -> bool:
+    return job.method.name not in config.FUSING_METHODS and config.explicit_fusion(cell)
+
+
+def _on_slurm(grid: _Grid, overrides: Sequence[str], wait: bool) -> int:
+    """Submit the jobs that are not done, and wait for them unless told otherwise; returns the exit code."""
+    from omegaconf import OmegaConf
+
+    from flare_exp import slurm, status
+
+    jobs = [slurm.Job(OmegaConf.to_object(grid.jobs[n]), (grid.folder / str(n)).absolute(), grid.cells[n])  # type: ignore[arg-type]
+            for n in grid.numbers]  # fmt: skip
+    if problems := [p for job, n in zip(jobs, grid.numbers, strict=True) for p in _check_output(grid.jobs[n], job.folder)]:
+        return _refuse(problems)
+    missing = [job for job in jobs if not (job.folder / "metrics.json").is_file()]
+    print(f"{grid.folder}: {len(jobs)} jobs, {len(jobs) - len(missing)} done already")
+    try:
+        if missing:
+            array = slurm.submit(missing, config.launcher(grid.cells[0]))
+            print(f"submitted as SLURM job array {array}; see: python -m flare_exp status {grid.folder}")
+            if not wait:
+                return 0
+            slurm.wait(missing, array)
+    except UserError as error:
+        print(f"flare_exp: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nno longer waiting; the jobs go on (scancel {array} ends them)", file=sys.stderr)
+        return 130
+    states = {job.folder: slurm.ended(status.read(job.folder)) for job in jobs}
+    status.print_table(states, {job.folder: list(job.overrides) for job in jobs})
+    return 0 if all(s.state == "done" for s in states.values()) else 1
+
+
+def _hand_over(arguments: Sequence[str], grid: _Grid | None = None) -> int:
     import hydra
 
     config.register_schema()
     sys.argv = [sys.argv[0], *arguments]
-    outcome = _Outcome()
+    outcome = _Outcome(grid)
     hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name="config")(outcome.job)()
     return outcome.report()
 
@@ -169,61 +251,94 @@ def _hand_over(arguments: Sequence[str]) -> int:
 class _Outcome:
     """Runs Hydra's jobs and remembers which failed, so that a grid goes on and its end tells."""
 
-    def __init__(self):
-        self.failed: list[tuple[str, str]] = []
-        self.skipped: set[str] = set()
-        self.multirun = False
+    def __init__(self, grid: _Grid | None):
+        self.grid = grid
+        self.failed: list[tuple[Path, str]] = []
 
     def job(self, cfg: Any) -> None:
         """One job of Hydra's; a user's mistake is told and remembered, so that a grid goes on."""
         from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
 
         hydra_cfg = HydraConfig.get()
-        self.multirun = hydra_cfg.mode == RunMode.MULTIRUN
         folder = Path(hydra_cfg.runtime.output_dir)
-        if self.multirun:
-            if cfg.method.name not in config.FUSING_METHODS and config.explicit_fusion(hydra_cfg.overrides.task):
-                self._skip(cfg.method.name)
-                return
-            if problems := list(_check_output(cfg, folder)):
-                self._fail(folder, problems[0])
-                return
+        if self.grid is None:
+            self._remember(folder, attempt(cfg, folder))
+            return
+        number = hydra_cfg.job.num
+        if number in self.grid.numbers:
+            cfg = self.grid.jobs[number]
+            self._remember(folder, next(_check_output(cfg, folder), None) or self._attempt(cfg, folder))
+
+    def _attempt(self, cfg: Any, folder: Path) -> str | None:
         try:
-            run_job(cfg, folder)
-        except UserError as error:
-            self._fail(folder, str(error))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            self._fail(folder, f"no more can be written to {error.filename or folder}: {error.strerror}")
-        except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C during training into an exit
-            print("\nstopped; finished stages are kept, and the same command goes on after them", file=sys.stderr)
-            raise SystemExit(130) from None
+            return attempt(cfg, folder)
         except Exception as error:
-            if not self.multirun:
-                raise
             import logging
 
             logging.getLogger(__name__).exception("the job in %s failed", folder)
-            self._fail(folder, f"{type(error).__name__}: {error}; see {folder / 'flare_exp.log'}")
+            return f"{type(error).__name__}: {error}"
 
-    def _skip(self, method: str) -> None:
-        if method not in self.skipped:
-            print(f"skipped: method={method} has no fusion, so the cells that combine it with fusion=... are left out")
-        self.skipped.add(method)
-
-    def _fail(self, folder: Path, reason: str) -> None:
-        self.failed.append((str(folder), reason))
-        print(f"flare_exp: {reason}", file=sys.stderr)
+    def _remember(self, folder: Path, reason: str | None) -> None:
+        if reason is not None:
+            self.failed.append((folder, reason))
+            print(f"flare_exp: {reason}", file=sys.stderr)
 
     def report(self) -> int:
-        if self.failed and self.multirun:
-            print(f"{len(self.failed)} jobs of the grid failed:", file=sys.stderr)
+        if self.failed and self.grid:
+            print(f"{len(self.failed)} of {len(self.grid.numbers)} jobs of the grid failed:", file=sys.stderr)
             for folder, reason in self.failed:
-                print(f"  {folder}: {reason}", file=sys.stderr)
+                print(f"  {folder}: {reason}; see {folder / 'flare_exp.log'}", file=sys.stderr)
             return 1
         return 2 if self.failed else 0
+
+
+def assists(cfg: Any) -> bool:
+    """Whether this is one of the further machines of a run (trainer.nodes); if so it has done its part on return."""
+    machine = int(os.environ.get("SLURM_PROCID", 0)) if cfg.trainer.nodes > 1 else 0
+    if machine:
+        from flare_exp import parallel
+
+        parallel.assist(machine, cfg.trainer.devices, cfg.trainer.nodes, cfg.trainer.accelerator)
+    return machine > 0
+
+
+def attempt(cfg: Any, folder: Path) -> str | None:
+    """Run one configuration in `folder`; returns why it failed if that is something that the user can mend.
+
+    Raises:
+        SystemExit: it was stopped; what it had done is kept.
+    """
+    from flare_exp import status
+
+    folder.mkdir(parents=True, exist_ok=True)
+    done = (folder / "metrics.json").is_file()
+    try:
+        with nullcontext() if done else status.running(folder):
+            run_job(cfg, folder)
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        return f"no more can be written to {error.filename or folder}: {error.strerror}"
+    except preemption.Stopped as stop:
+        raise SystemExit(_stopped(stop)) from None
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C during training into an exit
+        print("\nstopped; finished stages are kept, and the same command goes on after them", file=sys.stderr)
+        raise SystemExit(130) from None
+    return None
+
+
+def _stopped(stop: preemption.Stopped) -> int:
+    """Say so, and have SLURM start the job again if it gave the warning; returns the exit code."""
+    print(f"flare_exp: {stop}", file=sys.stderr, flush=True)
+    if stop.by is signal.SIGUSR1:
+        try:
+            if job := preemption.requeue():
+                print(f"flare_exp: SLURM job {job} is back in the queue", file=sys.stderr, flush=True)
+        except RuntimeError as error:
+            print(f"flare_exp: {error}", file=sys.stderr)
+    return 128 + stop.by
 
 
 def run_job(cfg: Any, folder: Path) -> dict[str, Any]:
@@ -234,7 +349,6 @@ def run_job(cfg: Any, folder: Path) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     typed: config.Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
-    folder.mkdir(parents=True, exist_ok=True)
     _quiet(typed)
     from flare_exp import pipeline, results
 
@@ -254,13 +368,17 @@ def _quiet(cfg: config.Config) -> None:
     import logging
     import warnings
 
-    if cfg.offline:
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    from flare_exp import hub
+
+    hub.offline(cfg.offline)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*number of training batches.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*directory .* exists and is not empty.*")  # as it must be to go on
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+    warnings.filterwarnings("ignore", message=".*custom batch sampler `Shares` for prediction.*")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses optional kernels, and says so when peft looks at it
     import lightning.pytorch  # noqa: F401
     import transformers
@@ -284,6 +402,7 @@ def help_text() -> str:
         "",
         "Commands:",
         *(f"  python -m flare_exp {name:<10} {text}" for name, text in COMMANDS.items()),
+        "  python -m flare_exp submit     -m hydra/launcher=slurm, without waiting for the jobs",
         "",
         "Groups:",
     ]

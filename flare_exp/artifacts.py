@@ -2,6 +2,7 @@
 
 An artefact is a folder `<root>/<kind>/<hash of its key>` with a manifest.json that lists every file's SHA-256. It is
 built once, under a lock, in a temporary folder beside its place, fsynced and renamed; so it is there whole or not at all.
+The lock is a lease: a builder that is gone, on whatever machine, is followed by the next one.
 """
 
 from __future__ import annotations
@@ -13,19 +14,25 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filelock import SoftFileLock, Timeout
+from filelock import SoftFileLease, Timeout
 
-from flare_exp import __version__
+from flare_exp import __version__, preemption
 from flare_exp.errors import UserError
+
+if TYPE_CHECKING:
+    from flare_exp.parallel import Team
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 2  # raise when the code changes what any kind of artefact contains
 MANIFEST = "manifest.json"
+SPENT = ".seconds"  # what earlier builders of an unfinished artefact took
+LEASE = 120.0  # seconds without a sign of life after which another machine's builder is taken for dead
 
 
 @dataclass(frozen=True)
@@ -61,28 +68,52 @@ def _sha256(file) -> str:  # Python 3.10
 
 
 class ArtifactStore:
-    """Builds, verifies and returns artefacts below `root` (shared by runs and, on a cluster, by nodes)."""
+    """Builds, verifies and returns artefacts below `root` (shared by runs and, on a cluster, by nodes).
 
-    def __init__(self, root: Path | str):
-        self.root = Path(root).expanduser()
+    In a `team` of processes the leader builds, and the others wait for what it leaves.
+    """
 
-    def get(self, kind: str, key: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any] | None]) -> Artifact:
+    def __init__(self, root: Path | str, team: Team | None = None):
+        self.root, self.team = Path(root).expanduser(), team
+
+    def get(
+        self,
+        kind: str,
+        key: Mapping[str, Any],
+        build: Callable[[Path], Mapping[str, Any] | None],
+        together: bool = False,
+        resumable: bool = False,
+    ) -> Artifact:
         """Return the artefact of `kind` and `key`, building it if it is missing or damaged.
 
         `build(folder)` writes files into an empty folder and returns JSON-able facts for the manifest. A damaged
-        artefact is named in a warning and rebuilt; nothing of it is used.
+        artefact is named in a warning and rebuilt; nothing of it is used. `together`: when it must be built, `build` is called
+        on every process of the team, with the leader's folder, into which the leader alone writes. `resumable`: a builder that
+        was stopped left its folder to the next one, which goes on with what it finds there.
 
         Raises:
             UserError: the cache folder cannot be written.
+            Stopped: a signal asked for it, and nothing was begun.
         """
         key, digest, place = self._identified(kind, key)
+        if self.team and not self.team.leads:
+            if together and (folder := self.team.agree()) is not None:
+                build(Path(folder))
+            left = self._awaited(place, kind, key)
+            return Artifact(place, kind, digest, left["info"], left["seconds"], True)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with self._locked(place):
+            with self._locked(place) as lock:
                 manifest = self._verified(place, kind, key)
                 reused = manifest is not None
                 if manifest is None:
-                    manifest = self._build(place, kind, key, build)
+                    preemption.check(f"before {kind}")
+                    manifest = self._build(place, kind, key, build, together, resumable)
+                    if lock.compromise:
+                        raise UserError(f"{place.parent.name}/{place.name}: this process gave no sign of life for {LEASE:.0f} s, "
+                                        "and another one has taken over; start it again")  # fmt: skip
+                elif together and self.team:
+                    self.team.agree(None)
         except OSError as error:
             raise UserError(f"cache_dir={self.root}: cannot write the artefact {kind}/{place.name}: {error}") from error
         return Artifact(place, kind, digest, manifest["info"], manifest["seconds"], reused)
@@ -99,14 +130,23 @@ class ArtifactStore:
         digest = digest_of({"kind": kind, "schema": SCHEMA, "key": plain})[:20]
         return plain, digest, self.root / kind / digest
 
-    def _locked(self, place: Path):
-        lock = SoftFileLock(place.parent / f"{place.name}.lock")
+    def _locked(self, place: Path) -> Any:
+        lock = SoftFileLease(place.parent / f"{place.name}.lock", lease_duration=LEASE)
         try:
             lock.acquire(timeout=0.5)
         except Timeout:
             log.info("waiting for %s/%s: another process is building it", place.parent.name, place.name)
-            lock.acquire(poll_interval=0.5)
+            while not lock.is_locked:
+                preemption.check(f"while another process was building {place.parent.name}")
+                with suppress(Timeout):
+                    lock.acquire(timeout=2, poll_interval=0.5)
         return lock
+
+    def _awaited(self, place: Path, kind: str, key: Mapping[str, Any]) -> dict[str, Any]:
+        """The manifest, once the leader has left the artefact; without its lock, which would keep the leader waiting."""
+        while (manifest := self._verified(place, kind, key)) is None:
+            time.sleep(0.2)
+        return manifest
 
     def _verified(self, place: Path, kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
         """The manifest when every byte is as it was written; otherwise None, with the damage named."""
@@ -129,15 +169,21 @@ class ArtifactStore:
         log.warning("damaged artefact %s: %s; building it again", place, problem)
         return None
 
-    def _build(self, place: Path, kind: str, key: Mapping[str, Any], build: Callable) -> dict[str, Any]:
-        # We hold the lock: what a killed builder left behind is nobody's.
-        for stale in place.parent.glob(f".{place.name}.*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        folder = place.parent / f".{place.name}.{os.getpid()}"
-        folder.mkdir()
+    def _build(
+        self, place: Path, kind: str, key: Mapping[str, Any], build: Callable, together: bool, resumable: bool
+    ) -> dict[str, Any]:
+        # We hold the lock: what a killed builder left behind is ours, or nobody's.
+        folder = place.parent / f".{place.name}.part"
+        if not resumable:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        spent = folder / SPENT
+        start = time.perf_counter() - (float(spent.read_text()) if spent.exists() else 0.0)
         try:
-            start = time.perf_counter()
+            if together and self.team:
+                self.team.agree(str(folder))
             info = dict(build(folder) or {})
+            spent.unlink(missing_ok=True)
             manifest = {
                 "kind": kind,
                 "schema": SCHEMA,
@@ -157,8 +203,12 @@ class ArtifactStore:
                 shutil.rmtree(place)
             folder.rename(place)
             _fsync_path(place.parent)
+        except preemption.Stopped:
+            spent.write_text(str(time.perf_counter() - start))
+            raise
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if not resumable:
+                shutil.rmtree(folder, ignore_errors=True)
         return json.loads(json.dumps(manifest))
 
 

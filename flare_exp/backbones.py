@@ -6,7 +6,6 @@ To add a family: a row in FAMILIES (see docs/adding_a_model.md); nothing else kn
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from transformers import (
 )
 
 from flare_exp.errors import UserError
+from flare_exp.hub import local, looks_local
 
 log = logging.getLogger(__name__)
 
@@ -138,15 +138,6 @@ def family_of(path: str, revision: str | None = None) -> Family:
             f"  To add it, write its row in FAMILIES of {Path(__file__).name} (docs/adding_a_model.md)"
         )
     return FAMILIES[model_type]
-
-
-def looks_local(path: str) -> bool:
-    """Whether `path` means a folder rather than a hub id (`name` or `owner/name`)."""
-    return path.startswith((".", "/", "~")) or path.count("/") > 1 or os.path.exists(path)
-
-
-def local(path: str) -> str:
-    return str(Path(path).expanduser()) if looks_local(path) else path
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from flare_exp import backbones, mt
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
 from flare_exp.config import Config
+from flare_exp.hub import looks_local
 from flare_exp.tasks import Task
 from flare_exp.tiny.mt import train_mt
 from flare_exp.tiny.pretrain import pretrain
@@ -23,14 +24,14 @@ def prepare_backbone(cfg: Config, store: ArtifactStore) -> Artifact:
     if cfg.model.path is None:
         options = {**asdict(cfg.model.pretrain), "world_seed": cfg.task.world_seed}  # type: ignore[arg-type]
         return store.get("backbone", {"model": cfg.model.name, **options}, lambda folder: pretrain(folder, **options))
-    if backbones.looks_local(cfg.model.path):
+    if looks_local(cfg.model.path):
         backbones.family_of(cfg.model.path)
     return existing_checkpoint(cfg.model.path, cfg.model.revision)
 
 
 def existing_checkpoint(path: str, revision: str | None) -> Artifact:
     """A checkpoint that was not built here: of a folder the content is its identity, on the hub name and commit."""
-    if not backbones.looks_local(path):
+    if not looks_local(path):
         return Artifact(Path(path), "hub", f"{path}@{revision}", {}, 0.0, True)
     folder = Path(path).expanduser()
     # what the weights, the architecture and the tokenizer are; not READMEs, nor where the folder lies

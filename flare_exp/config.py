@@ -18,6 +18,7 @@ from flare_exp.noise import ERRORS
 from flare_exp.tasks import ROLES, TASKS, Slice
 
 FUSING_METHODS = ("flare", "flare_mt")
+LEARNED_FUSIONS = ("cross_attn", "gated")  # those with weights of their own
 HUMAN_MT = ("toy", "gold")  # translations by the benchmark itself
 MACHINES = ("toy_nllb", "nllb_600m", "nllb_1b3_distilled", "nllb_1b3", "nllb_3b3", "custom")  # translations by a model
 
@@ -112,6 +113,7 @@ class SourceConfig:
 @dataclass
 class MethodConfig:
     name: str = option("???", "method")
+    label: str = option("${.name}", "")  # with its fusion, if it has one
 
 
 @dataclass
@@ -188,12 +190,15 @@ class DataConfig:
 class TrainerConfig:
     _target_: str = option("lightning.pytorch.Trainer", "", choices=("lightning.pytorch.Trainer",))
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
-    devices: int = option(1, "devices", min=1, max=1)
+    devices: int = option(1, "devices, with a process for each; data.batch_size is shared out among them", min=1)
+    nodes: int = option(1, "machines with so many devices each; more than one inside a SLURM job only", min=1)
+    strategy: str | None = option(None, "how several devices work together: ddp, each with the whole model", choices=("ddp",))
     precision: str | None = option(None, "null: bf16-mixed on GPUs, 32-true on CPUs",
                                    choices=("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed"))  # fmt: skip
     max_epochs: int | None = option(None, "caps finetune.epochs and transfer.epochs", min=1)
     limit_train_batches: int | None = option(None, "only so many batches per epoch", min=1)
     gradient_clip_val: float | None = option(1.0, "clip the gradient's norm", above=0)
+    checkpoint_minutes: float = option(10.0, "minutes between the states that a killed training goes on from", above=0)
     enable_progress_bar: bool = option(True, "show progress")
 
 
@@ -202,7 +207,11 @@ class LoggerConfig:
     name: str = option("???", "where curves go", choices=("csv", "wandb"))
     project: str = option("flare_exp", "wandb project")
     entity: str | None = option(None, "wandb entity")
+    mode: str | None = option(None, "wandb; null: WANDB_MODE, or offline with offline=true",
+                              choices=("online", "offline", "disabled"))  # fmt: skip
     group: str | None = option(None, "wandb group")
+    job_type: str | None = option(None, "wandb job type")
+    run_name: str | None = option(None, "wandb name of the run")
     tags: list[str] = field(default_factory=list, metadata={"help": "wandb tags"})
 
 
@@ -211,7 +220,7 @@ class Config:
     seed: int = option(0, "training seed; the toy world and its checkpoints have seeds of their own", min=0)
     output_dir: str = option("???", "the run folder; in multirun the parent of the run folders")
     cache_dir: str = option("???", "artefacts shared by all runs (FLARE_EXP_CACHE, else ~/.cache/flare_exp)")
-    offline: bool = option(False, "never ask the network")
+    offline: bool = option(False, "never ask the network; tell what is missing before anything runs (see prefetch)")
     print_config: bool = option(False, "print the resolved configuration and stop")
     resume: bool = option(True, "an output_dir with this same configuration continues or returns its result")
     experiment: str | None = option(None, "the preset in use")
@@ -239,8 +248,8 @@ def conf_dir() -> Path:
 
 def groups() -> dict[str, list[str]]:
     """Group -> its options, from the files of conf/."""
-    folders = sorted(p for p in conf_dir().iterdir() if p.is_dir())
-    return {p.name: sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
+    folders = sorted({f.parent for f in conf_dir().glob("*/**/*.yaml")})
+    return {p.relative_to(conf_dir()).as_posix(): sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
 
 
 def keys(cls: type = Config, prefix: str = "") -> dict[str, Any]:
@@ -255,6 +264,13 @@ def keys(cls: type = Config, prefix: str = "") -> dict[str, Any]:
         if inner:
             found |= keys(inner[0], f"{prefix}{f.name}.")  # type: ignore[arg-type]
     return found
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, as on the command line."""
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {k: v for name, value in tree.items() for k, v in flat(value, f"{prefix}{name}.").items()}
 
 
 # --- the check -------------------------------------------------------------------------------------------------------
@@ -297,10 +313,28 @@ def check(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str
 
 
 def cells(arguments: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of a command line that `check` has passed."""
+    """The overrides of each job of a (checked) command line, in Hydra's order."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    return list(_cells(OverridesParser.create().parse_overrides(list(arguments))))
+    return list(_cells([OverridesParser.create().parse_override(text) for text in arguments]))
+
+
+def launcher(overrides: Sequence[str]) -> dict[str, Any]:
+    """`hydra.launcher` of a (checked) job."""
+    from omegaconf import OmegaConf
+
+    composed = _compose(overrides, return_hydra_config=True)
+    return OmegaConf.to_container(composed.hydra.launcher, resolve=True)  # type: ignore[return-value]
+
+
+def _compose(overrides: Sequence[str], **options) -> Any:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.utils import setup_globals
+
+    register_schema()
+    setup_globals()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="flare_exp"):
+        return compose("config", overrides=list(overrides), **options)
 
 
 def explicit_fusion(overrides: Sequence[str]) -> bool:
@@ -359,23 +393,19 @@ def _prefix(override) -> str:
 
 
 def _check_job(overrides: list[str], multirun: bool) -> tuple[Any, list[str]]:
-    from hydra import compose, initialize_config_dir
-    from hydra.core.utils import setup_globals
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    register_schema()
-    setup_globals()
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="flare_exp"):
-            composed = compose("config", overrides=overrides)
+        composed = _compose(overrides)
         cfg: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except AssertionError:  # omegaconf's answer to a key below something that is null
         return None, ["model.pretrain.*, mt.pretrain.*: only embedded models are built here and have these options"]
     except (HydraException, OmegaConfBaseException) as error:
         reason = error.__cause__ or error
-        return None, [str(line).strip() for line in [str(reason).splitlines()[0]]]
+        key = getattr(reason, "full_key", None)
+        return None, [f"{key}: {line}" if key else line for line in [str(reason).splitlines()[0].strip()]]
     problems = [*_check_rules(cfg), *_check_meaning(cfg)]
     if explicit_fusion(overrides) and cfg.method.name not in FUSING_METHODS and not multirun:
         problems.append(
@@ -422,6 +452,17 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
     if needing and importlib.util.find_spec("bitsandbytes") is None:
         yield (f"{' and '.join(needing)}: needs bitsandbytes, which is not installed; pip install bitsandbytes, or choose "
                "model.quantize=null optim._target_=torch.optim.AdamW")  # fmt: skip
+    if cfg.offline and cfg.logger.mode == "online":
+        yield "logger.mode=online with offline=true: choose one"
+    if cfg.trainer.devices > 1 and cfg.trainer.strategy is None:
+        yield f"trainer.devices={cfg.trainer.devices}: several devices need a strategy; choose trainer=ddp or trainer=ddp_cpu"
+    if cfg.trainer.nodes > 1 and cfg.trainer.strategy is None:
+        yield f"trainer.nodes={cfg.trainer.nodes}: several machines need a strategy; choose trainer=ddp or trainer=ddp_cpu"
+    several = cfg.trainer.devices * cfg.trainer.nodes > 1
+    learned = cfg.fusion.name in LEARNED_FUSIONS or cfg.method.name == "flare_mt"
+    if several and cfg.source.empty and learned and cfg.method.name in FUSING_METHODS:
+        yield (f"source.empty=true with trainer.strategy={cfg.trainer.strategy}: the fusion's own weights are never used then, "
+               "and DDP waits for their gradient; choose trainer.devices=1")  # fmt: skip
     if cfg.source.shuffle and cfg.source.empty:
         yield "source.shuffle=true with source.empty=true: choose one ablation"
     for name in ("shuffle", "empty"):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from flare_exp.errors import UserError
 from flare_exp.forms import Form
@@ -62,6 +62,8 @@ def shuffled_sources(pairs: Sequence[Pair], seed: int) -> list[Pair]:
 class PairedDataset(Dataset):
     """Encoded pairs. `truncated` counts the texts that a form cut, `cut_off` the answers that were cut off with them.
 
+    Index ~i is row i as a stand-in, which counts for nothing (`Shares`).
+
     `cache`: the sources' states, once they have been computed; None: sources are read anew every time.
     """
 
@@ -81,10 +83,11 @@ class PairedDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        item = {"index": index, "target": self.target[index]}
+        row = index if index >= 0 else ~index
+        item = {"index": index, "target": self.target[row]}
         if self.cache is not None:
-            return {**item, "states": self.cache[index]}
-        return {**item, "source": self.source[index]} if self.source else item
+            return {**item, "states": self.cache[row]}
+        return {**item, "source": self.source[row]} if self.source else item
 
     @property
     def lengths(self) -> list[int]:
@@ -95,7 +98,8 @@ class PairedDataset(Dataset):
 
 class PairedCollator:
     """Pads each side of a batch to its own longest text. Batch: what the form makes of the targets, `source` (tokenizer
-    output [B, S], or attention_mask [B, S] and states [B, S, n, d]), `index` [B] (row of the dataset)."""
+    output [B, S], or attention_mask [B, S] and states [B, S, n, d]), `index` [B] (row of the dataset; below
+    0 a stand-in)."""
 
     def __init__(self, form: Form, source_form: Form | None = None):
         self.form, self.source_form = form, source_form or form
@@ -117,7 +121,7 @@ class BucketSampler(Sampler[list[int]]):
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, window: int = 20):
         self.lengths, self.batch_size, self.seed, self.window = lengths, batch_size, seed, window
-        self.epoch = 0
+        self.epoch = self.start = 0
 
     @property
     def sampler(self) -> BucketSampler:
@@ -126,7 +130,12 @@ class BucketSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
+
+    def resume(self, epoch: int, start: int) -> None:
+        """Begin the next pass within an epoch, at batch `start`."""
+        self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.batch_size)
@@ -139,7 +148,56 @@ class BucketSampler(Sampler[list[int]]):
         order = [i for w in range(0, len(order), span) for i in sorted(order[w : w + span], key=self.lengths.__getitem__)]
         batches = [order[b : b + self.batch_size] for b in range(0, len(order), self.batch_size)]
         rng.shuffle(batches)
-        yield from batches
+        start, self.start = self.start, 0
+        yield from batches[start:]
+
+
+class Shares(Sampler[list[int]]):
+    """One process's part of every batch of `batches`: each `size`-th row from its `rank` on.
+
+    All processes have as many batches, since each takes part in every step: who gets no row of a batch reads the first one as a
+    stand-in (index ~row), which counts for nothing.
+    """
+
+    def __init__(self, batches: Sampler[list[int]], rank: int, size: int):
+        self.batches, self.rank, self.size = batches, rank, size
+
+    @property
+    def sampler(self) -> Any:
+        """Where Lightning looks for what wants to know the epoch: where it would without shares."""
+        return getattr(self.batches, "sampler", None)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batches.set_epoch(epoch)  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            yield batch[self.rank :: self.size] or [~batch[0]]
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader over the batches of a BucketSampler, which Lightning saves and resumes within an epoch."""
+
+    taken = 0
+
+    @property
+    def order(self) -> BucketSampler:
+        return self.batch_sampler.sampler  # type: ignore[union-attr]
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.taken = self.order.start
+        for batch in super().__iter__():
+            self.taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.order.epoch, "taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.order.resume(state["epoch"], state["taken"])
 
 
 class PairedDataModule(LightningDataModule):
@@ -155,10 +213,11 @@ class PairedDataModule(LightningDataModule):
         translate: (examples, language) -> the same examples in that language.
         source_form: how sources are read, if not in the same form.
         view: one of VIEWS.
-        batch_size, workers: of the loaders.
+        batch_size, workers: of the loaders; a batch is global, over all processes.
         seed: of the batch order.
         shuffle_source: pair every text with another one's source (ablation).
         empty_source: pair it with none (ablation).
+        share: rank and number of the processes that share the batches out.
     """
 
     benchmark: ClassVar[type[Task]]
@@ -177,6 +236,7 @@ class PairedDataModule(LightningDataModule):
         seed: int = 0,
         shuffle_source: bool = False,
         empty_source: bool = False,
+        share: tuple[int, int] = (0, 1),
     ):
         super().__init__()
         if not isinstance(task, self.benchmark):
@@ -186,7 +246,7 @@ class PairedDataModule(LightningDataModule):
         self.task, self.lang, self.form, self.translate, self.view = task, lang, form, translate, view
         self.source_form = source_form
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
-        self.shuffle_source, self.empty_source = shuffle_source, empty_source
+        self.shuffle_source, self.empty_source, self.share = shuffle_source, empty_source, share
         self._datasets: dict[str, PairedDataset] = {}
 
     def pairs(self, role: str) -> list[Pair]:
@@ -231,7 +291,8 @@ class PairedDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train")
-        return self._loader(dataset, batch_sampler=BucketSampler(dataset.lengths, self.batch_size, self.seed))
+        order = BucketSampler(dataset.lengths, self.batch_size, self.seed)
+        return self._loader(dataset, ResumableLoader, batch_sampler=order)
 
     def val_dataloader(self) -> DataLoader:
         return self._loader(self.dataset("validation"), batch_size=self.batch_size)
@@ -241,8 +302,11 @@ class PairedDataModule(LightningDataModule):
 
     predict_dataloader = test_dataloader
 
-    def _loader(self, dataset: PairedDataset, **order) -> DataLoader:
-        return DataLoader(
+    def _loader(self, dataset: PairedDataset, kind: type[DataLoader] = DataLoader, **order) -> DataLoader:
+        if self.share[1] > 1:
+            batches = order.get("batch_sampler") or BatchSampler(range(len(dataset)), self.batch_size, drop_last=False)
+            order = {"batch_sampler": Shares(batches, *self.share)}
+        return kind(
             dataset,
             collate_fn=PairedCollator(self.form, self.source_form),
             num_workers=self.workers,

@@ -28,7 +28,7 @@ from flare_exp.artifacts import Artifact
 from flare_exp.config import Config, StageConfig
 from flare_exp.data import BucketSampler, PairedDataModule, PairedDataset
 from flare_exp.forms import PromptForm
-from flare_exp.pipeline import METHODS
+from flare_exp.methods import METHODS
 from flare_exp.preview import CHARACTERS, CountedForm, Preview, Sketch, config_of, pretraining, preview
 from flare_exp.sources import Source
 from flare_exp.stages import save_model
@@ -312,14 +312,13 @@ class Work:
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         kept, cfg = _weights(stages, model), stages.cfg
-        rows = -(-cfg.data.batch_size // cfg.trainer.devices)
         module = stages.module(model, source)
         with FakeTensorMode():
             storages = _without_content(module)
             live, candidates = Live(storages), max(1, len(stages.decoding.candidates)) if stages.form_name == "prompt" else 1
             half = cfg.trainer.precision in ("bf16-mixed", "16-mixed")
             dtype = torch.float16 if cfg.trainer.precision == "16-mixed" else torch.bfloat16
-            batch, tokens = _batch(stages, data, rows)
+            batch, tokens = _batch(stages, data, cfg.data.batch_size)
             model.train()
             training = FlopCounterMode(display=False)
             for counter in (live, training):  # one by one: the second one's hooks keep tensors alive

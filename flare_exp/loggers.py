@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import os
+import secrets
+import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from flare_exp.results import write_text
 
 log = logging.getLogger(__name__)
+
+STAGES = ("finetune", "transfer")  # those with curves
 
 
 class Tracker:
@@ -18,32 +25,48 @@ class Tracker:
     Every call to W&B is guarded: the first failure is logged, tracking ends, the run goes on.
 
     Args:
-        folder: the run folder.
-        config: plain containers.
-        wandb_options: project, entity, group, tags; None for CSV only.
+        folder: the run folder; the W&B run's id is kept there, and a resumed run takes it up again.
+        config: dotted key -> value: what a sweep sets and what the run has are then under the same names.
+        wandb_options: arguments of `wandb.init`; None for CSV only.
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], wandb_options: dict[str, Any] | None = None):
-        self.folder, self.run = folder, None
+    def __init__(self, folder: Path, config: Mapping[str, Any], wandb_options: Mapping[str, Any] | None = None):
+        self.folder, self.drawn = folder, dict.fromkeys(STAGES, -1)
+        self.run: Any = None
         if wandb_options is not None:
-            self.run = self._guarded(lambda: self._start(config, wandb_options))
+            self._guarded(lambda: self._start(dict(config), wandb_options))
 
-    def _start(self, config: dict[str, Any], options: dict[str, Any]):
+    def _start(self, config: dict[str, Any], options: Mapping[str, Any]) -> None:
         import wandb
 
-        return wandb.init(dir=str(self.folder), config=config, name=self.folder.name, **options)
+        place = self.folder / "wandb_id"
+        given = os.environ.get("WANDB_RUN_ID")  # a sweep agent's
+        kept = place.read_text().strip() if place.is_file() else secrets.token_hex(4)
+        write_text(place, given or kept)
+        # W&B reads a given id itself, and complains of any other in a sweep
+        run = wandb.init(dir=str(self.folder), config=config, id=None if given else kept, resume="allow", **options)
+        self.run = run
+        for stage in STAGES:
+            run.define_metric(f"{stage}/step", hidden=True)
+            run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+            if run.resumed:  # a stage that was killed trains anew and draws the same points again
+                self.drawn[stage] = run.summary.get(f"{stage}/step", -1)
 
     def loggers(self, stage: str, folder: Path) -> list[Logger]:
         """Lightning loggers of one stage: `folder/metrics.csv`, and the W&B run with keys `<stage>/...`."""
         found: list[Logger] = [CSVLogger(folder, name="", version="")]
-        if self.run is not None:
-            found.append(_GuardedWandbLogger(self, experiment=self.run, prefix=stage))
-        return found
+        return found if self.run is None else [*found, _Curves(self, stage)]
 
-    def summary(self, values: dict[str, Any]) -> None:
+    def point(self, stage: str, values: Mapping[str, float], step: int) -> None:
+        """A point of a stage's curves, over the stage's own steps."""
+        if self.run is not None and step >= self.drawn[stage]:
+            point = {f"{stage}/{name}": value for name, value in {**values, "step": step}.items()}
+            self._guarded(lambda: self.run.log(point))
+
+    def summary(self, values: Mapping[str, float]) -> None:
         """Final results."""
         if self.run is not None:
-            self._guarded(lambda: self.run.log(values))  # type: ignore[union-attr]
+            self._guarded(lambda: self.run.summary.update(values))
 
     def __enter__(self) -> Tracker:
         return self
@@ -52,35 +75,32 @@ class Tracker:
         if self.run is not None:
             run, self.run = self.run, None
             self._guarded(lambda: run.finish(exit_code=int(kind is not None)))
+            if run.offline:
+                parts = map(str, sorted(self.folder.glob(f"wandb/offline-run-*-{run.id}")))
+                log.info("W&B is offline; from a machine with network: wandb sync %s", shlex.join(parts))
 
-    def _guarded(self, call: Callable[[], Any]) -> Any:
+    def _guarded(self, call: Callable[[], Any]) -> None:
         try:
-            return call()
+            call()
         except Exception as error:  # W&B raises many kinds, of the network and of its own; none may stop a run
             log.warning(
                 "W&B failed and is off for the rest of this run: %s",
                 str(error).splitlines()[0] if str(error) else repr(error),
             )
             self.run = None
-            return None
 
 
-class _GuardedWandbLogger(WandbLogger):
-    LOGGER_JOIN_CHAR = "/"  # keys are <stage>/<metric>
+class _Curves(Logger):
+    """What Lightning tells the tracker."""
 
-    def __init__(self, tracker: Tracker, **kwargs):
-        super().__init__(**kwargs)
-        self._tracker = tracker
+    name = version = None
+
+    def __init__(self, tracker: Tracker, stage: str):
+        super().__init__()
+        self.tracker, self.stage = tracker, stage
 
     def log_metrics(self, metrics, step=None):
-        if self._tracker.run is not None:
-            self._tracker._guarded(lambda: super(_GuardedWandbLogger, self).log_metrics(metrics, step))
+        self.tracker.point(self.stage, metrics, step or 0)
 
     def log_hyperparams(self, params, *args, **kwargs):
         pass  # the whole configuration is in the run since its start
-
-    def after_save_checkpoint(self, checkpoint_callback):
-        pass
-
-    def finalize(self, status):
-        pass  # the tracker closes the run after the last stage

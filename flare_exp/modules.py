@@ -14,14 +14,19 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
+from flare_exp import parallel
 from flare_exp.forms import best_spans, padded_answers
 from flare_exp.sources import Source, positions
 
+IGNORED = -100  # label of a row that counts for nothing
 Score = Callable[[Mapping[int, str]], Mapping[str, float]]
 
 
 class FusionModule(LightningModule):
     """What the forms share: reading the source before the target, optimisation, scoring of predicted texts.
+
+    Where torch.distributed runs, a batch is this process's share of a global one: losses are means over the global batch
+    (`parallel.mean`), and all processes must go through the same steps. Rows with an index below 0 are stand-ins (`data.Shares`).
 
     Args:
         model: a (PEFT) model, trainable where it is to be trained.
@@ -41,6 +46,7 @@ class FusionModule(LightningModule):
         warmup: float = 0.1,
     ):
         super().__init__()
+        self.strict_loading = False  # checkpoints hold the trained weights only
         self.model, self.source, self.score, self.optimizer, self.warmup = model, source, score, optimizer, warmup
         self.found: dict[int, str] = {}
         self.strict_loading = False  # checkpoints hold the trainable weights only
@@ -69,23 +75,25 @@ class FusionModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
         loss = self.loss(batch)
-        self.log("train/loss", loss, batch_size=len(batch["index"]), on_step=True, on_epoch=True, prog_bar=True)
+        self.log("train/loss", loss, batch_size=rows_of(batch), on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
         loss, texts = self.evaluate(batch)
-        self.log("validation/loss", loss, batch_size=len(batch["index"]))
-        self.found |= zip(batch["index"].tolist(), texts, strict=True)
+        self.log("validation/loss", loss, batch_size=rows_of(batch), sync_dist=True)
+        self.found |= by_row(batch, texts)
 
     def on_validation_epoch_end(self) -> None:
         if self.score is None:
             raise ValueError("validation needs a score")
-        self.log_dict({f"validation/{name}": value for name, value in self.score(self.found).items()}, prog_bar=True)
+        scores = self.score(parallel.gathered(self.found))
+        # the same on every process, and of equal numbers the largest is exact where a mean may round
+        self.log_dict({f"validation/{k}": v for k, v in scores.items()}, prog_bar=True, sync_dist=True, reduce_fx="max")
         self.found = {}
 
     def predict_step(self, batch: dict[str, Any], _: int) -> dict[int, str]:
         """Row of the dataset -> prediction."""
-        return dict(zip(batch["index"].tolist(), self.predict(batch), strict=True))
+        return by_row(batch, self.predict(batch))
 
     def configure_optimizers(self):
         if self.optimizer is None:
@@ -98,6 +106,27 @@ class FusionModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+
+def wide(logits: Tensor) -> Tensor:
+    """Logits in at least float32, where losses are computed."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def counted(batch: Mapping[str, Any]) -> Tensor:
+    """Which rows are examples, and no stand-ins: [B] bool. All are in a batch that no data set numbered."""
+    ids = batch["target"]["input_ids"]
+    return batch.get("index", torch.zeros(len(ids), device=ids.device)) >= 0
+
+
+def by_row(batch: Mapping[str, Any], texts: Sequence[str]) -> dict[int, str]:
+    """Row of the dataset -> text, without stand-ins."""
+    return {row: text for row, text in zip(batch["index"].tolist(), texts, strict=True) if row >= 0}
+
+
+def rows_of(batch: Mapping[str, Any]) -> int:
+    """Examples in the global batch."""
+    return parallel.rows_of(counted(batch))
 
 
 class HeadModule(FusionModule):
@@ -133,7 +162,9 @@ class ClassificationModule(HeadModule):
         return self.model(**batch["target"]).logits
 
     def loss_of(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
-        return nn.functional.cross_entropy(output.float(), batch["labels"])
+        labels = batch["labels"].masked_fill(~counted(batch), IGNORED)
+        total = nn.functional.cross_entropy(wide(output), labels, ignore_index=IGNORED, reduction="sum")
+        return parallel.mean(total, (labels != IGNORED).sum())
 
     def texts_of(self, output: Tensor, batch: dict[str, Any]) -> list[str]:
         return [self.labels[i] for i in output.argmax(-1).tolist()]
@@ -154,12 +185,12 @@ class SpanModule(HeadModule):
 
     def loss_of(self, output: tuple[Tensor, Tensor], batch: dict[str, Any]) -> Tensor:
         """Cross-entropy of start and end over the context's tokens; an answer that is cut off or lost teaches nothing."""
-        legal, known = batch["offsets"][..., 0] >= 0, batch["span"][:, 0] >= 0
+        legal, known = batch["offsets"][..., 0] >= 0, (batch["span"][:, 0] >= 0) & counted(batch)
         total = torch.zeros((), device=legal.device)
         for logits, wanted in zip(output, batch["span"].T, strict=True):
-            logits = logits.float().masked_fill(~legal, float("-inf"))
+            logits = wide(logits).masked_fill(~legal, float("-inf"))
             total = total + nn.functional.cross_entropy(logits[known], wanted[known], reduction="sum")
-        return total / (2 * known.sum().clamp(min=1))
+        return parallel.mean(total, 2 * known.sum())
 
     def texts_of(self, output: tuple[Tensor, Tensor], batch: dict[str, Any]) -> list[str]:
         start, end = output
@@ -219,7 +250,7 @@ class GenerationModule(FusionModule):
             logits = self.model(
                 **whole, position_ids=positions(whole["attention_mask"]), logits_to_keep=kept, use_cache=False
             ).logits[:, -kept:-1]
-        chosen = logits.float().log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
+        chosen = wide(logits).log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
         return chosen * mask, mask
 
     def _decoder_logits(self, prompt: Mapping[str, Tensor], ids: Tensor, repeats: int) -> Tensor:
@@ -235,7 +266,8 @@ class GenerationModule(FusionModule):
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Negative log-likelihood per answer token."""
         chosen, mask = self(batch, batch["answer"])
-        return -chosen.sum() / mask.sum().clamp(min=1)
+        mask = mask * counted(batch)[:, None]
+        return parallel.mean(-(chosen * mask).sum(), mask.sum())
 
     def predict(self, batch: dict[str, Any]) -> list[str]:
         return self.choose(batch) if self.candidates else self.generate(batch)

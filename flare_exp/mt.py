@@ -22,8 +22,8 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, M2M100ForConditionalGeneration, NllbTokenizer
 from transformers.utils import cached_file
 
-from flare_exp.backbones import local, looks_local
 from flare_exp.errors import UserError
+from flare_exp.hub import local, looks_local
 
 RULES = 1  # raise when the same texts and options come out otherwise: splitting, limits, joining
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -158,7 +158,7 @@ def _config(path: str, revision: str | None) -> Any:
     try:
         config = AutoConfig.from_pretrained(local(path), revision=revision)
     except (OSError, ValueError) as error:
-        instead = "" if looks_local(path) else "\n  without network, give its folder as mt.path, or choose mt=gold or mt=file"
+        instead = "" if looks_local(path) else "\n  without network, fetch it with prefetch, or choose mt=gold or mt=file"
         raise UserError(f"mt.path={path}: its configuration could not be read: {_first_line(error)}{instead}") from error
     if config.model_type != "m2m_100":
         raise UserError(

@@ -9,44 +9,30 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flare_exp import results
+from flare_exp import parallel, results
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.backbones import quantisation_problem
 from flare_exp.checkpoints import MT, make_translator, prepare_backbone
-from flare_exp.config import Config
+from flare_exp.config import Config, flat
 from flare_exp.errors import UserError
 from flare_exp.loggers import Tracker
+from flare_exp.methods import METHODS, Method
 from flare_exp.stages import Stages
 from flare_exp.tasks import ROLES, TASKS, Task, fingerprint
 from flare_exp.translation import FLAGS, Translator
 
 
-@dataclass(frozen=True)
-class Method:
-    """What a method reads (`data.VIEWS`), whether it trains an adapter on the target language, whether that fuses."""
-
-    view: str
-    trains: bool
-    fuses: bool = False
-
-
-METHODS = {
-    "zero_shot": Method("target", trains=False),
-    "translate_test": Method("translated", trains=False),
-    "lora": Method("target", trains=True),
-    "flare": Method("paired", trains=True, fuses=True),
-    "flare_mt": Method("latent", trains=True, fuses=True),
-}
-
-
-def run(cfg: Config, folder: Path) -> dict[str, Any]:
+def run(cfg: Config, folder: Path, team: parallel.Team | None = None) -> dict[str, Any]:
     """Run one configuration and leave everything in `folder`; returns what metrics.json holds.
+
+    With several devices it starts a process for each of the others. `team`: this process is one of these, and leaves nothing.
 
     Raises:
         UserError: something the user can mend (data, checkpoint, disk, device).
@@ -56,14 +42,23 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
     cfg = settle(cfg)
     task = load_task(cfg)
     data = check_data(task, cfg.task.lang)
-    store = ArtifactStore(cfg.cache_dir)
-    check_translations(make_translator(cfg, task, MT(cfg, store)), task, cfg.task.lang, method)
-    wandb_options = {k: v for k, v in asdict(cfg.logger).items() if k != "name"} if cfg.logger.name == "wandb" else None
-    with Tracker(folder, asdict(cfg), wandb_options) as tracker:
+    check_translations(make_translator(cfg, task, MT(cfg, ArtifactStore(cfg.cache_dir))), task, cfg.task.lang, method)
+    with parallel.leading(cfg, folder) if team is None else nullcontext(team) as team:
+        return _walk(cfg, folder, method, task, data, team, start)
+
+
+def _walk(
+    cfg: Config, folder: Path, method: Method, task: Task, data: Mapping[str, Any], team: parallel.Team, start: float
+) -> dict[str, Any]:
+    """The stages in their order, and what the leader leaves of them."""
+    store = ArtifactStore(cfg.cache_dir, team)
+    with Tracker(folder, flat(asdict(cfg)), wandb_options(cfg) if team.leads else None) as tracker:
         backbone = prepare_backbone(cfg, store)
-        stages = Stages(cfg, store, task, backbone, tracker)
+        stages = Stages(cfg, store, task, backbone, tracker, team)
 
         made = through(stages, method)
+        if not team.leads:
+            return {}
         measured = {
             "task": task.name,
             "lang": cfg.task.lang,
@@ -79,8 +74,10 @@ def run(cfg: Config, folder: Path) -> dict[str, Any]:
             "zero_shot": made["zero_shot"].info["metrics"],
             "seconds": seconds_of(made, list(stages.translations), time.perf_counter() - start),
         }
+        # before the results: a folder that has them is never taken up again
+        tracker.summary({f"{block}/{k}": v for block in ("test", "english", "zero_shot") for k, v in measured[block].items()}
+                        | selected(made))  # fmt: skip
         results.leave(folder, measured, made, data)
-        tracker.summary({f"{block}/{k}": v for block in ("test", "english", "zero_shot") for k, v in measured[block].items()})
     return measured
 
 
@@ -93,6 +90,22 @@ def through(stages: Stages, method: Method) -> dict[str, Artifact]:
     tested = stages.test(adapted, method.view, english) if adapted else stages.test(english, method.view)
     return {"backbone": stages.backbone, "finetune": english, "english_test": english_test, "zero_shot": zero_shot,
             **stages.translations, **({"transfer": adapted} if adapted else {}), "test": tested}  # fmt: skip
+
+
+def wandb_options(cfg: Config) -> dict[str, Any] | None:
+    """Arguments of `wandb.init`; None: W&B is not asked for."""
+    if cfg.logger.name != "wandb":
+        return None
+    given = asdict(cfg.logger)
+    mode = given["mode"] or ("offline" if cfg.offline else None)
+    return {**{k: given[k] for k in ("project", "entity", "group", "job_type", "tags")}, "name": given["run_name"], "mode": mode}
+
+
+def selected(made: Mapping[str, Artifact]) -> dict[str, float]:
+    """`<stage>/validation/<metric>` of the weights that each training kept, whether it trained now or before."""
+    kept = {stage: made[stage].info for stage in ("finetune", "transfer") if stage in made}
+    return {f"{stage}/{key}": value for stage, info in kept.items() for key, value in (info.get("best") or info["last"]).items()
+            if key.startswith("validation/")}  # fmt: skip
 
 
 def seconds_of(made: dict[str, Artifact], translations: list[str], total: float) -> dict[str, float]:
@@ -127,7 +140,7 @@ def notes(cfg: Config, folder: Path) -> list[str]:
         for name, info in facts["translations"].items()
         if "chrf++" in info or info["by"] == "machine"
     ]
-    if cfg.mt.name == "gold" and METHODS[cfg.method.name].view in ("paired", "translated"):
+    if cfg.mt.name == "gold" and METHODS[cfg.method.name].reads_translated_tests:
         found.append("mt=gold: the test sources are human English, so this is an upper bound")
     if cfg.mt.fallback == "gold":
         found.append("mt.fallback=gold: human translations stand in where a file is missing (see provenance.json)")
@@ -152,7 +165,7 @@ def settle(cfg: Config) -> Config:
     """Resolve what depends on the machine: device and precision.
 
     Raises:
-        UserError: a GPU is asked for and there is none, or bitsandbytes and it does not load.
+        UserError: more GPUs are asked for than there are, or bitsandbytes and it does not load.
     """
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu: torch sees no GPU here; choose trainer=cpu or trainer=auto")
@@ -160,7 +173,11 @@ def settle(cfg: Config) -> Config:
         if problem := quantisation_problem():
             fix = "model.quantize=null optim._target_=torch.optim.AdamW"
             raise UserError(f"bitsandbytes cannot be used here ({problem}); mend its installation, or choose {fix}")
-    return placed(cfg, cfg.trainer.accelerator != "cpu" and torch.cuda.is_available())
+    on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
+    if on_gpu and (there := torch.cuda.device_count()) < cfg.trainer.devices:
+        raise UserError(f"trainer.devices={cfg.trainer.devices}: torch sees {there} GPU{'s' * (there > 1)} here; "
+                        f"choose trainer.devices={there} or trainer=ddp_cpu")  # fmt: skip
+    return placed(cfg, on_gpu)
 
 
 def placed(cfg: Config, on_gpu: bool) -> Config:
@@ -199,7 +216,7 @@ def check_translations(maker: Translator, task: Task, lang: str, method: Method)
         UserError: they cannot.
     """
     needed = [(task.english, role, lang) for role in ROLES[:2] if method.trains]
-    if method.view in ("paired", "translated"):
+    if method.reads_translated_tests:
         needed.append((lang, "test", task.english))
     for own, role, other in needed:
         maker.identity(task.load(own, role), other)

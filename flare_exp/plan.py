@@ -139,9 +139,10 @@ def settled(cfg: config.Config) -> config.Config:
 
 def _looked_at(number: int, overrides: list[str], cfg: config.Config, scratch: Path) -> Job:
     from flare_exp import estimates, pipeline
+    from flare_exp.methods import METHODS
     from flare_exp.preview import preview
 
-    stages, method = preview(cfg, scratch), pipeline.METHODS[cfg.method.name]
+    stages, method = preview(cfg, scratch), METHODS[cfg.method.name]
     made = pipeline.through(stages, method)
     reads_mt = stages.untranslated or method.view == "latent"
     if reads_mt and stages.mt.missing:
@@ -153,7 +154,14 @@ def _estimate(cfg: config.Config, scratch: Path, todo: set[str]) -> Estimate:
     _quietly(cfg)
     from flare_exp import estimates
 
-    return estimates.estimate(cfg, scratch, todo)
+    # of several devices each has its part of a batch, and of the work
+    devices = cfg.trainer.devices
+    share = replace(cfg.data, batch_size=-(-cfg.data.batch_size // devices))
+    alone = replace(cfg, data=share, trainer=replace(cfg.trainer, devices=1, strategy=None))
+    found = estimates.estimate(alone, scratch, todo)
+    together = {*COLUMNS["finetune"], *COLUMNS["transfer"], *COLUMNS["test"]}
+    found.seconds = {name: taken / devices if name in together else taken for name, taken in found.seconds.items()}
+    return found
 
 
 # --- what a reader sees ----------------------------------------------------------------------------------------------

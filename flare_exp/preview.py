@@ -15,16 +15,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, PreTrainedConfig
 
 from flare_exp import adapter, backbones
 from flare_exp.artifacts import Artifact, ArtifactStore
-from flare_exp.backbones import Backbone, local, looks_local
+from flare_exp.backbones import Backbone
 from flare_exp.checkpoints import MT, existing_checkpoint, make_translator, prepare_backbone
 from flare_exp.config import MACHINES, Config
 from flare_exp.errors import UserError
 from flare_exp.forms import FORM_CLASSES, Form, Item, PromptForm
+from flare_exp.hub import Checkpoint, local, looks_local
 from flare_exp.pipeline import load_task
 from flare_exp.stages import Stages
 from flare_exp.tasks import Answer, Example, Task
@@ -59,9 +59,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 def weights_here(path: str, revision: str | None = None) -> bool:
     """Whether a checkpoint is a folder or in the hub's cache."""
-    names = ("model.safetensors", "pytorch_model.bin")
-    files = [file for name in names for file in (name, f"{name}.index.json")]
-    return looks_local(path) or any(isinstance(try_to_load_from_cache(path, f, revision=revision), str) for f in files)
+    return looks_local(path) or Checkpoint("model", path, revision).find().lacks is None
 
 
 def config_of(path: str, revision: str | None = None) -> PreTrainedConfig:

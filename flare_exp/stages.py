@@ -8,8 +8,10 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
+import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from flare_exp.languages import language
 from flare_exp.loggers import Tracker
 from flare_exp.modules import ClassificationModule, Decoding, FusionModule, GenerationModule, SpanModule
 from flare_exp.noise import corrupt_examples
+from flare_exp.parallel import ALONE, Team, gathered
+from flare_exp.resuming import Interruptible, StepCheckpoint, continued_curves, steps_kept
 from flare_exp.sources import BackboneSource, MTSource, Source
 from flare_exp.states import cached_states
 from flare_exp.tasks import ROLES, Example, Task, fingerprint
@@ -43,10 +47,14 @@ log = logging.getLogger(__name__)
 
 
 class Stages:
-    """The stages of one run; each returns the artefact it leaves."""
+    """The stages of one run; each returns the artefact it leaves.
 
-    def __init__(self, cfg: Config, store: ArtifactStore, task: Task, backbone: Artifact, tracker: Tracker):
+    In a `team` every process goes through them; they train and predict together, and the leader writes.
+    """
+
+    def __init__(self, cfg: Config, store: ArtifactStore, task: Task, backbone: Artifact, tracker: Tracker, team: Team = ALONE):
         self.cfg, self.store, self.task, self.backbone, self.tracker = cfg, store, task, backbone, tracker
+        self.team = team
         self.mt = MT(cfg, store)
         self.translator = make_translator(cfg, task, self.mt)
         self.form_name = self._form_name()
@@ -80,11 +88,9 @@ class Stages:
         def build(folder: Path) -> dict[str, Any]:
             backbone = self.fresh_backbone()
             model = self.add_adapter(backbone) if lora else backbone.model
-            facts = self.fit(model, None, data, stage, folder, "finetune")
-            save_model(model, folder / ("adapter" if lora else "model"))
-            return facts
+            return self.fit(model, None, data, stage, folder, "finetune", "adapter" if lora else "model")
 
-        return self.store.get("finetune", key, build)
+        return self.store.get("finetune", key, build, together=True, resumable=True)
 
     # --- stage 2: translation ---------------------------------------------------------------------------------------
 
@@ -149,11 +155,9 @@ class Stages:
             source = self.source(model) if fusion else None
             if source and self.cfg.source.cache != "off":
                 self.cache_states(source, data, key)
-            facts = self.fit(model, source, data, stage, folder, "transfer")
-            save_model(model, folder / "adapter")
-            return facts
+            return self.fit(model, source, data, stage, folder, "transfer", "adapter")
 
-        return self.store.get("transfer", key, build)
+        return self.store.get("transfer", key, build, together=True, resumable=True)
 
     # --- stage 4: test ----------------------------------------------------------------------------------------------
 
@@ -166,8 +170,11 @@ class Stages:
 
         def build(folder: Path) -> dict[str, Any]:
             module = self.module(*self.trained_model(trained, english))
-            outputs = self.trainer(enable_checkpointing=False, logger=False).predict(module, data)
-            found = {row: text for output in outputs for row, text in output.items()}  # type: ignore[union-attr]
+            trainer = self.trainer(enable_checkpointing=False, logger=False, callbacks=[Interruptible(self.team)])
+            outputs = trainer.predict(module, data)
+            found = gathered({row: text for output in outputs for row, text in output.items()})  # type: ignore[union-attr]
+            if not self.team.leads:
+                return {}
             dataset = data.dataset("test")
             predicted = self.predictions(dataset, found)
             gold = [self.task.gold(p.target) for p in dataset.pairs]
@@ -190,7 +197,7 @@ class Stages:
                 "unparsable": sum(text not in self.task.labels if self.task.labels else not text for text in found.values()),
             }
 
-        return self.store.get("test", key, build)
+        return self.store.get("test", key, build, together=True)
 
     # --- what the stages share --------------------------------------------------------------------------------------
 
@@ -202,10 +209,13 @@ class Stages:
 
     def _make_data(self, view: str) -> PairedDataModule:
         fuses = view in ("paired", "latent")
-        ablation = {"shuffle_source": self.cfg.source.shuffle, "empty_source": self.cfg.source.empty} if fuses else {}
+        ablation: dict[str, Any] = {}
+        if fuses:
+            ablation = {"shuffle_source": self.cfg.source.shuffle, "empty_source": self.cfg.source.empty}
         return DATAMODULES[type(self.task)](
             self.task, self.cfg.task.lang, self.form, self.translate, source_form=self._mt_form() if view == "latent" else None,
-            view=view, batch_size=self.cfg.data.batch_size, workers=self.cfg.data.workers, seed=self.cfg.seed, **ablation,
+            view=view, batch_size=self.cfg.data.batch_size, workers=self.cfg.data.workers, seed=self.cfg.seed,
+            share=(self.team.rank, self.team.size), **ablation,
         )  # fmt: skip
 
     def _mt_form(self) -> SourceTextForm:
@@ -337,6 +347,7 @@ class Stages:
     def trainer(self, **options) -> pl.Trainer:
         t = self.cfg.trainer
         machine = {k: getattr(t, k) for k in ("accelerator", "devices", "precision", "enable_progress_bar")}
+        machine |= self.team.trainer_options()
         return pl.Trainer(**machine, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=10, **options)
 
     def fit(
@@ -347,9 +358,11 @@ class Stages:
         stage: StageConfig,
         folder: Path,
         name: str,
+        saved: str,
     ) -> dict[str, Any]:
-        """Train, then put the weights of the best validation epoch back; returns facts for the manifest."""
-        pl.seed_everything(self.cfg.seed, workers=True, verbose=False)
+        """Train, going on from what an earlier attempt kept in `folder`, and save the weights of the best validation epoch in
+        `folder`/`saved`; returns facts for the manifest."""
+        pl.seed_everything(self.training_seed, workers=True, verbose=False)
         monitor, best = f"validation/{self.task.metric}", self.cfg.task.select == "best"
         counts = backbones.parameter_counts(model)
         log.info("%s: %s of %s parameters train", name, f"{counts['trainable']:,}", f"{counts['total']:,}")
@@ -363,25 +376,40 @@ class Stages:
             warmup=stage.warmup,
         )
         saver = ModelCheckpoint(dirpath=folder / "checkpoints", monitor=monitor, mode="max", save_weights_only=True)
+        kept = StepCheckpoint(folder / "state.ckpt", self.team, self.cfg.trainer.checkpoint_minutes)
         trainer = self.trainer(
             max_epochs=stage.epochs,
-            callbacks=[saver] if best else [],
+            callbacks=[kept, saver] if best else [kept],
             enable_checkpointing=best,
             logger=self.tracker.loggers(name, folder),
             gradient_clip_val=self.cfg.trainer.gradient_clip_val,
             limit_train_batches=self.cfg.trainer.limit_train_batches,
         )
-        trainer.fit(module, data)
+        if steps := self.team.agree(steps_kept(kept.path) if self.team.leads else None):
+            log.info("%s: goes on after %d steps", name, steps)
+        elif self.team.leads:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        with continued_curves(folder / "metrics.csv", steps) if self.team.leads else nullcontext():
+            trainer.fit(module, data, ckpt_path=str(kept.path) if steps else None, weights_only=True)
+        if not self.team.leads:
+            return {}
+        kept.path.unlink(missing_ok=True)
         score, epoch = trainer.callback_metrics[monitor], stage.epochs - 1
         if best:
             score, epoch = saver.best_model_score, restore(module, Path(saver.best_model_path))  # type: ignore[assignment]
             shutil.rmtree(folder / "checkpoints")
+        save_model(model, folder / saved)
         return {
             "parameters": counts,
             "best" if best else "last": {monitor: round(float(score), 6), "epoch": epoch},
             "truncated": {role: data.dataset(role).truncated for role in ROLES[:2]},
             "cut_off": {role: len(data.dataset(role).cut_off) for role in ROLES[:2]},
         }
+
+    @property
+    def training_seed(self) -> int:
+        """Of dropout: another one on every process of a team, so that no two rows share their mask."""
+        return self.cfg.seed if self.team.leads else random.Random(f"{self.cfg.seed}-{self.team.rank}").getrandbits(32)
 
     def optimizer(self, lr: float) -> Callable[..., torch.optim.Optimizer]:
         options = {k: v for k, v in asdict(self.cfg.optim).items() if not k.startswith("_")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import transformers as hf
 
 from flare_exp import backbones
 from flare_exp.sources import positions
+from flare_exp.tiny.pretrain import pretrain
 
 SMALL = {
     "vocab_size": 40,
@@ -125,10 +127,21 @@ def cache_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+def tiny_checkpoint(folder: Path, **settings) -> Path:
+    """A tiny XLM-R that knows next to nothing, with `settings` changed in its config.json."""
+    pretrain(folder, architecture="xlm-roberta", documents=500, steps=5, batch_size=8, lr=1e-3, vocab_size=300, hidden_size=32,
+             layers=2, heads=2, target_share=0.5, recall=0.0, world_seed=0)  # fmt: skip
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    return folder
+
+
+SHARED = Path(os.environ.get("FLARE_EXP_SHARED", Path(__file__).parents[2] / "shared" / "data"))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The real benchmark data; skips where it is not."""
-    folder = Path(os.environ.get("FLARE_EXP_SHARED", Path(__file__).parents[2] / "shared" / "data"))
-    if not (folder / "nusax").is_dir():
-        pytest.skip(f"the real benchmark data is not here ({folder}); set FLARE_EXP_SHARED")
-    return folder
+    if not (SHARED / "nusax").is_dir():
+        pytest.skip(f"the real benchmark data is not here ({SHARED}); set FLARE_EXP_SHARED")
+    return SHARED

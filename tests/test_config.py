@@ -10,7 +10,7 @@ import time
 import pytest
 
 from flare_exp import config
-from flare_exp.__main__ import help_text, main
+from flare_exp.__main__ import _check_output, help_text, main
 
 
 def problems(*overrides, multirun=False):
@@ -127,6 +127,9 @@ WRONG = [
     (["model=custom", "model.path=./no/such"], "there is no such folder"),
     (["source.shuffle=true", "source.empty=true"], "choose one ablation"),
     (["method=lora", "source.empty=true"], "only flare and flare_mt read a source"),
+    (["trainer.devices=2"], "choose trainer=ddp or trainer=ddp_cpu"),
+    (["trainer.devices=0"], "trainer.devices=0: must be 1 or more"),
+    (["trainer=ddp_cpu", "source.empty=true", "fusion=gated"], "choose trainer.devices=1"),
     (["fusion.heads=2"], "only fusion=cross_attn has it"),
     (["fusion=cross_attn", "fusion.heads=3"], "must divide adapter.r=8"),
     (["task.train_split=train[:50]", "task.validation_split=train[40:60]"], "they share examples"),
@@ -187,6 +190,14 @@ def test_output_folder_of_another_run(tmp_path, capsys):
     assert "adapter.r (8 there, 4 here), seed (0 there, 1 here)" in printed
     assert main([f"output_dir={tmp_path}", "resume=false"]) == 2
     assert "resume=false" in capsys.readouterr().err
+
+
+def test_a_run_folder_may_be_taken_up_with_another_logger(tmp_path):
+    from omegaconf import OmegaConf
+
+    before, after = (config.check([f"output_dir={tmp_path}", f"logger={name}"], False)[0][0] for name in ("csv", "wandb"))
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(before, resolve=True))
+    assert not list(_check_output(after, tmp_path))
 
 
 def test_output_folder_that_cannot_be_written(tmp_path, capsys):

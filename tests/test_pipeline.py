@@ -210,21 +210,6 @@ def test_grid_skips_what_cannot_be_and_goes_on_after_a_failure(cache_dir, tmp_pa
     assert (tmp_path / "b" / "0" / "metrics.json").exists()
 
 
-def test_wandb_offline_holds_history_and_config(cache_dir, tmp_path):
-    done = launch(cache_dir, tmp_path / "out", "logger=wandb", "logger.tags=[a,b]", "seed=3", WANDB_MODE="offline")
-    assert done.returncode == 0, done.stderr
-    (log,) = (tmp_path / "out" / "wandb").glob("offline-run-*/run-*.wandb")
-    content = log.read_bytes()
-    for part in (
-        b"finetune/train/loss_epoch",
-        b"transfer/validation/macro_f1",
-        b"test/macro_f1",
-        b"toy_sentiment",
-        b"source_layer",
-    ):
-        assert part in content, part
-
-
 def test_a_wandb_failure_never_stops_a_run(cache_dir, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import wandb\ndef fail(*a, **k): raise RuntimeError('no network')\nwandb.init = fail\n"

@@ -1,11 +1,114 @@
-"""The scripts of sweeps/ that read runs: cells that differ are told apart, and figures are drawn from what is there."""
+"""sweeps/: what a W&B agent would run composes, and the scripts that read runs tell cells apart and draw what is there."""
 
 import importlib.util
+import itertools
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from flare_exp import config
+from flare_exp.__main__ import _normalised
+from flare_exp.tasks import TASKS
+
+
+def sweep_files():
+    return sorted((config.conf_dir().parent / "sweeps").glob("*.yaml"))
+
+
+class Agent:
+    """W&B's own agent, up to the moment where it starts a process."""
+
+    def __init__(self, sweep, folder, monkeypatch):
+        from wandb import wandb_agent
+
+        for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):  # the agent sets these here too
+            monkeypatch.setenv(name, "")
+        monkeypatch.setenv("WANDB_DIR", str(folder))
+        monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+        monkeypatch.setattr(wandb_agent, "AgentProcess", SimpleNamespace)
+        self.program, self.agent = sweep["program"], wandb_agent.Agent(api=None, queue=None, sweep_id="sweep1")
+        self.agent._sweep_command = list(sweep["command"])
+
+    def start(self, values, run_id="run1"):
+        """The process of a run: `command`, `env`."""
+        given = {name: {"value": value} for name, value in values.items()}
+        answer = self.agent._process_command({"type": "run", "run_id": run_id, "program": self.program, "args": given})
+        assert "exception" not in answer, answer
+        return self.agent._run_processes[run_id]
+
+
+def cells(parameters):
+    """Values of runs: every combination of groups' options and, along the way, every value of the rest (of a distribution, the
+    ends)."""
+    options = {name: choices(rule) for name, rule in parameters.items()}
+    groups = [name for name in options if name in config.groups()]
+    combinations = list(itertools.product(*(options[name] for name in groups)))
+    for i in range(max(len(combinations), *map(len, options.values()))):
+        along = {name: values[i % len(values)] for name, values in options.items()}
+        yield {**along, **dict(zip(groups, combinations[i % len(combinations)], strict=True))}
+
+
+def choices(rule):
+    return [rule["value"]] if "value" in rule else rule.get("values") or [rule["min"], rule["max"]]
+
+
+def check(process):
+    """The job and the problems of what an agent starts."""
+    environment, interpreter, *module = process.command[:4]
+    assert (environment, interpreter, module) == ("/usr/bin/env", "python", ["-m", "flare_exp"])
+    (job,), problems = config.check(_normalised(process.command[4:]), multirun=False)
+    return job, problems
+
+
+@pytest.mark.parametrize("path", sweep_files(), ids=lambda path: path.stem)
+def test_every_run_of_a_sweep_composes(path, tmp_path, monkeypatch):
+    sweep = yaml.safe_load(path.read_text())
+    agent = Agent(sweep, tmp_path, monkeypatch)
+    for values in cells(sweep["parameters"]):
+        assert None not in values.values(), "an agent writes None, which is a word for Hydra: use the word null"
+        job, problems = check(agent.start(values, "run7"))
+        assert not problems
+        assert job.logger.name == "wandb"
+        assert job.output_dir == "outputs/sweeps/run7"
+        for name, value in values.items():
+            assert value == (getattr(job, name).name if name in config.groups() else config.flat(as_dict(job))[name])
+    searches, main_metric = sweep["method"] != "grid", TASKS[job.task.name].metric
+    assert sweep["metric"]["name"] == ("transfer/validation/" if searches else "test/") + main_metric
+    assert sweep["metric"]["goal"] == "maximize"
+
+
+def as_dict(job):
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(job, resolve=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"transfer.rl": 0.1}, "transfer.rl: there is no such option; did you mean transfer.lr?"),
+        ({"method": "lora", "fusion": "mul"}, "fusion=mul with method=lora"),
+        ({"trainer.enable_progress_bar": "no way"}, "trainer.enable_progress_bar=no way"),
+    ],
+)
+def test_a_mistake_in_a_sweep_is_found(values, problem, tmp_path, monkeypatch):
+    _, problems = check(Agent(yaml.safe_load(sweep_files()[0].read_text()), tmp_path, monkeypatch).start(values))
+    assert len(problems) == 1
+    assert problem in problems[0]
+
+
+def test_every_kind_of_value_survives_the_agent(tmp_path, monkeypatch):
+    agent = Agent(yaml.safe_load(sweep_files()[0].read_text()), tmp_path, monkeypatch)
+    values = {"optim.eps": 1e-09, "transfer.lr": 2e-05, "trainer.enable_progress_bar": False, "mt.errors": ["drop", "swap"],
+              "task.train_split": "train[:10]", "fusion.heads": "null", "logger.run_name": "two words"}  # fmt: skip
+    job, problems = check(agent.start(values))
+    assert not problems
+    found = config.flat(as_dict(job))
+    assert {name: found[name] for name in values} == {**values, "fusion.heads": None}
+    assert os.environ["WANDB_RUN_ID"] == "run1"
 
 
 def script(name):

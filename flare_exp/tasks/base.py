@@ -164,8 +164,13 @@ class Benchmark(Task):
             return read_parquet(self.data_dir / lang / f"{split}.parquet", self.columns)
         return self.hub_rows(lang, split)
 
+    @classmethod
+    def hub_config(cls, lang: str) -> str:
+        """The configuration of the hub's data set that holds a language."""
+        return lang
+
     def hub_rows(self, lang: str, split: str) -> list[dict[str, Any]]:
-        return read_hub(self.hub_id, lang, split, self.revision, self.columns)
+        return read_hub(self.hub_id, self.hub_config(lang), split, self.revision, self.columns)
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
@@ -205,19 +210,32 @@ def read_parquet(path: Path, columns: Sequence[str], option: str = "task.data_di
     return table.select(list(columns)).to_pylist()
 
 
+def load_hub(hub_id: str, config: str, revision: str, split: str | None = None) -> Any:
+    """A split of a hub data set at a pinned revision, or (None) all; either way all are prepared in the local cache.
+
+    Raises:
+        UserError: it cannot be reached, or has no such config or split.
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset(hub_id, config, split=split, revision=revision)
+    except (OSError, ValueError, ConnectionError, RuntimeError) as error:
+        raise UserError(
+            f"the data set {hub_id} ({config}{f', {split}' if split else ''}) could not be loaded: {str(error).splitlines()[0]}\n"
+            "  without network, fetch it beforehand (python -m flare_exp prefetch), or point task.data_dir at a folder of "
+            "<language>/<split>.parquet files"
+        ) from error
+
+
 def read_hub(hub_id: str, config: str, split: str, revision: str, columns: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of a hub data set at a pinned revision.
 
     Raises:
         UserError: it cannot be reached, or has no such config, split or column.
     """
-    import datasets
-
-    try:
-        table = datasets.load_dataset(hub_id, config, split=split, revision=revision)
-        return table.select_columns(list(columns)).to_list()
-    except (OSError, ValueError, ConnectionError, RuntimeError) as error:
-        raise UserError(
-            f"the data set {hub_id} ({config}, {split}) could not be loaded: {str(error).splitlines()[0]}\n"
-            "  without network, point task.data_dir at a folder of <language>/<split>.parquet files"
-        ) from error
+    table = load_hub(hub_id, config, revision, split)
+    if missing := [c for c in columns if c not in table.column_names]:
+        lacking = f"it lacks the column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}"
+        raise UserError(f"the data set {hub_id} ({config}, {split}) could not be loaded: {lacking}")
+    return table.select_columns(list(columns)).to_list()

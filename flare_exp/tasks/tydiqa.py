@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from flare_exp.tasks.base import Benchmark, Example, read_answers, read_hub, warn_once
+from flare_exp.tasks.base import Benchmark, Example, read_answers, warn_once
 
 # language -> what its ids start with on the hub
 PREFIXES = {
@@ -44,9 +44,12 @@ class TyDiQA(Benchmark):
         "validation": {"en": 440, "ar": 921, "bn": 113, "fi": 782, "id": 565, "ko": 276, "ru": 812, "sw": 499, "te": 669},
     }
 
+    @classmethod
+    def hub_config(cls, lang: str) -> str:
+        return "secondary_task"
+
     def hub_rows(self, lang: str, split: str) -> list[dict[str, Any]]:
-        rows = read_hub(self.hub_id, "secondary_task", split, self.revision, self.columns)
-        return [row for row in rows if row["id"].startswith(f"{PREFIXES[lang]}-")]
+        return [row for row in super().hub_rows(lang, split) if row["id"].startswith(f"{PREFIXES[lang]}-")]
 
     def read(self, lang: str, split: str) -> list[Example]:
         examples = super().read(lang, split)

@@ -1,0 +1,327 @@
+"""One run in several processes, one per device: global batches are shared out, and everything else is as in one.
+
+The process that the user started leads; on several machines, that of the first SLURM task. It starts the others of its machine,
+as the further tasks do on theirs (`assist`), and all walk through the same pipeline behind it. An artefact is built by the leader
+alone, while the others wait until it is there; only where a model trains or predicts do they build together
+(`ArtifactStore.get(..., together=True)`). So nothing has to be handed to another process but the configuration, no process is
+forked after CUDA has started, and each one loads its own copy of the weights on its own device.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from flare_exp.config import Config
+from flare_exp.errors import UserError
+from flare_exp.preemption import Stopped
+
+LOCALHOST = "127.0.0.1"
+PATIENCE = timedelta(days=30)  # of a process that waits for the leader, which may be translating
+GRACE = 20  # seconds that the leader has to notice by itself that another process is gone
+
+
+# --- over the processes of a team, if there is one -------------------------------------------------------------------
+
+
+def count_of(count: Tensor) -> Tensor:
+    """The sum of a count over all processes."""
+    if not _several():
+        return count
+    everywhere = count.clone()
+    dist.all_reduce(everywhere)
+    return everywhere
+
+
+def mean(total: Tensor, count: Tensor) -> Tensor:
+    """The mean over a global batch, as this process's part of it: the *average* of what the processes return is
+    sum(total) / sum(count), and DDP averages gradients. With one process it is total / count.
+
+    Args:
+        total: sum over this process's share, a scalar.
+        count: what that is a sum of; 0 is a share that teaches nothing.
+    """
+    processes = dist.get_world_size() if _several() else 1
+    return (total * processes if processes > 1 else total) / count_of(count).clamp(min=1)
+
+
+def rows_of(counted: Tensor) -> int:
+    """Rows that count in the global batch. counted: [B] bool."""
+    return int(count_of(counted.sum())) if _several() else len(counted)  # without waiting for a GPU where that is known
+
+
+def gathered(found: dict[int, str]) -> dict[int, str]:
+    """The union of all processes' dictionaries, the same on each."""
+    if not _several():
+        return found
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, found)
+    return {row: text for part in parts for row, text in part.items()}
+
+
+def _several() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+# --- the team --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among those of a run."""
+
+    rank: int = 0
+    size: int = 1
+    devices: int = 1  # of each machine
+    group: Any = None  # of gloo, whatever the device
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def agree(self, value: Any = None) -> Any:
+        """The leader's `value`; every process must come here."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.group)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's `value`, by rank; every process must come here."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.group)
+        return found
+
+    def trainer_options(self) -> dict[str, Any]:
+        """Arguments of a Lightning Trainer for this team; it never looks for a cluster by itself."""
+        from lightning.fabric.plugins.environments import LightningEnvironment
+        from lightning.pytorch.strategies import DDPStrategy
+
+        if self.size == 1:
+            return {"plugins": LightningEnvironment()}
+
+        machine, place = divmod(self.rank, self.devices)
+
+        class Here(LightningEnvironment):
+            """The processes are there already."""
+
+            creates_processes_externally = True
+
+            def local_rank(self) -> int:
+                return place
+
+            def node_rank(self) -> int:
+                return machine
+
+        # the batches are shared out by data.Shares
+        return {"strategy": DDPStrategy(cluster_environment=Here()), "num_nodes": self.size // self.devices,
+                "use_distributed_sampler": False}  # fmt: skip
+
+
+ALONE = Team()
+
+
+@contextmanager
+def leading(cfg: Config, folder: Path) -> Iterator[Team]:
+    """The team of a settled configuration, led by this process; its other processes are started here and ended with it.
+
+    They write to `folder`/process<rank>.log, which stays there when they fail.
+
+    Raises:
+        UserError: another process failed, or there are not as many SLURM tasks as machines.
+    """
+    t = cfg.trainer
+    size = t.devices * t.nodes
+    if size == 1:
+        yield ALONE
+        return
+    host, port = address(t.nodes)
+    store = dist.TCPStore(host, port, size, is_master=True, wait_for_workers=False)
+    places = [Place(rank, size, t.devices, host, store.port, t.accelerator) for rank in range(t.devices)]
+    others = [_Other(place, folder) for place in places[1:]]
+    ended = threading.Event()
+    threading.Thread(target=_watch, args=(others, ended), daemon=True).start()
+    try:
+        team = _join(places[0], store)
+        team.agree((cfg, folder))
+        yield team
+        part()
+        for other in others:
+            other.finish()
+    except (UserError, Stopped):
+        raise
+    except Exception as error:  # as a rule a broken connection: the reason is elsewhere
+        if failure := _failure(others, wait=5):
+            raise UserError(failure) from error
+        raise
+    finally:
+        ended.set()
+        for other in others:
+            other.end()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process of a team belongs, and how it finds the leader."""
+
+    rank: int
+    size: int
+    devices: int
+    host: str
+    port: int
+    accelerator: str
+
+    def start(self, **options) -> subprocess.Popen:
+        """Start the process that goes there."""
+        code = "from flare_exp.parallel import follow; follow()"
+        path = os.pathsep.join(p for p in (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")) if p)
+        return subprocess.Popen(
+            [sys.executable, "-c", code, json.dumps(asdict(self))], stdin=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path}, start_new_session=True, **options,  # Ctrl-C is the leader's
+        )  # fmt: skip
+
+
+def address(nodes: int) -> tuple[str, int]:
+    """Where the leader waits for the others; port 0: any that is free."""
+    if nodes == 1:
+        return LOCALHOST, 0
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
+    if (tasks := os.environ.get("SLURM_NTASKS")) != str(nodes):
+        there = f"this one has {tasks}" if tasks else "this is none"
+        raise UserError(f"trainer.nodes={nodes}: needs a SLURM job step with {nodes} tasks, one per node, and {there}; start it "
+                        f"with srun --nodes={nodes} --ntasks-per-node=1, or submit it with -m hydra/launcher=slurm")  # fmt: skip
+    cluster = SLURMEnvironment(auto_requeue=False)
+    return cluster.main_address, cluster.main_port
+
+
+def assist(machine: int, devices: int, nodes: int, accelerator: str) -> None:
+    """A further machine of a run: its processes follow the leader, which is elsewhere. What they say goes to this task's log.
+
+    Raises:
+        SystemExit: one of them failed.
+    """
+    host, port = address(nodes)
+    on = "gpu" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    ranks = range(machine * devices, (machine + 1) * devices)
+    processes = [Place(rank, devices * nodes, devices, host, port, on).start() for rank in ranks]
+    while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
+        time.sleep(0.5)
+    for process in processes:
+        process.kill()
+    if any(p.wait() > 0 for p in processes):
+        raise SystemExit(1)
+
+
+def follow() -> None:
+    """A process that another one started: joins the team and goes through the pipeline behind the leader."""
+    # the other end of our input closes when who started us is gone, however it went
+    threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+    logging.disable()  # the leader says it all
+    warnings.simplefilter("ignore")
+    try:
+        place = Place(**json.loads(sys.argv[1]))
+        team = _join(place, dist.TCPStore(place.host, place.port, place.size))
+        from flare_exp import pipeline
+
+        cfg, folder = team.agree()
+        with suppress(Stopped):
+            pipeline.run(cfg, folder, team)
+        part()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # without waiting for threads of a broken connection
+
+
+def _join(place: Place, store: dist.Store) -> Team:
+    on_gpu = place.accelerator == "gpu"
+    if on_gpu:
+        torch.cuda.set_device(place.rank % place.devices)  # what "cuda" means in this process
+    # on GPUs processes meet during training only, where nobody keeps the others waiting
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=place.rank, world_size=place.size,
+                            timeout=None if on_gpu else PATIENCE)  # fmt: skip
+    return Team(place.rank, place.size, place.devices, dist.new_group(backend="gloo", timeout=PATIENCE))
+
+
+def part() -> None:
+    """Leave the groups. A DDP reducer must be gone before: one that outlives its gloo group frees it while it holds Python's
+    global lock, for which a thread of the group may be waiting."""
+    gc.collect()
+    dist.destroy_process_group()
+
+
+class _Other:
+    """Another process, seen from the leader."""
+
+    def __init__(self, place: Place, folder: Path):
+        self.name, self.log = f"process {place.rank} of {place.size} (counted from 0)", folder / f"process{place.rank}.log"
+        with self.log.open("w") as log:
+            self.process = place.start(stdout=log, stderr=log)
+
+    @property
+    def failure(self) -> str | None:
+        """Why it failed, if it did."""
+        if (code := self.process.poll()) in (None, 0):
+            return None
+        said = self.log.read_text(errors="replace").strip().splitlines()
+        reason = f"ended by {signal.Signals(-code).name}" if code < 0 else said[-1] if said else f"exit code {code}"
+        return f"{self.name} failed: {reason}; see {self.log}"
+
+    def finish(self) -> None:
+        """Let it come to its end; nothing that it still does matters."""
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            return
+        if self.process.returncode == 0:
+            self.log.unlink(missing_ok=True)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.log.unlink(missing_ok=True)
+        self.process.wait()
+        self.process.stdin.close()  # type: ignore[union-attr]
+
+
+def _failure(others: list[_Other], wait: float = 0) -> str | None:
+    """What the process that failed first says; waits for a failure for some seconds."""
+    until = time.monotonic() + wait
+    while not (failed := [o for o in others if o.failure]) and time.monotonic() < until:
+        time.sleep(0.1)
+    return min(failed, key=lambda o: o.log.stat().st_mtime).failure if failed else None
+
+
+def _watch(others: list[_Other], ended: threading.Event) -> None:
+    """End the leader when another process is gone and the leader does not notice: it computes, or waits for what NCCL never
+    tells it. Its lock is then a dead process's, and taken over."""
+    while not ended.wait(0.5):
+        if _failure(others):
+            time.sleep(0.5)  # for the others that the first one's end has ended
+            failure = _failure(others)
+            if not ended.wait(GRACE):
+                print(f"flare_exp: {failure}", file=sys.stderr, flush=True)
+                os._exit(1)

@@ -1,0 +1,121 @@
+"""`python -m flare_exp prefetch [-m] key=value ...`: fetch what runs of this command line need from the Hugging Face hub.
+
+For machines without network: backbone, translation model and data go into the caches of the hub's libraries (HF_HOME), where runs
+with offline=true find them. Values with commas are grids. With offline=true it only tells what is there and what is missing.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from flare_exp import config, hub
+from flare_exp.errors import UserError
+from flare_exp.methods import METHODS
+from flare_exp.tasks import TASKS, Benchmark
+
+THERE = "there already"
+
+
+def needs(cfg: config.Config) -> list[hub.Need]:
+    """Everything that a run of this configuration takes from the hub."""
+    models = [("backbone", cfg.model.path, cfg.model.revision)]
+    if METHODS[cfg.method.name].translates and cfg.mt.name in config.MACHINES:
+        models.append(("translation model", cfg.mt.path, cfg.mt.revision))
+    found: list[hub.Need] = [hub.Checkpoint(what, path, at) for what, path, at in models if path and not hub.looks_local(path)]
+    task = TASKS[cfg.task.name]
+    if issubclass(task, Benchmark) and not cfg.task.data_dir:
+        configs = dict.fromkeys(task.hub_config(lang) for lang in (task.english, cfg.task.lang))
+        found += [hub.DataSet("data set", task.hub_id, task.revision, name) for name in configs]
+    return found
+
+
+def needs_of(jobs: Sequence[Any]) -> list[hub.Need]:
+    """What the jobs of a command line need, everything once."""
+    from omegaconf import OmegaConf
+
+    return list(dict.fromkeys(need for job in jobs for need in needs(OmegaConf.to_object(job))))  # type: ignore[arg-type]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit code 0: everything is there; 1: something is not."""
+    flags, overrides = ([a for a in arguments if a.startswith("-") is flag] for flag in (True, False))
+    if {"--help", "-h"}.intersection(flags):
+        print(__doc__)
+        return 0
+    if unknown := [flag for flag in flags if flag not in ("-m", "--multirun")]:
+        raise UserError(f"{unknown[0]}: there is no such flag; only -m")
+    jobs, problems = config.check(overrides, multirun=True)
+    if problems:
+        raise UserError("\n  - ".join(["the command line has mistakes; nothing was fetched", *problems]))
+    only_look = hub.offline(any(job.offline for job in jobs))
+    wanted = needs_of(jobs)
+    if not wanted:
+        print("Nothing comes from the hub: models and data of this command line are embedded, or in local folders.")
+        return 0
+    outcomes = [(need, *(look(need) if only_look else bring(need))) for need in wanted]
+    _print(outcomes)
+    return 1 if any(found.lacks for _, found, _ in outcomes) else 0
+
+
+def look(need: hub.Need) -> tuple[hub.Found, str]:
+    """What the caches hold, without asking the network, and the state in words."""
+    found = need.find()
+    return found, f"missing {found.lacks}" if found.lacks else THERE
+
+
+def bring(need: hub.Need) -> tuple[hub.Found, str]:
+    """Fetch what the caches lack; gives what they hold then, and the state in words."""
+    before = need.find()
+    if need.pinned and not before.lacks:
+        return before, THERE
+    try:
+        need.fetch()
+    except Exception as error:  # the hub's libraries raise many kinds, and the other things are still to be fetched
+        reason = hub.reason(error)
+        return before, f"failed: {reason}" if before.lacks else f"{THERE}; whether it is the newest is unknown: {reason}"
+    after = need.find()
+    if after.lacks:
+        return after, f"failed: the hub does not give {after.lacks}"
+    return after, THERE if after == before else "fetched"
+
+
+def refusal(jobs: Sequence[Any], given: Sequence[str], multirun: bool) -> str | None:
+    """What the jobs of a command line miss to run without network, and the command that fetches it; None: nothing."""
+    missing = [(need, lacks) for need in needs_of(jobs) if (lacks := need.find().lacks)]
+    if not missing:
+        return None
+    overrides = [a for a in given if "=" in a and a.partition("=")[0] not in ("offline", "output_dir") and not a.startswith("-")]
+    return "\n".join(
+        [
+            f"offline, but the local caches do not hold all that is taken from the hub ({len(missing)} missing)",
+            *(f"  - {need}: missing {lacks}" for need, lacks in missing),
+            f"Nothing was run. On a machine with network that shares {_caches([need for need, _ in missing])}:",
+            f"  python -m flare_exp prefetch {shlex.join([*(['-m'] if multirun else []), *overrides])}",
+        ]
+    )
+
+
+def _caches(found: Sequence[hub.Need]) -> str:
+    return " and ".join(dict.fromkeys(need.cache for need in found))
+
+
+def _print(outcomes: Sequence[tuple[hub.Need, hub.Found, str]]) -> None:
+    import sys
+
+    from rich import box
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    table = Table("what", "where from", "revision", "size", "state", title="from the Hugging Face hub", box=box.SIMPLE_HEAD)
+    table.columns[3].justify = "right"
+    for need, found, state in outcomes:
+        revision = (found.commit or need.revision or "main")[:12]
+        table.add_row(need.what, need.origin, revision, decimal(found.size) if found.size else "", state)
+    console = Console(width=max(130, Console().width) if not sys.stdout.isatty() else None, markup=False)
+    console.print(table)
+    left = sum(bool(found.lacks) for _, found, _ in outcomes)
+    end = f"{left} of {len(outcomes)} not there" if left else "Runs with offline=true find everything"
+    console.print(f"{end}; caches: {_caches([need for need, _, _ in outcomes])}", highlight=False, soft_wrap=True)

@@ -1,0 +1,156 @@
+"""Training that goes on where it was stopped, as if it had never been (I12)."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from flare_exp import preemption
+from flare_exp.parallel import Team
+
+log = logging.getLogger(__name__)
+
+
+class StepCheckpoint(pl.Callback):
+    """Keeps the state of a training at the boundary of a step: every `minutes`, and when a signal asks the run to stop.
+
+    The state is Lightning's (trained weights, optimizer, schedule, progress, best epoch), the position in the epoch's
+    order (`data.ResumableLoader`), and the random states of all processes.
+
+    Not after the last batch of an epoch: validation comes next, and belongs to the same epoch.
+
+    Raises:
+        Stopped: once the state is kept.
+    """
+
+    def __init__(self, path: Path, team: Team, minutes: float):
+        self.path, self.team, self.seconds = path, team, 60 * minutes
+        self.due = time.monotonic() + self.seconds
+        self.order: dict[str, int] | None = None
+        self.random: dict[str, Any] | None = None
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        by, due = self.team.agree((preemption.asked(), time.monotonic() > self.due))
+        if by or due:
+            self.save(trainer)
+        if by:
+            raise preemption.Stopped(by, f"after {trainer.global_step} steps")
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Replace the state on disk, all or nothing."""
+        partial = self.path.with_suffix(".partial")
+        trainer.save_checkpoint(partial)
+        for logger in trainer.loggers:
+            logger.save()
+        if self.team.leads:
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(self.path)
+            log.info("kept the state after %d steps", trainer.global_step)
+        self.due = time.monotonic() + self.seconds
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["order"] = trainer.train_dataloader.state_dict()  # type: ignore[union-attr]
+        checkpoint["random"] = self.team.gather(random_state())
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.order, self.random = checkpoint["order"], checkpoint["random"][self.team.rank]
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self.order is not None:  # Lightning 2.6 forgets it when the schedule asks for the number of steps
+            trainer.train_dataloader.load_state_dict(self.order)  # type: ignore[union-attr]
+            self.order = None
+
+    def on_train_batch_start(self, *_) -> None:
+        if self.random is not None:  # not earlier: what prepares the training draws, too
+            set_random_state(self.random)
+            self.random = None
+
+
+class Interruptible(pl.Callback):
+    """Lets a signal stop predictions, which are made anew.
+
+    Raises:
+        Stopped: a signal asked for it.
+    """
+
+    def __init__(self, team: Team):
+        self.team = team
+
+    def on_predict_batch_end(self, *_) -> None:
+        if by := self.team.agree(preemption.asked()):
+            raise preemption.Stopped(by, "while predicting")
+
+
+def random_state() -> dict[str, Any]:
+    """The states of all generators, of types that torch.load reads with weights_only."""
+    state = np.random.get_state(legacy=False)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "python": random.getstate(),
+        "numpy": {**state, "state": {**state["state"], "key": state["state"]["key"].tolist()}},
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])
+    random.setstate(state["python"])
+    key = np.array(state["numpy"]["state"]["key"], dtype=np.uint32)
+    np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": key}})
+
+
+def steps_kept(path: Path) -> int:
+    """Steps after which a state was kept; 0: there is none. A damaged one is named and removed."""
+    if not path.exists():
+        return 0
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")["global_step"]
+    except Exception as error:  # torch, zip and pickle raise many kinds
+        log.warning("damaged state %s (%s); training starts anew", path, str(error).splitlines()[0])
+        path.unlink()
+        return 0
+
+
+@contextmanager
+def continued_curves(curves: Path, steps: int) -> Iterator[None]:
+    """Keep the rows of `curves` (CSV) up to `steps`, where Lightning's logger begins a new file."""
+    before = curves.with_suffix(".before.csv")
+    rows = [row for row in [*_rows(before), *_rows(curves)] if int(row["step"]) < steps]
+    _write(before, rows)
+    curves.unlink(missing_ok=True)
+    yield
+    _write(curves, [*rows, *_rows(curves)])
+    before.unlink()
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _write(path: Path, rows: list[dict[str, str]]) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as file:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(path)

@@ -1,0 +1,139 @@
+"""The jobs of a grid on a SLURM cluster: `-m hydra/launcher=slurm`, and `python -m flare_exp submit`, which does not wait.
+
+submitit makes the job array. What each job runs is the configuration as it was composed at submission, so that editing a file
+later changes nothing. A job that SLURM warns (SIGUSR1, before its time limit or a preemption) keeps its state and goes back
+into the queue (flare_exp.preemption); submitit's own handling of another signal would start it from the beginning.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flare_exp import status
+from flare_exp.config import Config
+from flare_exp.errors import UserError
+
+POLL = 5.0  # seconds between looks at the queue
+# Before Python has started, the shell ignores the signals; from then on they are pending until the job looks for them.
+BLOCKED = """import os, signal, sys
+signals = signal.SIGUSR1, signal.SIGTERM
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+for s in signals: signal.signal(s, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
+PYTHON = shlex.join(["sh", "-c", 'trap "" USR1 TERM; exec "$0" "$@"', sys.executable, "-c", BLOCKED])
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job: its configuration, its folder, its overrides."""
+
+    config: Config
+    folder: Path
+    overrides: Sequence[str]
+
+
+def resources(launcher: Mapping[str, Any], jobs: Sequence[Job]) -> dict[str, Any]:
+    """What to ask SLURM for, as submitit names it, from `hydra.launcher` and what the jobs' trainer needs.
+
+    A job is one task per node, which starts a process for each further device itself.
+
+    Raises:
+        UserError: nodes or tasks that do not fit the trainer.
+    """
+    machines = {(t.accelerator, t.devices, t.nodes) for t in (job.config.trainer for job in jobs)}
+    if len(machines) > 1:
+        raise UserError("the jobs of one submission ask SLURM for the same: trainer.accelerator, trainer.devices and "
+                        "trainer.nodes cannot differ; submit them one after the other")  # fmt: skip
+    trainer = jobs[0].config.trainer
+    asked = {k: v for k, v in launcher.items() if v is not None and k not in ("_target_", "submitit_folder", "max_num_timeout")}
+    if asked.get("tasks_per_node", 1) != 1:
+        raise UserError(f"hydra.launcher.tasks_per_node={asked['tasks_per_node']}: must be 1; a task starts the processes of its "
+                        "node itself (trainer.devices)")  # fmt: skip
+    if asked.get("nodes", 1) not in (1, trainer.nodes):
+        raise UserError(f"hydra.launcher.nodes={asked['nodes']} and trainer.nodes={trainer.nodes}: set trainer.nodes, "
+                        "which the launcher follows")  # fmt: skip
+    asked["nodes"] = trainer.nodes
+    if trainer.nodes > 1:
+        asked["srun_args"] = ["--kill-on-bad-exit=1"]  # when one machine fails, the others must not wait for it
+    given = {"gpus_per_node", "gres", "gpus_per_task"} & asked.keys()
+    if trainer.accelerator != "cpu" and not given:
+        asked["gpus_per_node"] = trainer.devices
+    common = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name", "stderr_to_stdout"}
+    return {k if k in common else f"slurm_{k}": v for k, v in asked.items()}
+
+
+def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> str:
+    """Submit one array of jobs; returns its id.
+
+    Raises:
+        UserError: SLURM or submitit refuses, with the reason.
+    """
+    import submitit
+
+    asked = resources(launcher, jobs)
+    for job in jobs:
+        status.write_waiting(job.folder)
+    try:
+        executor = submitit.AutoExecutor(
+            cluster="slurm", folder=Path(launcher["submitit_folder"]).absolute(), slurm_python=PYTHON
+        )
+        executor.update_parameters(**asked)
+        made = executor.map_array(run, jobs)
+    except Exception as error:  # submitit raises many kinds, RuntimeError and its own
+        for job in jobs:
+            (job.folder / status.STATE).unlink(missing_ok=True)
+        reason = getattr(error, "stderr", None) or str(error)
+        raise UserError(f"SLURM does not take the jobs: {str(reason).strip()}") from error
+    return made[0].job_id.partition("_")[0]
+
+
+def run(job: Job) -> None:
+    """On a node: one job."""
+    from omegaconf import OmegaConf
+
+    from flare_exp.__main__ import assists, attempt
+
+    if assists(job.config):
+        return
+    job.folder.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), logging.FileHandler(job.folder / "flare_exp.log")]
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True)
+    if attempt(OmegaConf.structured(replace(job.config, output_dir=str(job.folder))), job.folder):
+        raise SystemExit(1)
+
+
+def active(array: str) -> set[str]:
+    """Job ids of an array that SLURM has not done with."""
+    done = subprocess.run(["squeue", "-h", "-r", "-j", array, "-o", "%A %F_%K"], capture_output=True, text=True, timeout=60)
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise UserError(f"squeue: {done.stderr.strip()}")
+    return set(re.findall(r"\S+", done.stdout))
+
+
+def wait(jobs: Sequence[Job], array: str) -> None:
+    """Wait until SLURM has done with an array, and tell how many jobs there are of each state."""
+    said = ""
+    while True:
+        queued = active(array)
+        if (now := status.counts({job.folder: status.read(job.folder) for job in jobs})) != said:
+            print(f"[{time.strftime('%H:%M:%S')}] {now}", flush=True)
+            said = now
+        if not queued:
+            return
+        time.sleep(POLL)
+
+
+def ended(state: status.State) -> status.State:
+    """The state of a job that SLURM has done with."""
+    if state.state in ("running", "waiting"):
+        return replace(state, state="failed", reason=f"SLURM job {state.slurm_job} ended without a result")
+    return state

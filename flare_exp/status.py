@@ -1,0 +1,172 @@
+"""`python -m flare_exp status <folder>`: what has become of the jobs of a grid, or of a single run.
+
+Read from the folders alone, on any machine that sees them. Exit code 0: all are done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import SoftFileLease, Timeout
+
+from flare_exp.artifacts import LEASE
+from flare_exp.errors import UserError
+from flare_exp.preemption import Stopped
+
+GRID, STATE, SIGN = "grid.json", "state.json", ".running"
+STYLES = {"done": "green", "running": "cyan", "waiting": "blue", "stopped": "yellow", "failed": "red", "missing": "red"}
+
+
+@dataclass(frozen=True)
+class State:
+    """Of a job: one of STYLES, why, and where it runs or ran."""
+
+    state: str
+    reason: str = ""
+    host: str = ""
+    pid: int = 0
+    slurm_job: str = ""
+
+
+def write_grid(folder: Path, jobs: Mapping[int, Sequence[str]]) -> None:
+    """Remember which jobs a grid has: number -> overrides."""
+    _write(folder / GRID, [{"job": number, "overrides": list(overrides)} for number, overrides in jobs.items()])
+
+
+def write(folder: Path, state: str, reason: str = "") -> None:
+    """Leave the state of the run in `folder`, which this process runs."""
+    job = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ.get("SLURM_JOB_ID", "")
+    _write(folder / STATE, asdict(State(state, reason, socket.gethostname(), os.getpid(), job)))
+
+
+def write_waiting(folder: Path) -> None:
+    """Say that the run in `folder` is going to be submitted."""
+    _write(folder / STATE, asdict(State("waiting", "submitted to SLURM")))
+
+
+def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(value, indent=1))
+    partial.replace(path)
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[None]:
+    """Give a sign of life in `folder` while its run goes on.
+
+    Raises:
+        UserError: another process is running there.
+    """
+    lease = SoftFileLease(folder / SIGN, lease_duration=LEASE, timeout=0.5)
+    try:
+        lease.acquire()
+    except Timeout:
+        raise UserError(
+            f"output_dir={folder}: another process is running there; see: python -m flare_exp status {folder}"
+        ) from None
+    try:
+        write(folder, "running")
+        yield
+        (folder / STATE).unlink()
+    except BaseException as error:
+        asked = isinstance(error, (Stopped, KeyboardInterrupt, SystemExit))
+        with suppress(OSError):  # the disk may be full
+            write(folder, "stopped" if asked else "failed", str(error).split("\n")[0] or type(error).__name__)
+        raise
+    finally:
+        lease.release()
+
+
+def read(folder: Path) -> State:
+    """The state of the run in `folder`."""
+    if (folder / "metrics.json").is_file():
+        return State("done")
+    try:
+        found = State(**json.loads((folder / STATE).read_text()))
+    except FileNotFoundError:
+        return State("missing", "not begun")
+    except (OSError, ValueError, TypeError) as error:
+        return State("failed", f"{folder / STATE} is unreadable ({error})")
+    if found.state == "running" and not _alive(folder, found):
+        return State("failed", f"killed on {found.host} (process {found.pid})", found.host, found.pid, found.slurm_job)
+    return found
+
+
+def _alive(folder: Path, found: State) -> bool:
+    if found.host == socket.gethostname():
+        try:
+            os.kill(found.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+    try:
+        return time.time() - (folder / SIGN).stat().st_mtime < LEASE
+    except FileNotFoundError:
+        return False
+
+
+def jobs_of(folder: Path) -> dict[Path, list[str]]:
+    """The run folders of a grid with their overrides; of a single run its own folder.
+
+    Raises:
+        UserError: there is neither a grid nor a run.
+    """
+    try:
+        grid = json.loads((folder / GRID).read_text())
+        return {folder / str(job["job"]): job["overrides"] for job in grid}
+    except FileNotFoundError:
+        if any((folder / name).is_file() for name in ("config.yaml", STATE)):
+            return {folder: []}
+        raise UserError(f"{folder}: no run and no grid lies there (neither config.yaml nor {GRID})") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / GRID} is unreadable ({error})") from error
+
+
+def print_table(states: dict[Path, State], overrides: dict[Path, list[str]]) -> None:
+    """A line for each job, with the overrides in which it differs from others, and how many there are of each state."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    common = set.intersection(*map(set, overrides.values())) if len(overrides) > 1 else set()
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("job", "state", "overrides", "why, log"):
+        table.add_column(name, overflow="fold")
+    for folder, found in states.items():
+        where = f"{found.slurm_job and f'SLURM job {found.slurm_job}'} {found.host}".strip() if found.state == "running" else ""
+        log = str(folder / "flare_exp.log") if found.state in ("failed", "stopped") and found.host else ""
+        said = "; ".join(filter(None, (found.reason, where, log)))
+        own = " ".join(o for o in overrides[folder] if o not in common)
+        table.add_row(folder.name, f"[{STYLES[found.state]}]{found.state}[/]", own, said)
+    console = Console(width=None if os.isatty(1) else 160)
+    console.print(table)
+    console.print(counts(states))
+
+
+def counts(states: dict[Path, State]) -> str:
+    """For example "4 done, 1 running, 1 failed"."""
+    found = [s.state for s in states.values()]
+    return ", ".join(f"{found.count(name)} {name}" for name in STYLES if name in found)
+
+
+def main(arguments: Sequence[str]) -> int:
+    if {"--help", "-h"}.intersection(arguments):
+        print(__doc__)
+        return 0
+    if len(arguments) != 1:
+        raise UserError("name one folder: python -m flare_exp status <folder of a run or a grid>")
+    overrides = jobs_of(Path(arguments[0]).expanduser())
+    states = {folder: read(folder) for folder in overrides}
+    print_table(states, overrides)
+    return 0 if all(s.state == "done" for s in states.values()) else 1

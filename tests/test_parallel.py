@@ -1,0 +1,269 @@
+"""Several processes against one: gradients of every form (I9), shares of batches, whole runs, and failures of a process."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import random_backbone, tiny_checkpoint, token_batch
+from safetensors.torch import load_file
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import BatchSampler
+
+from flare_exp import adapter, config, parallel, pipeline
+from flare_exp.artifacts import ArtifactStore
+from flare_exp.data import BucketSampler, Shares
+from flare_exp.errors import UserError
+from flare_exp.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
+from flare_exp.sources import BackboneSource
+
+FORMS = {"label": ("xlm-roberta", "label"), "span": ("bert", "span"), "prompt": ("llama", "prompt")}
+ROWS = 5  # odd: the shares are unequal
+
+
+def module_of(form):
+    """A FLARE module in float64 with a random B, the same in every process."""
+    backbone = random_backbone(FORMS[form])
+    torch.manual_seed(3)
+    model = adapter.add_adapter(backbone, r=4, alpha=8, fusion="gated").double().train()
+    for module in model.modules():  # a mask of dropout follows from the process, not from the row
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or "flare_fusion" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    source = BackboneSource(model)
+    if form == "label":
+        return ClassificationModule(model, ["a", "b", "c"], source=source)
+    if form == "span":
+        return SpanModule(model, source=source)
+    return GenerationModule(model, None, lambda text: [5], Decoding(), source=source)
+
+
+def batch_of(form, index):
+    """Rows `index` of one batch (a negative one is a stand-in), with as much to learn in one row as in another or not."""
+    side, chosen = "left" if form == "prompt" else "right", [i if i >= 0 else ~i for i in index]
+
+    def taken(tensors):
+        return {name: x[chosen] for name, x in tensors.items()}
+
+    batch = {"index": torch.tensor(index), "target": taken(token_batch([7, 4, 6, 5, 7], 1, side=side)),
+             "source": taken(token_batch([5, 9, 3, 4, 6], 2, side=side))}  # fmt: skip
+    if form == "label":
+        return {**batch, "labels": torch.tensor([0, 2, 1, 1, 0])[chosen]}
+    if form == "span":
+        offsets = torch.arange(7)[None, :, None].repeat(len(chosen), 1, 2)
+        # rows 1 and 3 lost their answer: one process has two rows that teach, the other none or three
+        return {**batch, "offsets": offsets, "span": torch.tensor([[1, 2], [-1, -1], [3, 3], [-1, -1], [2, 5]])[chosen]}
+    return {**batch, "answer": taken(token_batch([1, 4, 2, 3, 2], 3))}
+
+
+def gradients(module):
+    return {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
+
+
+class Loss(torch.nn.Module):
+    """What DDP wraps in a Lightning run: the training step."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch):
+        return self.module.loss(batch)
+
+
+def one_process(form, rank, folder):
+    """Gradients of one step on this process's shares of batches of five rows and of one."""
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    found = []
+    for rows in (ROWS, 1):
+        module = module_of(form)
+        share = next(iter(Shares(BatchSampler(range(rows), ROWS, False), rank, 2)))
+        wrapped = DistributedDataParallel(Loss(module))  # must outlive the backward pass
+        loss = wrapped(batch_of(form, share))
+        loss.backward()
+        dist.all_reduce(loss := loss.detach())
+        found.append((loss / 2, gradients(module)))
+    texts = parallel.gathered({rank: f"text {rank}"})
+    torch.save((found, texts), folder / f"{rank}.pt")
+    del wrapped
+    parallel.part()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_i9_two_processes_have_the_gradients_of_one(form, tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [context.Process(target=one_process, args=(form, rank, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    for rank in range(2):
+        found, texts = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert texts == {0: "text 0", 1: "text 1"}
+        for rows, (loss, grads) in zip((ROWS, 1), found, strict=True):
+            module = module_of(form)
+            expected = module.loss(batch_of(form, list(range(rows))))
+            expected.backward()
+            torch.testing.assert_close(loss, expected.detach(), rtol=1e-10, atol=1e-10)
+            for name, gradient in gradients(module).items():
+                torch.testing.assert_close(grads[name], gradient, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+            assert any(g.abs().max() > 1e-3 for g in grads.values())
+
+
+@pytest.mark.parametrize(("rows", "batch", "size"), [(21, 4, 2), (21, 4, 3), (5, 2, 4), (3, 32, 2)])
+def test_shares_make_up_the_batches_of_one_process(rows, batch, size):
+    make = functools.partial(BucketSampler, [7 * i % 5 for i in range(rows)], batch, 0)
+    whole, shares = make(), [Shares(make(), rank, size) for rank in range(size)]
+    for epoch in range(2):
+        for sampler in (whole, *shares):
+            sampler.set_epoch(epoch)
+        assert {len(list(share)) for share in shares} == {len(share) for share in shares} == {len(whole)}
+        for expected, *parts in zip(whole, *shares, strict=True):
+            assert all(parts)
+            assert sorted(i for part in parts for i in part if i >= 0) == sorted(expected)
+            assert all(~i in expected for part in parts for i in part if i < 0)
+
+
+def test_one_process_needs_no_group():
+    assert parallel.mean(torch.tensor(6.0), torch.tensor(4)) == 1.5
+    assert parallel.mean(torch.tensor(0.0), torch.tensor(0)) == 0
+    assert parallel.gathered({1: "a"}) == {1: "a"}
+    assert parallel.ALONE.trainer_options() == {}
+
+
+def test_a_follower_takes_what_the_leader_left(tmp_path):
+    def refuse(folder):
+        raise AssertionError("only the leader builds")
+
+    made = ArtifactStore(tmp_path, parallel.Team(0, 2)).get("kind", {"a": 1}, lambda folder: {"x": 1})
+    left = ArtifactStore(tmp_path, parallel.Team(1, 2)).get("kind", {"a": 1}, refuse)
+    assert (left.path, left.info) == (made.path, made.info)
+
+
+def test_fewer_gpus_than_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    from omegaconf import OmegaConf
+
+    cfg = OmegaConf.to_object(config.check(["trainer=ddp"], False)[0][0])
+    with pytest.raises(UserError, match=r"trainer\.devices=2: torch sees 1 GPU here"):
+        pipeline.settle(cfg)
+    pipeline.settle(replace(cfg, trainer=replace(cfg.trainer, devices=1)))
+
+
+# --- whole runs ------------------------------------------------------------------------------------------------------
+
+
+def command(cache, out, *overrides):
+    return [sys.executable, "-m", "flare_exp", "task.limit=33", "finetune.epochs=2", "transfer.epochs=2", "transfer.lr=1e-3",
+            "task.test_split=test[:21]", "trainer.enable_progress_bar=false", f"cache_dir={cache}", f"output_dir={out}",
+            *overrides]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny XLM-R without dropout, whose masks would be others in other processes."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
+def weights(out):
+    return {
+        f"{part}/{k}": v
+        for part in ("english", "adapter")
+        for k, v in load_file(out / part / "adapter_model.safetensors").items()
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=flare", "data.batch_size=15"],
+        ["method=flare", "fusion=gated", "task=toy_qa", "data.batch_size=4", "source.cache=disk"],
+        ["method=lora", "trainer.devices=3", "data.batch_size=31"],  # the last batch has two rows
+    ],
+    ids=["label", "span", "three"],
+)
+def test_two_processes_leave_what_one_leaves(checkpoint, tmp_path, overrides):
+    """In float64, so that Adam does not turn the rounding of a gradient near zero into a step."""
+    where, outs = ["model=custom", f"model.path={checkpoint}", "trainer.precision=64-true"], {}
+    for trainer in ("cpu", "ddp_cpu"):
+        outs[trainer] = out = tmp_path / trainer
+        own = [o for o in overrides if trainer != "cpu" or "devices" not in o]
+        done = subprocess.run(command(tmp_path / f"cache_{trainer}", out, f"trainer={trainer}", *where, *own),
+                              capture_output=True, text=True, timeout=300)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("English fine-tuning") == 1
+        assert (done.stdout + done.stderr).count("transfer: ") == 1
+        assert not list(out.glob("process*.log"))
+    one, two = outs.values()
+    expected, found = weights(one), weights(two)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+    assert (one / "predictions.parquet").read_bytes() == (two / "predictions.parquet").read_bytes()
+    assert pq.read_table(two / "predictions.parquet").num_rows == 21
+    first, second = (json.loads((out / "metrics.json").read_text()) for out in (one, two))
+    assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
+    digests = [
+        {k: a["digest"] for k, a in json.loads((out / "provenance.json").read_text())["artefacts"].items()}
+        for out in outs.values()
+    ]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.slow
+def test_a_grid_of_two_jobs_with_two_processes_each_has_two_folders(checkpoint, tmp_path):
+    done = subprocess.run(
+        command(tmp_path / "cache", tmp_path / "grid", "-m", "trainer=ddp_cpu", "seed=0,1", "model=custom",
+                f"model.path={checkpoint}", "method=lora", "trainer.max_epochs=1"),
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "grid").iterdir() if p.is_dir()) == ["0", "1"]
+    seeds = [json.loads((tmp_path / "grid" / job / "metrics.json").read_text())["seed"] for job in "01"]
+    assert seeds == [0, 1]
+    assert len(list((tmp_path / "cache" / "finetune").glob("[0-9a-f]*/manifest.json"))) == 2  # one for each seed, no more
+
+
+def children(pid):
+    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout.splitlines()
+    return [int(line.split()[0]) for line in found if "flare_exp.parallel" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["follower", "leader"])
+def test_the_end_of_one_process_is_the_end_of_all(checkpoint, tmp_path, victim):
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    process = subprocess.Popen(
+        command(cache, out, "trainer=ddp_cpu", "model=custom", f"model.path={checkpoint}", "finetune.epochs=3000"),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(cache.glob("finetune/.*/metrics.csv")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    (follower,) = children(process.pid)
+    os.kill(follower if victim == "follower" else process.pid, signal.SIGKILL)
+    said, _ = process.communicate(timeout=60)
+    if victim == "follower":
+        assert process.returncode == 2
+        assert said.count("flare_exp: process 1 of 2 (counted from 0) failed: ended by SIGKILL") == 1
+        assert "Traceback" not in said
+    else:
+        while time.monotonic() < deadline + 60 and os.path.exists(f"/proc/{follower}"):
+            time.sleep(0.1)
+        assert not os.path.exists(f"/proc/{follower}")
+    assert not (out / "metrics.json").exists()

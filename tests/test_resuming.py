@@ -1,0 +1,204 @@
+"""A run that is stopped at any step, or killed, ends as one that never was (I12)."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import tiny_checkpoint
+from omegaconf import OmegaConf
+
+from flare_exp import config, pipeline, preemption, resuming
+from flare_exp.data import BucketSampler, ResumableLoader
+
+SMALL = ["task.limit=100", "finetune.epochs=2", "transfer.epochs=2", "transfer.lr=1e-3", "data.batch_size=20", "trainer=cpu",
+         "trainer.enable_progress_bar=false", "model=custom"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny XLM-R with dropout, whose masks must be those of an uninterrupted run."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def arguments(checkpoint, folder, *overrides):
+    return [*SMALL, f"model.path={checkpoint}", f"cache_dir={folder / 'cache'}", f"output_dir={folder / 'out'}", *overrides]
+
+
+def run(checkpoint, folder, *overrides):
+    (job,), problems = config.check(arguments(checkpoint, folder, *overrides), False)
+    assert not problems
+    (folder / "out").mkdir(parents=True, exist_ok=True)
+    return pipeline.run(OmegaConf.to_object(job), folder / "out")
+
+
+def left(folder):
+    """What a run leaves, by name: bytes of weights and predictions, rows of the curves.
+
+    The mean loss of an epoch is left out: Lightning begins it anew when an epoch goes on."""
+    found = {name: (folder / "out" / name).read_bytes() for name in
+             ("english/adapter_model.safetensors", "adapter/adapter_model.safetensors", "predictions.parquet")}  # fmt: skip
+    for stage in ("finetune", "transfer"):
+        with (folder / "out" / "curves" / f"{stage}.csv").open(newline="") as file:
+            rows = [{k: v for k, v in row.items() if k != "train/loss_epoch"} for row in csv.DictReader(file)]
+        found[stage] = [row for row in rows if any(v for k, v in row.items() if k not in ("epoch", "step"))]
+    return found
+
+
+@pytest.mark.slow
+def test_i12_stopped_at_any_step_equals_uninterrupted(checkpoint, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    run(checkpoint, tmp_path / "whole")
+    looks, stops = 0, {1, 3, 8, 9, 12, 16}  # looks for a signal: before a stage, after each step but the last of an epoch
+
+    def asked():
+        nonlocal looks
+        looks += 1
+        return signal.SIGUSR1 if looks in stops else None
+
+    monkeypatch.setattr(preemption, "asked", asked)
+    for _ in stops:
+        with pytest.raises(preemption.Stopped, match="stopped by SIGUSR1"):
+            run(checkpoint, tmp_path / "parts")
+    run(checkpoint, tmp_path / "parts")
+    assert left(tmp_path / "parts") == left(tmp_path / "whole")
+    assert caplog.text.count("goes on after") >= 3
+    assert not list((tmp_path / "parts").rglob("state.ckpt"))
+    assert not list((tmp_path / "parts").rglob("*.before.csv"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["cpu", "ddp_cpu"])
+def test_a_signal_stops_and_the_same_command_goes_on(checkpoint, tmp_path, trainer):
+    """Also with several processes, all of which get the signal, as from SLURM."""
+
+    def start(folder, epochs=200):
+        words = arguments(checkpoint, folder, f"trainer={trainer}", f"finetune.epochs={epochs}", "method=zero_shot")
+        return subprocess.Popen([sys.executable, "-m", "flare_exp", *words], text=True, start_new_session=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+
+    process = start(tmp_path)
+    wait_for(lambda: list(tmp_path.glob("cache/finetune/.*/checkpoints")), process)
+    group = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout.split()
+    for pid in [*group, process.pid]:
+        subprocess.run(["kill", "-USR1", str(pid)], check=True)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGUSR1, said
+    assert said.count("flare_exp: stopped by SIGUSR1 after ") == 1
+    assert "Traceback" not in said
+    assert len(group) == (trainer == "ddp_cpu")
+    assert not list(tmp_path.glob("out/process*.log"))
+    (state,) = tmp_path.glob("cache/finetune/.*/state.ckpt")
+    steps = resuming.steps_kept(state)
+    assert steps > 5
+    process = start(tmp_path)
+    wait_for(lambda: "goes on after" in (tmp_path / "out" / "flare_exp.log").read_text(), process)
+    time.sleep(1)  # to train, as a rule
+    process.terminate()
+    said, _ = process.communicate(timeout=60)
+    assert f"finetune: goes on after {steps} steps" in said
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert resuming.steps_kept(state) >= steps
+
+
+@pytest.mark.slow
+def test_killed_without_a_warning_goes_on_from_the_last_state(checkpoint, tmp_path):
+    words = arguments(checkpoint, tmp_path, "trainer.checkpoint_minutes=0.001", "method=zero_shot", "finetune.epochs=100")
+    process = subprocess.Popen([sys.executable, "-m", "flare_exp", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: list(tmp_path.glob("cache/finetune/.*/state.ckpt")), process)
+    process.kill()
+    process.wait()
+    (state,) = tmp_path.glob("cache/finetune/.*/state.ckpt")
+    steps = resuming.steps_kept(state)
+    done = subprocess.run([sys.executable, "-m", "flare_exp", *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"finetune: goes on after {steps} steps" in done.stdout
+    with (tmp_path / "out" / "curves" / "finetune.csv").open(newline="") as file:
+        validated = [int(row["epoch"]) for row in csv.DictReader(file) if row["validation/loss"]]
+    assert validated == list(range(100))  # no row is lost, none is there twice
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_damaged_state_is_named_and_training_starts_anew(tmp_path, caplog):
+    state = tmp_path / "state.ckpt"
+    assert resuming.steps_kept(state) == 0
+    torch.save({"global_step": 7}, state)
+    assert resuming.steps_kept(state) == 7
+    state.write_bytes(state.read_bytes()[:100])
+    assert resuming.steps_kept(state) == 0
+    assert f"damaged state {state}" in caplog.text
+    assert not state.exists()
+
+
+def test_random_states_survive_weights_only(tmp_path):
+    import random
+
+    import numpy as np
+
+    torch.save(resuming.random_state(), tmp_path / "state")
+    drawn = torch.rand(3).tolist(), random.random(), np.random.rand()
+    resuming.set_random_state(torch.load(tmp_path / "state", weights_only=True))
+    assert (torch.rand(3).tolist(), random.random(), np.random.rand()) == drawn
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_goes_on_within_an_epoch(workers):
+    def loader():
+        order = BucketSampler([1] * 10, 2, 0)
+        order.set_epoch(3)
+        return ResumableLoader(list(range(10)), batch_sampler=order, num_workers=workers)
+
+    whole = [b.tolist() for b in loader()]
+    first, second = loader(), loader()
+    batches = iter(first)
+    begun = [next(batches).tolist() for _ in range(2)]
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    second.batch_sampler.set_epoch(3)  # as Lightning does
+    assert begun + [b.tolist() for b in second] == whole
+    assert len(second) == 5
+    assert len(list(second)) == 5  # the next pass is a whole one
+
+
+def test_curves_are_continued(tmp_path):
+    curves = tmp_path / "metrics.csv"
+    curves.write_text("epoch,step,a\n0,9,1\n0,19,2\n")
+    with resuming.continued_curves(curves, 15):
+        assert not curves.exists()
+        curves.write_text("epoch,step,b\n0,19,3\n")
+    with curves.open(newline="") as file:
+        assert [(row["step"], row["a"], row["b"]) for row in csv.DictReader(file)] == [("9", "1", ""), ("19", "", "3")]
+
+
+def test_requeue_names_the_array_task(monkeypatch):
+    called = []
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: called.append(words))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert preemption.requeue() is None
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert preemption.requeue() == "8"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert preemption.requeue() == "7_3"
+    assert called == [["scontrol", "requeue", "8"], ["scontrol", "requeue", "7_3"]]
+
+
+def test_slurm_may_refuse_to_requeue(monkeypatch):
+    def refuse(words, **_):
+        raise subprocess.CalledProcessError(1, words, stderr="Requested operation is presently disabled\n")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    with pytest.raises(RuntimeError, match="SLURM job 8 could not be requeued: Requested operation is presently disabled"):
+        preemption.requeue()
