@@ -22,6 +22,7 @@ from flare_exp.errors import UserError
 
 # Subcommand -> what it does, for --help. Each is a module flare_exp.<subcommand> with `main(arguments) -> exit code`.
 COMMANDS = {
+    "plan": "what a run or a grid (-m) would build, need and take, without running it",
     "prefetch": "fetch models and data from the hub, for runs without network",
     "status": "what has become of the jobs of a grid",
 }

@@ -275,12 +275,18 @@ def add_frozen(backbone: Backbone, folder: str) -> Backbone:
     Two adapters cannot both own a head, so its head becomes the backbone's: without modules_to_save, its weights have the names
     of the backbone's own.
     """
-    config, weights = FlareConfig.from_pretrained(folder), load_peft_weights(folder, device="cpu")
+    backbone = frozen(backbone, FlareConfig.from_pretrained(folder))
+    set_peft_model_state_dict(backbone.model, load_peft_weights(folder, device="cpu"), adapter_name=ENGLISH)
+    backbone.model.requires_grad_(False)
+    return backbone
+
+
+def frozen(backbone: Backbone, config: FlareConfig) -> Backbone:
+    """A first, frozen adapter like the English one of `config`, without its weights."""
     config.modules_to_save, config.lora_dropout = None, 0.0
     if backbone.form != "prompt":
         config.task_type = None  # with a type, peft gives the adapter a copy of the head
     model = get_peft_model(backbone.model, config, adapter_name=ENGLISH)
-    set_peft_model_state_dict(model, weights, adapter_name=ENGLISH)
     model.requires_grad_(False)
     return replace(backbone, model=model)
 

@@ -95,14 +95,12 @@ class ArtifactStore:
             UserError: the cache folder cannot be written.
             Stopped: a signal asked for it, and nothing was begun.
         """
-        key = json.loads(json.dumps(dict(key)))
-        digest = digest_of({"kind": kind, "schema": SCHEMA, "key": key})
-        place = self.root / kind / digest[:20]
+        key, digest, place = self._identified(kind, key)
         if self.team and not self.team.leads:
             if together and (folder := self.team.agree()) is not None:
                 build(Path(folder))
             left = self._awaited(place, kind, key)
-            return Artifact(place, kind, digest[:20], left["info"], left["seconds"], True)
+            return Artifact(place, kind, digest, left["info"], left["seconds"], True)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with self._locked(place) as lock:
@@ -115,7 +113,19 @@ class ArtifactStore:
                     self.team.agree(None)
         except OSError as error:
             raise UserError(f"cache_dir={self.root}: cannot write the artefact {kind}/{place.name}: {error}") from error
-        return Artifact(place, kind, digest[:20], manifest["info"], manifest["seconds"], reused)
+        return Artifact(place, kind, digest, manifest["info"], manifest["seconds"], reused)
+
+    def find(self, kind: str, key: Mapping[str, Any]) -> Artifact:
+        """What `get` would return, without building it: `reused` says whether it is there, and whole."""
+        key, digest, place = self._identified(kind, key)
+        manifest = self._verified(place, kind, key) or {"info": {}, "seconds": 0.0}
+        return Artifact(place, kind, digest, manifest["info"], manifest["seconds"], "key" in manifest)
+
+    def _identified(self, kind: str, key: Mapping[str, Any]) -> tuple[dict[str, Any], str, Path]:
+        """The key as a manifest holds it, its digest, and where the artefact belongs."""
+        plain = json.loads(json.dumps(dict(key)))
+        digest = digest_of({"kind": kind, "schema": SCHEMA, "key": plain})[:20]
+        return plain, digest, self.root / kind / digest
 
     def _locked(self, place: Path) -> SoftFileLease:
         lock = SoftFileLease(place.parent / f"{place.name}.lock", lease_duration=LEASE)

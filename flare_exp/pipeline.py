@@ -56,16 +56,9 @@ def _walk(
         backbone = prepare_backbone(cfg, store)
         stages = Stages(cfg, store, task, backbone, tracker, team)
 
-        english = stages.finetune_source()
-        english_test = stages.test(english, "english")
-        zero_shot = stages.test(english, "target")
-        adapted = stages.transfer(english, method.view, fuses=method.fuses) if method.trains else None
-        tested = stages.test(adapted, method.view, english) if adapted else stages.test(english, method.view)
-
+        made = through(stages, method)
         if not team.leads:
             return {}
-        made = {"backbone": backbone, "finetune": english, "english_test": english_test, "zero_shot": zero_shot,
-                **stages.translations, **({"transfer": adapted} if adapted else {}), "test": tested}  # fmt: skip
         measured = {
             "task": task.name,
             "lang": cfg.task.lang,
@@ -76,9 +69,9 @@ def _walk(
             "seed": cfg.seed,
             "translation": {"noise": cfg.mt.noise, "chrf++": chrf_of(stages.translations)},
             **({"source": asdict(cfg.source)} if method.fuses else {}),
-            "test": tested.info["metrics"],
-            "english": english_test.info["metrics"],
-            "zero_shot": zero_shot.info["metrics"],
+            "test": made["test"].info["metrics"],
+            "english": made["english_test"].info["metrics"],
+            "zero_shot": made["zero_shot"].info["metrics"],
             "seconds": seconds_of(made, list(stages.translations), time.perf_counter() - start),
         }
         # before the results: a folder that has them is never taken up again
@@ -86,6 +79,17 @@ def _walk(
                         | selected(made))  # fmt: skip
         results.leave(folder, measured, made, data)
     return measured
+
+
+def through(stages: Stages, method: Method) -> dict[str, Artifact]:
+    """The stages in their order; what each of them leaves, by its name in the provenance."""
+    english = stages.finetune_source()
+    english_test = stages.test(english, "english")
+    zero_shot = stages.test(english, "target")
+    adapted = stages.transfer(english, method.view, fuses=method.fuses) if method.trains else None
+    tested = stages.test(adapted, method.view, english) if adapted else stages.test(english, method.view)
+    return {"backbone": stages.backbone, "finetune": english, "english_test": english_test, "zero_shot": zero_shot,
+            **stages.translations, **({"transfer": adapted} if adapted else {}), "test": tested}  # fmt: skip
 
 
 def wandb_options(cfg: Config) -> dict[str, Any] | None:
@@ -173,12 +177,13 @@ def settle(cfg: Config) -> Config:
     if on_gpu and (there := torch.cuda.device_count()) < cfg.trainer.devices:
         raise UserError(f"trainer.devices={cfg.trainer.devices}: torch sees {there} GPU{'s' * (there > 1)} here; "
                         f"choose trainer.devices={there} or trainer=ddp_cpu")  # fmt: skip
-    trainer = replace(
-        cfg.trainer,
-        accelerator="gpu" if on_gpu else "cpu",
-        precision=cfg.trainer.precision or ("bf16-mixed" if on_gpu else "32-true"),
-    )
-    return replace(cfg, trainer=trainer)
+    return placed(cfg, on_gpu)
+
+
+def placed(cfg: Config, on_gpu: bool) -> Config:
+    """The configuration on a kind of device, in the precision that is usual there unless one is given."""
+    precision = cfg.trainer.precision or ("bf16-mixed" if on_gpu else "32-true")
+    return replace(cfg, trainer=replace(cfg.trainer, accelerator="gpu" if on_gpu else "cpu", precision=precision))
 
 
 def load_task(cfg: Config) -> Task:

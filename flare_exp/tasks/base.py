@@ -135,6 +135,7 @@ class Benchmark(Task):
     hub_id: ClassVar[str]
     revision: ClassVar[str]
     columns: ClassVar[tuple[str, ...]]
+    sizes: ClassVar[dict[str, Any]] = {}  # split -> published number of rows, or of rows by language; for plans without the data
 
     def __init__(self, data_dir: str | None = None, **kwargs):
         super().__init__(**kwargs)

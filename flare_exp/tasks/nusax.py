@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from flare_exp.tasks.base import Benchmark, Example
 
@@ -22,6 +22,7 @@ class NusaX(Benchmark):
     hub_id = "mteb/NusaX-senti"
     revision = "7b2ff4facde8a6473f667a38edef1d03ce9ca0dc"
     columns = ("id", "text", "label")
+    sizes: ClassVar = {"train": 500, "validation": 100, "test": 400}
 
     def example(self, id: str, row: dict[str, Any]) -> Example:
         return Example(id, str(row["id"]), (row["text"],), row["label"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from flare_exp.tasks.base import Benchmark, Example, read_answers, warn_once
 
@@ -39,6 +39,10 @@ class TyDiQA(Benchmark):
     # the commit that several public projects pin; not loaded live when this was written
     revision = "da78f23f9119363459acbaf46bf89426ff26c259"
     columns = ("id", "context", "question", "answers")
+    sizes: ClassVar = {
+        "train": {"en": 3696, "ar": 14805, "bn": 2390, "fi": 6855, "id": 5702, "ko": 1625, "ru": 6490, "sw": 2755, "te": 5563},
+        "validation": {"en": 440, "ar": 921, "bn": 113, "fi": 782, "id": 565, "ko": 276, "ru": 812, "sw": 499, "te": 669},
+    }
 
     @classmethod
     def hub_config(cls, lang: str) -> str:

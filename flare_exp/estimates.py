@@ -1,0 +1,480 @@
+"""What the stages of a run will cost: timed in a short probe where the weights are here, counted from shapes where they are not.
+
+Either way the models, batches and passes are those of flare_exp.stages and flare_exp.modules.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import Subset
+from torch.utils.flop_counter import FlopCounterMode
+
+from flare_exp import backbones, results
+from flare_exp.artifacts import Artifact
+from flare_exp.config import Config, StageConfig
+from flare_exp.data import BucketSampler, PairedDataModule, PairedDataset
+from flare_exp.forms import PromptForm
+from flare_exp.methods import METHODS
+from flare_exp.preview import CHARACTERS, CountedForm, Preview, Sketch, config_of, pretraining, preview
+from flare_exp.sources import Source
+from flare_exp.stages import save_model
+from flare_exp.tiny.mt import train_mt
+
+GPU = ("an A100 (bf16)", 312e12)  # the device of plans for a GPU that is not here: name, peak FLOP/s
+SHARE = 0.35  # of the peak that training reaches
+DECODING = 0.1  # of that, when tokens are written one by one
+
+
+@dataclass
+class Estimate:
+    """Of a run, or of what is left of it. `seconds`, `disk`: name of an artefact (as in `pipeline.through`; of a translation that
+    is not there, its digest) -> time to build it, its bytes; `memory`: most bytes of the process (CPU) or of the device (GPU);
+    `states`: bytes of cached source states; `notes`: what it rests on."""
+
+    notes: list[str]
+    trainable: int = 0
+    total: int = 0
+    memory: int = 0
+    states: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    disk: dict[str, int] = field(default_factory=dict)
+
+
+def estimate(cfg: Config, scratch: Path, todo: set[str]) -> Estimate:
+    """The cost of those artefacts of a settled configuration that are in `todo`. Best called in a process of its own, whose peak
+    memory is then that of a run."""
+    torch.manual_seed(0)
+    stages = preview(cfg, scratch)
+    found = _arithmetic(stages, todo) if isinstance(stages, Sketch) else _probe(stages, todo)
+    for digest, examples in stages.untranslated.items():
+        found.seconds[digest] = _translating(stages, [text for e in examples for text in e.texts])
+        found.disk[digest] = 2 * sum(len(text.encode()) for e in examples for text in e.texts)
+    if "backbone" in todo:
+        found.disk["backbone"] = 4 * found.total
+    if stages.cfg.source.cache == "disk" and "transfer" in todo:
+        found.disk["transfer"] += found.states
+    found.notes += _notes(stages)
+    return found
+
+
+def _saved(stages: Preview, name: str, counts: Mapping[str, int]) -> int:
+    """Bytes of what a training stage leaves, and of the two checkpoints that it has on the way."""
+    full = name == "finetune" and stages.cfg.finetune.tuning == "full"
+    copies = 3 if stages.cfg.task.select == "best" else 1
+    return 4 * (copies - 1) * counts["trainable"] + 4 * (counts["total"] if full else counts["trainable"])
+
+
+def _notes(stages: Preview) -> list[str]:
+    """What an estimate rests on."""
+    cfg, task = stages.cfg, stages.task
+    if isinstance(stages, Sketch):
+        device, peak = throughput(cfg.trainer.accelerator)
+        found = [
+            f"arithmetic: {cfg.model.name} is not here. Its passes are counted on tensors without content: every matrix product "
+            "(the source's pass too, and no gradient of frozen weights), and every tensor that is alive at once, weights as they "
+            "are kept, optimiser states and source states; in batches as long as the longest text."
+            + ("" if cfg.trainer.accelerator == "gpu" else " A process on a CPU may hold twice that."),
+            f"time: {device}, {peak / 1e12:.3g} TFLOP/s, {SHARE:.0%} of it used in training, {SHARE * DECODING:.1%} where tokens "
+            f"are written one by one"
+            + (f"; {CHARACTERS} characters to a token." if isinstance(stages.form, CountedForm) else "."),
+        ]
+    else:
+        whose = "the device" if cfg.trainer.accelerator == "gpu" else "the whole process, its libraries included"
+        found = [f"probe: a few real batches of every stage on this machine; memory is that of {whose}."]
+    if getattr(task.read, "assumed", False):
+        found.append(
+            f"data: {task.name} is not here, so its sizes are the published ones and every text is as long as "
+            f"data.max_length={cfg.data.max_length}: time and memory are upper bounds; what was built from it is not recognised."
+        )
+    if stages.untranslated:
+        found.append(
+            f"translations by mt={cfg.mt.name} are not there yet: the texts themselves stand in for them, and what is trained "
+            "on them counts as to do; the time of translating is arithmetic."
+        )
+    return found
+
+
+def downloads(stages: Preview, reads_mt: bool) -> int:
+    """Bytes of the checkpoints that are not here."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    found = 0
+    if stages.backbone.kind == "hub" and not stages.backbone.reused:
+        config = config_of(str(stages.cfg.model.path), stages.cfg.model.revision)
+        found += _published(config, stages.load(str(stages.backbone.path)).model)
+    if reads_mt and stages.mt.absent:
+        config = config_of(str(stages.cfg.mt.path), stages.cfg.mt.revision)
+        with torch.device("meta"):
+            found += _published(config, AutoModelForSeq2SeqLM.from_config(config))
+    return found
+
+
+def _published(config: Any, model: nn.Module) -> int:
+    return backbones.parameter_counts(model)["total"] * (2 if "16" in str(config.dtype) else 4)
+
+
+# --- what both do ----------------------------------------------------------------------------------------------------
+
+
+def _walk(stages: Preview, todo: set[str]) -> Iterator[tuple[str, nn.Module, Source | None, PairedDataModule, dict[str, str]]]:
+    """The models of the stages in `todo`: name, model, source, data to train on, and artefact -> view that it is tested on."""
+    method, lora = METHODS[stages.cfg.method.name], stages.cfg.finetune.tuning == "lora"
+    tests = {"english_test": "english", "zero_shot": "target"}
+    adapted = {"test": method.view} if method.trains else {}
+    tests |= {} if method.trains else {"test": method.view}
+    backbone = stages.fresh_backbone()
+    model = stages.add_adapter(backbone) if lora else backbone.model
+    if todo & {"finetune", *tests}:
+        yield "finetune", model, None, stages.data("english"), {k: v for k, v in tests.items() if k in todo}
+    if todo & {"transfer", *adapted}:
+        english = Artifact(stages.store.scratch / "english" / stages.backbone.digest.replace("/", "--"), "", "", {}, 0.0, False)
+        if not isinstance(stages, Sketch):
+            english.path.mkdir(parents=True, exist_ok=True)
+            save_model(model, english.path / ("adapter" if lora else "model"))
+        del backbone, model
+        fusion = stages.fusion_options(method.view) if method.fuses else None
+        model = stages.add_adapter(stages.english_model(english), **(fusion or {}))
+        source = stages.source(model) if fusion else None
+        yield "transfer", model, source, stages.data(method.view), {k: v for k, v in adapted.items() if k in todo}
+
+
+def _states(stages: Preview, model: Any, data: PairedDataModule) -> int:
+    """Bytes of the cached source states of training."""
+    o = stages.cfg.source
+    if o.cache == "off" or data.view not in ("paired", "latent"):
+        return 0
+    config = model.peft_config["default"]
+    tokens = sum(len(i["inputs"]["input_ids"]) for role in ("train", "validation") for i in data.dataset(role).source or ())
+    width = config.source_width or len(stages.source(model).states.blocks) * _width(model)
+    return tokens * width * getattr(torch, o.dtype).itemsize
+
+
+def _width(model: Any) -> int:
+    config = model.config
+    return getattr(config, "hidden_size", None) or config.d_model
+
+
+def _batches(stages: Preview, dataset: PairedDataset, role: str) -> list[list[int]]:
+    size = stages.cfg.data.batch_size
+    if role == "train":
+        return list(BucketSampler(dataset.lengths, size, stages.cfg.seed))
+    return [list(range(i, min(i + size, len(dataset)))) for i in range(0, len(dataset), size)]
+
+
+def _steps(stages: Preview, dataset: PairedDataset) -> int:
+    """Optimiser steps of an epoch."""
+    steps = -(-len(dataset) // stages.cfg.data.batch_size)
+    return min(steps, stages.cfg.trainer.limit_train_batches or steps)
+
+
+def _stage(stages: Preview, name: str) -> StageConfig:
+    return stages.capped(stages.cfg.finetune if name == "finetune" else stages.cfg.transfer)
+
+
+# --- the probe -------------------------------------------------------------------------------------------------------
+
+
+def _probe(stages: Preview, todo: set[str]) -> Estimate:
+    """A few real batches of every stage: the costliest, for memory, then some that are typical, for time."""
+    found = Estimate([])
+    if "backbone" in todo:
+        from flare_exp.tiny.pretrain import pretrain
+
+        found.seconds["backbone"] = _building(stages, pretrain, pretraining(stages.cfg), {"documents": 2000})
+    if "mt" in todo:
+        found.seconds["mt"] = _building(stages, train_mt, stages.mt.options, {"pairs": 2000})
+    started = time.perf_counter()
+    for name, model, source, data, tests in _walk(stages, todo):
+        counts = backbones.parameter_counts(model)
+        found.trainable, found.total = counts["trainable"], counts["total"]
+        found.states = _states(stages, model, data)
+        found.disk[name] = _saved(stages, name, counts)
+        stage, dataset = _stage(stages, name), data.dataset("train")
+        clock = _Clock()
+        module = stages.module(
+            model, source, score=lambda _: {stages.task.metric: 0.0}, optimizer=stages.optimizer(stage.lr), warmup=stage.warmup
+        )
+        loaders = {role: _loader(stages, data, role) for role in ("train", "validation")}
+        ready = time.perf_counter() - started  # loading and tokenising
+        if name in todo:
+            stages.trainer(
+                max_epochs=1, callbacks=[clock], logger=False, enable_checkpointing=False,
+                gradient_clip_val=stages.cfg.trainer.gradient_clip_val,
+            ).fit(module, loaders["train"], loaders["validation"])  # fmt: skip
+            evaluation = len(_batches(stages, data.dataset("validation"), "validation")) * clock.mean("validation")
+            found.seconds[name] = ready + stage.epochs * (_steps(stages, dataset) * clock.mean("train") + evaluation)
+        for test, view in tests.items():
+            clock = _Clock()
+            trainer = stages.trainer(callbacks=[clock], logger=False, enable_checkpointing=False)
+            trainer.predict(module.eval(), _loader(stages, stages.data(view), "test"))
+            batches = _batches(stages, stages.data(view).dataset("test"), "test")
+            found.seconds[test] = len(batches) * clock.mean("test")
+        del module, model, source
+        started = time.perf_counter()
+    gpu = stages.cfg.trainer.accelerator == "gpu"
+    found.memory = torch.cuda.max_memory_allocated() if gpu else results.peak_memory()
+    return replace(found, memory=found.memory + (found.states if stages.cfg.source.cache == "memory" and not gpu else 0))
+
+
+def _loader(stages: Preview, data: PairedDataModule, role: str) -> Any:
+    """The costliest batch first, as a warm-up, then two rounds of three that are typical."""
+    dataset = data.dataset(role)
+    batches = _batches(stages, dataset, role)
+    full = [rows for rows in batches if len(rows) == max(map(len, batches))]
+    full.sort(key=lambda rows: max(dataset.lengths[i] for i in rows))
+    typical = [full[len(full) * sixth // 6] for sixth in (1, 3, 5)]
+    chosen = [full[-1], *typical, *typical]
+    return data._loader(Subset(dataset, [i for rows in chosen for i in rows]), batch_size=len(full[0]))  # type: ignore[arg-type]
+
+
+class _Clock(Callback):
+    """Time between the ends of batches, the first left out."""
+
+    def __init__(self) -> None:
+        self.at: dict[str, list[float]] = {}
+
+    def mean(self, role: str) -> float:
+        at = self.at[role]
+        return (at[-1] - at[0]) / (len(at) - 1)
+
+    def _tick(self, role: str) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.at.setdefault(role, []).append(time.perf_counter())
+
+    def on_train_batch_end(self, *_, **__) -> None:
+        self._tick("train")
+
+    def on_validation_batch_end(self, *_, **__) -> None:
+        self._tick("validation")
+
+    def on_predict_batch_end(self, *_, **__) -> None:
+        self._tick("test")
+
+
+def _building(stages: Preview, build: Callable[..., Any], options: Mapping[str, Any], little: Mapping[str, Any]) -> float:
+    """Seconds to train an embedded model: its text and first step, and the others by the time of some on `little` text."""
+    taken = []
+    for changes in ({"steps": 1}, {"steps": 1, **little}, {"steps": 31, **little}):
+        with tempfile.TemporaryDirectory(dir=stages.store.scratch) as folder:
+            start = time.perf_counter()
+            build(Path(folder), **{**options, **changes})
+            taken.append(time.perf_counter() - start)
+    whole, first, more = taken
+    return whole + options["steps"] * max(0.0, more - first) / 30
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def _arithmetic(stages: Sketch, todo: set[str]) -> Estimate:
+    """The stages' own passes over tensors that have shapes and no content: every allocation and every product is counted."""
+    found = Estimate([])
+    speed = throughput(stages.cfg.trainer.accelerator)[1] * SHARE
+    for name, model, source, data, tests in _walk(stages, todo):
+        counts = backbones.parameter_counts(model)
+        found.trainable, found.total = counts["trainable"], counts["total"]
+        found.states = _states(stages, model, data)
+        found.disk[name] = _saved(stages, name, counts)
+        stage, dataset = _stage(stages, name), data.dataset("train")
+        work = Work(stages, model, source, data)
+        if name in todo:
+            part = _steps(stages, dataset) / max(1, -(-len(dataset) // stages.cfg.data.batch_size))
+            epoch = part * work.train * sum(dataset.lengths) + work.evaluate * sum(data.dataset("validation").lengths)
+            found.seconds[name] = stage.epochs * epoch / speed
+            found.memory = max(found.memory, work.memory)
+        for test, view in tests.items():
+            tested = stages.data(view).dataset("test")
+            found.seconds[test] = (work.evaluate * sum(tested.lengths) + work.written * len(tested) / DECODING) / speed
+    base = results.peak_memory() if stages.cfg.trainer.accelerator == "cpu" else 0
+    return replace(found, memory=found.memory + base)
+
+
+class Work:
+    """What the costliest batch takes: `memory` in bytes; FLOPs per token (source included) to `train` and to `evaluate`, and per
+    example for tokens that are `written` one by one."""
+
+    def __init__(self, stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule):
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        kept, cfg = _weights(stages, model), stages.cfg
+        module = stages.module(model, source)
+        with FakeTensorMode():
+            storages = _without_content(module)
+            live, candidates = Live(storages), max(1, len(stages.decoding.candidates)) if stages.form_name == "prompt" else 1
+            half = cfg.trainer.precision in ("bf16-mixed", "16-mixed")
+            dtype = torch.float16 if cfg.trainer.precision == "16-mixed" else torch.bfloat16
+            batch, tokens = _batch(stages, data, cfg.data.batch_size)
+            model.train()
+            training = FlopCounterMode(display=False)
+            for counter in (live, training):  # one by one: the second one's hooks keep tensors alive
+                with counter, torch.autocast("cpu", dtype, enabled=half):
+                    _sum(_passed(module, batch, batch.get("answer"))).backward()
+            answers = {k: x.repeat(candidates, 1) for k, x in batch.get("answer", {}).items()}
+            with torch.no_grad(), FlopCounterMode(display=False) as evaluating, torch.autocast("cpu", dtype, enabled=half):
+                _passed(module, batch, answers)
+        self.memory = kept + live.peak + _optimizer_states(model, cfg.optim._target_)
+        self.train, self.evaluate = training.get_total_flops() / tokens, evaluating.get_total_flops() / tokens
+        free = stages.form_name == "prompt" and not stages.decoding.candidates
+        self.written = 2.0 * backbones.parameter_counts(model)["total"] * stages.decoding.max_new_tokens if free else 0.0
+
+
+def _batch(stages: Sketch, data: PairedDataModule, rows: int) -> tuple[dict[str, Any], int]:
+    """As many rows as long as the longest, and how many tokens these are."""
+
+    def ids(length: int) -> dict[str, Tensor]:
+        return {name: torch.ones(rows, length, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+
+    dataset = data.dataset("train")
+    longest = max(len(item["inputs"]["input_ids"]) for item in dataset.target)
+    batch = {"target": ids(longest)}
+    if stages.form_name == "prompt":
+        assert isinstance(stages.form, PromptForm)
+        texts = stages.task.labels or ("x" * 8 * CHARACTERS,)
+        batch["answer"] = ids(max(len(stages.form.answer(text)) for text in texts))
+    if dataset.source is None:
+        return batch, rows * longest
+    batch["source"] = ids(length := max(len(item["inputs"]["input_ids"]) for item in dataset.source))
+    if data.view == "latent":
+        batch["source"] = {"attention_mask": batch["source"]["attention_mask"],
+                           "states": torch.zeros(rows, length, 1, stages.mt.encoder[0].config.d_model)}  # fmt: skip
+    return batch, rows * (longest + length)
+
+
+def _passed(module: Any, batch: dict[str, Any], answers: Mapping[str, Tensor] | None) -> Any:
+    """The pass of a batch; without the heads of labels and spans, which are small, and which look at content."""
+    if answers:
+        return module(batch, answers)
+    module.read_source(batch)
+    whole = module.model.get_base_model() if hasattr(module.model, "peft_config") else module.model
+    inputs = batch["target"]
+    if whole.config.is_encoder_decoder:  # heads on the decoder, which reads the input again
+        inputs = {**inputs, "decoder_input_ids": inputs["input_ids"], "use_cache": False}
+    return whole.base_model(**inputs)
+
+
+def _sum(outputs: Any) -> Tensor:
+    return sum(x.float().sum() for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.requires_grad)  # type: ignore[return-value]
+
+
+def _weights(stages: Sketch, model: nn.Module) -> int:
+    """Bytes of a model's weights as they are kept, and of the largest 4-bit one while it is multiplied with."""
+    precision, total, largest = stages.precision, 0, 0
+    packed = set()
+    if precision.quantize:
+        skipped = ("lm_head", *backbones.FAMILIES[model.config.model_type].heads[stages.form_name], "lora_")  # type: ignore[union-attr, index]
+        packed = {id(m.weight) for name, m in model.named_modules()
+                  if isinstance(m, nn.Linear) and not any(part in name for part in (*skipped, "flare_"))}  # fmt: skip
+    for p in model.parameters():
+        if id(p) in packed:
+            # half a byte, and a scale for every 64: 32 bits, or 8 with a scale of 32 bits for every 256 of them
+            total += int(p.numel() * (0.5 + (1 + 4 / 256 if precision.double_quant else 4) / 64))
+            largest = max(largest, p.numel() * getattr(torch, precision.compute_dtype).itemsize)
+        else:
+            total += p.numel() * p.element_size()
+    return total + largest
+
+
+def _optimizer_states(model: nn.Module, name: str) -> int:
+    """Two moments of every trained weight: 8 bits each with a scale of 32 bits for every 256, small tensors in 32 bits."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not name.endswith("8bit"):
+        return sum(2 * p.numel() * p.element_size() for p in trained)
+    return sum(2 * p.numel() * 4 if p.numel() < 4096 else int(2 * p.numel() * (1 + 4 / 256)) for p in trained)
+
+
+def _without_content(model: nn.Module) -> set[int]:
+    """Turn a model's weights into those of the present FakeTensorMode; returns their storages. Tied weights stay tied."""
+    made: dict[int, tuple[Tensor, Tensor]] = {}  # the old ones are kept, for their ids
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, old in held.items():
+                if old is not None and id(old) not in made:
+                    new = torch.empty(old.shape, dtype=old.dtype)
+                    new = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                    made[id(old)] = (new, old)
+                held[name] = made[id(old)][0] if old is not None else None  # type: ignore[assignment]
+    return {new.untyped_storage()._cdata for new, _ in made.values()}
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the tensors that are alive at once, at most; those in `known` storages are not counted."""
+
+    def __init__(self, known: set[int]):
+        super().__init__()
+        self.sizes: dict[int, int] = dict.fromkeys(known, 0)
+        self.now = self.peak = 0
+
+    def __enter__(self):
+        gc.freeze()  # so that the collections below look at what the passes leave only
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        gc.unfreeze()
+        return super().__exit__(*error)
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        outputs = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(outputs):
+            if isinstance(tensor, Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self.sizes:
+                self.sizes[key] = storage.nbytes()
+                self.now += storage.nbytes()
+                if self.now > self.peak and torch._C._current_graph_task_id() != -1:
+                    gc.collect()  # in a backward pass, what checkpointing computes again hangs in cycles here
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._freed, key)
+        return outputs
+
+    def _freed(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+
+def throughput(accelerator: str) -> tuple[str, float]:
+    """The device of an estimate and its peak FLOP/s: measured with a matrix product where it is here."""
+    gpu = accelerator == "gpu"
+    if gpu and not torch.cuda.is_available():
+        return GPU
+    size, kind = (8192, {"device": "cuda", "dtype": torch.bfloat16}) if gpu else (1024, {})
+    a = torch.randn(size, size, **kind)  # type: ignore[call-overload]
+    best = math.inf
+    for _ in range(4):
+        start = time.perf_counter()
+        (a @ a).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return (torch.cuda.get_device_name() if gpu else "this CPU"), 2 * size**3 / best
+
+
+def _translating(stages: Preview, texts: Sequence[str]) -> float:
+    """Seconds of a translation model for texts: two FLOPs per parameter and token, in the encoder at once, in the decoder one by
+    one. Texts that are not known are as long as data.max_length."""
+    o, unknown = stages.cfg.mt, stages.cfg.data.max_length
+    tokens = sum(len(text) / CHARACTERS if text else unknown for text in texts)
+    half = mt_parameters(stages.cfg) / 2
+    speed = throughput(stages.cfg.trainer.accelerator)[1] * SHARE
+    return 2 * half * tokens * (1 + o.beams / DECODING) / speed
+
+
+def mt_parameters(cfg: Config) -> int:
+    """How many parameters the translation model has."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    if cfg.mt.path is None:
+        p = cfg.mt.pretrain
+        assert p is not None
+        return p.vocab_size * p.hidden_size + p.layers * 28 * p.hidden_size**2
+    with torch.device("meta"):
+        return AutoModelForSeq2SeqLM.from_config(config_of(cfg.mt.path, cfg.mt.revision)).num_parameters()

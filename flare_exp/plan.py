@@ -1,0 +1,222 @@
+"""`python -m flare_exp plan [-m] <overrides>`: what a run or a grid would build, need and take, before it is started."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flare_exp import config
+
+if TYPE_CHECKING:
+    from flare_exp.artifacts import Artifact
+    from flare_exp.estimates import Estimate
+
+# What a reader sees -> names of artefacts (`pipeline.through`); translations have names of their own.
+COLUMNS = {"model": ("backbone", "mt"), "finetune": ("finetune",), "translate": (), "transfer": ("transfer",),
+           "test": ("english_test", "zero_shot", "test")}  # fmt: skip
+ELSEWHERE = ("hub", "checkpoint")  # kinds that are never built here
+
+
+@dataclass
+class Job:
+    """One run. `made`: name -> artefact; `owners`: name of one to build -> the earlier job that does, None: this one; `estimate`:
+    of what this one builds; `download`: bytes of checkpoints that are not here."""
+
+    number: int
+    overrides: list[str]
+    cfg: config.Config
+    made: dict[str, Artifact]
+    owners: dict[str, int | None] = field(default_factory=dict)
+    estimate: Estimate | None = None
+    download: int = 0
+
+    @property
+    def todo(self) -> set[str]:
+        return {name for name, owner in self.owners.items() if owner is None}
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.estimate.seconds.get(name, 0.0) for name in self.todo) if self.estimate else 0.0
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Of what the job trains last."""
+        if self.estimate and self.estimate.total:
+            return {"trainable": self.estimate.trainable, "total": self.estimate.total}
+        return self.made["transfer" if "transfer" in self.made else "finetune"].info["parameters"]
+
+    def column(self, name: str) -> str:
+        """State and time of a column's artefacts."""
+        every = {n for names in COLUMNS.values() for n in names}
+        names = [n for n in self.made if (n in COLUMNS[name] if COLUMNS[name] else n not in every)]
+        if not names:
+            return "-"
+        states = [self._state(n) for n in names]
+        said = [f"{states.count(s)} {s}" if len(set(states)) > 1 else s for s in dict.fromkeys(states)]
+        taken = sum(self.estimate.seconds.get(n, 0.0) for n in self.todo & {*names}) if self.estimate else 0.0
+        return "\n".join(said) + (f"\n{duration(taken)}" if self.todo & {*names} else "")
+
+    def _state(self, name: str) -> str:
+        if self.made[name].kind in ELSEWHERE:
+            return "here" if self.made[name].reused else "download"
+        if self.made[name].reused:
+            return "built"
+        owner = self.owners[name]
+        return "to do" if owner is None else f"shared with job {owner}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the plan of a command line; the exit code is 2 when it has mistakes."""
+    from flare_exp import __main__ as command
+
+    overrides, multirun = command._overrides(arguments), any(a in ("-m", "--multirun") for a in arguments)
+    composed, problems = config.check(overrides, multirun)
+    if problems:
+        return command._refuse(problems)
+    jobs = [(o, _typed(c)) for o, c in zip(config.cells(overrides), composed, strict=True)]
+    _quietly(jobs[0][1])
+    with tempfile.TemporaryDirectory(prefix="flare_exp_plan_") as scratch:
+        found = looked_up(jobs, multirun, Path(scratch))
+        price(found, Path(scratch))
+    show(found, len(jobs) - len(found))
+    return 0
+
+
+def _typed(composed: Any) -> config.Config:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_object(composed)  # type: ignore[return-value]
+
+
+def _quietly(cfg: config.Config) -> None:
+    from flare_exp.__main__ import _quiet
+
+    _quiet(replace(cfg, offline=True))  # a plan asks nobody
+
+
+def looked_up(jobs: Sequence[tuple[list[str], config.Config]], multirun: bool, scratch: Path) -> list[Job]:
+    """What each job builds, finds, or leaves to an earlier one."""
+    found: list[Job] = []
+    building: dict[str, int] = {}  # artefact -> the job that builds it
+    for number, (overrides, cfg) in enumerate(jobs):
+        if multirun and cfg.method.name not in config.FUSING_METHODS and config.explicit_fusion(overrides):
+            continue  # as a grid does
+        job = _looked_at(number, overrides, settled(cfg), scratch)
+        for name, artifact in job.made.items():
+            if not artifact.reused and artifact.kind not in ELSEWHERE:
+                owner = building.setdefault(f"{artifact.kind}/{artifact.digest}", number)
+                job.owners[name] = owner if owner != number else None
+        found.append(job)
+    return found
+
+
+def price(jobs: Sequence[Job], scratch: Path) -> None:
+    """Estimate the jobs; those that differ in the seed alone cost the same."""
+    known: dict[str, Estimate] = {}
+    for job in jobs:
+        human = {name for name in job.todo if job.made[name].kind == "translation" and name != job.made[name].digest}
+        alike = repr((sorted(job.todo - human), replace(job.cfg, seed=0, output_dir="")))
+        if job.todo and alike not in known:
+            # a fresh process, whose peak memory is its own
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                known[alike] = pool.submit(_estimate, job.cfg, scratch, job.todo).result()
+        job.estimate = known.get(alike)
+
+
+def settled(cfg: config.Config) -> config.Config:
+    """The configuration on this machine; where a model is not here, on a GPU unless the CPU is asked for."""
+    from flare_exp import pipeline
+    from flare_exp.preview import is_sketch
+
+    cfg = replace(cfg, trainer=replace(cfg.trainer, enable_progress_bar=False))
+    return pipeline.placed(cfg, cfg.trainer.accelerator != "cpu") if is_sketch(cfg) else pipeline.settle(cfg)
+
+
+def _looked_at(number: int, overrides: list[str], cfg: config.Config, scratch: Path) -> Job:
+    from flare_exp import estimates, pipeline
+    from flare_exp.methods import METHODS
+    from flare_exp.preview import preview
+
+    stages, method = preview(cfg, scratch), METHODS[cfg.method.name]
+    made = pipeline.through(stages, method)
+    reads_mt = stages.untranslated or method.view == "latent"
+    if reads_mt and stages.mt.missing:
+        made["mt"] = stages.mt.missing
+    return Job(number, overrides, cfg, made, download=estimates.downloads(stages, bool(reads_mt)))
+
+
+def _estimate(cfg: config.Config, scratch: Path, todo: set[str]) -> Estimate:
+    _quietly(cfg)
+    from flare_exp import estimates
+
+    # of several devices each has its part of a batch, and of the work
+    devices = cfg.trainer.devices
+    share = replace(cfg.data, batch_size=-(-cfg.data.batch_size // devices))
+    alone = replace(cfg, data=share, trainer=replace(cfg.trainer, devices=1, strategy=None))
+    found = estimates.estimate(alone, scratch, todo)
+    together = {*COLUMNS["finetune"], *COLUMNS["transfer"], *COLUMNS["test"]}
+    found.seconds = {name: taken / devices if name in together else taken for name, taken in found.seconds.items()}
+    return found
+
+
+# --- what a reader sees ----------------------------------------------------------------------------------------------
+
+
+def show(jobs: Sequence[Job], left_out: int) -> None:
+    """The table, the sums, and what they rest on."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_lines=True)
+    for name in ("job", "overrides", *COLUMNS, "trained", "of all", "peak memory", "time"):
+        table.add_column(name, justify="right" if name in ("job", "trained", "of all", "peak memory", "time") else "left")
+    for job in jobs:
+        counts = job.parameters
+        cells = [str(job.number), "\n".join(job.overrides) or "(default)", *(job.column(name) for name in COLUMNS)]
+        cells += [f"{counts['trainable']:,}", f"{counts['total']:,}", size(job.estimate.memory) if job.estimate else "-"]
+        table.add_row(*cells, duration(job.seconds))
+    console = Console(width=150)
+    console.print(table, highlight=False)
+    for line in [*sums(jobs), *notes(jobs)]:
+        console.print(line, highlight=False, markup=False)
+    if left_out:
+        console.print(f"{left_out} cells left out: they combine fusion=... with a method without fusion", highlight=False)
+
+
+def sums(jobs: Sequence[Job]) -> list[str]:
+    every = [job._state(name) for job in jobs for name in job.made]
+    built, todo = every.count("built"), sum(len(job.todo) for job in jobs)
+    shared = sum(len(job.owners) for job in jobs) - todo
+    downloads = {repr((job.cfg.model.path, job.cfg.mt.path)): job.download for job in jobs}
+    estimates = [(job.todo, job.estimate) for job in jobs if job.estimate]
+    disk = sum(made.disk.get(name, 0) for names, made in estimates for name in names)
+    return [
+        f"jobs: {len(jobs)}, with {todo} artefacts to build, {shared} shared, {built} built",
+        f"time: {duration(sum(job.seconds for job in jobs))} one job after the other",
+        f"peak memory: {size(max((made.memory for _, made in estimates), default=0))}",
+        f"disk: {size(disk)} in {jobs[0].cfg.cache_dir}, and less in the run folders; downloads: {size(sum(downloads.values()))}",
+    ]
+
+
+def notes(jobs: Sequence[Job]) -> list[str]:
+    """Where the numbers come from."""
+    return list(dict.fromkeys(note for job in jobs if job.estimate for note in job.estimate.notes))
+
+
+def size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

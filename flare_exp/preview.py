@@ -1,0 +1,290 @@
+"""The stages of a run looked at from outside: what is built, what would be. Nothing is trained, translated or downloaded.
+
+Keys are those of the stages themselves (flare_exp.stages), asked with a store that builds nothing. What is not there yet is stood
+in for: a tiny model by its first training step, a translation by the text itself, a checkpoint by its shapes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from flare_exp import adapter, backbones
+from flare_exp.artifacts import Artifact, ArtifactStore
+from flare_exp.backbones import Backbone
+from flare_exp.checkpoints import MT, existing_checkpoint, make_translator, prepare_backbone
+from flare_exp.config import MACHINES, Config
+from flare_exp.errors import UserError
+from flare_exp.forms import FORM_CLASSES, Form, Item, PromptForm
+from flare_exp.hub import Checkpoint, local, looks_local
+from flare_exp.pipeline import load_task
+from flare_exp.stages import Stages
+from flare_exp.tasks import Answer, Example, Task
+from flare_exp.tasks.base import Benchmark
+from flare_exp.tiny.mt import train_mt
+
+CHARACTERS = 4  # per token, where there is no tokenizer to ask
+
+# The published numbers of the named checkpoints: transformers' names, defaults left out; `dtype`: of the files on the hub.
+_LLAMA = {"model_type": "llama", "dtype": "bfloat16", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+          "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8}  # fmt: skip
+_XLMR = {"model_type": "xlm-roberta", "vocab_size": 250002, "max_position_embeddings": 514, "type_vocab_size": 1}
+_NLLB = {"model_type": "m2m_100", "vocab_size": 256206, "d_model": 1024, "encoder_layers": 24, "decoder_layers": 24,
+         "encoder_ffn_dim": 8192, "decoder_ffn_dim": 8192}  # fmt: skip
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "FacebookAI/xlm-roberta-base": _XLMR,
+    "FacebookAI/xlm-roberta-large": {**_XLMR, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+                                     "num_attention_heads": 16},
+    "google/mt5-xl": {"model_type": "mt5", "vocab_size": 250112, "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24,
+                      "num_decoder_layers": 24, "num_heads": 32, "tie_word_embeddings": False},
+    "meta-llama/Meta-Llama-3-8B": {**_LLAMA, "max_position_embeddings": 8192},
+    "meta-llama/Llama-3.1-8B": {**_LLAMA, "max_position_embeddings": 131072},
+    "google/gemma-2-9b": {"model_type": "gemma2", "vocab_size": 256000, "hidden_size": 3584, "intermediate_size": 14336,
+                          "num_hidden_layers": 42, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256},
+    "facebook/nllb-200-distilled-600M": {**_NLLB, "encoder_layers": 12, "decoder_layers": 12, "encoder_ffn_dim": 4096,
+                                         "decoder_ffn_dim": 4096},
+    "facebook/nllb-200-distilled-1.3B": _NLLB,
+    "facebook/nllb-200-1.3B": _NLLB,
+    "facebook/nllb-200-3.3B": {**_NLLB, "d_model": 2048},
+}  # fmt: skip
+
+
+def weights_here(path: str, revision: str | None = None) -> bool:
+    """Whether a checkpoint is a folder or in the hub's cache."""
+    return looks_local(path) or Checkpoint("model", path, revision).find().lacks is None
+
+
+def config_of(path: str, revision: str | None = None) -> PreTrainedConfig:
+    """A checkpoint's configuration: its own where it is here, else the published numbers.
+
+    Raises:
+        UserError: neither is known.
+    """
+    with suppress(OSError, ValueError):
+        return AutoConfig.from_pretrained(local(path), revision=revision, local_files_only=True)
+    if path not in ARCHITECTURES:
+        raise UserError(
+            f"{path}: its config.json is not here and its numbers are not known to plan; download it, or give a folder"
+        )
+    return AutoConfig.for_model(**ARCHITECTURES[path])
+
+
+class Unbuilt(Exception):
+    """Something that later stages read is not there."""
+
+    def __init__(self, artifact: Artifact):
+        super().__init__(f"{artifact.kind}/{artifact.digest}")
+        self.artifact = artifact
+
+
+class Looking(ArtifactStore):
+    """Says what there is and builds nothing, but translations that need no model, into `scratch`."""
+
+    def __init__(self, root: Path | str, scratch: Path, machine: bool):
+        super().__init__(root)
+        self.scratch, self.machine = scratch, machine
+
+    def get(self, kind: str, key: Mapping[str, Any], build: Callable[[Path], Any], *_, **__) -> Artifact:
+        found = self.find(kind, key)
+        if found.reused or kind in ("backbone", "finetune", "transfer", "test"):  # nothing here reads an unbuilt one
+            return found
+        if kind != "translation" or self.machine:
+            raise Unbuilt(found)
+        place = self.scratch / kind / found.digest
+        if not place.is_dir():
+            place.mkdir(parents=True)
+            build(place)
+        return replace(found, path=place)
+
+
+class PreviewMT(MT):
+    """A translation model that need not be here."""
+
+    store: Looking
+
+    @property
+    def absent(self) -> bool:
+        return self.cfg.path is not None and not weights_here(self.cfg.path, self.cfg.revision)
+
+    def check(self, *codes: str) -> None:
+        if not self.absent:
+            super().check(*codes)
+
+    @functools.cached_property
+    def missing(self) -> Artifact | None:
+        """The embedded model, where it has yet to be trained."""
+        try:
+            if self.cfg.name in MACHINES:
+                _ = super().checkpoint
+        except Unbuilt as missing:
+            return missing.artifact
+        return None
+
+    @functools.cached_property
+    def checkpoint(self) -> str:
+        if self.missing is None:
+            return super().checkpoint
+        return str(first_step(self.store.scratch / "mt" / self.missing.digest, train_mt, self.options))
+
+    @functools.cached_property
+    def encoder(self) -> tuple[Any, Any]:
+        if self.absent:
+            return SimpleNamespace(config=config_of(str(self.cfg.path), self.cfg.revision)), None
+        return super().encoder
+
+
+def first_step(folder: Path, build: Callable[..., Any], options: Mapping[str, Any]) -> Path:
+    """A tiny model as it is after one step: its shapes and its tokenizer are those of the finished one."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        build(folder, **{**options, "steps": 1})
+    return folder
+
+
+class Preview(Stages):
+    """The stages of a run, whose checkpoint is here. `untranslated`: what a model has yet to translate."""
+
+    store: Looking
+    mt: PreviewMT
+
+    def __init__(self, cfg: Config, store: Looking, task: Task, backbone: Artifact):
+        super().__init__(cfg, store, task, backbone, None)  # type: ignore[arg-type]
+        self.mt = PreviewMT(cfg, store)
+        self.translator = make_translator(cfg, task, self.mt)
+        self.untranslated: dict[str, Sequence[Example]] = {}
+
+    def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
+        try:
+            return super().translate(examples, lang)
+        except Unbuilt as missing:
+            self.translations[missing.artifact.digest] = missing.artifact
+            self.untranslated[missing.artifact.digest] = examples
+            return list(examples)
+
+
+class CountedForm(PromptForm):
+    """Lengths of texts without a tokenizer: CHARACTERS to a token; an example without text is as long as it may be."""
+
+    def __init__(self, task: Task, max_length: int):
+        Form.__init__(self, task, None, max_length)  # type: ignore[arg-type]
+
+    def encode(self, examples: Sequence[Example]) -> list[Item]:
+        return [{"inputs": {"input_ids": range(self._tokens(e))}, "cut": False} for e in examples]
+
+    def _tokens(self, example: Example) -> int:
+        if not any(example.texts):
+            return self.max_length
+        return min(self.max_length, 2 + len(self.prompt(example.texts)) // CHARACTERS)
+
+    def answer(self, text: str) -> list[int]:
+        return [0] * (1 + -(-len(text) // CHARACTERS))
+
+
+class Sketch(Preview):
+    """The stages of a run whose checkpoint is not here: models have shapes, and no weights."""
+
+    def _form(self) -> Form:
+        wanted, m = self.cfg.data.max_length, self.cfg.model
+        wanted = min(wanted, backbones.longest_input(str(self.backbone.path)) or wanted)
+        if getattr(self.task.read, "assumed", False):
+            return CountedForm(self.task, wanted)
+        try:
+            return FORM_CLASSES[self.form_name](self.task, backbones.load_tokenizer(str(m.path), m.revision), wanted)
+        except UserError:
+            return CountedForm(self.task, wanted)
+
+    def _mt_form(self) -> Form:  # type: ignore[override]
+        return self.form
+
+    def load(self, path: str, revision: str | None = None) -> Backbone:
+        config, m, kept = AutoConfig.from_pretrained(path), self.cfg.model, self.cfg.trainer.precision
+        family = backbones.FAMILIES[config.model_type]
+        config.num_labels = max(1, len(self.task.labels)) if self.form_name == "label" else config.num_labels
+        auto = backbones._auto_class(self.form_name, config.is_encoder_decoder)
+        dtype = {"64-true": "float64", "bf16-true": "bfloat16"}.get(str(kept), m.dtype)
+        with torch.device("meta"):
+            model = auto.from_config(config, dtype=getattr(torch, dtype), attn_implementation=m.attention or family.attention[0])
+        if m.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return backbones.wrap(model, family, self.form_name)
+
+    def fresh_backbone(self) -> Backbone:
+        return self.load(str(self.backbone.path))
+
+    def add_adapter(self, backbone: Backbone, **fusion) -> Any:
+        with torch.device("meta"):
+            return super().add_adapter(backbone, **fusion)
+
+    def english_model(self, english: Artifact) -> Backbone:
+        backbone = self.fresh_backbone()
+        if not self.precision.quantize:
+            return backbone
+        with torch.device("meta"):
+            return adapter.frozen(backbone, self.add_adapter(self.fresh_backbone()).peft_config["default"])
+
+
+def preview(cfg: Config, scratch: Path) -> Preview:
+    """The stages of a settled configuration; raises UserError where a run would, but not for what could be downloaded."""
+    store = Looking(cfg.cache_dir, scratch, cfg.mt.name in MACHINES)
+    task = load_task(cfg)
+    with_sizes(task)
+    if is_sketch(cfg):
+        return Sketch(cfg, store, task, _sketched(cfg, scratch))
+    backbone = prepare_backbone(cfg, store)
+    if cfg.model.path is None and not backbone.reused:
+        from flare_exp.tiny.pretrain import pretrain
+
+        backbone = replace(backbone, path=first_step(scratch / "backbone" / backbone.digest, pretrain, pretraining(cfg)))
+    return Preview(cfg, store, task, backbone)
+
+
+def is_sketch(cfg: Config) -> bool:
+    """Whether a model that is trained or read for its states is not here."""
+    needed = [(cfg.model.path, cfg.model.revision)]
+    if cfg.method.name == "flare_mt":
+        needed.append((cfg.mt.path, cfg.mt.revision))
+    return any(path is not None and not weights_here(path, revision) for path, revision in needed)
+
+
+def pretraining(cfg: Config) -> dict[str, Any]:
+    """What an embedded model is built from."""
+    return {**asdict(cfg.model.pretrain), "world_seed": cfg.task.world_seed}  # type: ignore[arg-type]
+
+
+def _sketched(cfg: Config, scratch: Path) -> Artifact:
+    """A hub checkpoint's identity, and a folder with its configuration alone."""
+    if cfg.model.path is None:
+        raise UserError("method=flare_mt with a translation model that is not here: plan it with a model that is not embedded")
+    folder = scratch / "sketch" / str(cfg.model.path).replace("/", "--")
+    config_of(cfg.model.path, cfg.model.revision).save_pretrained(folder)
+    backbones.family_of(str(folder))
+    return replace(existing_checkpoint(cfg.model.path, cfg.model.revision), path=folder, reused=weights_here(cfg.model.path))
+
+
+def with_sizes(task: Task) -> None:
+    """Let a benchmark on the hub that is not here yet have as many rows as was published, without their texts."""
+    if not isinstance(task, Benchmark) or task.data_dir:
+        return
+    read, sizes = task.read, task.sizes
+
+    @functools.cache
+    def rows(lang: str, split: str) -> list[Example]:
+        try:
+            return read(lang, split)
+        except UserError:
+            if split not in sizes:
+                raise
+            rows.assumed = True  # type: ignore[attr-defined]
+            count = sizes[split][lang] if isinstance(sizes[split], dict) else sizes[split]
+            blank, meaning = ("",) * len(task.fields), {"label": 0} if task.labels else {"answers": (Answer("", 0),)}
+            return [Example(f"{task.name}/{lang}/{split}/{i}", str(i), blank, **meaning) for i in range(count)]
+
+    task.read = rows  # type: ignore[method-assign]

@@ -1,0 +1,172 @@
+"""Plans: what is built, shared and missing; estimates against real runs and real tensors."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from flare_exp import config, estimates, plan, preview, results
+from flare_exp.__main__ import main
+from flare_exp.tiny.pretrain import pretrain
+
+SMALL = ["model.pretrain.steps=20", "model.pretrain.documents=2000", "task.limit=96", "finetune.epochs=1", "transfer.epochs=1",
+         "trainer=cpu", "trainer.enable_progress_bar=false"]  # fmt: skip
+
+
+def jobs(*overrides: str, scratch: Path, multirun: bool = False) -> list[plan.Job]:
+    composed, problems = config.check(overrides, multirun)
+    assert not problems
+    pairs = zip(config.cells(overrides), map(plan._typed, composed), strict=True)
+    return plan.looked_up(list(pairs), multirun, scratch)
+
+
+def test_a_mistake_exits_with_2_and_nothing_is_estimated(capsys):
+    assert main(["plan", "methd=lora", "seed=-1"]) == 2
+    told = capsys.readouterr().err
+    assert "methd: there is no such option; did you mean method?" in told
+    assert "seed=-1: must be 0 or more" in told
+
+
+@pytest.mark.slow
+def test_a_grid_builds_what_its_jobs_share_once(tmp_path):
+    grid = jobs(
+        *SMALL, f"cache_dir={tmp_path / 'cache'}", "method=lora,flare,zero_shot", "seed=0,1", multirun=True, scratch=tmp_path
+    )
+    owners = [job.owners for job in grid]
+    assert [o["backbone"] for o in owners] == [None, 0, 0, 0, 0, 0]
+    assert [o["finetune"] for o in owners] == [None, None, 0, 1, 0, 1]
+    assert [o.get("transfer", "none") for o in owners] == [None, None, None, None, "none", "none"]
+    # the source of flare's test is a translation that lora does not need; zero-shot is scored with every method
+    assert [sum(job.made[n].kind == "translation" for n in job.todo) for job in grid] == [2, 0, 1, 0, 0, 0]
+    assert [o["test"] for o in owners] == [None, None, None, None, 0, 1]
+    assert not (tmp_path / "cache").exists()  # looking leaves nothing
+    fused = jobs(
+        *SMALL, f"cache_dir={tmp_path / 'cache'}", "method=lora,flare", "fusion=add,mul", multirun=True, scratch=tmp_path
+    )
+    assert [job.number for job in fused] == [2, 3]  # as in the grid itself, lora does not combine with a fusion
+
+
+def libraries() -> int:
+    """Peak memory of a process that has only imported what a run does."""
+    code = ("from flare_exp import config, plan; plan._quietly(plan._typed(config.check([], False)[0][0]));"
+            "from flare_exp import pipeline, results; print(results.peak_memory())")  # fmt: skip
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.slow
+def test_the_probe_is_within_30_percent_of_a_real_run_and_then_everything_is_built(tmp_path, capsys):
+    # so large that the increase over the libraries' own memory is most of it
+    overrides = [*SMALL, "model.pretrain.hidden_size=256", "data.batch_size=48", f"cache_dir={tmp_path / 'cache'}"]
+    (job,) = jobs(*overrides, scratch=tmp_path)
+    plan.price([job], tmp_path)
+    assert job.todo == {*job.made}
+    command = [sys.executable, "-m", "flare_exp", *overrides, f"output_dir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    base, real = libraries(), facts["peak_memory_bytes"]
+    assert real - base > 0.5 * base
+    assert job.estimate.memory == pytest.approx(real, rel=0.3)
+    assert job.estimate.memory - base == pytest.approx(real - base, rel=0.3)
+    assert job.parameters == facts["parameters"]
+    assert 0.2 < job.seconds / facts["seconds"]["total"] < 5  # the machine is not ours alone
+    adapter = sum(f.stat().st_size for f in (tmp_path / "run" / "adapter").iterdir())
+    assert 0.5 < job.estimate.disk["transfer"] / 3 / adapter < 2  # it has two checkpoints on the way
+    # every key that the plan asks for is one that the run has left
+    assert main(["plan", *overrides]) == 0
+    shown = capsys.readouterr().out
+    assert f"with 0 artefacts to build, 0 shared, {len(job.made)} built" in shown
+    assert f"{facts['parameters']['trainable']:,}" in shown
+
+
+@pytest.mark.parametrize("architecture", ["xlm-roberta", "llama", "mt5"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_arithmetic_counts_the_tensors_that_a_real_step_has(architecture, checkpointing, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    pretrain(tmp_path / "model", architecture=architecture, world_seed=0, documents=500, steps=1, batch_size=4, lr=1e-3,
+             vocab_size=600, hidden_size=64, layers=3, heads=4, target_share=0.05)  # fmt: skip
+    given = ["model=custom", f"model.path={tmp_path / 'model'}", "task.limit=64", "trainer=cpu",
+             f"cache_dir={tmp_path / 'cache'}", f"model.gradient_checkpointing={str(checkpointing).lower()}"]  # fmt: skip
+    (cfg,) = (plan._typed(c) for c in config.check(given, False)[0])
+    stages = preview.preview(plan.settled(cfg), tmp_path)
+    ((_, model, source, data, _),) = estimates._walk(stages, {"transfer"})
+    module = stages.module(model.train(), source)
+    batch, _ = estimates._batch(stages, data, cfg.data.batch_size)
+    for side in ("target", "source"):
+        batch[side]["attention_mask"][0, :3] = 0  # without padding some attention has no mask
+    with estimates.Live({p.untyped_storage()._cdata for p in model.parameters()}) as live:
+        estimates._sum(module(batch, batch["answer"]) if "answer" in batch else module(batch)).backward()
+    kept = sum(p.nbytes * (3 if p.requires_grad else 1) for p in model.parameters())  # and two moments
+    monkeypatch.setattr(preview, "weights_here", lambda *_: False)
+    sketch = preview.preview(plan.settled(cfg), tmp_path)
+    ((_, model, source, data, _),) = estimates._walk(sketch, {"transfer"})
+    assert estimates.Work(sketch, model, source, data).memory == pytest.approx(kept + live.peak, rel=0.1)
+
+
+def test_llama_has_its_published_size_and_lora_its_closed_formula(tmp_path):
+    (job,) = jobs("model=llama31", "task=toy_nli", "method=lora", f"cache_dir={tmp_path / 'cache'}", scratch=tmp_path)
+    assert job.column("model") == "download"
+    assert job.download == pytest.approx(16.06e9, rel=0.01)
+    assert job.cfg.trainer.precision == "bf16-mixed"  # a model that is not here is planned for a GPU
+    stages = preview.preview(job.cfg, tmp_path)
+    english, adapted = (estimates.backbones.parameter_counts(m) for _, m, *_ in estimates._walk(stages, {"finetune", "transfer"}))
+    d, kv, ffn, rank, layers = 4096, 1024, 14336, 8, 32
+    lora = layers * rank * (2 * (d + d) + 2 * (d + kv) + 3 * (d + ffn))
+    assert english["trainable"] == adapted["trainable"] == lora == 20_971_520
+    assert english["total"] - lora == pytest.approx(8.03e9, rel=1e-3)
+    assert adapted["total"] - english["total"] == lora  # beside 4-bit weights the English adapter stays
+    # packed weights: 16 bits for embeddings and norms, a little more than 4 for the rest
+    linear = layers * (2 * d * d + 2 * d * kv + 3 * d * ffn)
+    expected = 2 * (english["total"] - lora - linear) + 4 * lora + linear * (0.5 + 1 / 64)
+    model = stages.add_adapter(stages.fresh_backbone())
+    assert estimates._weights(stages, model) == pytest.approx(expected + 2 * d * ffn, rel=0.01)  # one is unpacked
+
+
+def test_named_models_have_their_published_sizes():
+    from transformers import AutoModel
+
+    published = {"FacebookAI/xlm-roberta-base": 0.278, "FacebookAI/xlm-roberta-large": 0.56, "google/mt5-xl": 3.74,
+                 "google/gemma-2-9b": 9.24, "facebook/nllb-200-distilled-600M": 0.615,
+                 "facebook/nllb-200-3.3B": 3.345}  # fmt: skip
+    for name, billions in published.items():
+        with torch.device("meta"):
+            model = AutoModel.from_config(preview.config_of(name))
+        counted = model.num_parameters() + (250112 * 2048 if "mt5" in name else 0)  # its output matrix is another one
+        assert counted / 1e9 == pytest.approx(billions, rel=0.01), name
+
+
+def test_every_hub_model_of_the_configuration_is_known():
+    for group, names in (("model", ("xlmr_base", "xlmr_large", "mt5_xl", "llama3", "llama31", "gemma2")),
+                         ("mt", ("nllb_600m", "nllb_1b3", "nllb_1b3_distilled", "nllb_3b3"))):  # fmt: skip
+        for name in names:
+            (cfg,) = config.check([f"{group}={name}", "task=xnli"] if group == "model" else ["task=xnli", f"mt={name}"], False)[0]
+            assert getattr(cfg, group).path in preview.ARCHITECTURES
+
+
+def test_peak_memory_is_not_inherited():
+    own = bytearray(300 * 10**6)
+    code = "from flare_exp import results; print(results.peak_memory())"
+    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert child < len(own) < results.peak_memory()
+
+
+@pytest.mark.parametrize(("model", "task"), [("xlmr_base", "nusax"), ("xlmr_base", "tydiqa")])
+def test_without_model_and_data_published_sizes_are_planned_with(model, task, tmp_path):
+    (job,) = jobs(f"model={model}", f"task={task}", f"cache_dir={tmp_path / 'cache'}", scratch=tmp_path)
+    found = estimates.estimate(job.cfg, tmp_path, job.todo)
+    assert {*found.seconds} == job.todo
+    assert all(taken > 0 for taken in found.seconds.values())
+    assert found.memory > 4 * found.total  # 32-bit weights and more
+    assert any("published ones" in note for note in found.notes)
+    assert any("mt=nllb_3b3 are not there yet" in note for note in found.notes)
+
+
+def test_an_unknown_checkpoint_is_a_mistake(tmp_path, capsys):
+    assert main(["plan", "model=custom", "model.path=nobody/nothing", f"cache_dir={tmp_path}"]) == 2
+    assert "nobody/nothing: its config.json is not here" in capsys.readouterr().err
