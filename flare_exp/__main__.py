@@ -197,15 +197,11 @@ class _Grid:
         from flare_exp import status
 
         self.folder, self.jobs, self.cells = folder, jobs, cells
-        skipped = [n for n, job in enumerate(jobs) if _without_fusion(job, cells[n])]
+        skipped = [n for n, job in enumerate(jobs) if config.without_fusion(job, cells[n])]
         self.numbers = [n for n in range(len(jobs)) if n not in skipped]
         for method in dict.fromkeys(jobs[n].method.name for n in skipped):
             print(f"skipped: method={method} has no fusion, so the cells that combine it with fusion=... are left out")
         status.write_grid(folder, {n: cells[n] for n in self.numbers})
-
-
-def _without_fusion(job: Any, cell: Sequence[str]) -> bool:
-    return job.method.name not in config.FUSING_METHODS and config.explicit_fusion(cell)
 
 
 def _on_slurm(grid: _Grid, overrides: Sequence[str], wait: bool) -> int:

@@ -342,6 +342,11 @@ def explicit_fusion(overrides: Sequence[str]) -> bool:
     return any(o.lstrip("+").split("=")[0].split(".")[0] == "fusion" for o in overrides)
 
 
+def without_fusion(job: Any, overrides: Sequence[str]) -> bool:
+    """Whether a cell of a grid combines a fusion with a method that has none: it is left out."""
+    return job.method.name not in FUSING_METHODS and explicit_fusion(overrides)
+
+
 def _check_override(override) -> Iterator[str]:
     key, known_groups, known = override.key_or_group, groups(), keys()
     if key.startswith("hydra"):
@@ -407,7 +412,7 @@ def _check_job(overrides: list[str], multirun: bool) -> tuple[Any, list[str]]:
         key = getattr(reason, "full_key", None)
         return None, [f"{key}: {line}" if key else line for line in [str(reason).splitlines()[0].strip()]]
     problems = [*_check_rules(cfg), *_check_meaning(cfg)]
-    if explicit_fusion(overrides) and cfg.method.name not in FUSING_METHODS and not multirun:
+    if without_fusion(cfg, overrides) and not multirun:
         problems.append(
             f"fusion={cfg.fusion.name} with method={cfg.method.name}: only {' and '.join(FUSING_METHODS)} fuse; "
             "leave fusion out or choose method=flare"

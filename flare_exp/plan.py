@@ -104,7 +104,7 @@ def looked_up(jobs: Sequence[tuple[list[str], config.Config]], multirun: bool, s
     found: list[Job] = []
     building: dict[str, int] = {}  # artefact -> the job that builds it
     for number, (overrides, cfg) in enumerate(jobs):
-        if multirun and cfg.method.name not in config.FUSING_METHODS and config.explicit_fusion(overrides):
+        if multirun and config.without_fusion(cfg, overrides):
             continue  # as a grid does
         job = _looked_at(number, overrides, settled(cfg), scratch)
         for name, artifact in job.made.items():
