@@ -225,6 +225,13 @@ def wrap(model: nn.Module, family: Family, form: str, head: tuple[str, ...] | No
     return Backbone(model, family, form, family.heads[form] if head is None else head, stacks)
 
 
+def blocks(model: Any) -> list[nn.Module]:
+    """The blocks of a transformers model, with or without adapters: what fits on a device where the whole may not."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    stacks = FAMILIES[whole.config.model_type].stacks.values()
+    return [block for path in stacks for block in whole.base_model.get_submodule(path)]
+
+
 def _auto_class(form: str, encoder_decoder: bool) -> Any:
     generative = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
     return {"label": AutoModelForSequenceClassification, "span": AutoModelForQuestionAnswering, "prompt": generative}[form]

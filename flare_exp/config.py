@@ -192,7 +192,8 @@ class TrainerConfig:
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
     devices: int = option(1, "devices, with a process for each; data.batch_size is shared out among them", min=1)
     nodes: int = option(1, "machines with so many devices each; more than one inside a SLURM job only", min=1)
-    strategy: str | None = option(None, "how several devices work together: ddp, each with the whole model", choices=("ddp",))
+    strategy: str | None = option(None, "several devices: each with the whole model (ddp), or with a part of it (fsdp)",
+                                  choices=("ddp", "fsdp"))  # fmt: skip
     precision: str | None = option(None, "null: bf16-mixed on GPUs, 32-true on CPUs",
                                    choices=("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed"))  # fmt: skip
     max_epochs: int | None = option(None, "caps finetune.epochs and transfer.epochs", min=1)
@@ -460,14 +461,16 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
     if cfg.offline and cfg.logger.mode == "online":
         yield "logger.mode=online with offline=true: choose one"
     if cfg.trainer.devices > 1 and cfg.trainer.strategy is None:
-        yield f"trainer.devices={cfg.trainer.devices}: several devices need a strategy; choose trainer=ddp or trainer=ddp_cpu"
+        yield f"trainer.devices={cfg.trainer.devices}: several devices need a strategy; choose trainer=ddp, fsdp or ddp_cpu"
     if cfg.trainer.nodes > 1 and cfg.trainer.strategy is None:
-        yield f"trainer.nodes={cfg.trainer.nodes}: several machines need a strategy; choose trainer=ddp or trainer=ddp_cpu"
+        yield f"trainer.nodes={cfg.trainer.nodes}: several machines need a strategy; choose trainer=ddp, fsdp or ddp_cpu"
+    if cfg.trainer.strategy == "fsdp":
+        yield from _check_sharding(cfg)
     several = cfg.trainer.devices * cfg.trainer.nodes > 1
     learned = cfg.fusion.name in LEARNED_FUSIONS or cfg.method.name == "flare_mt"
     if several and cfg.source.empty and learned and cfg.method.name in FUSING_METHODS:
         yield (f"source.empty=true with trainer.strategy={cfg.trainer.strategy}: the fusion's own weights are never used then, "
-               "and DDP waits for their gradient; choose trainer.devices=1")  # fmt: skip
+               "and several processes wait for their gradient; choose trainer.devices=1")  # fmt: skip
     if cfg.source.shuffle and cfg.source.empty:
         yield "source.shuffle=true with source.empty=true: choose one ablation"
     for name in ("shuffle", "empty"):
@@ -478,6 +481,18 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
             yield f"fusion.{name}={getattr(cfg.fusion, name)}: only fusion={owner} has it, not {cfg.fusion.name}"
     if cfg.fusion.heads and cfg.adapter.r > 0 and cfg.adapter.r % cfg.fusion.heads:
         yield f"fusion.heads={cfg.fusion.heads}: must divide adapter.r={cfg.adapter.r}"
+
+
+def _check_sharding(cfg: Config) -> Iterator[str]:
+    """What weights in parts rule out."""
+    if cfg.model.quantize:
+        yield (f"model.quantize={cfg.model.quantize} with trainer.strategy=fsdp: 4-bit weights are not shared out; choose "
+               "trainer=ddp, or model.quantize=null model.dtype=bfloat16")  # fmt: skip
+    if cfg.optim._target_.startswith("bitsandbytes."):
+        yield (f"optim._target_={cfg.optim._target_} with trainer.strategy=fsdp: its steps know whole weights only; choose "
+               "optim._target_=torch.optim.AdamW")  # fmt: skip
+    if cfg.trainer.precision == "16-mixed":
+        yield "trainer.precision=16-mixed with trainer.strategy=fsdp: Lightning does not scale gradients there; choose bf16-mixed"
 
 
 def _check_task(cfg: Config, task) -> Iterator[str]:

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import GenerationConfig, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from flare_exp import parallel
+from flare_exp.backbones import blocks
 from flare_exp.forms import best_spans, padded_answers
 from flare_exp.sources import Source, positions
 
@@ -69,6 +71,12 @@ class FusionModule(LightningModule):
         if self.source is not None:
             self.source.read(batch.get("source"), prompt)
 
+    def configure_model(self) -> None:
+        """Where Lightning lets a module shard itself over the processes (trainer=fsdp)."""
+        if (mesh := self.device_mesh) is not None:
+            called = self.source.called if self.source else ()
+            parallel.shard(self, (*called, *blocks(self.model)), mesh["data_parallel"])
+
     def on_fit_start(self) -> None:
         # from_pretrained returns modules in eval mode and Lightning leaves them so: dropout would stay off
         self.model.train()
@@ -104,8 +112,12 @@ class FusionModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["state_dict"] = self.trained(checkpoint["state_dict"])
+
+    def trained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What was trained of a state."""
+        names = {name for name, p in self.named_parameters() if p.requires_grad}
+        return {k: v for k, v in state.items() if k in names}
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -229,6 +241,10 @@ class GenerationModule(FusionModule):
         self.tokenizer, self.decoding = tokenizer, decoding
         self.candidates = padded_answers([encode_answer(text) for text in decoding.candidates]) if decoding.candidates else None
 
+    def configure_model(self) -> None:
+        super().configure_model()
+        register_fsdp_forward_method(self, "generate")  # nothing where nothing is sharded
+
     def forward(self, batch: dict[str, Any], answers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Log-probability of every answer token given its prompt, teacher-forced.
 
@@ -295,7 +311,8 @@ class GenerationModule(FusionModule):
             cache_implementation="static" if self.decoding.cache == "static" else None,
             disable_compile=True,
         )
-        written = self.model.generate(**prompt, generation_config=settings)
+        # sharded weights are gathered by all processes: none may stop before the others have
+        written = self.model.generate(**prompt, generation_config=settings, synced_gpus=self.device_mesh is not None)
         if not self.model.config.is_encoder_decoder:
             written = written[:, prompt["input_ids"].shape[1] :]
         return [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]

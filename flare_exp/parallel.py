@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from flare_exp.config import Config
@@ -114,13 +114,14 @@ class Team:
         dist.all_gather_object(found, value, group=self.group)
         return found
 
-    def trainer_options(self) -> dict[str, Any]:
-        """Arguments of a Lightning Trainer for this team; it never looks for a cluster by itself."""
+    def trainer_options(self, strategy: str | None, precision: str) -> dict[str, Any]:
+        """Arguments of a Lightning Trainer for this team; it never looks for a cluster by itself. strategy: ddp or fsdp."""
         from lightning.fabric.plugins.environments import LightningEnvironment
+        from lightning.pytorch.plugins import DoublePrecision
         from lightning.pytorch.strategies import DDPStrategy
 
         if self.size == 1:
-            return {"plugins": LightningEnvironment()}
+            return {"precision": precision, "plugins": LightningEnvironment()}
 
         machine, place = divmod(self.rank, self.devices)
 
@@ -136,11 +137,45 @@ class Team:
                 return machine
 
         # the batches are shared out by data.Shares
-        return {"strategy": DDPStrategy(cluster_environment=Here()), "num_nodes": self.size // self.devices,
-                "use_distributed_sampler": False}  # fmt: skip
+        options = {"precision": precision, "num_nodes": self.size // self.devices, "use_distributed_sampler": False}
+        if strategy == "ddp":
+            return {**options, "strategy": DDPStrategy(cluster_environment=Here())}
+        sharded = _sharded_strategy(self.size)
+        sharded.cluster_environment = Here()
+        if precision == "64-true":  # which works, but is not on Lightning's list for this strategy
+            options |= {"precision": None, "plugins": DoublePrecision()}
+        # weights that were gathered in inference_mode would be of no use to the training that follows a validation
+        return {**options, "strategy": sharded, "inference_mode": False}
 
 
 ALONE = Team()
+
+
+def _sharded_strategy(size: int) -> Any:
+    """Lightning's strategy for modules that shard themselves (`shard`); its checkpoints are those of one process."""
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    class Sharded(ModelParallelStrategy):
+        def lightning_module_state_dict(self) -> dict[str, Any]:
+            """The trained weights, whole, on the leader; of the others nobody has room for."""
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+            return get_model_state_dict(self.model, options=options)  # type: ignore[arg-type]
+
+    return Sharded(data_parallel_size=size, tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+
+def shard(module: nn.Module, units: Iterable[nn.Module], mesh: Any) -> None:
+    """Leave each process of `mesh` a part of every weight (FSDP2). A unit's whole weights are there while it runs; all others
+    while `module` does, so that nothing may be called from outside its forward.
+
+    Args:
+        units: parts of the module that are called, inner ones first.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    for unit in (*units, module):
+        fully_shard(unit, mesh=mesh)
 
 
 @contextmanager

@@ -148,6 +148,7 @@ class Source:
         self.reader = model  # what reads a source's text
 
     reader: nn.Module
+    called: tuple[nn.Module, ...] = ()  # parts of the adapter that the source itself calls, outside the layer that holds them
 
     def read(self, inputs: Mapping[str, Tensor] | None, prompt: int | None = None) -> None:
         """Make the source states of a batch the ones that the coming target pass fuses.
@@ -241,7 +242,7 @@ class MTSource(Source):
         from flare_exp.adapter import source_map
 
         self.map, self.encoder = source_map(model), encoder
-        self.reader = encoder or model
+        self.reader, self.called = encoder or model, (self.map,)
 
     def fill(self, inputs: Mapping[str, Tensor]) -> None:
         states = inputs["states"] if "states" in inputs else self.compute(inputs)

@@ -346,8 +346,8 @@ class Stages:
 
     def trainer(self, **options) -> pl.Trainer:
         t = self.cfg.trainer
-        machine = {k: getattr(t, k) for k in ("accelerator", "devices", "precision", "enable_progress_bar")}
-        machine |= self.team.trainer_options()
+        machine = {k: getattr(t, k) for k in ("accelerator", "devices", "enable_progress_bar")}
+        machine |= self.team.trainer_options(t.strategy, str(t.precision))
         return pl.Trainer(**machine, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=10, **options)
 
     def fit(
@@ -391,14 +391,16 @@ class Stages:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         with continued_curves(folder / "metrics.csv", steps) if self.team.leads else nullcontext():
             trainer.fit(module, data, ckpt_path=str(kept.path) if steps else None, weights_only=True)
+        last = {} if best else module.trained(trainer.strategy.lightning_module_state_dict())  # where every process has a part
         if not self.team.leads:
             return {}
         kept.path.unlink(missing_ok=True)
-        score, epoch = trainer.callback_metrics[monitor], stage.epochs - 1
+        score, epoch, weights = trainer.callback_metrics[monitor], stage.epochs - 1, last
         if best:
-            score, epoch = saver.best_model_score, restore(module, Path(saver.best_model_path))  # type: ignore[assignment]
+            checkpoint = torch.load(saver.best_model_path, weights_only=True, map_location="cpu")
+            score, epoch, weights = saver.best_model_score, checkpoint["epoch"], checkpoint["state_dict"]  # type: ignore[assignment]
             shutil.rmtree(folder / "checkpoints")
-        save_model(model, folder / saved)
+        save_model(model, {name.removeprefix("model."): tensor for name, tensor in weights.items()}, folder / saved)
         return {
             "parameters": counts,
             "best" if best else "last": {monitor: round(float(score), 6), "epoch": epoch},
@@ -449,25 +451,17 @@ def texts_of(examples: Sequence[Example]) -> list[str]:
     return [text for e in examples for text in e.texts]
 
 
-def restore(module: nn.Module, checkpoint: Path) -> int:
-    """Put the trained weights of a checkpoint back; returns its epoch."""
-    saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
-    parameters = dict(module.named_parameters())
-    with torch.no_grad():
-        for name, weights in saved["state_dict"].items():
-            parameters[name].copy_(weights)
-    return saved["epoch"]
-
-
 def pairs_digest(data: PairedDataModule, *roles: str) -> str:
     """Identity of what a model is trained or tested on."""
     pairs = [p for role in roles for p in data.dataset(role).pairs]
     return digest_of([fingerprint([p.target for p in pairs]), fingerprint([p.source for p in pairs if p.source])])[:20]
 
 
-def save_model(model: nn.Module, folder: Path) -> None:
-    """Save an adapter in PEFT's format, or a full model in transformers' format; safetensors either way."""
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
-    else:
-        model.save_pretrained(folder)  # type: ignore[operator]
+def save_model(model: nn.Module, trained: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Save an adapter in PEFT's format, or a full model in transformers' format; safetensors either way.
+
+    Args:
+        trained: the weights of the model that were trained, which it may no longer hold, or only a part of them.
+    """
+    options: dict[str, Any] = {"save_embedding_layers": False, "selected_adapters": ["default"]}
+    model.save_pretrained(str(folder), state_dict=dict(trained), **(options if isinstance(model, PeftModel) else {}))  # type: ignore[operator]

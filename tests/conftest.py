@@ -127,9 +127,9 @@ def cache_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def tiny_checkpoint(folder: Path, **settings) -> Path:
-    """A tiny XLM-R that knows next to nothing, with `settings` changed in its config.json."""
-    pretrain(folder, architecture="xlm-roberta", documents=500, steps=5, batch_size=8, lr=1e-3, vocab_size=300, hidden_size=32,
+def tiny_checkpoint(folder: Path, architecture: str = "xlm-roberta", **settings) -> Path:
+    """A tiny model that knows next to nothing, with `settings` changed in its config.json."""
+    pretrain(folder, architecture=architecture, documents=500, steps=5, batch_size=8, lr=1e-3, vocab_size=300, hidden_size=32,
              layers=2, heads=2, target_share=0.5, recall=0.0, world_seed=0)  # fmt: skip
     config = folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))

@@ -1,15 +1,19 @@
 """The paper's models on the paper's tasks, as a user types them: with tiny checkpoints and files in the benchmarks' columns."""
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import random_backbone
+from safetensors.torch import load_file
 
-from flare_exp import backbones, config
+from flare_exp import adapter, backbones, config
 from flare_exp.__main__ import run_job
+from flare_exp.stages import save_model
 from flare_exp.tasks import ToyNLI, ToyQA, ToySentiment
 from flare_exp.tiny.pretrain import pretrain
 
@@ -147,14 +151,17 @@ def test_a_cut_off_answer_is_wrong_and_counted_and_its_example_is_kept(checkpoin
     assert measured["test"]["exact_match"] <= 1 - empty / 16
 
 
-def test_the_best_epochs_weights_are_put_back(tmp_path):
-    from flare_exp.stages import restore
-
-    module = torch.nn.Linear(2, 2)
-    wanted = {"weight": torch.full((2, 2), 3.0)}  # checkpoints hold what was trained only
-    torch.save({"state_dict": wanted, "epoch": 4}, tmp_path / "best.ckpt")
-    assert restore(module, tmp_path / "best.ckpt") == 4
-    assert torch.equal(module.weight, wanted["weight"])
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_what_is_saved_are_the_weights_that_are_given(tmp_path, tuning):
+    """Those of the best epoch, say, where the model has the last one's."""
+    backbone = random_backbone(("xlm-roberta", "label"))
+    model = adapter.add_adapter(backbone, r=4, alpha=8, fusion="gated") if tuning == "lora" else backbone.model.requires_grad_()
+    given = {name: torch.rand_like(p) for name, p in model.named_parameters() if p.requires_grad}
+    save_model(model, given, tmp_path)
+    saved = load_file(next(tmp_path.glob("*.safetensors")))
+    assert len(saved) == len(given)
+    for name, tensor in given.items():
+        assert torch.equal(saved[re.sub(r"\.(modules_to_save\.)?default(?=\.)", "", name)], tensor)
 
 
 @pytest.mark.slow

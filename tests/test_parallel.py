@@ -23,24 +23,26 @@ from flare_exp.artifacts import ArtifactStore
 from flare_exp.data import BucketSampler, Shares
 from flare_exp.errors import UserError
 from flare_exp.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
-from flare_exp.sources import BackboneSource
+from flare_exp.sources import BackboneSource, MTSource
 
 FORMS = {"label": ("xlm-roberta", "label"), "span": ("bert", "span"), "prompt": ("llama", "prompt")}
 ROWS = 5  # odd: the shares are unequal
 
 
-def module_of(form):
-    """A FLARE module in float64 with a random B, the same in every process."""
-    backbone = random_backbone(FORMS[form])
+def module_of(form, kind=None, encoder=None):
+    """A FLARE (with an `encoder`: FLARE MT) module in float64 with a random B, the same in every process."""
+    backbone, width = random_backbone(kind or FORMS[form]), encoder.config.d_model if encoder else None
     torch.manual_seed(3)
-    model = adapter.add_adapter(backbone, r=4, alpha=8, fusion="gated").double().train()
+    model = adapter.add_adapter(backbone, r=4, alpha=8, fusion="gated", source_width=width).double().train()
     for module in model.modules():  # a mask of dropout follows from the process, not from the row
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):  # mT5's attention
+            module.dropout = 0.0
     for name, parameter in model.named_parameters():
         if "lora_B" in name or "flare_fusion" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    source = BackboneSource(model)
+    source = MTSource(model, encoder) if encoder else BackboneSource(model)
     if form == "label":
         return ClassificationModule(model, ["a", "b", "c"], source=source)
     if form == "span":
@@ -81,7 +83,7 @@ class Loss(torch.nn.Module):
         return self.module.loss(batch)
 
 
-def one_process(form, rank, folder):
+def one_process(form, folder, rank):
     """Gradients of one step on this process's shares of batches of five rows and of one."""
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
@@ -100,16 +102,21 @@ def one_process(form, rank, folder):
     parallel.part()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-def test_i9_two_processes_have_the_gradients_of_one(form, tmp_path):
+def in_two_processes(work, *arguments):
+    """work(*arguments, rank) in each."""
     context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=one_process, args=(form, rank, tmp_path)) for rank in range(2)]
+    processes = [context.Process(target=work, args=(*arguments, rank), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(240)
         assert process.exitcode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_i9_two_processes_have_the_gradients_of_one(form, tmp_path):
+    in_two_processes(one_process, form, tmp_path)
     for rank in range(2):
         found, texts = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert texts == {0: "text 0", 1: "text 1"}
@@ -141,7 +148,7 @@ def test_one_process_needs_no_group():
     assert parallel.mean(torch.tensor(6.0), torch.tensor(4)) == 1.5
     assert parallel.mean(torch.tensor(0.0), torch.tensor(0)) == 0
     assert parallel.gathered({1: "a"}) == {1: "a"}
-    assert parallel.ALONE.trainer_options() == {}
+    assert "strategy" not in parallel.ALONE.trainer_options(None, "32-true")
 
 
 def test_a_follower_takes_what_the_leader_left(tmp_path):
@@ -173,18 +180,53 @@ def command(cache, out, *overrides):
             *overrides]  # fmt: skip
 
 
+def without_dropout(folder, architecture="xlm-roberta"):
+    """A tiny checkpoint without dropout, whose masks would be others in other processes."""
+    return tiny_checkpoint(folder, architecture, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attention_dropout=0.0)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A tiny XLM-R without dropout, whose masks would be others in other processes."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    return without_dropout(tmp_path_factory.mktemp("checkpoint"))
 
 
 def weights(out):
     return {
-        f"{part}/{k}": v
+        f"{file.parent.name}/{k}": v
         for part in ("english", "adapter")
-        for k, v in load_file(out / part / "adapter_model.safetensors").items()
+        for file in (out / part).glob("*.safetensors")
+        for k, v in load_file(file).items()
     }
+
+
+def assert_several_leave_what_one_leaves(folder, trainer, own, *overrides):
+    """Runs on one process and with trainer=`trainer` and its `own` overrides, in float64, so that Adam does not turn the
+    rounding of a gradient near zero into a step."""
+    outs = {}
+    for name, more in (("cpu", []), (trainer, own)):
+        outs[name] = out = folder / name
+        done = subprocess.run(
+            command(folder / f"cache_{name}", out, f"trainer={name}", "trainer.precision=64-true", *more, *overrides),
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("English fine-tuning") == 1
+        assert (done.stdout + done.stderr).count("transfer: ") == 1
+        assert not list(out.glob("process*.log"))
+    one, several = outs.values()
+    expected, found = weights(one), weights(several)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+    assert (one / "predictions.parquet").read_bytes() == (several / "predictions.parquet").read_bytes()
+    assert pq.read_table(several / "predictions.parquet").num_rows == 21
+    first, second = (json.loads((out / "metrics.json").read_text()) for out in (one, several))
+    assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
+    digests = [
+        {k: a["digest"] for k, a in json.loads((out / "provenance.json").read_text())["artefacts"].items()}
+        for out in (one, several)
+    ]
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.slow
@@ -198,31 +240,9 @@ def weights(out):
     ids=["label", "span", "three"],
 )
 def test_two_processes_leave_what_one_leaves(checkpoint, tmp_path, overrides):
-    """In float64, so that Adam does not turn the rounding of a gradient near zero into a step."""
-    where, outs = ["model=custom", f"model.path={checkpoint}", "trainer.precision=64-true"], {}
-    for trainer in ("cpu", "ddp_cpu"):
-        outs[trainer] = out = tmp_path / trainer
-        own = [o for o in overrides if trainer != "cpu" or "devices" not in o]
-        done = subprocess.run(command(tmp_path / f"cache_{trainer}", out, f"trainer={trainer}", *where, *own),
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("English fine-tuning") == 1
-        assert (done.stdout + done.stderr).count("transfer: ") == 1
-        assert not list(out.glob("process*.log"))
-    one, two = outs.values()
-    expected, found = weights(one), weights(two)
-    assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
-    assert (one / "predictions.parquet").read_bytes() == (two / "predictions.parquet").read_bytes()
-    assert pq.read_table(two / "predictions.parquet").num_rows == 21
-    first, second = (json.loads((out / "metrics.json").read_text()) for out in (one, two))
-    assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
-    digests = [
-        {k: a["digest"] for k, a in json.loads((out / "provenance.json").read_text())["artefacts"].items()}
-        for out in outs.values()
-    ]
-    assert digests[0] == digests[1]
+    own = [o for o in overrides if "devices" in o]
+    shared = [o for o in overrides if "devices" not in o]
+    assert_several_leave_what_one_leaves(tmp_path, "ddp_cpu", own, "model=custom", f"model.path={checkpoint}", *shared)
 
 
 @pytest.mark.slow
