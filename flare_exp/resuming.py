@@ -15,6 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from flare_exp import preemption
 from flare_exp.parallel import Team
@@ -65,6 +66,7 @@ class StepCheckpoint(pl.Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["order"] = trainer.train_dataloader.state_dict()  # type: ignore[union-attr]
         checkpoint["random"] = self.team.gather(random_state())
+        checkpoint["sharded"] = isinstance(trainer.strategy, ModelParallelStrategy)
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.order, self.random = checkpoint["order"], checkpoint["random"][self.team.rank]
@@ -115,12 +117,23 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": key}})
 
 
-def steps_kept(path: Path) -> int:
-    """Steps after which a state was kept; 0: there is none. A damaged one is named and removed."""
+def steps_kept(path: Path, processes: int = 1, sharded: bool = False) -> int:
+    """Steps after which a state was kept; 0: there is none. One that is damaged, or that these processes cannot take up, is named
+    and removed.
+
+    Args:
+        processes: of this run; each needs a random state.
+        sharded: whether these have a part of the weights each, and number the optimizer's states by all weights.
+    """
     if not path.exists():
         return 0
     try:
-        return torch.load(path, weights_only=True, map_location="cpu")["global_step"]
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        if len(state["random"]) >= processes and state["sharded"] == sharded:
+            return state["global_step"]
+        log.warning("the state %s is of fewer processes, or of another trainer.strategy; training starts anew", path)
+        path.unlink()
+        return 0
     except Exception as error:  # torch, zip and pickle raise many kinds
         log.warning("damaged state %s (%s); training starts anew", path, str(error).splitlines()[0])
         path.unlink()

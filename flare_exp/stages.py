@@ -385,7 +385,8 @@ class Stages:
             gradient_clip_val=self.cfg.trainer.gradient_clip_val,
             limit_train_batches=self.cfg.trainer.limit_train_batches,
         )
-        if steps := self.team.agree(steps_kept(kept.path) if self.team.leads else None):
+        sharded = self.team.size > 1 and self.cfg.trainer.strategy == "fsdp"
+        if steps := self.team.agree(steps_kept(kept.path, self.team.size, sharded) if self.team.leads else None):
             log.info("%s: goes on after %d steps", name, steps)
         elif self.team.leads:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)

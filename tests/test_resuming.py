@@ -133,11 +133,20 @@ def wait_for(condition, process, seconds=120):
 def test_a_damaged_state_is_named_and_training_starts_anew(tmp_path, caplog):
     state = tmp_path / "state.ckpt"
     assert resuming.steps_kept(state) == 0
-    torch.save({"global_step": 7}, state)
+    torch.save({"global_step": 7, "random": [None], "sharded": False}, state)
     assert resuming.steps_kept(state) == 7
     state.write_bytes(state.read_bytes()[:100])
     assert resuming.steps_kept(state) == 0
     assert f"damaged state {state}" in caplog.text
+    assert not state.exists()
+
+
+@pytest.mark.parametrize(("processes", "sharded"), [(2, False), (1, True)])
+def test_a_state_of_other_processes_is_named_and_training_starts_anew(tmp_path, caplog, processes, sharded):
+    state = tmp_path / "state.ckpt"
+    torch.save({"global_step": 7, "random": [None], "sharded": False}, state)
+    assert resuming.steps_kept(state, processes, sharded) == 0
+    assert f"the state {state} is of fewer processes, or of another trainer.strategy" in caplog.text
     assert not state.exists()
 
 
