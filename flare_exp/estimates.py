@@ -144,7 +144,8 @@ def _walk(stages: Preview, todo: set[str]) -> Iterator[tuple[str, nn.Module, Sou
         english = Artifact(stages.store.scratch / "english" / stages.backbone.digest.replace("/", "--"), "", "", {}, 0.0, False)
         if not isinstance(stages, Sketch):
             english.path.mkdir(parents=True, exist_ok=True)
-            save_model(model, english.path / ("adapter" if lora else "model"))
+            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            save_model(model, trained, english.path / ("adapter" if lora else "model"))
         del backbone, model
         fusion = stages.fusion_options(method.view) if method.fuses else None
         model = stages.add_adapter(stages.english_model(english), **(fusion or {}))
