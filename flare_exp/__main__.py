@@ -40,10 +40,10 @@ EXAMPLES = """\
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 2 a mistake in the command line, data or files, 1 a failed grid, 128 + n
     stopped by signal n."""
-    preemption.listen()
     given = list(sys.argv[1:] if argv is None else argv)
     if given and given[0] in COMMANDS:
         return _command(given[0], given[1:])
+    preemption.listen()
     wait = given[:1] != ["submit"]
     arguments = _normalised(given if wait else ["-m", "hydra/launcher=slurm", *given[1:]])
     if any(a in ("--help", "-h") for a in arguments):
@@ -67,17 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     folder = Path(str(jobs[0].output_dir)).expanduser()
     on_slurm = "hydra/launcher=slurm" in overrides
+    grid = _Grid(folder, jobs, config.cells(overrides)) if multirun else None
     if on_slurm and not multirun:
         problems = ["hydra/launcher=slurm: a launcher starts the jobs of a grid; add -m (it may be a grid of one)"]
-    else:
-        problems = list(_check_writable(folder) if multirun else _check_output(jobs[0], folder))
-    if problems:
+    if problems := problems or list(grid.problems() if grid else _check_output(jobs[0], folder)):
         return _refuse(problems)
     if not (folder / "metrics.json").is_file() and (message := _missing(jobs, given, multirun)):
         print(f"flare_exp: {message}", file=sys.stderr)
         return 2
-    grid = _Grid(folder, jobs, config.cells(overrides)) if multirun else None
-    return _on_slurm(grid, overrides, wait) if grid and on_slurm else _hand_over(arguments, grid)
+    if grid:
+        grid.begin()
+    return _on_slurm(grid, wait) if grid and on_slurm else _hand_over(arguments, grid)
 
 
 def _command(name: str, arguments: Sequence[str]) -> int:
@@ -194,17 +194,28 @@ class _Grid:
     """The jobs of a multirun as they were composed when it was started: editing a file later changes nothing."""
 
     def __init__(self, folder: Path, jobs: Sequence[Any], cells: Sequence[Sequence[str]]):
+        self.folder, self.jobs, self.cells = folder, jobs, cells
+        self.skipped = [n for n, job in enumerate(jobs) if config.without_fusion(job, cells[n])]
+        self.numbers = [n for n in range(len(jobs)) if n not in self.skipped]
+
+    def problems(self) -> Iterator[str]:
+        """The folder cannot be written, or holds other jobs."""
+        if unwritable := list(_check_writable(self.folder)):
+            yield from unwritable
+            return
+        for n in self.numbers:
+            yield from _check_output(self.jobs[n], self.folder / str(n))
+
+    def begin(self) -> None:
+        """Leave word of the jobs, for `status`."""
         from flare_exp import status
 
-        self.folder, self.jobs, self.cells = folder, jobs, cells
-        skipped = [n for n, job in enumerate(jobs) if config.without_fusion(job, cells[n])]
-        self.numbers = [n for n in range(len(jobs)) if n not in skipped]
-        for method in dict.fromkeys(jobs[n].method.name for n in skipped):
+        for method in dict.fromkeys(self.jobs[n].method.name for n in self.skipped):
             print(f"skipped: method={method} has no fusion, so the cells that combine it with fusion=... are left out")
-        status.write_grid(folder, {n: cells[n] for n in self.numbers})
+        status.write_grid(self.folder, {n: self.cells[n] for n in self.numbers})
 
 
-def _on_slurm(grid: _Grid, overrides: Sequence[str], wait: bool) -> int:
+def _on_slurm(grid: _Grid, wait: bool) -> int:
     """Submit the jobs that are not done, and wait for them unless told otherwise; returns the exit code."""
     from omegaconf import OmegaConf
 
@@ -212,8 +223,6 @@ def _on_slurm(grid: _Grid, overrides: Sequence[str], wait: bool) -> int:
 
     jobs = [slurm.Job(OmegaConf.to_object(grid.jobs[n]), (grid.folder / str(n)).absolute(), grid.cells[n])  # type: ignore[arg-type]
             for n in grid.numbers]  # fmt: skip
-    if problems := [p for job, n in zip(jobs, grid.numbers, strict=True) for p in _check_output(grid.jobs[n], job.folder)]:
-        return _refuse(problems)
     missing = [job for job in jobs if not (job.folder / "metrics.json").is_file()]
     print(f"{grid.folder}: {len(jobs)} jobs, {len(jobs) - len(missing)} done already")
     try:
@@ -226,7 +235,7 @@ def _on_slurm(grid: _Grid, overrides: Sequence[str], wait: bool) -> int:
     except UserError as error:
         print(f"flare_exp: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, preemption.Stopped):
         print(f"\nno longer waiting; the jobs go on (scancel {array} ends them)", file=sys.stderr)
         return 130
     states = {job.folder: slurm.ended(status.read(job.folder)) for job in jobs}
@@ -262,8 +271,7 @@ class _Outcome:
             return
         number = hydra_cfg.job.num
         if number in self.grid.numbers:
-            cfg = self.grid.jobs[number]
-            self._remember(folder, next(_check_output(cfg, folder), None) or self._attempt(cfg, folder))
+            self._remember(folder, self._attempt(self.grid.jobs[number], folder))
 
     def _attempt(self, cfg: Any, folder: Path) -> str | None:
         try:

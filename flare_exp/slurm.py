@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flare_exp import status
+from flare_exp import preemption, status
 from flare_exp.config import Config
 from flare_exp.errors import UserError
 
@@ -129,6 +129,7 @@ def wait(jobs: Sequence[Job], array: str) -> None:
             said = now
         if not queued:
             return
+        preemption.check("while it waited")
         time.sleep(POLL)
 
 

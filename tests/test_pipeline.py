@@ -206,7 +206,8 @@ def test_grid_skips_what_cannot_be_and_goes_on_after_a_failure(cache_dir, tmp_pa
     assert [result(tmp_path / f)["fusion"] for f in folders] == ["add", "mul"]
     failing = launch(cache_dir, tmp_path / "b", "-m", "method=zero_shot", "task.test_split=test,nothing")
     assert failing.returncode == 1
-    assert "1 jobs of the grid failed" in failing.stderr
+    assert "1 of 2 jobs of the grid failed" in failing.stderr
+    assert f"see {tmp_path / 'b' / '1' / 'flare_exp.log'}" in failing.stderr
     assert (tmp_path / "b" / "0" / "metrics.json").exists()
 
 
