@@ -225,19 +225,21 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
             for n in grid.numbers]  # fmt: skip
     missing = [job for job in jobs if not (job.folder / "metrics.json").is_file()]
     print(f"{grid.folder}: {len(jobs)} jobs, {len(jobs) - len(missing)} done already")
-    try:
-        if missing:
+    if missing:
+        try:
             array = slurm.submit(missing, config.launcher(grid.cells[0]))
             print(f"submitted as SLURM job array {array}; see: python -m flare_exp status {grid.folder}")
             if not wait:
                 return 0
+        except UserError as error:
+            print(f"flare_exp: {error}", file=sys.stderr)
+            return 2
+        try:
             slurm.wait(missing, array)
-    except UserError as error:
-        print(f"flare_exp: {error}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, preemption.Stopped):
-        print(f"\nno longer waiting; the jobs go on (scancel {array} ends them)", file=sys.stderr)
-        return 130
+        except (KeyboardInterrupt, preemption.Stopped, UserError) as error:
+            print(f"\nno longer waiting{f' ({error})' if str(error) else ''}; the jobs go on (scancel {array} ends them)",
+                  file=sys.stderr)  # fmt: skip
+            return 130
     states = {job.folder: slurm.ended(status.read(job.folder)) for job in jobs}
     status.print_table(states, {job.folder: list(job.overrides) for job in jobs})
     return 0 if all(s.state == "done" for s in states.values()) else 1
