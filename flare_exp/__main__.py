@@ -316,7 +316,6 @@ def attempt(cfg: Any, folder: Path) -> str | None:
     """
     from flare_exp import status
 
-    folder.mkdir(parents=True, exist_ok=True)
     done = (folder / "metrics.json").is_file()
     try:
         with nullcontext() if done else status.running(folder):
@@ -355,6 +354,7 @@ def run_job(cfg: Any, folder: Path) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     typed: config.Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    folder.mkdir(parents=True, exist_ok=True)
     _quiet(typed)
     from flare_exp import pipeline, results
 

@@ -72,6 +72,7 @@ def running(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process is running there.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     lease = SoftFileLease(folder / SIGN, lease_duration=LEASE, timeout=0.5)
     try:
         lease.acquire()
