@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 
 import pytest
 import torch
@@ -202,10 +203,14 @@ def test_progress_adds_up(engine):
     assert min(told) > 0
 
 
-def test_a_progress_bar_moves():
+def test_a_progress_bar_moves(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     with mt.bar("translating", 3) as moved:
         moved(1)
         moved(2)
+    said = "".join(capsys.readouterr())
+    assert "translating" in said
+    assert re.search("3/.*3", said)
 
 
 def test_too_little_memory_is_said(engine, monkeypatch):
