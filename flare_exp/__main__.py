@@ -63,13 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _hand_over(arguments)
     if jobs[0].print_config:
         return _print_config(jobs[0])
-    if assists(jobs[0]):
+    if not multirun and assists(jobs[0]):
         return 0
     folder = Path(str(jobs[0].output_dir)).expanduser()
     on_slurm = "hydra/launcher=slurm" in overrides
     grid = _Grid(folder, jobs, config.cells(overrides)) if multirun else None
     if on_slurm and not multirun:
         problems = ["hydra/launcher=slurm: a launcher starts the jobs of a grid; add -m (it may be a grid of one)"]
+    elif multirun and not on_slurm and any(job.trainer.nodes > 1 for job in jobs):
+        problems = ["trainer.nodes with -m: the jobs of a grid on several machines need hydra/launcher=slurm"]
     if problems := problems or list(grid.problems() if grid else _check_output(jobs[0], folder)):
         return _refuse(problems)
     if not (folder / "metrics.json").is_file() and (message := _missing(jobs, given, multirun)):
@@ -223,8 +225,9 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
 
     jobs = [slurm.Job(OmegaConf.to_object(grid.jobs[n]), (grid.folder / str(n)).absolute(), grid.cells[n])  # type: ignore[arg-type]
             for n in grid.numbers]  # fmt: skip
-    missing = [job for job in jobs if not (job.folder / "metrics.json").is_file()]
-    print(f"{grid.folder}: {len(jobs)} jobs, {len(jobs) - len(missing)} done already")
+    before = {job.folder: status.read(job.folder) for job in jobs}
+    missing = [job for job in jobs if before[job.folder].state not in ("done", "running")]
+    print(f"{grid.folder}: {len(jobs)} jobs, {status.counts(before)}")
     if missing:
         try:
             array = slurm.submit(missing, config.launcher(grid.cells[0]))
@@ -240,7 +243,7 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
             print(f"\nno longer waiting{f' ({error})' if str(error) else ''}; the jobs go on (scancel {array} ends them)",
                   file=sys.stderr)  # fmt: skip
             return 130
-    states = {job.folder: slurm.ended(status.read(job.folder)) for job in jobs}
+    states = before | {job.folder: slurm.ended(status.read(job.folder)) for job in missing}
     status.print_table(states, {job.folder: list(job.overrides) for job in jobs})
     return 0 if all(s.state == "done" for s in states.values()) else 1
 
@@ -273,16 +276,7 @@ class _Outcome:
             return
         number = hydra_cfg.job.num
         if number in self.grid.numbers:
-            self._remember(folder, self._attempt(self.grid.jobs[number], folder))
-
-    def _attempt(self, cfg: Any, folder: Path) -> str | None:
-        try:
-            return attempt(cfg, folder)
-        except Exception as error:
-            import logging
-
-            logging.getLogger(__name__).exception("the job in %s failed", folder)
-            return f"{type(error).__name__}: {error}"
+            self._remember(folder, attempt_in_grid(self.grid.jobs[number], folder))
 
     def _remember(self, folder: Path, reason: str | None) -> None:
         if reason is not None:
@@ -332,6 +326,17 @@ def attempt(cfg: Any, folder: Path) -> str | None:
         print("\nstopped; finished stages are kept, and the same command goes on after them", file=sys.stderr)
         raise SystemExit(130) from None
     return None
+
+
+def attempt_in_grid(cfg: Any, folder: Path) -> str | None:
+    """Like `attempt`; what nobody foresaw is a reason too, with its traceback in the log, so that the other jobs go on."""
+    try:
+        return attempt(cfg, folder)
+    except Exception as error:
+        import logging
+
+        logging.getLogger(__name__).exception("the job in %s failed", folder)
+        return f"{type(error).__name__}: {error}"
 
 
 def _stopped(stop: preemption.Stopped) -> int:

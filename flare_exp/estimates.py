@@ -153,6 +153,14 @@ def _walk(stages: Preview, todo: set[str]) -> Iterator[tuple[str, nn.Module, Sou
         yield "transfer", model, source, stages.data(method.view), {k: v for k, v in adapted.items() if k in todo}
 
 
+def _note_sizes(found: Estimate, stages: Preview, name: str, model: nn.Module, data: PairedDataModule) -> None:
+    """Parameters, and bytes of source states and of what the stage leaves."""
+    counts = backbones.parameter_counts(model)
+    found.trainable, found.total = counts["trainable"], counts["total"]
+    found.states = _states(stages, model, data)
+    found.disk[name] = _saved(stages, name, counts)
+
+
 def _states(stages: Preview, model: Any, data: PairedDataModule) -> int:
     """Bytes of the cached source states of training."""
     o = stages.cfg.source
@@ -200,10 +208,7 @@ def _probe(stages: Preview, todo: set[str]) -> Estimate:
         found.seconds["mt"] = _building(stages, train_mt, stages.mt.options, {"pairs": 2000})
     started = time.perf_counter()
     for name, model, source, data, tests in _walk(stages, todo):
-        counts = backbones.parameter_counts(model)
-        found.trainable, found.total = counts["trainable"], counts["total"]
-        found.states = _states(stages, model, data)
-        found.disk[name] = _saved(stages, name, counts)
+        _note_sizes(found, stages, name, model, data)
         stage, dataset = _stage(stages, name), data.dataset("train")
         clock = _Clock()
         module = stages.module(
@@ -287,10 +292,7 @@ def _arithmetic(stages: Sketch, todo: set[str]) -> Estimate:
     found = Estimate([])
     speed = throughput(stages.cfg.trainer.accelerator)[1] * SHARE
     for name, model, source, data, tests in _walk(stages, todo):
-        counts = backbones.parameter_counts(model)
-        found.trainable, found.total = counts["trainable"], counts["total"]
-        found.states = _states(stages, model, data)
-        found.disk[name] = _saved(stages, name, counts)
+        _note_sizes(found, stages, name, model, data)
         stage, dataset = _stage(stages, name), data.dataset("train")
         work = Work(stages, model, source, data)
         if name in todo:

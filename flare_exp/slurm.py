@@ -8,7 +8,6 @@ into the queue (flare_exp.preemption); submitit's own handling of another signal
 from __future__ import annotations
 
 import logging
-import re
 import shlex
 import subprocess
 import sys
@@ -100,23 +99,24 @@ def run(job: Job) -> None:
     """On a node: one job."""
     from omegaconf import OmegaConf
 
-    from flare_exp.__main__ import assists, attempt
+    from flare_exp.__main__ import assists, attempt_in_grid
 
     if assists(job.config):
         return
     job.folder.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), logging.FileHandler(job.folder / "flare_exp.log")]
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True)
-    if attempt(OmegaConf.structured(replace(job.config, output_dir=str(job.folder))), job.folder):
+    if reason := attempt_in_grid(OmegaConf.structured(replace(job.config, output_dir=str(job.folder))), job.folder):
+        logging.getLogger(__name__).error("%s", reason)
         raise SystemExit(1)
 
 
-def active(array: str) -> set[str]:
-    """Job ids of an array that SLURM has not done with."""
-    done = subprocess.run(["squeue", "-h", "-r", "-j", array, "-o", "%A %F_%K"], capture_output=True, text=True, timeout=60)
+def active(array: str) -> bool:
+    """Whether SLURM has not done with all jobs of an array."""
+    done = subprocess.run(["squeue", "-h", "-j", array, "-o", "%i"], capture_output=True, text=True, timeout=60)
     if done.returncode and "Invalid job id" not in done.stderr:
         raise UserError(f"squeue: {done.stderr.strip()}")
-    return set(re.findall(r"\S+", done.stdout))
+    return bool(done.stdout.strip())
 
 
 def wait(jobs: Sequence[Job], array: str) -> None:

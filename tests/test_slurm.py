@@ -87,7 +87,7 @@ def test_jobs_that_are_warned_go_on_and_those_that_are_killed_are_repaired(clust
     assert "finetune: goes on after" in log
     repaired = run(grid(checkpoint, folder, *long), cluster)
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
-    assert "2 jobs, 1 done already" in repaired.stdout
+    assert "2 jobs, 1 done, 1 failed" in repaired.stdout
     for seed in "01":
         for name in ("english/adapter_model.safetensors", "adapter/adapter_model.safetensors", "predictions.parquet"):
             one, other = (tmp_path / place / "grid" / seed / name for place in ("whole", "parts"))
@@ -188,6 +188,9 @@ def test_wrong_launcher_options_are_one_message(tmp_path):
     assert done.returncode == 2
     assert "hydra.launcher.partitoin" in done.stderr
     assert "Traceback" not in done.stderr
+    done = say("-m", "trainer=ddp_cpu", "trainer.nodes=2")
+    assert done.returncode == 2
+    assert "several machines need hydra/launcher=slurm" in done.stderr
     done = say("hydra/launcher=slurm")
     assert done.returncode == 2
     assert "add -m" in done.stderr
