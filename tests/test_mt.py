@@ -204,7 +204,8 @@ def test_progress_adds_up(engine):
 
 
 def test_a_progress_bar_moves(capsys, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    for key, value in {"FORCE_COLOR": "1", "TERM": "xterm"}.items():  # as on a terminal, wherever the tests run
+        monkeypatch.setenv(key, value)
     with mt.bar("translating", 3) as moved:
         moved(1)
         moved(2)
