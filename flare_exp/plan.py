@@ -1,4 +1,8 @@
-"""`python -m flare_exp plan [-m] <overrides>`: what a run or a grid would build, need and take, before it is started."""
+"""`python -m flare_exp plan [-m] key=value ...`: what a run or a grid would build, need and take, before it is started.
+
+Nothing is fetched or built. What it takes is measured on a few batches of every stage, or counted where a model is not here:
+docs/plan.md.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flare_exp import config
+from flare_exp import commandline, config
+from flare_exp.runs import quiet
 
 if TYPE_CHECKING:
     from flare_exp.artifacts import Artifact
@@ -72,12 +77,10 @@ class Job:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the plan of a command line; the exit code is 2 when it has mistakes."""
-    from flare_exp import __main__ as command
-
-    overrides, multirun = command._overrides(arguments), any(a in ("-m", "--multirun") for a in arguments)
+    overrides, multirun = commandline.overrides(arguments), any(a in ("-m", "--multirun") for a in arguments)
     composed, problems = config.check(overrides, multirun)
     if problems:
-        return command._refuse(problems)
+        return commandline.refuse(problems)
     jobs = [(o, _typed(c)) for o, c in zip(config.cells(overrides), composed, strict=True)]
     _quietly(jobs[0][1])
     with tempfile.TemporaryDirectory(prefix="flare_exp_plan_") as scratch:
@@ -94,9 +97,7 @@ def _typed(composed: Any) -> config.Config:
 
 
 def _quietly(cfg: config.Config) -> None:
-    from flare_exp.__main__ import _quiet
-
-    _quiet(replace(cfg, offline=True))  # a plan asks nobody
+    quiet(replace(cfg, offline=True))  # a plan asks nobody
 
 
 def looked_up(jobs: Sequence[tuple[list[str], config.Config]], multirun: bool, scratch: Path) -> list[Job]:

@@ -40,12 +40,7 @@ def needs_of(jobs: Sequence[Any]) -> list[hub.Need]:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0: everything is there; 1: something is not."""
-    flags, overrides = ([a for a in arguments if a.startswith("-") is flag] for flag in (True, False))
-    if {"--help", "-h"}.intersection(flags):
-        print(__doc__)
-        return 0
-    if unknown := [flag for flag in flags if flag not in ("-m", "--multirun")]:
-        raise UserError(f"{unknown[0]}: there is no such flag; only -m")
+    overrides = [a for a in arguments if not a.startswith("-")]
     jobs, problems = config.check(overrides, multirun=True)
     if problems:
         raise UserError("\n  - ".join(["the command line has mistakes; nothing was fetched", *problems]))

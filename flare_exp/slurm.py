@@ -99,7 +99,7 @@ def run(job: Job) -> None:
     """On a node: one job."""
     from omegaconf import OmegaConf
 
-    from flare_exp.__main__ import assists, attempt_in_grid
+    from flare_exp.runs import assists, attempt_in_grid
 
     if assists(job.config):
         return

@@ -174,11 +174,9 @@ def print_timeline(folders: Iterable[Path]) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    if {"--help", "-h"}.intersection(arguments):
-        print(__doc__)
-        return 0
+    """Print the table; the exit code is 0 when all jobs are done, else 1."""
     places = [a for a in arguments if a != "--timeline"]
-    if len(places) != 1 or places[0].startswith("-"):
+    if len(places) != 1:
         raise UserError("name one folder: python -m flare_exp status [--timeline] <folder of a run or a grid>")
     overrides = jobs_of(Path(places[0]).expanduser())
     if "--timeline" in arguments:

@@ -10,7 +10,9 @@ import time
 import pytest
 
 from flare_exp import config
-from flare_exp.__main__ import _check_output, help_text, main
+from flare_exp.__main__ import main
+from flare_exp.commandline import COMMANDS, help_text, normalised
+from flare_exp.runs import check_folder
 
 
 def problems(*overrides, multirun=False):
@@ -176,10 +178,8 @@ def test_checked_for_cfg_and_multirun_too(capsys):
 
 
 def test_flags_and_overrides_in_any_order_and_bare_slices():
-    from flare_exp.__main__ import _normalised
-
     mixed = ["seed=0", "-m", "method=lora,flare", "--cfg", "job", "task.train_split=train[:50]"]
-    assert _normalised(mixed) == ["-m", "--cfg", "job", "seed=0", "method=lora,flare", "task.train_split='train[:50]'"]
+    assert normalised(mixed) == ["-m", "--cfg", "job", "seed=0", "method=lora,flare", "task.train_split='train[:50]'"]
     assert main(["seed=0", "-m", "method=lora,flaer"]) == 2
 
 
@@ -200,13 +200,27 @@ def test_a_run_folder_may_be_taken_up_with_another_logger(tmp_path):
 
     before, after = (config.check([f"output_dir={tmp_path}", f"logger={name}"], False)[0][0] for name in ("csv", "wandb"))
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(before, resolve=True))
-    assert not list(_check_output(after, tmp_path))
+    assert not list(check_folder(after, tmp_path))
 
 
 def test_output_folder_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main([f"output_dir={tmp_path / 'file' / 'sub'}"]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_explain_themselves_and_refuse_unknown_flags(name, capsys):
+    assert main([name, "--help"]) == 0
+    assert f"python -m flare_exp {name}" in capsys.readouterr().out
+    assert main([name, "--dry-run"]) == 2
+    assert "--dry-run: there is no such flag; allowed: -" in capsys.readouterr().err
+
+
+def test_help_may_be_cut_short():
+    done = subprocess.run(f"{sys.executable} -m flare_exp --help | head -n 1", shell=True, capture_output=True, text=True)
+    assert done.stdout.startswith("usage:")
+    assert not done.stderr
 
 
 def test_help_teaches_and_is_quick():

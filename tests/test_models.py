@@ -12,7 +12,7 @@ from conftest import random_backbone
 from safetensors.torch import load_file
 
 from flare_exp import adapter, backbones, config
-from flare_exp.__main__ import run_job
+from flare_exp.runs import run_job
 from flare_exp.stages import save_model
 from flare_exp.tasks import ToyNLI, ToyQA, ToySentiment
 from flare_exp.tiny.pretrain import pretrain

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from flare_exp import config
-from flare_exp.__main__ import _normalised
+from flare_exp.commandline import normalised
 from flare_exp.tasks import TASKS
 
 
@@ -59,7 +59,7 @@ def check(process):
     """The job and the problems of what an agent starts."""
     environment, interpreter, *module = process.command[:4]
     assert (environment, interpreter, module) == ("/usr/bin/env", "python", ["-m", "flare_exp"])
-    (job,), problems = config.check(_normalised(process.command[4:]), multirun=False)
+    (job,), problems = config.check(normalised(process.command[4:]), multirun=False)
     return job, problems
 
 

@@ -1,0 +1,186 @@
+"""One configuration in one run folder: whether it may be run there, and the attempt.
+
+Nothing heavy is imported before the attempt.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from flare_exp import config, preemption
+from flare_exp.errors import UserError
+
+# Options that do not change a result, so that a run folder may be taken up again with others.
+VOLATILE = {
+    "output_dir",
+    "cache_dir",
+    "resume",
+    "print_config",
+    "offline",
+    "experiment",
+    "method.label",
+    *(f"logger.{f.name}" for f in fields(config.LoggerConfig)),
+    "trainer.devices",
+    "trainer.nodes",
+    "trainer.strategy",
+    "trainer.checkpoint_minutes",
+    "trainer.enable_progress_bar",
+    "data.workers",
+}
+
+
+def check_writable(folder: Path) -> Iterator[str]:
+    """A problem if nothing can be written to `folder`, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        yield f"output_dir={folder}: cannot be written ({error.strerror})"
+
+
+def check_folder(cfg: Any, folder: Path) -> Iterator[str]:
+    """Problems with a run folder: it cannot be written, or it holds another run."""
+    from omegaconf import OmegaConf
+
+    if unwritable := list(check_writable(folder)):
+        yield from unwritable
+        return
+    stored = folder / "config.yaml"
+    try:
+        before = OmegaConf.load(stored) if stored.is_file() else None
+    except Exception as error:  # yaml raises its own kinds
+        yield f"output_dir={folder}: its config.yaml is unreadable ({str(error).splitlines()[0]}); choose another folder"
+        return
+    if before is None:
+        if (folder / "metrics.json").exists():
+            yield f"output_dir={folder}: it holds a metrics.json but no config.yaml; choose another folder"
+        return
+    if not cfg.resume:
+        yield f"output_dir={folder}: it holds a run already and resume=false; choose another folder"
+        return
+    old, new = (config.flat(OmegaConf.to_container(c, resolve=True)) for c in (before, cfg))
+    differing = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and k not in VOLATILE]
+    if differing:
+        shown = ", ".join(f"{k} ({old.get(k)} there, {new.get(k)} here)" for k in differing)
+        yield f"output_dir={folder}: it holds another run, which differs in {shown}"
+
+
+def assists(cfg: Any) -> bool:
+    """Whether this is one of the further machines of a run (trainer.nodes); if so it has done its part on return."""
+    machine = int(os.environ.get("SLURM_PROCID", 0)) if cfg.trainer.nodes > 1 else 0
+    if machine:
+        from flare_exp import parallel
+
+        parallel.assist(machine, cfg.trainer.devices, cfg.trainer.nodes, cfg.trainer.accelerator)
+    return machine > 0
+
+
+def attempt(cfg: Any, folder: Path) -> str | None:
+    """Run one configuration in `folder`; returns why it failed if that is something that the user can mend.
+
+    Raises:
+        SystemExit: it was stopped; what it had done is kept.
+    """
+    from flare_exp import status
+
+    done = (folder / "metrics.json").is_file()
+    try:
+        with nullcontext() if done else status.running(folder):
+            run_job(cfg, folder)
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        return f"no more can be written to {error.filename or folder}: {error.strerror}"
+    except preemption.Stopped as stop:
+        raise SystemExit(_stopped(stop)) from None
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C during training into an exit
+        print("\nstopped; finished stages are kept, and the same command goes on after them", file=sys.stderr)
+        raise SystemExit(130) from None
+    return None
+
+
+def attempt_in_grid(cfg: Any, folder: Path) -> str | None:
+    """Like `attempt`; what nobody foresaw is a reason too, with its traceback in the log, so that the other jobs go on."""
+    try:
+        return attempt(cfg, folder)
+    except Exception as error:
+        import logging
+
+        logging.getLogger(__name__).exception("the job in %s failed", folder)
+        return f"{type(error).__name__}: {error}"
+
+
+def _stopped(stop: preemption.Stopped) -> int:
+    """Say so, and have SLURM start the job again if it gave the warning; returns the exit code."""
+    print(f"flare_exp: {stop}", file=sys.stderr, flush=True)
+    if stop.by is signal.SIGUSR1:
+        try:
+            if job := preemption.requeue():
+                print(f"flare_exp: SLURM job {job} is back in the queue", file=sys.stderr, flush=True)
+        except RuntimeError as error:
+            print(f"flare_exp: {error}", file=sys.stderr)
+    return 128 + stop.by
+
+
+def run_job(cfg: Any, folder: Path) -> dict[str, Any]:
+    """Run one configuration in `folder`, or return the result that is there already; prints the table."""
+    import json
+    import logging
+
+    from omegaconf import OmegaConf
+
+    typed: config.Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    folder.mkdir(parents=True, exist_ok=True)
+    quiet(typed)
+    from flare_exp import pipeline, results
+
+    done = folder / "metrics.json"
+    if done.is_file():
+        logging.getLogger(__name__).info("this run is complete; showing the stored result")
+        measured = json.loads(done.read_text())
+    else:
+        results.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        measured = pipeline.run(typed, folder)
+    results.print_table(measured, pipeline.notes(typed, folder), folder)
+    return measured
+
+
+def quiet(cfg: config.Config) -> None:
+    """Before heavy imports: network settings, and silence from libraries that talk about themselves."""
+    import logging
+    import warnings
+
+    from flare_exp import hub
+
+    hub.offline(cfg.offline)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*number of training batches.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*directory .* exists and is not empty.*")  # as it must be to go on
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+    warnings.filterwarnings("ignore", message=".*custom batch sampler `Shares` for prediction.*")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses optional kernels, and says so when peft looks at it
+    import lightning.pytorch  # noqa: F401
+    import transformers
+
+    # these set their own level and handler when they are imported
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "httpx", "filelock", "fsspec"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.WARNING)
+        logger.handlers.clear()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
