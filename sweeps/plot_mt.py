@@ -72,11 +72,13 @@ def draw(data: dict[str, dict[tuple, dict[float, list[float]]]], path: Path, x: 
         return
     figure, panels = plt.subplots(1, len(data), figsize=(4.2 * len(data) + 0.6, 3.8), squeeze=False, layout="constrained")
     for axes, (task, lines) in zip(panels[0], sorted(data.items()), strict=True):
-        for (color, marker, label), points in lines.items():
+        span = max(v for points in lines.values() for v in points) - min(v for points in lines.values() for v in points)
+        for n, ((color, marker, label), points) in enumerate(lines.items()):
             xs = sorted(points)
+            at = [v + (n - (len(lines) - 1) / 2) * span / 100 for v in xs]  # beside each other where they have the same quality
             means = [statistics.mean(points[v]) for v in xs]
             spread = [statistics.stdev(points[v]) if len(points[v]) > 1 else 0.0 for v in xs]
-            axes.errorbar(xs, means, spread, color=color, marker=marker, label=label, capsize=3, markersize=7)
+            axes.errorbar(at, means, spread, color=color, marker=marker, label=label, capsize=3, markersize=7)
         seeds = {len(values) for points in lines.values() for values in points.values()}
         axes.set_title(f"{task} ({'-'.join(map(str, sorted({min(seeds), max(seeds)})))} seed{'s' if max(seeds) > 1 else ''})")
         axes.set_xlabel(x)
@@ -84,7 +86,8 @@ def draw(data: dict[str, dict[tuple, dict[float, list[float]]]], path: Path, x: 
         axes.grid(alpha=0.3)
         if zero:
             axes.axhline(0, color="black", linewidth=0.8)
-    panels[0][0].legend(fontsize="small")
+    named = {label: line for axes in panels[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named, loc="outside lower center", ncols=len(named))
     figure.savefig(path, dpi=150)
     print(path)
 
