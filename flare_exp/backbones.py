@@ -6,7 +6,7 @@ To add a family: a row in FAMILIES (see docs/adding_a_model.md); nothing else kn
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,10 +219,36 @@ def load(
 
 
 def wrap(model: nn.Module, family: Family, form: str, head: tuple[str, ...] | None = None) -> Backbone:
-    """A model that is in memory already, as a Backbone."""
+    """A model that is in memory already, as a Backbone.
+
+    Raises:
+        UserError: the family's row does not fit it.
+    """
     prefix = f"{model.base_model_prefix}." if hasattr(model, str(model.base_model_prefix)) else ""
     stacks = {name: prefix + stack for name, stack in family.stacks.items()}
+    if problem := next(_misfits(model, family, stacks.values()), None):
+        row = f"the row of {model.config.model_type} in FAMILIES of {Path(__file__).name}"  # type: ignore[union-attr]
+        raise UserError(f"{row} does not fit: {problem} (docs/adding_a_model.md)")
     return Backbone(model, family, form, family.heads[form] if head is None else head, stacks)
+
+
+def _misfits(model: nn.Module, family: Family, stacks: Iterable[str]) -> Iterator[str]:
+    """What of a row is not in a model: a wrong name would adapt less than it says, without a word."""
+    if family.query == family.value:
+        yield f"query and value are both {family.query!r}, and they must be two linear layers"
+    names = {name for name, _ in model.named_modules()}
+    for stack in stacks:
+        numbers = {name[len(stack) + 1 :].partition(".")[0] for name in names if name.startswith(f"{stack}.")}
+        if not numbers:
+            yield f"there are no blocks at {stack!r}"
+        for block in (f"{stack}.{number}" for number in sorted(numbers)):
+            for projection in family.fused:
+                found = [name for name in names if name.startswith(f"{block}.") and name.endswith(f".{projection}")]
+                if len(found) != 1:
+                    yield f"{block} has {len(found)} layers called {projection!r} instead of one"
+    for name in (*family.plain, *family.linear):
+        if not any(n.endswith(f".{name}") for n in names):
+            yield f"no layer is called {name!r}"
 
 
 def blocks(model: Any) -> list[nn.Module]:

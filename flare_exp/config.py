@@ -19,6 +19,7 @@ from flare_exp.tasks import ROLES, TASKS, Slice
 
 FUSING_METHODS = ("flare", "flare_mt")
 LEARNED_FUSIONS = ("cross_attn", "gated")  # those with weights of their own
+FUSION_OPTIONS = {"query": "cross_attn", "heads": "cross_attn", "bias": "gated"}  # option -> the fusion that has it
 HUMAN_MT = ("toy", "gold")  # translations by the benchmark itself
 MACHINES = ("toy_nllb", "nllb_600m", "nllb_1b3_distilled", "nllb_1b3", "nllb_3b3", "custom")  # translations by a model
 
@@ -476,7 +477,7 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
     for name in ("shuffle", "empty"):
         if getattr(cfg.source, name) and cfg.method.name not in FUSING_METHODS:
             yield f"source.{name}=true with method={cfg.method.name}: only {' and '.join(FUSING_METHODS)} read a source"
-    for name, owner in (("query", "cross_attn"), ("heads", "cross_attn"), ("bias", "gated")):
+    for name, owner in FUSION_OPTIONS.items():
         if getattr(cfg.fusion, name) is not None and cfg.fusion.name != owner:
             yield f"fusion.{name}={getattr(cfg.fusion, name)}: only fusion={owner} has it, not {cfg.fusion.name}"
     if cfg.fusion.heads and cfg.adapter.r > 0 and cfg.adapter.r % cfg.fusion.heads:

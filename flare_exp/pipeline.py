@@ -129,6 +129,8 @@ def notes(cfg: Config, folder: Path) -> list[str]:
     counts, test = facts["parameters"], facts["test"]
     trained = f"{counts['trainable']:,} of {counts['total']:,} parameters trained"
     found = [f"{trained} ({100 * counts['trainable'] / counts['total']:.1f} %)"]
+    if kept := [stage for stage in ("finetune", "transfer", "test") if facts["artefacts"].get(stage, {}).get("reused")]:
+        found.append(f"found in the cache: {', '.join(kept)}")
     for name, meaning in (
         ("cut_off", "gold answers were cut off by data.max_length"),
         ("unparsable", "predictions are no answer"),

@@ -24,10 +24,11 @@ from peft import PeftModel
 from torch import nn
 
 from flare_exp import adapter, backbones, metrics, results
-from flare_exp.artifacts import Artifact, ArtifactStore, digest_of
+from flare_exp import fusion as fusions
+from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
 from flare_exp.backbones import Backbone
 from flare_exp.checkpoints import MT, make_translator
-from flare_exp.config import Config, StageConfig
+from flare_exp.config import FUSION_OPTIONS, Config, StageConfig
 from flare_exp.data import DATAMODULES, PairedDataModule, PairedDataset
 from flare_exp.errors import UserError
 from flare_exp.forms import FORM_CLASSES, Form, PromptForm, SourceTextForm
@@ -69,6 +70,7 @@ class Stages:
             "precision": cfg.trainer.precision,
             "weights": asdict(self.precision),
             "form": self.form_name,
+            "family": asdict(backbones.family_of(str(self.backbone.path), cfg.model.revision)),
             "select": cfg.task.select,
             "clip": cfg.trainer.gradient_clip_val,
             "limit_train_batches": cfg.trainer.limit_train_batches,
@@ -144,7 +146,8 @@ class Stages:
         stage = self.capped(self.cfg.transfer)
         fusion = self.fusion_options(view) if fuses else None
         key = {"stage": "transfer", "english": english.digest, "data": pairs_digest(data, "train", "validation"),
-               "fusion": fusion, "adapter": asdict(self.cfg.adapter), "hyper": asdict(stage), **self.recipe}  # fmt: skip
+               "fusion": fusion and [fusion, file_sha256(Path(fusions.__file__))],  # other code, other weights
+               "adapter": asdict(self.cfg.adapter), "hyper": asdict(stage), **self.recipe}  # fmt: skip
         if fusion and self.cfg.source.cache != "off" and self.cfg.source.dtype != "float32":
             key["states"] = self.cfg.source.dtype  # rounded
         if view == "latent":
@@ -273,7 +276,7 @@ class Stages:
     def fusion_options(self, view: str) -> dict[str, Any]:
         """The fusion as arguments of `adapter.add_adapter`."""
         f = self.cfg.fusion
-        options = {k: getattr(f, k) for k in ("query", "heads", "bias") if getattr(f, k) is not None}
+        options = {k: getattr(f, k) for k in FUSION_OPTIONS if getattr(f, k) is not None}
         common = {"fusion": f.name, "fusion_options": options, "answer_source": f.answer_source}
         if view == "latent":
             return {**common, "source_width": self.mt.encoder[0].config.d_model}

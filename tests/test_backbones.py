@@ -1,10 +1,11 @@
 """Loading checkpoints: strict about what is missing, clear about what is wrong."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, random_backbone
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from flare_exp import adapter, backbones
@@ -70,3 +71,19 @@ def test_truncated_weights_missing_folder_and_unknown_family(tmp_path):
 def test_unreachable_hub_checkpoint_is_a_user_error():
     with pytest.raises(UserError, match=r"model\.path=no-such-owner/no-such-model: its configuration could not be read"):
         backbones.family_of("no-such-owner/no-such-model")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"value": "query"}, "query and value are both 'query'"),
+        ({"value": "valu"}, r"encoder\.layer\.0 has 0 layers called 'valu' instead of one"),
+        ({"query": "dense"}, r"has 3 layers called 'dense' instead of one"),
+        ({"linear": ("key", "up_proj")}, "no layer is called 'up_proj'"),
+        ({"stacks": {"encoder": "encoder.block"}}, r"there are no blocks at 'bert\.encoder\.block'"),
+    ],
+)
+def test_a_family_row_that_does_not_fit_is_refused(wrong, message):
+    model = random_backbone(("bert", "label")).model
+    with pytest.raises(UserError, match=f"the row of bert in FAMILIES of backbones.py does not fit: .*{message}"):
+        backbones.wrap(model, replace(backbones.FAMILIES["bert"], **wrong), "label")

@@ -137,6 +137,7 @@ def test_other_methods_reuse_english_and_fusion_is_null(flare_run, cache_dir, tm
         assert measured["zero_shot"] == result(flare)["zero_shot"]
         finetune = json.loads((tmp_path / method / "provenance.json").read_text())["artefacts"]["finetune"]
         assert finetune["reused"]
+        assert "found in the cache: finetune" in done.stdout
         digests.add(finetune["digest"])
         if method == "zero_shot":
             assert measured["test"] == measured["zero_shot"]

@@ -12,9 +12,10 @@ import pytest
 
 from flare_exp import config
 from flare_exp.artifacts import ArtifactStore, digest_of
+from flare_exp.data import DATAMODULES
 from flare_exp.errors import UserError
 from flare_exp.noise import ERRORS, corrupt, corrupt_examples, corrupted, follow_words
-from flare_exp.tasks import TASKS, XNLI, Answer, Example, NusaX, Task, TyDiQA, base
+from flare_exp.tasks import TASKS, XNLI, Answer, Benchmark, Example, NusaX, Task, TyDiQA, base
 from flare_exp.tasks.tydiqa import PREFIXES, locate
 from flare_exp.translation import FileTranslator, ParallelTranslator, translator
 
@@ -47,6 +48,22 @@ def hub(monkeypatch):
         return calls
 
     return serve
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_every_task_is_whole(task):
+    """What a new task needs beside its class (docs/adding_a_task.md)."""
+    assert task.prompt.format(**dict.fromkeys(task.fields, "x")), "its prompt is a template over its fields"
+    assert task.metric in (("accuracy", "macro_f1") if task.labels else ("exact_match", "f1"))
+    assert bool(task.labels) != (task.fields == ("context", "question"))
+    assert task.english not in task.languages
+    assert task in DATAMODULES
+    (job,), problems = config.check([f"task={task.name}"], multirun=False)
+    assert not problems
+    assert job.task.lang in task.languages
+    if issubclass(task, Benchmark):
+        assert task.sizes, "plan asks for them where the data are not"
+        assert job.mt.name != "gold", "an upper bound is never a default"
 
 
 # --- XNLI ------------------------------------------------------------------------------------------------------------
@@ -113,7 +130,7 @@ def test_tydiqa_folder_carries_the_language(tmp_path):
     assert examples[0].answers == (Answer("Nile", 4),)
     assert examples[0].label is None
     write(tmp_path / "sw/train.parquet", [question("x"), question("x")])
-    with pytest.raises(UserError, match="the column id has duplicates"):
+    with pytest.raises(UserError, match="several rows have the id"):
         TyDiQA(data_dir=str(tmp_path)).load("sw", "train")
 
 

@@ -6,6 +6,7 @@ import functools
 import logging
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,8 +154,8 @@ class Benchmark(Task):
         """
         origin = f"{self.name}/{lang}/{split}"
         examples = [self.example(f"{origin}/{i}", row) for i, row in enumerate(self.rows(lang, split))]
-        if len({e.key for e in examples}) != len(examples):
-            raise UserError(f"{origin}: the column id has duplicates, so its rows cannot be told apart")
+        if twice := [key for key, count in Counter(e.key for e in examples).items() if count > 1]:
+            raise UserError(f"{origin}: several rows have the id {twice[0]}, so they cannot be told apart")
         if wrong := [e for e in examples if self.labels and e.label not in range(len(self.labels))]:
             raise UserError(f"{origin}: label {wrong[0].label!r} of id {wrong[0].key} is none of 0..{len(self.labels) - 1}")
         return examples
