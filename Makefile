@@ -58,7 +58,7 @@ toy-table: setup  ## the embedded world's table: methods, ablations, fusion func
 toy-tasks: setup  ## sentiment, inference and questions x three families of the embedded world, 3 seeds (hours; not yet timed)
 	PYTHON=$(BIN)/python sweeps/toy_tasks.sh
 
-mt-gain: setup  ## translation quality against gain: FLARE, FLARE MT, LoRA with a tiny NLLB and with human translations (hours)
+mt-gain: setup  ## translation quality against gain: FLARE, FLARE MT, LoRA with a tiny NLLB and with human translations (about three core-hours)
 	PYTHON=$(BIN)/python sweeps/mt_gain.sh
 
 nusax: setup  ## NusaX with a real checkpoint: make nusax MINILM=<folder> DATA=<folder> (about an hour)

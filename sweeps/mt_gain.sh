@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Translation quality against gain, embedded world, far, 3 seeds: LoRA, FLARE and FLARE MT with a tiny NLLB of two qualities, LoRA and
-# FLARE with human translations, and human translations with errors of a known rate. Hours on one core.
+# FLARE with human translations, and human translations with errors of a known rate. About three hours of one core.
 # A run that is there already is not run again: start it again after an interruption.
 set -euo pipefail
 out=${OUT:-outputs/mt_gain} run="${PYTHON:-.venv/bin/python} -m flare_exp -m trainer=cpu trainer.enable_progress_bar=false"
