@@ -55,7 +55,7 @@ $(SWEEPS)/.installed:
 toy-table: setup  ## the embedded world's table: methods, ablations, fusion functions, 3 seeds (about an hour)
 	PYTHON=$(BIN)/python sweeps/toy_table.sh
 
-toy-tasks: setup  ## sentiment, inference and questions x three families of the embedded world, 3 seeds (hours; not yet timed)
+toy-tasks: setup  ## sentiment, inference and questions x three families of the embedded world, 3 seeds (two to four core-hours)
 	PYTHON=$(BIN)/python sweeps/toy_tasks.sh
 
 mt-gain: setup  ## translation quality against gain: FLARE, FLARE MT, LoRA with a tiny NLLB and with human translations (about three core-hours)

