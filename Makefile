@@ -52,7 +52,7 @@ $(SWEEPS)/.installed:
 	$(SWEEPS)/bin/pip install --quiet --disable-pip-version-check 'sweeps==0.3.0' 'numpy<2'
 	@touch $@
 
-toy-table: setup  ## the embedded world's table: methods, ablations, fusion functions, 3 seeds (about an hour)
+toy-table: setup  ## the embedded world's table: methods, ablations, fusion functions, 3 seeds (an hour of one core)
 	PYTHON=$(BIN)/python sweeps/toy_table.sh
 
 toy-tasks: setup  ## sentiment, inference and questions x three families of the embedded world, 3 seeds (two to four core-hours)
