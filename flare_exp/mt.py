@@ -574,6 +574,7 @@ def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
 
     Long texts come first, so the time left is estimated too long rather than too short.
     """
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
@@ -582,6 +583,7 @@ def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
             return Text(f"{task.speed:.1f} texts/s" if task.speed else "")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, speed_estimate_period=300) as progress:
+    # a console of its own: rich's common one decides for good, when it is first asked for, whether it is on a terminal
+    with Progress(*columns, console=Console(), transient=True, speed_estimate_period=300) as progress:
         task = progress.add_task(description, total=total)
         yield lambda finished: progress.advance(task, finished)

@@ -164,7 +164,7 @@ def test_nusax_pairs_rows_by_id_not_by_position(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"id": "1", "text": "a", "label": 0}, {"id": "1", "text": "b", "label": 0}], "duplicates"),
+        ([{"id": "1", "text": "a", "label": 0}, {"id": "1", "text": "b", "label": 0}], "several rows have the id"),
         ([{"id": "1", "text": "a", "label": 3}], "label 3 of id 1"),
         ([{"id": "1", "text": "a"}], r"lacks the column\(s\) label"),
     ],

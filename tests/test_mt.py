@@ -9,6 +9,7 @@ import random
 import re
 
 import pytest
+import rich
 import torch
 import transformers as hf
 from hypothesis import given, settings
@@ -204,6 +205,7 @@ def test_progress_adds_up(engine):
 
 
 def test_a_progress_bar_moves(capsys, monkeypatch):
+    rich.get_console()  # somebody asked for it before, elsewhere than on a terminal
     for key, value in {"FORCE_COLOR": "1", "TERM": "xterm"}.items():  # as on a terminal, wherever the tests run
         monkeypatch.setenv(key, value)
     with mt.bar("translating", 3) as moved:
