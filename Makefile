@@ -55,10 +55,10 @@ $(SWEEPS)/.installed:
 toy-table: setup  ## the embedded world's table: methods, ablations, fusion functions, 3 seeds (an hour of one core)
 	PYTHON=$(BIN)/python sweeps/toy_table.sh
 
-toy-tasks: setup  ## sentiment, inference and questions x three families of the embedded world, 3 seeds (two to four core-hours)
+toy-tasks: setup  ## sentiment, inference and questions x three families of the embedded world, 3 seeds (two to four core-hours, by estimate)
 	PYTHON=$(BIN)/python sweeps/toy_tasks.sh
 
-mt-gain: setup  ## translation quality against gain: FLARE, FLARE MT, LoRA with a tiny NLLB and with human translations (about three core-hours)
+mt-gain: setup  ## translation quality against gain: FLARE, FLARE MT, LoRA with a tiny NLLB and with human translations (three core-hours, by estimate)
 	PYTHON=$(BIN)/python sweeps/mt_gain.sh
 
 nusax: setup  ## NusaX with a real checkpoint: make nusax MINILM=<folder> DATA=<folder> (about an hour)
