@@ -91,9 +91,14 @@ class PairedDataset(Dataset):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each pair, source included: what a batch costs."""
-        sides = [self.target, self.source] if self.source else [self.target]
-        return [sum(len(item["inputs"]["input_ids"]) for item in items) for items in zip(*sides, strict=True)]
+        """Count the tokens of each target: the order of batches follows from them, with a source or without."""
+        return [len(item["inputs"]["input_ids"]) for item in self.target]
+
+    @property
+    def costs(self) -> list[int]:
+        """Count the tokens of each pair, source included: what a model reads."""
+        sources = [len(item["inputs"]["input_ids"]) for item in self.source or ()] or [0] * len(self)
+        return [target + source for target, source in zip(self.lengths, sources, strict=True)]
 
 
 class PairedCollator:

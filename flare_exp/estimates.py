@@ -241,7 +241,7 @@ def _loader(stages: Preview, data: PairedDataModule, role: str) -> Any:
     dataset = data.dataset(role)
     batches = _batches(stages, dataset, role)
     full = [rows for rows in batches if len(rows) == max(map(len, batches))]
-    full.sort(key=lambda rows: max(dataset.lengths[i] for i in rows))
+    full.sort(key=lambda rows: max(dataset.costs[i] for i in rows))
     typical = [full[len(full) * sixth // 6] for sixth in (1, 3, 5)]
     chosen = [full[-1], *typical, *typical]
     return data._loader(Subset(dataset, [i for rows in chosen for i in rows]), batch_size=len(full[0]))  # type: ignore[arg-type]
@@ -297,12 +297,12 @@ def _arithmetic(stages: Sketch, todo: set[str]) -> Estimate:
         work = Work(stages, model, source, data)
         if name in todo:
             part = _steps(stages, dataset) / max(1, -(-len(dataset) // stages.cfg.data.batch_size))
-            epoch = part * work.train * sum(dataset.lengths) + work.evaluate * sum(data.dataset("validation").lengths)
+            epoch = part * work.train * sum(dataset.costs) + work.evaluate * sum(data.dataset("validation").costs)
             found.seconds[name] = stage.epochs * epoch / speed
             found.memory = max(found.memory, work.memory)
         for test, view in tests.items():
             tested = stages.data(view).dataset("test")
-            found.seconds[test] = (work.evaluate * sum(tested.lengths) + work.written * len(tested) / DECODING) / speed
+            found.seconds[test] = (work.evaluate * sum(tested.costs) + work.written * len(tested) / DECODING) / speed
     base = results.peak_memory() if stages.cfg.trainer.accelerator == "cpu" else 0
     return replace(found, memory=found.memory + base)
 

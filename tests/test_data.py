@@ -85,6 +85,17 @@ def test_bucket_sampler_is_a_seeded_permutation_of_similar_lengths():
     assert padding < 1.15, "batches of similar length hardly pad"
 
 
+def test_a_source_does_not_change_the_order_of_the_batches(task, tokenizer):
+    """lora (target) and flare (paired) with one seed are compared pair by pair."""
+    alone, paired = (module(task, tokenizer, view) for view in ("target", "paired"))
+    orders = [[b["index"].tolist() for b in data.train_dataloader()] for data in (alone, paired)]
+    assert orders[0] == orders[1]
+    lengths, costs = (getattr(paired.dataset("train"), name) for name in ("lengths", "costs"))
+    assert lengths == alone.dataset("train").costs != costs
+    sources = paired.dataset("train").source
+    assert [c - n for c, n in zip(costs, lengths, strict=True)] == [len(s["inputs"]["input_ids"]) for s in sources]
+
+
 def test_shuffled_sources_have_no_fixed_point_and_keep_the_sources(task, tokenizer):
     pairs = module(task, tokenizer, "paired").pairs("train")
     shuffled = shuffled_sources(pairs, seed=0)
