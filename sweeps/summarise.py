@@ -1,71 +1,217 @@
-"""Mean and standard deviation over seeds of every cell below some folders of runs: `python sweeps/summarise.py FOLDER...`
+"""Print mean and standard deviation over seeds of runs: `python sweeps/summarise.py FOLDER...`
 
-One table per task, in the task's own metrics.
+One table per task. A cell is what runs have in common but for the seed: every option that differs from the shipped
+configuration tells cells apart, and those that differ between the runs shown get a column.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
-CONSOLE = Console(width=150)
+from flare_exp import config, status
+from flare_exp.runs import VOLATILE
+
+GROUPS = ("model", "task", "mt", "fusion", "method", "decode")
+# what the first columns say
+NAMED = {*(f"{group}.name" for group in GROUPS if group != "decode"), "task.lang", "mt.noise"}
+ABLATIONS = ("shuffle", "empty")
 
 
-def cell(metrics: dict) -> tuple[str, ...]:
-    """model, language, translation, method with its fusion and ablation."""
-    source = metrics.get("source") or {}
-    ablation = "".join(f", {name} source" for name in ("shuffle", "empty") if source.get(name))
-    method = metrics["method"] + (f" ({metrics['fusion']}{ablation})" if metrics["fusion"] else "")
-    return metrics["model"], metrics["lang"], translation(metrics), method
+@dataclass(frozen=True)
+class Run:
+    """One finished run: its folder, metrics.json, and config.yaml with dotted keys."""
+
+    folder: Path
+    metrics: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    @property
+    def name(self) -> tuple[str, str, str, str]:
+        """Return model, language, translation and method, as the table shows them."""
+        given = self.options
+        noise = f", {given['mt.noise']:.0%} noise" if given.get("mt.noise") else ""
+        method = str(given["method.name"])
+        if self.fuses:
+            ablation = "".join(f", {n} source" for n in ABLATIONS if given.get(f"source.{n}"))
+            method += f" ({given['fusion.name']}{ablation})"
+        return given["model.name"], given["task.lang"], f"{given['mt.name']}{noise}", method
+
+    @property
+    def fuses(self) -> bool:
+        return self.options["method.name"] in config.FUSING_METHODS
+
+    @functools.cached_property
+    def changed(self) -> dict[str, str]:
+        """Return what is not as shipped for this model, task and so on, beside `name`."""
+        chosen = [(g, str(self.options.get(f"{g}.name"))) for g in GROUPS]
+        shipped = defaults(*(f"{g}={name}" for g, name in chosen if name in config.groups()[g]))
+        ignored = VOLATILE | NAMED | {"seed", *(f"source.{name}" for name in ABLATIONS)}
+        sections = () if self.fuses else ("fusion.", "source.")
+        return {
+            key: str(self.options.get(key, shipped.get(key)))
+            for key in {**shipped, **self.options}
+            if key not in ignored and not key.startswith(sections)
+            if self.options.get(key, shipped.get(key)) != shipped.get(key)
+        }
+
+    @property
+    def chrf(self) -> float | None:
+        """Return chrF++ of the translations: of training data, or of test data where there is no other."""
+        scores = (self.metrics.get("translation") or {}).get("chrf++") or {}
+        ordered = [scores.get(self.metrics["lang"]), *scores.values()]
+        return next((score for score in ordered if score is not None), None)
 
 
-def translation(metrics: dict) -> str:
-    """The translation, with its errors and its quality (of training data; of test data where that is all there is)."""
-    facts = metrics.get("translation") or {"noise": 0, "chrf++": {}}
-    noise = f", {facts['noise']:.0%} noise" if facts["noise"] else ""
-    scores = [facts["chrf++"].get(metrics["lang"]), *facts["chrf++"].values()]
-    quality = next((f", chrF++ {score:.0f}" for score in scores if score is not None), "")
-    return metrics["mt"] + noise + quality
+@functools.cache
+def defaults(*groups: str) -> dict[str, Any]:
+    """Return the shipped configuration of some groups' options, with dotted keys."""
+    from omegaconf import OmegaConf
+
+    (job,), problems = config.check(groups, multirun=False)
+    if job is None:
+        raise ValueError(problems[0])
+    return config.flat(OmegaConf.to_container(job, resolve=True))
 
 
-def spread(values: list[float]) -> str:
-    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{deviation}"
-
-
-def show(task: str, cells: dict[tuple[str, ...], dict[int, dict]]) -> None:
-    """The table of one task."""
-    names = list(next(iter(next(iter(cells.values())).values()))["test"])
-    table = Table(title=f"{task}: test scores in % (mean ± standard deviation over seeds)", title_justify="left")
-    for name in ("model", "lang", "mt", "method", "seeds"):
-        table.add_column(name)
-    for name in (*names, *(f"English {name}" for name in names), "transfer s"):
-        table.add_column(name, justify="right")
-    for key, seeds in sorted(cells.items()):
-        runs = list(seeds.values())
-        scores = [spread([run[block][name] for run in runs]) for block in ("test", "english") for name in names]
-        seconds = statistics.mean(run["seconds"]["transfer"] for run in runs)
-        table.add_row(*key, ",".join(map(str, sorted(seeds))), *scores, f"{seconds:.0f}")
-    CONSOLE.print(table)
-
-
-def main(folders: list[str]) -> None:
-    tasks: dict[str, dict] = defaultdict(lambda: defaultdict(dict))
+def run_folders(folders: Sequence[str]) -> list[Path]:
+    """Return the folders below `folders` that a run has begun, each once."""
+    found = set()
     for folder in folders:
-        for path in sorted(Path(folder).rglob("metrics.json")):
-            metrics = json.loads(path.read_text())
-            tasks[metrics["task"]][cell(metrics)][metrics["seed"]] = metrics
+        for place, inside, files in os.walk(Path(folder).resolve()):
+            if {"metrics.json", "config.yaml"}.intersection(files):
+                found.add(Path(place))
+                inside.clear()  # what a run keeps, such as W&B's own config.yaml, is no run
+    return sorted(found)
+
+
+def read(folder: Path) -> Run:
+    """Read a run.
+
+    Raises:
+        ValueError: it has no result, or its files are damaged; says which.
+    """
+    if not (folder / "metrics.json").is_file():
+        state = status.read(folder)
+        raise ValueError(f"no result ({', '.join(filter(None, (state.state, state.reason)))})")
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        _ = metrics["task"], metrics["lang"], {**metrics["test"]}, {**metrics["english"]}
+        _ = float(metrics["seconds"]["transfer"]), int(metrics["seed"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"metrics.json is damaged ({type(error).__name__}: {error})") from None
+    try:
+        run = Run(folder, metrics, config.flat(yaml.safe_load((folder / "config.yaml").read_text())))
+        _ = run.name, run.changed
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"config.yaml is damaged ({type(error).__name__}: {reason})") from None
+    return run
+
+
+Cells = dict[tuple[Any, ...], dict[int, Run]]
+
+
+def cells_of(runs: Sequence[Run]) -> tuple[dict[str, Cells], list[str]]:
+    """Return task -> cell -> seed -> run, and a problem for every run whose cell has its seed already."""
+    tasks: dict[str, Cells] = defaultdict(lambda: defaultdict(dict))
+    problems = []
+    for run in runs:
+        seeds = tasks[run.metrics["task"]][(*run.name, frozenset(run.changed.items()))]
+        first = seeds.setdefault(run.metrics["seed"], run)
+        if first is not run:
+            problems.append(
+                f"{first.folder} and {run.folder}: two runs of one configuration with seed "
+                f"{run.metrics['seed']}; give the folder of one of them"
+            )
+    return tasks, problems
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """Return mean and standard deviation in percent; "-" unless every run has a value."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return "-"
+    deviation = f" ± {100 * statistics.stdev(known):.1f}" if len(known) > 1 else ""
+    return f"{100 * statistics.mean(known):.1f}{deviation}"
+
+
+def varying(cells: Cells) -> list[str]:
+    """Return the options that need a column, since they tell some of the cells apart."""
+    changed = [next(iter(seeds.values())).changed for seeds in cells.values()]
+    keys = sorted({key for options in changed for key in options})
+    return [key for key in keys if len({options.get(key) for options in changed}) > 1]
+
+
+def rows(cells: Cells, options: Sequence[str], metrics: Sequence[str]) -> Iterator[list[str]]:
+    """Yield a row of text for each cell."""
+    for seeds in cells.values():
+        runs = list(seeds.values())
+        model, lang, mt, method = runs[0].name
+        quality = [run.chrf for run in runs if run.chrf is not None]
+        mt += f", chrF++ {statistics.mean(quality):.0f}" if quality else ""
+        given = [str(runs[0].options.get(key, "-")) for key in options]
+        scores = [spread([r.metrics[b].get(m) for r in runs]) for b in ("test", "english") for m in metrics]
+        seconds = statistics.mean(run.metrics["seconds"]["transfer"] for run in runs)
+        yield [model, lang, mt, method, *given, ",".join(map(str, sorted(seeds))), *scores, f"{seconds:.0f}"]
+
+
+def show(task: str, cells: Cells, console: Console) -> None:
+    """Print the table of one task."""
+    runs = [run for seeds in cells.values() for run in seeds.values()]
+    metrics = list(dict.fromkeys(name for run in runs for name in run.metrics["test"]))
+    title = f"{task}: test scores in % (mean ± standard deviation over seeds)"
+    table = Table(title=title, title_justify="left")
+    options = varying(cells)
+    for name in ("model", "lang", "mt", "method", *options, "seeds"):
+        table.add_column(name, overflow="fold")
+    for name in (*metrics, *(f"English {name}" for name in metrics), "transfer s"):
+        table.add_column(name, justify="right")
+    for row in sorted(rows(cells, options, metrics)):
+        table.add_row(*row)
+    console.print(table)
+
+
+def main(folders: Sequence[str]) -> int:
+    """Print all tables; the exit code is 2 where there is nothing to show, or one cell has two results."""
+    # into a file a table is as wide as it needs to be
+    console = Console(width=None if sys.stdout.isatty() else 500)
+    runs, left_out = [], []
+    for folder in run_folders(folders):
+        try:
+            runs.append(read(folder))
+        except ValueError as error:
+            left_out.append(f"left out: {folder}: {error}")
+    tasks, problems = cells_of(runs)
+    if not runs:
+        problems = [*left_out, f"there is no finished run in {', '.join(folders)}"]
+    for problem in problems:
+        print(f"summarise: {problem}", file=sys.stderr)
+    if problems:
+        return 2
     for task, cells in sorted(tasks.items()):
-        show(task, cells)
-    if any(key[2].startswith("gold") for cells in tasks.values() for key in cells):
-        CONSOLE.print("mt=gold: sources and translations are human, at test time too, so these figures are an upper bound.")
+        show(task, cells, console)
+    if any(run.options["mt.name"] == "gold" for run in runs):
+        console.print(
+            "mt=gold: test sources are the benchmark's own English, so what reads them is an upper bound.",
+            highlight=False,
+        )
+    for line in left_out:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["outputs"])
+    sys.exit(main(sys.argv[1:] or ["outputs"]))

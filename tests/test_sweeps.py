@@ -4,6 +4,8 @@ import importlib.util
 import itertools
 import json
 import os
+import re
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -114,7 +116,7 @@ def test_every_kind_of_value_survives_the_agent(tmp_path, monkeypatch):
 def script(name):
     path = config.conf_dir().parent / "sweeps" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -166,11 +168,103 @@ def test_the_figures_are_drawn(runs, capsys):
         assert name in capsys.readouterr().out or name == "noise.png"
 
 
-def test_the_table_tells_translations_apart(runs):
-    summarise = script("summarise")
-    cells = {summarise.cell(metrics)[2:] for metrics in script("plot_mt").read(runs)}
-    assert ("gold", "lora") in cells
-    assert ("gold, 40% noise, chrF++ 50", "lora") in cells
-    assert ("toy_nllb, chrF++ 90", "flare_mt (add_relu)") in cells
-    assert ("toy_nllb, chrF++ 60", "flare_mt (add_relu)") in cells
-    assert ("toy_nllb, chrF++ 90", "flare (add_relu, shuffle source)") in cells
+# --- the table of runs -----------------------------------------------------------------------------------------------
+
+
+def finished(folder, *overrides, score=0.5, metrics=None):
+    """A run folder as a run leaves it, as far as the table reads it."""
+    (job,), problems = config.check(normalised(overrides), multirun=False)
+    assert not problems
+    folder.mkdir(parents=True)
+    measured = {
+        "task": job.task.name, "lang": job.task.lang, "model": job.model.name, "mt": job.mt.name,
+        "method": job.method.name, "seed": job.seed, "test": {"accuracy": 0.1, "macro_f1": score},
+        "fusion": job.fusion.name if job.method.name in config.FUSING_METHODS else None,
+        "english": {"accuracy": 0.9, "macro_f1": 0.9}, "seconds": {"transfer": 1.0}, **(metrics or {}),
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(job)))
+    (folder / "metrics.json").write_text(json.dumps(measured))
+    return folder
+
+
+def table(capsys, *folders):
+    """The exit code, and what is printed with the cells of its rows."""
+    code = script("summarise").main([str(folder) for folder in folders])
+    printed = capsys.readouterr()
+    lines = [line for line in printed.out.splitlines() if line[:1] in "│┃"]
+    rows = [[part.strip() for part in re.split("[│┃]", line)[1:-1]] for line in lines]
+    return code, printed, rows
+
+
+def test_runs_that_differ_in_any_option_are_different_cells(tmp_path, capsys):
+    for layer, base in (("ahead", 0.8), ("same", 0.6)):
+        for seed in (0, 1):
+            options = [f"fusion.source_layer={layer}", f"seed={seed}", f"output_dir={layer}{seed}"]
+            finished(tmp_path / f"{layer}{seed}", *options, score=base + seed / 10)
+    code, printed, rows = table(capsys, tmp_path)
+    assert code == 0, printed.err
+    head, *cells = rows
+    assert head[:6] == ["model", "lang", "mt", "method", "fusion.source_layer", "seeds"]
+    column = head.index("macro_f1")
+    found = {row[4]: (row[5], row[column]) for row in cells}
+    assert found == {"ahead": ("0,1", "85.0 ± 7.1"), "same": ("0,1", "65.0 ± 7.1")}
+
+
+def test_only_options_that_differ_from_the_shipped_ones_need_a_column(tmp_path, capsys):
+    """The defaults of a model or task, and what cannot change a result, tell no cells apart."""
+    finished(tmp_path / "0", "model=tiny", "trainer=cpu", "data.workers=1")
+    finished(tmp_path / "1", "model=tiny_decoder", "trainer=cpu", "output_dir=elsewhere")
+    finished(tmp_path / "2", "model=tiny", "trainer=cpu", "seed=1", "trainer.devices=2", "trainer.strategy=ddp")
+    finished(tmp_path / "3", "model=tiny", "trainer=cpu", "method=lora")
+    finished(tmp_path / "4", "model=tiny", "trainer=cpu", "source.shuffle=true")
+    measured = {"translation": {"noise": 0.4, "chrf++": {"en": 55.0, "far": 50.0}}}
+    finished(tmp_path / "5", "trainer=cpu", "mt=gold", "mt.noise=0.4", "method=lora", metrics=measured)
+    _, _, (head, *cells) = table(capsys, tmp_path)
+    assert head[:5] == ["model", "lang", "mt", "method", "seeds"]
+    assert {tuple(row[:5]) for row in cells} == {
+        ("tiny", "far", "toy, 10% noise", "flare (add_relu)", "0,1"),
+        ("tiny_decoder", "far", "toy, 10% noise", "flare (add_relu)", "0"),
+        ("tiny", "far", "toy, 10% noise", "lora", "0"),
+        ("tiny", "far", "toy, 10% noise", "flare (add_relu, shuffle source)", "0"),
+        ("tiny", "far", "gold, 40% noise, chrF++ 50", "lora", "0"),
+    }
+
+
+def test_a_second_run_of_a_cell_and_seed_is_an_error_that_names_both(tmp_path, capsys):
+    finished(tmp_path / "one", "seed=3", score=0.8)
+    finished(tmp_path / "two", "seed=3", "logger=wandb", score=0.6)
+    code, printed, rows = table(capsys, tmp_path)
+    assert code == 2
+    assert rows == []
+    assert str(tmp_path / "one") in printed.err
+    assert str(tmp_path / "two") in printed.err
+    assert "seed 3" in printed.err
+    # one folder that is given twice is one run
+    assert table(capsys, tmp_path / "one", tmp_path / "one")[0] == 0
+
+
+def test_half_and_damaged_runs_are_named_and_the_rest_is_shown(tmp_path, capsys):
+    finished(tmp_path / "whole", metrics={"test": {"accuracy": 0.1, "macro_f1": 0.5, "new": 0.7}})
+    finished(tmp_path / "older", "seed=1")
+    damaged = {
+        "torn": lambda run: (run / "metrics.json").write_text('{"task": "toy_sen'),
+        "empty": lambda run: (run / "metrics.json").write_text("{}"),
+        "list": lambda run: (run / "metrics.json").write_text("[1]"),
+        "running": lambda run: (run / "metrics.json").unlink(),
+        "bare": lambda run: (run / "config.yaml").unlink(),
+        "cut": lambda run: (run / "config.yaml").write_text("model: {name: ["),
+        "nothing": lambda run: (run / "config.yaml").write_text(""),
+    }
+    for seed, (name, damage) in enumerate(damaged.items(), start=2):
+        damage(finished(tmp_path / name, f"seed={seed}"))
+    wandb_file = tmp_path / "whole/wandb/run-1/files/config.yaml"
+    wandb_file.parent.mkdir(parents=True)
+    wandb_file.write_text("seed: {value: 0}")
+    code, printed, (head, *cells) = table(capsys, tmp_path)
+    assert code == 0
+    assert [row[head.index("seeds")] for row in cells] == ["0,1"]
+    assert cells[0][head.index("new")] == "-", "a metric that only some runs have is no mean over all"
+    left_out = [line for line in printed.out.splitlines() if line.startswith("left out: ")]
+    assert sorted(line.split(": ")[1] for line in left_out) == sorted(str(tmp_path / n) for n in damaged)
+    assert table(capsys, tmp_path / "torn")[0] == 2, "no run at all"
+    assert table(capsys, tmp_path / "nowhere")[0] == 2
