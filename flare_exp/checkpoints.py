@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from flare_exp import backbones, mt
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
 from flare_exp.config import Config
-from flare_exp.hub import looks_local
+from flare_exp.hub import files_read, looks_local
 from flare_exp.tasks import Task
 from flare_exp.tiny.mt import train_mt
 from flare_exp.tiny.pretrain import pretrain
@@ -34,9 +34,8 @@ def existing_checkpoint(path: str, revision: str | None) -> Artifact:
     if not looks_local(path):
         return Artifact(Path(path), "hub", f"{path}@{revision}", {}, 0.0, True)
     folder = Path(path).expanduser()
-    # what the weights, the architecture and the tokenizer are; not READMEs, nor where the folder lies
-    names = [p for p in sorted(folder.iterdir()) if p.suffix in (".json", ".safetensors", ".bin", ".model", ".txt")]
-    return Artifact(folder, "checkpoint", digest_of({p.name: file_sha256(p) for p in names})[:20], {}, 0.0, True)
+    names = files_read([p.name for p in folder.iterdir() if p.is_file()])
+    return Artifact(folder, "checkpoint", digest_of({name: file_sha256(folder / name) for name in names})[:20], {}, 0.0, True)
 
 
 class MT:

@@ -23,6 +23,7 @@ INDEX = ".index.json"
 # configuration and tokenizer; subfolders hold other formats (onnx/, original/)
 SMALL = ["config.json", "generation_config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template.*"]
 ELSEWHERE = ["*/*"]
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 TOKENIZERS = {"tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json"}
 
 
@@ -165,6 +166,11 @@ def wanted(names: Sequence[str]) -> list[str]:
     shards = weights.removesuffix(INDEX).replace(".", "-*-of-*.") if weights.endswith(INDEX) else ""
     small = filter_repo_objects(names, allow_patterns=SMALL, ignore_patterns=ELSEWHERE)
     return [*small, *(name for name in names if name == weights or fnmatch(name, shards))]
+
+
+def files_read(names: Sequence[str]) -> list[str]:
+    """Select, of the files of a checkpoint's folder, those that transformers reads: a PEFT adapter there is loaded as well."""
+    return [*wanted(names), *sorted({*ADAPTER}.intersection(names))]
 
 
 def missing_files(folder: Path, names: Sequence[str]) -> str | None:

@@ -25,6 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from flare_exp import config, hub, prefetch
 from flare_exp.__main__ import main
+from flare_exp.checkpoints import existing_checkpoint
 from flare_exp.tasks import XNLI
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -133,6 +134,24 @@ def test_weights_in_one_format(weights, chosen):
              "spiece.model", "vocab.txt", "merges.txt"]  # fmt: skip
     others = ["README.md", "onnx/config.json", "onnx/model.onnx", "original/tokenizer.model", "trainer_state.json"]
     assert sorted(hub.wanted([*weights, *others, *small])) == sorted([*small, *chosen])
+
+
+def test_a_folder_is_what_transformers_reads_of_it(checkpoint, tmp_path):
+    def identity():
+        return existing_checkpoint(str(tmp_path / "here"), None).digest
+
+    shutil.copytree(checkpoint, tmp_path / "here")
+    before = identity()
+    strays = ["README.md", "notes.txt", "training_args.bin", "optimizer.bin", "trainer_state.json", BIN, "onnx.json"]
+    for name in strays:
+        (tmp_path / "here" / name).write_text("stray")
+    (tmp_path / "here" / "checkpoint-500").mkdir()
+    assert identity() == before
+    for name in ("config.json", "tokenizer.json", SAFE, "adapter_config.json"):
+        with (tmp_path / "here" / name).open("ab") as file:
+            file.write(b" ")
+        assert identity() != before, name
+        before = identity()
 
 
 # --- what is there ---------------------------------------------------------------------------------------------------
