@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from flare_exp import backbones, mt
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
 from flare_exp.config import Config
-from flare_exp.hub import files_read, looks_local
+from flare_exp.hub import files_read, is_commit, looks_local
 from flare_exp.tasks import Task
 from flare_exp.tiny.mt import train_mt
 from flare_exp.tiny.pretrain import pretrain
@@ -30,9 +30,13 @@ def prepare_backbone(cfg: Config, store: ArtifactStore) -> Artifact:
 
 
 def existing_checkpoint(path: str, revision: str | None) -> Artifact:
-    """A checkpoint that was not built here: of a folder the content is its identity, on the hub name and commit."""
+    """A checkpoint that was not built here: of a folder the content is its identity, on the hub name and commit.
+
+    A revision that is not a commit (only `plan` leaves one) never gives the identity that a commit would.
+    """
     if not looks_local(path):
-        return Artifact(Path(path), "hub", f"{path}@{revision}", {}, 0.0, True)
+        at = revision if is_commit(revision) else f"{revision or 'main'}, commit unknown"
+        return Artifact(Path(path), "hub", f"{path}@{at}", {}, 0.0, True)
     folder = Path(path).expanduser()
     names = files_read([p.name for p in folder.iterdir() if p.is_file()])
     return Artifact(folder, "checkpoint", digest_of({name: file_sha256(folder / name) for name in names})[:20], {}, 0.0, True)

@@ -54,7 +54,7 @@ class PretrainConfig:
 class ModelConfig:
     name: str = option("???", "name of the model in results")
     path: str | None = option(None, "hub id or checkpoint folder (model=custom needs it)")
-    revision: str | None = option(None, "commit of the hub checkpoint")
+    revision: str | None = option(None, "commit or branch of the hub checkpoint; null: its newest commit")
     dtype: str = option("float32", "of the weights", choices=("float32", "bfloat16"))
     quantize: str | None = option(None, "keep the frozen weights in 4 bits (needs bitsandbytes)", choices=("nf4",))
     double_quant: bool = option(True, "quantise the 4-bit constants too")
@@ -138,7 +138,7 @@ class MtConfig:
     seed: int = option(0, "seed of that noise", min=0)
     path: str | None = option(None, "mt=file: folder of mt_<from>-<to>/<split>.parquet; models: hub id or checkpoint folder")
     fallback: str | None = option(None, "mt=file: what stands in for a missing direction", choices=("gold",))
-    revision: str | None = option(None, "models: commit of the hub checkpoint")
+    revision: str | None = option(None, "models: commit or branch of the hub checkpoint; null: its newest commit")
     backend: str = option("transformers", "models: what runs them", choices=("transformers", "ctranslate2"))
     quantization: str | None = option(None, "ctranslate2: of the weights; null: int8, on GPUs int8_float16",
                                       choices=("float32", "float16", "bfloat16", "int8", "int8_float16"))  # fmt: skip

@@ -48,6 +48,23 @@ def local(path: str) -> str:
     return str(Path(path).expanduser()) if looks_local(path) else path
 
 
+def is_commit(revision: str | None) -> bool:
+    """Tell a commit, whose content never changes, from a branch, a tag or None (the newest)."""
+    return bool(re.fullmatch("[0-9a-f]{40}", revision or ""))
+
+
+def commit_of(hub_id: str, revision: str | None) -> str:
+    """Resolve a checkpoint's revision to a commit: by the hub, or without network by the local cache.
+
+    Raises whatever goes wrong (see `reason`).
+    """
+    from huggingface_hub import hf_hub_download
+
+    if is_commit(revision):
+        return str(revision)
+    return Path(hf_hub_download(hub_id, "config.json", revision=revision)).parent.name
+
+
 @dataclass(frozen=True)
 class Found:
     """What the local caches hold of something: its commit, its bytes, and what `lacks` (None: nothing)."""
@@ -72,7 +89,7 @@ class Need(ABC):
     @property
     def pinned(self) -> bool:
         """Whether the revision is a commit, so that the hub cannot hold anything newer."""
-        return bool(re.fullmatch("[0-9a-f]{40}", self.revision or ""))
+        return is_commit(self.revision)
 
     def __str__(self) -> str:
         return f"{self.what} {self.origin} at {self.revision or 'main'}"

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from flare_exp import parallel, results
+from flare_exp import hub, parallel, results
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.backbones import quantisation_problem
 from flare_exp.checkpoints import MT, make_translator, prepare_backbone
-from flare_exp.config import Config, flat
+from flare_exp.config import MACHINES, Config, flat
 from flare_exp.errors import UserError
 from flare_exp.loggers import Tracker
 from flare_exp.methods import METHODS, Method
@@ -39,7 +39,7 @@ def run(cfg: Config, folder: Path, team: parallel.Team | None = None) -> dict[st
     """
     start = time.perf_counter()
     method = METHODS[cfg.method.name]
-    cfg = settle(cfg)
+    cfg = pinned(settle(cfg))
     task = load_task(cfg)
     data = check_data(task, cfg.task.lang)
     check_translations(make_translator(cfg, task, MT(cfg, ArtifactStore(cfg.cache_dir))), task, cfg.task.lang, method)
@@ -186,6 +186,33 @@ def placed(cfg: Config, on_gpu: bool) -> Config:
     """The configuration on a kind of device, in the precision that is usual there unless one is given."""
     precision = cfg.trainer.precision or ("bf16-mixed" if on_gpu else "32-true")
     return replace(cfg, trainer=replace(cfg.trainer, accelerator="gpu" if on_gpu else "cpu", precision=precision))
+
+
+def pinned(cfg: Config, required: bool = True) -> Config:
+    """Replace the revisions of the hub checkpoints that a run reads by commits, so that all of it reads the same one.
+
+    Args:
+        required: raise where a commit is not known; otherwise leave that revision as it is.
+
+    Raises:
+        UserError: a commit is not known, without network or because there is no such checkpoint.
+    """
+    read: dict[str, Any] = {"model": cfg.model}
+    if METHODS[cfg.method.name].translates and cfg.mt.name in MACHINES:
+        read["mt"] = cfg.mt
+    found: dict[str, Any] = {}
+    for name, part in read.items():
+        if part.path is None or hub.looks_local(part.path):
+            continue
+        try:
+            found[name] = replace(part, revision=hub.commit_of(part.path, part.revision))
+        except Exception as error:  # the hub's libraries raise many kinds
+            if required:
+                raise UserError(
+                    f"{name}.path={part.path}: the commit of {part.revision or 'main'} is not known ({hub.reason(error)}); "
+                    "without network, fetch it beforehand (python -m flare_exp prefetch)"
+                ) from error
+    return replace(cfg, **found)
 
 
 def load_task(cfg: Config) -> Task:

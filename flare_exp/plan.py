@@ -135,7 +135,8 @@ def settled(cfg: config.Config) -> config.Config:
     from flare_exp.preview import is_sketch
 
     cfg = replace(cfg, trainer=replace(cfg.trainer, enable_progress_bar=False))
-    return pipeline.placed(cfg, cfg.trainer.accelerator != "cpu") if is_sketch(cfg) else pipeline.settle(cfg)
+    placed = pipeline.placed(cfg, cfg.trainer.accelerator != "cpu") if is_sketch(cfg) else pipeline.settle(cfg)
+    return pipeline.pinned(placed, required=False)
 
 
 def _looked_at(number: int, overrides: list[str], cfg: config.Config, scratch: Path) -> Job:

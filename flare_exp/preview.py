@@ -266,7 +266,8 @@ def _sketched(cfg: Config, scratch: Path) -> Artifact:
     folder = scratch / "sketch" / str(cfg.model.path).replace("/", "--")
     config_of(cfg.model.path, cfg.model.revision).save_pretrained(folder)
     backbones.family_of(str(folder))
-    return replace(existing_checkpoint(cfg.model.path, cfg.model.revision), path=folder, reused=weights_here(cfg.model.path))
+    here = weights_here(cfg.model.path, cfg.model.revision)
+    return replace(existing_checkpoint(cfg.model.path, cfg.model.revision), path=folder, reused=here)
 
 
 def with_sizes(task: Task) -> None:

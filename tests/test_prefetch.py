@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,12 +21,14 @@ import pytest
 import torch
 import transformers as hf
 from conftest import SMALL
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from flare_exp import config, hub, prefetch
+from flare_exp import config, hub, pipeline, prefetch
 from flare_exp.__main__ import main
 from flare_exp.checkpoints import existing_checkpoint
+from flare_exp.errors import UserError
 from flare_exp.tasks import XNLI
 
 COMMIT, OTHER = "a" * 40, "b" * 40
@@ -167,6 +170,45 @@ def test_a_complete_checkpoint_is_found_by_branch_and_commit(cache, checkpoint):
         assert hub.Checkpoint("backbone", "org/name", revision).find().lacks == "all of it"
 
 
+def settled(*overrides):
+    (composed,), problems = config.check(overrides, False)
+    assert not problems
+    return OmegaConf.to_object(composed)
+
+
+def test_a_revision_becomes_the_commit_that_the_cache_has_of_it(cache, checkpoint):
+    put(cache, "org/name", checkpoint)
+    put(cache, "org/mt", checkpoint, OTHER, ref="v2")
+    given = ["model=custom", "model.path=org/name", "mt=custom", "mt.path=org/mt", "mt.revision=v2"]
+    cfg = pipeline.pinned(settled(*given))
+    assert (cfg.model.revision, cfg.mt.revision) == (COMMIT, OTHER)
+    assert pipeline.pinned(cfg) == cfg
+    assert existing_checkpoint("org/name", cfg.model.revision).digest == f"org/name@{COMMIT}"
+    # what is not read is not asked for
+    assert pipeline.pinned(settled(*given, "mt.revision=null", "method=zero_shot")).mt.revision is None
+
+
+def test_a_revision_that_cannot_be_resolved_stops_a_run_and_not_a_plan(cache):
+    for key, given in (("model", ["model=custom"]), ("mt", ["mt=custom"])):
+        cfg = settled(*given, f"{key}.path=org/none")
+        with pytest.raises(UserError, match=rf"{key}.path=org/none: the commit of main .* not known .*prefetch"):
+            pipeline.pinned(cfg)
+        assert pipeline.pinned(cfg, required=False) == cfg
+    unknown = existing_checkpoint("org/none", None).digest
+    assert not re.search("@[0-9a-f]{40}$|None", unknown)
+    assert unknown != existing_checkpoint("org/none", "v2").digest
+
+
+@pytest.mark.parametrize("group", ["model", "mt"])
+def test_presets_of_hub_checkpoints_are_pinned(group):
+    for file in (config.conf_dir() / group).glob("*.yaml"):
+        preset = OmegaConf.load(file)
+        preset = preset.get(group, preset)
+        path = OmegaConf.to_container(preset, resolve=False).get("path")
+        if path and "${" not in path:
+            assert hub.is_commit(preset.get("revision")), file
+
+
 @pytest.mark.parametrize(("name", "lacks"), [
     ("model.safetensors", "its weights"), ("tokenizer.json", "its tokenizer"), ("config.json", "its config.json"),
 ])  # fmt: skip
@@ -199,7 +241,7 @@ def test_all_that_is_missing_is_one_message_before_anything_runs(cache, tmp_path
     given = ["model=xlmr_base", "task=xnli", "task.train_split=train[:2000]", f"output_dir={tmp_path / 'out'}", "offline=true"]
     assert main(given) == 2
     message = capsys.readouterr().err
-    for missing in ("backbone FacebookAI/xlm-roberta-base at main", f"translation model {NLLB} at 1a07f7d",
+    for missing in ("backbone FacebookAI/xlm-roberta-base at e73636d", f"translation model {NLLB} at 1a07f7d",
                     "data set facebook/xnli (en) at b8dd5d7", "data set facebook/xnli (sw) at"):  # fmt: skip
         assert message.count(f"  - {missing}") == 1
     command = shlex.split(message.splitlines()[-1])
@@ -255,6 +297,8 @@ def test_a_run_from_a_cache_alone(checkpoint, tmp_path):
     done = launch(tmp_path, *run)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["model"] == "custom"
+    made = json.loads((tmp_path / "out" / "provenance.json").read_text())["artefacts"]
+    assert made["backbone"]["digest"] == f"org/name@{COMMIT}"
     shutil.rmtree(tmp_path / "hub")
     again = launch(tmp_path, *run)  # a stored result needs no model
     assert again.returncode == 0, again.stderr
