@@ -10,7 +10,7 @@ from conftest import BUILDERS, dtype_of, outputs, random_backbone, rows, token_b
 from peft import LoraConfig, get_peft_model
 
 from flare_exp import adapter, fusion
-from flare_exp.backbones import parameter_counts
+from flare_exp.backbones import FAMILIES, parameter_counts
 from flare_exp.modules import Decoding, GenerationModule
 from flare_exp.sources import ANSWER_SOURCES, SOURCE_LAYERS, SOURCE_STATES, BackboneSource, align, positions
 
@@ -106,12 +106,21 @@ def test_i2_add_without_source_equals_peft_lora_bit_for_bit(make_model, target, 
     assert not torch.allclose(said(flare, stream, target, source), outputs(lora, target))
 
 
-def english_pass(model, source):
-    """What the backbone's fused projections read, block by block, and each stack's final state, with PEFT switched off."""
+def english_pass(model, source, source_state="layer_input"):
+    """What the backbone's fused projections read (or its blocks, with "block_output"), block by block, and each stack's final
+    state, with PEFT switched off."""
     base, seen, final = model.get_base_model(), {}, {}
+    readers = {block: modules[0] for block, modules in fused_blocks(model).items()}
+    if source_state == "block_output":
+        stacks = FAMILIES[base.config.model_type].stacks
+        readers = {(stack, index): base.base_model.get_submodule(stacks[stack])[index] for stack, index in readers}
+
+    def keep(block, args, kwargs):
+        seen[block] = args[0] if args else kwargs["hidden_states"]
+
     handles = [
-        modules[0].register_forward_pre_hook(lambda m, args, block=block: seen.__setitem__(block, args[0]))
-        for block, modules in fused_blocks(model).items()
+        reader.register_forward_pre_hook(lambda m, args, kwargs, block=block: keep(block, args, kwargs), with_kwargs=True)
+        for block, reader in readers.items()
     ]
     with model.disable_adapter(), torch.no_grad():
         if base.config.is_encoder_decoder:
@@ -131,10 +140,12 @@ def english_pass(model, source):
     return seen, final
 
 
-def test_i3_whole_layer_equals_the_papers_equation(make_model, kind, target, source):
-    """h = W0 v^T + (a/r) B phi(A v^S, A v^T) for every fused projection, with v^S one layer ahead."""
-    model, stream = fused(make_model, "add_relu")
-    read, final = english_pass(model, source)
+@pytest.mark.parametrize("source_layer", SOURCE_LAYERS)
+@pytest.mark.parametrize("source_state", SOURCE_STATES)
+def test_i3_whole_layer_equals_the_papers_equation(make_model, kind, target, source, source_layer, source_state):
+    """h = W0 v^T + (a/r) B phi(A v^S, A v^T) for every fused projection, with v^S of each option."""
+    model, stream = fused(make_model, "add_relu", source_layer=source_layer, source_state=source_state)
+    read, final = english_pass(model, source, source_state)
     seen, blocks = {}, fused_blocks(model)
     for modules in blocks.values():
         for module in modules:
@@ -143,7 +154,7 @@ def test_i3_whole_layer_equals_the_papers_equation(make_model, kind, target, sou
     assert len(blocks) == (6 if kind in [("mt5", "label"), ("mt5", "span")] else 3)
     assert all(len(modules) == 2 for modules in blocks.values())
     for (stack, index), modules in blocks.items():
-        v_source = read.get((stack, index + 1), final[stack])
+        v_source = read.get((stack, index + {"same": 0, "ahead": 1}[source_layer]), final[stack])
         for module in modules:
             v_target, h = seen[module]
             a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
