@@ -4,6 +4,11 @@
 
 Importing this module registers the peft_type "FLARE", so that PeftModel.from_pretrained and friends load such adapters.
 `fusion=None` is plain LoRA: the English adapter, which can be merged; a fusion adapter cannot.
+
+FLARE is a LoRA variant in PEFT's sense. The layers name it in `lora_variants`; the configuration's field `fusion` has the
+metadata `is_lora_variant`; PEFT then makes and initialises it. What is private in peft 0.21.2, and has no public counterpart:
+`LoraConfig._register_custom_module` (documented in PEFT's guide to custom models), `_remove_adapter_name_from_key`, and the
+methods of `LoraVariant`, which PEFT may change.
 """
 
 from __future__ import annotations
@@ -16,8 +21,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, LoraModel, PeftModel, TaskType, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.lora.layer import LoraLayer, LoraVariant
+from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
 from torch import Tensor, nn
 
 from flare_exp import fusion as fusions
@@ -46,7 +52,7 @@ class FlareConfig(LoraConfig):
         source_width: width of source states that a linear map brings to d (FLARE MT); None: they are the model's own.
     """
 
-    fusion: str | None = None
+    fusion: str | None = field(default=None, metadata={"is_lora_variant": True})
     fusion_options: dict[str, Any] = field(default_factory=dict)
     fused_modules: list[str] = field(default_factory=list)
     stacks: dict[str, str] = field(default_factory=dict)
@@ -76,8 +82,20 @@ class FlareVariant(LoraVariant):
     `block` is None for layers that are adapted but not fused; they only stand aside in the source pass.
     """
 
-    def __init__(self, states: SourceStates, block: BlockKey | None):
-        self.states, self.block = states, block
+    states: SourceStates  # one for all layers of an adapter: `FlareModel.inject_adapter` hands it out
+    block: BlockKey | None
+
+    def init(self, module: LoraLayer, adapter_name: str, config: FlareConfig, target_name: str, **_) -> None:  # type: ignore[override]
+        """Give a fused layer its learned parts: the fusion function, and the first one of all FLARE MT's map."""
+        self.block = config.block_of(target_name)
+        if self.block is None:
+            return
+        phi = fusions.build(str(config.fusion), module.r[adapter_name], **config.fusion_options)
+        _learn(module, FUSION, adapter_name, phi)
+        stack = "encoder" if "encoder" in config.stacks else next(iter(config.stacks))
+        first = self.block == (stack, 0) and target_name.endswith(f".{config.fused_modules[0]}")
+        if config.source_width and first:
+            _learn(module, SOURCE_MAP, adapter_name, nn.Linear(config.source_width, module.in_features))  # type: ignore[arg-type]
 
     def supports_lora_conversion(self) -> bool:
         return False
@@ -119,41 +137,74 @@ MERGE_REFUSED = (
 )
 
 
+class FlareLayer(LoraLayer):
+    """What PEFT's linear layers lack: the FLARE variant among those that they know."""
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, *, target_name: str, **options):
+        self.target_name = target_name  # PEFT's quantised layers do not hand it on to `update_layer`
+        super().__init__(base_layer, adapter_name, target_name=target_name, **options)  # type: ignore[arg-type]
+
+    @property
+    def lora_variants(self) -> dict[tuple[str, ...], type[LoraVariant] | None]:
+        return {**super().lora_variants, ("fusion",): FlareVariant}
+
+    def resolve_lora_variant(self, **options) -> LoraVariant | None:
+        return LoraLayer.resolve_lora_variant(self, **options)  # quantised layers look at their own variants only
+
+    def update_layer(self, adapter_name: str, *args, **options) -> None:
+        super().update_layer(adapter_name, *args, **{**options, "target_name": self.target_name})
+
+
+@functools.cache
+def layer_classes() -> dict[type[nn.Module], type[nn.Module]]:
+    """Linear layer -> the class that adapts it; quantised layers first, since they are linear layers too."""
+    found: dict[type[nn.Module], type[nn.Module]] = {}
+    if is_bnb_4bit_available():
+        from bitsandbytes.nn import Linear4bit
+        from peft.tuners.lora.bnb import Linear4bit as Adapted4bit
+
+        found[Linear4bit] = type("FlareLinear4bit", (FlareLayer, Adapted4bit), {})
+    if is_bnb_available():
+        from bitsandbytes.nn import Linear8bitLt
+        from peft.tuners.lora.bnb import Linear8bitLt as Adapted8bit
+
+        found[Linear8bitLt] = type("FlareLinear8bitLt", (FlareLayer, Adapted8bit), {})
+    return {**found, nn.Linear: type("FlareLinear", (FlareLayer, Linear), {})}
+
+
 class FlareModel(LoraModel):
-    """LoraModel that gives fused layers their fusion function and a common `SourceStates` per adapter."""
+    """LoraModel whose adapters fuse; the fused layers of an adapter have one `SourceStates`."""
 
-    def _create_and_replace(  # type: ignore[override]
-        self, lora_config, adapter_name, target, target_name, parent, current_key, **kwargs
-    ):
-        super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **kwargs)
-        if lora_config.fusion is None:
-            return
-        layer, block = getattr(parent, target_name), lora_config.block_of(current_key)
-        layer.lora_variant[adapter_name] = FlareVariant(self._states(lora_config, adapter_name), block)
-        if block is None:
-            return
-        states = self._states(lora_config, adapter_name)
-        _learn(
-            layer, FUSION, adapter_name, fusions.build(lora_config.fusion, layer.r[adapter_name], **lora_config.fusion_options)
-        )
-        if lora_config.source_width and not states.blocks:
-            _learn(layer, SOURCE_MAP, adapter_name, nn.Linear(lora_config.source_width, layer.in_features))
-        if block not in states.blocks:
-            states.blocks.append(block)
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **options) -> None:
+        config: FlareConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
+        config._register_custom_module(layer_classes())
+        super().inject_adapter(model, adapter_name, *args, **options)
+        if config.fusion is not None:
+            self._connect(config, adapter_name)
 
-    def _states(self, config: FlareConfig, adapter_name: str) -> SourceStates:
-        """The adapter's source states; made with its first layer."""
-        every = self.__dict__.setdefault("source_states", {})
-        if adapter_name not in every:
-            states = every[adapter_name] = SourceStates(
-                config.source_layer, config.source_state, config.padding_side, config.answer_source
-            )
-            if config.padding_side == "left":  # a decoder: tell the states where in the target a forward begins
-                self.model.base_model.register_forward_pre_hook(functools.partial(_enter, states), with_kwargs=True)
-        return every[adapter_name]
+    def _connect(self, config: FlareConfig, adapter_name: str) -> None:
+        """Hand the adapter's source states to its layers."""
+        states = SourceStates(config.source_layer, config.source_state, config.padding_side, config.answer_source)
+        self.__dict__.setdefault("source_states", {})[adapter_name] = states
+        for layer in self.model.modules():
+            variant = layer.lora_variant.get(adapter_name) if isinstance(layer, LoraLayer) else None
+            if isinstance(variant, FlareVariant):
+                variant.states = states
+                if variant.block is not None and variant.block not in states.blocks:
+                    states.blocks.append(variant.block)
+        if config.padding_side == "left":  # a decoder: tell the states where in the target a forward begins
+            self.model.base_model.register_forward_pre_hook(functools.partial(_enter, states), with_kwargs=True)
 
-    def _check_merge_allowed(self):
-        super()._check_merge_allowed()
+    def merge_and_unload(self, *args, **options) -> nn.Module:
+        self._refuse_merge()
+        return super().merge_and_unload(*args, **options)
+
+    def merge_adapter(self, *args, **options) -> None:
+        self._refuse_merge()
+        super().merge_adapter(*args, **options)
+
+    def _refuse_merge(self) -> None:
+        """Before any layer is merged: a frozen English adapter beside the fusion would be."""
         if any(getattr(config, "fusion", None) is not None for config in self.peft_config.values()):
             raise ValueError(MERGE_REFUSED)
 
@@ -172,9 +223,8 @@ def _learn(layer: Any, attribute: str, adapter_name: str, module: nn.Module) -> 
         layer.add_module(attribute, nn.ModuleDict())
         # peft finds trainable, savable and movable parts of a layer through these names
         layer.adapter_layer_names = (*layer.adapter_layer_names, attribute)
-    getattr(layer, attribute)[adapter_name] = module
-    layer._move_adapter_to_device_of_base_layer(adapter_name)
-    module.requires_grad_(layer.lora_A[adapter_name].weight.requires_grad)
+    weight = layer.lora_A[adapter_name].weight
+    getattr(layer, attribute)[adapter_name] = module.to(weight.device, weight.dtype)
 
 
 PEFT_TYPE_TO_CONFIG_MAPPING[FlarePeftType.FLARE] = FlareConfig  # type: ignore[index]

@@ -8,8 +8,11 @@ import pytest
 import torch
 from conftest import BUILDERS, dtype_of, outputs, random_backbone, rows, token_batch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
 
 from flare_exp import adapter, fusion
+from flare_exp.adapter import FlareConfig
 from flare_exp.backbones import FAMILIES, parameter_counts
 from flare_exp.modules import Decoding, GenerationModule
 from flare_exp.sources import ANSWER_SOURCES, SOURCE_LAYERS, SOURCE_STATES, BackboneSource, align, positions
@@ -537,6 +540,19 @@ def test_all_linear_adapts_every_linear_layer_of_the_blocks_and_fuses_the_same(m
     stream.read(source)  # plain LoRA layers stand aside in the source pass as well
     for stack, index in fused_blocks(model):
         assert torch.equal(stream.states.of((stack, index))[0], read.get((stack, index + 1), final[stack]))
+
+
+def test_fusion_is_a_variant_in_pefts_registry():
+    """PEFT itself finds it by the configuration, and says so where a layer cannot fuse."""
+    model, stream = fused(lambda: random_backbone(("llama", "prompt")), targets="all_linear")
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    config = model.peft_config["default"]
+    assert all(isinstance(layer.lora_variants["fusion",](), adapter.FlareVariant) for layer in layers)
+    assert all(layer.lora_variant["default"].states is stream.states for layer in layers)
+    assert layers[0].resolve_lora_variant(config=FlareConfig(fusion=None)) is None
+    with pytest.raises(ValueError, match="unsupported variant combination"):
+        get_peft_model(nn.Sequential(nn.Conv1d(1, 1, 1)), FlareConfig(target_modules=["0"], fusion="add"))
+    assert config.fusion == "add_relu"
 
 
 def test_only_adapter_and_head_train(make_model):
