@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import itertools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -295,17 +296,20 @@ def check(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str
     from hydra.errors import HydraException
 
     parser, good, problems = OverridesParser.create(), [], []
+    given: dict[str, list[Any]] = {}
     for text in arguments:
         try:
             override = parser.parse_override(text)
         except HydraException as error:
             problems.append(f"{text}: not of the form key=value ({str(error).splitlines()[0]})")
             continue
+        given.setdefault(override.key_or_group, []).append(override)
         found = [f"{text}: several values need -m (multirun)"] if override.is_sweep_override() and not multirun else []
         found = found or list(_check_override(override))
         problems += found
         if not found:
             good.append(override)
+    problems += _check_repeated(given)
     jobs = []
     for cell in _cells(good):
         job, found = _check_job(cell, multirun)
@@ -347,6 +351,16 @@ def explicit_fusion(overrides: Sequence[str]) -> bool:
 def without_fusion(job: Any, overrides: Sequence[str]) -> bool:
     """Whether a cell of a grid combines a fusion with a method that has none: it is left out."""
     return job.method.name not in FUSING_METHODS and explicit_fusion(overrides)
+
+
+def _check_repeated(given: dict[str, list[Any]]) -> Iterator[str]:
+    """Refuse an option that is given several times with different values: Hydra would silently take the last one."""
+    for key, overrides in given.items():
+        values = {o.input_line.partition("=")[2] for o in overrides}
+        if len(values) > 1:
+            times = "twice" if len(overrides) == 2 else f"{len(overrides)} times"
+            lines = " and ".join(o.input_line for o in overrides)
+            yield f"{lines}: {key} is given {times} with different values; keep one"
 
 
 def _check_override(override) -> Iterator[str]:
@@ -430,6 +444,8 @@ def _check_rules(cfg: Any, prefix: str = "") -> Iterator[str]:
             yield from _check_rules(value, key + ".")
         elif value is None:
             continue
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield f"{key}={value}: must be a finite number"
         elif "choices" in rules and value not in rules["choices"]:
             yield f"{key}={value}: {_allowed(str(value), rules['choices'])}"
         elif "each" in rules and (wrong := [v for v in value if v not in rules["each"]] or ([] if value else ["[]"])):

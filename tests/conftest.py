@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ["WANDB_MODE"] = "offline"  # no test talks to W&B's servers
@@ -134,6 +135,12 @@ def tiny_checkpoint(folder: Path, architecture: str = "xlm-roberta", **settings)
     config = folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))
     return folder
+
+
+def last_of_each(words: Sequence[str]) -> list[str]:
+    """Keep the last word of each key: a test's own overrides come after the defaults."""
+    last = {word.partition("=")[0]: number for number, word in enumerate(words)}
+    return [word for number, word in enumerate(words) if "=" not in word or last[word.partition("=")[0]] == number]
 
 
 SHARED = Path(os.environ.get("FLARE_EXP_SHARED", Path(__file__).parents[2] / "shared" / "data"))

@@ -148,6 +148,10 @@ WRONG = [
     (["~model"], "a group cannot be removed"),
     (["model=custom", "model.path=org/name", "model.pretrain.steps=3"], "only embedded models"),
     (["+foo=1"], "foo: there is no such option"),
+    (["transfer.lr=inf"], "transfer.lr=inf: must be a finite number"),
+    (["fusion=gated", "fusion.bias=nan"], "fusion.bias=nan: must be a finite number"),
+    (["model=tiny", "model=xlmr_base"], "model=tiny and model=xlmr_base: model is given twice with different values; keep one"),
+    (["seed=1", "method=lora", "++seed=2"], "seed=1 and ++seed=2: seed is given twice with different values; keep one"),
 ]
 
 
@@ -158,6 +162,18 @@ def test_wrong_options_exit_2_with_one_message(overrides, message, capsys, tmp_p
     assert message in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "out").exists(), "nothing may be left behind"
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("key", [key for key, f in config.keys().items() if f.type in ("float", "float | None")])
+def test_no_number_is_infinite_or_nan(key, value):
+    extra = {"fusion": ["fusion=gated"], "mt": ["mt=toy_nllb"]}.get(key.split(".")[0], [])
+    assert problems(*extra, f"{key}={value}") == [f"{key}={value}: must be a finite number"]
+
+
+def test_an_option_may_be_repeated_with_the_same_value():
+    assert problems("seed=1", "seed=1") == []
+    assert "seed is given twice" in problems("seed=0,1", "seed=1", multirun=True)[0]
 
 
 def test_all_problems_at_once(capsys):

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import random_backbone, tiny_checkpoint, token_batch
+from conftest import last_of_each, random_backbone, tiny_checkpoint, token_batch
 from safetensors.torch import load_file
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -175,9 +175,9 @@ def test_fewer_gpus_than_devices(monkeypatch):
 
 
 def command(cache, out, *overrides):
-    return [sys.executable, "-m", "flare_exp", "task.limit=33", "finetune.epochs=2", "transfer.epochs=2", "transfer.lr=1e-3",
-            "task.test_split=test[:21]", "trainer.enable_progress_bar=false", f"cache_dir={cache}", f"output_dir={out}",
-            *overrides]  # fmt: skip
+    words = ["task.limit=33", "finetune.epochs=2", "transfer.epochs=2", "transfer.lr=1e-3", "task.test_split=test[:21]",
+             "trainer.enable_progress_bar=false", f"cache_dir={cache}", f"output_dir={out}", *overrides]  # fmt: skip
+    return [sys.executable, "-m", "flare_exp", *last_of_each(words)]
 
 
 def without_dropout(folder, architecture="xlm-roberta"):

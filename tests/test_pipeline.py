@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from conftest import last_of_each
 
 from flare_exp import metrics
 
@@ -23,7 +24,7 @@ TINY = ["model.pretrain.steps=60", "model.pretrain.documents=2000", "task.limit=
 def command(cache: Path, *overrides: str) -> list[str]:
     embedded = not any(o == "model=custom" for o in overrides)
     tiny = [o for o in TINY if embedded or not o.startswith("model.")]
-    return [sys.executable, "-m", "flare_exp", *tiny, f"cache_dir={cache}", *overrides]
+    return [sys.executable, "-m", "flare_exp", *last_of_each([*tiny, f"cache_dir={cache}", *overrides])]
 
 
 def launch(cache: Path, out: Path | None, *overrides: str, **env: str) -> subprocess.CompletedProcess:

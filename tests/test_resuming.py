@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import tiny_checkpoint
+from conftest import last_of_each, tiny_checkpoint
 from omegaconf import OmegaConf
 
 from flare_exp import config, pipeline, preemption, resuming
@@ -26,7 +26,8 @@ def checkpoint(tmp_path_factory):
 
 
 def arguments(checkpoint, folder, *overrides):
-    return [*SMALL, f"model.path={checkpoint}", f"cache_dir={folder / 'cache'}", f"output_dir={folder / 'out'}", *overrides]
+    place = [f"model.path={checkpoint}", f"cache_dir={folder / 'cache'}", f"output_dir={folder / 'out'}"]
+    return last_of_each([*SMALL, *place, *overrides])
 
 
 def run(checkpoint, folder, *overrides):

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SHARED, tiny_checkpoint
+from conftest import SHARED, last_of_each, tiny_checkpoint
 from omegaconf import OmegaConf
 
 from flare_exp import config, slurm, status
@@ -45,10 +45,11 @@ def checkpoint(tmp_path_factory):
 
 def grid(checkpoint, folder, *overrides):
     place = [f"model.path={checkpoint}", f"cache_dir={folder / 'cache'}", f"output_dir={folder / 'grid'}"]
-    return [sys.executable, "-m", "flare_exp", "-m", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1",
-            "hydra.launcher.mem_gb=2", "hydra.launcher.timeout_min=30", "trainer=cpu", "trainer.enable_progress_bar=false",
-            "model=custom", "task.limit=100", "data.batch_size=20", "finetune.epochs=2", "method=lora", "transfer.epochs=2",
-            *place, *overrides]  # fmt: skip
+    words = ["-m", "hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1",
+             "hydra.launcher.mem_gb=2", "hydra.launcher.timeout_min=30", "trainer=cpu", "trainer.enable_progress_bar=false",
+             "model=custom", "task.limit=100", "data.batch_size=20", "finetune.epochs=2", "method=lora", "transfer.epochs=2",
+             *place, *overrides]  # fmt: skip
+    return [sys.executable, "-m", "flare_exp", *last_of_each(words)]
 
 
 def run(words, env):
