@@ -60,22 +60,28 @@ def shuffled_sources(pairs: Sequence[Pair], seed: int) -> list[Pair]:
 
 
 class PairedDataset(Dataset):
-    """Encoded pairs. `truncated` counts the texts that a form cut, `cut_off` the answers that were cut off with them.
+    """Encoded pairs. `truncated` counts the texts that a form cut, `cut_off` the examples whose answers were cut off with them.
 
     Index ~i is row i as a stand-in, which counts for nothing (`Shares`).
 
     `cache`: the sources' states, once they have been computed; None: sources are read anew every time.
+
+    Args:
+        training: leave out the examples whose answers were cut off, from which nothing right can be learned.
     """
 
-    def __init__(self, pairs: Sequence[Pair], form: Form, source_form: Form | None = None):
-        self.pairs, self.cache = list(pairs), None
-        self.target = form.encode([p.target for p in pairs])
-        sources = [p.source for p in pairs if p.source is not None]
+    def __init__(self, pairs: Sequence[Pair], form: Form, source_form: Form | None = None, training: bool = False):
+        self.cache = None
+        encoded = list(zip(pairs, form.encode([p.target for p in pairs]), strict=True))
+        self.cut_off = sum(item.get("cut_off", False) for _, item in encoded)
+        if training:
+            encoded = [(pair, item) for pair, item in encoded if not item.get("cut_off")]
+        self.pairs, self.target = [pair for pair, _ in encoded], [item for _, item in encoded]
+        sources = [p.source for p in self.pairs if p.source is not None]
         if sources and len(sources) != len(self.pairs):
             raise ValueError("either every pair has a source or none has")
         self.source = (source_form or form).encode(sources) if sources else None
         self.truncated = sum(item["cut"] for item in [*self.target, *(self.source or ())])
-        self.cut_off = [i for i, item in enumerate(self.target) if item.get("cut_off")]
 
     cache: StateCache | None
 
@@ -283,14 +289,23 @@ class PairedDataModule(LightningDataModule):
         return kept
 
     def dataset(self, role: str) -> PairedDataset:
-        """The encoded pairs of a role (made once)."""
+        """The encoded pairs of a role (made once).
+
+        Raises:
+            UserError: no training example keeps its answer.
+        """
         if role not in self._datasets:
-            made = self._datasets[role] = PairedDataset(self.pairs(role), self.form, self.source_form)
-            if made.truncated:
+            training = role == "train"
+            made = self._datasets[role] = PairedDataset(self.pairs(role), self.form, self.source_form, training)
+            if not made.pairs:
+                raise UserError(
+                    f"data.max_length={self.form.max_length}: every training example's answer is cut off; choose more"
+                )
+            if made.truncated or made.cut_off:
                 log.warning(
-                    "%s (%s): %d texts are longer than %d tokens and were cut, and %d answers with them",
-                    *(made.pairs[0].target.id.rpartition("/")[0], self.view, made.truncated),
-                    *(self.form.max_length, len(made.cut_off)),
+                    "%s (%s): %d texts are longer than %d tokens and were cut; %d examples lost their answer by that%s",
+                    *(made.pairs[0].target.id.rpartition("/")[0], self.view, made.truncated, self.form.max_length),
+                    *(made.cut_off, ": left out" if training and made.cut_off else ""),
                 )
         return self._datasets[role]
 

@@ -1,14 +1,16 @@
 """Forms: how an example becomes what a model reads, and what a model says becomes text.
 
 One class per form of `backbones.Backbone`. A form encodes examples (`encode`) and pads a batch of them (`collate`); texts over
-`max_length` tokens are cut and counted, and so are answers that were cut off with them.
+`max_length` tokens are cut and counted. An answer is cut off, and counted, if its example's text was cut and no accepted answer
+is left; one whose place in the context is not known is never cut off.
 
 Shapes: B examples, T target tokens, S source tokens, A answer tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import string
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,12 +28,17 @@ class Form:
 
     Args:
         task: gives fields, labels and the prompt.
-        tokenizer: of the backbone, padding on its family's side.
+        tokenizer: of the backbone, padding on its family's side; long texts are cut on its `truncation_side`.
         max_length: longest input in tokens.
     """
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int):
         self.task, self.tokenizer, self.max_length = task, tokenizer, max_length
+
+    @property
+    def order(self) -> Sequence[int]:
+        """Numbers of the task's fields, in the order in which the model reads them."""
+        return range(len(self.task.fields))
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:
         """One item per example: `inputs` (tokenizer output, lists), `cut` (text was cut), and what the form learns from."""
@@ -45,8 +52,59 @@ class Form:
         """Tokenizer output [B, longest] of some items' inputs."""
         return dict(self.tokenizer.pad([item["inputs"] for item in items], return_tensors="pt"))
 
+    def _fitted(
+        self, examples: Sequence[Example], joined: Callable[[Sequence[str]], str]
+    ) -> Iterator[tuple[tuple[str, ...], dict[str, list[int]]]]:
+        """Yield the texts of each example, cut until what `joined` makes of them fits, and the tokenizer's output of that.
+
+        Each token too many is taken from the text that is longest then.
+
+        Raises:
+            UserError: not even empty texts fit.
+        """
+        whole = self.tokenizer([joined(e.texts) for e in examples], truncation=False, verbose=False)
+        for i, example in enumerate(examples):
+            texts, inputs = example.texts, {name: whole[name][i] for name in ("input_ids", "attention_mask")}
+            while (surplus := len(inputs["input_ids"]) - self.max_length) > 0:
+                if not any(texts):
+                    raise self._too_short(example)
+                lengths = longest_first([self._tokens(text) for text in texts], surplus)
+                texts = tuple(self._shortened(text, keep) for text, keep in zip(texts, lengths, strict=True))
+                again = self.tokenizer(joined(texts), verbose=False)
+                inputs = {name: again[name] for name in inputs}
+            yield texts, inputs
+
+    def _tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _shortened(self, text: str, keep: int) -> str:
+        """The first (or last, by the truncation side) `keep` tokens of a text; the whole one if it has no more."""
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans = encoded["offset_mapping"]
+        if len(spans) <= keep:
+            return text
+        if self.tokenizer.truncation_side == "left":
+            # several tokens may stand for one character
+            starts = [start for start, _ in spans[len(spans) - keep :] if start > 0]
+            return text[starts[0] :] if starts else ""
+        ends = [end for _, end in spans[:keep] if end < len(text)]
+        return text[: ends[-1]] if ends else ""
+
     def _too_short(self, example: Example) -> UserError:
         return UserError(f"data.max_length={self.max_length}: {example.id} does not fit, whatever is cut; choose a larger one")
+
+
+def longest_first(lengths: Sequence[int], surplus: int) -> list[int]:
+    """Lengths after `surplus` tokens are gone, each taken from the text that is longest then; none falls below 0."""
+    left = list(lengths)
+    for _ in range(min(surplus, sum(left))):
+        left[left.index(max(left))] -= 1
+    return left
+
+
+def readable(answers: Sequence[Answer], first: int, last: int) -> list[Answer]:
+    """Answers that are not known to reach outside characters `first` to `last` of the context."""
+    return [a for a in answers if a.start < 0 or (first <= a.start and a.start + len(a.text.rstrip()) <= last)]
 
 
 class LabelForm(Form):
@@ -68,30 +126,54 @@ class LabelForm(Form):
 class SpanForm(Form):
     """Extractive question answering by a start/end head: (question, context), the context is cut where it is too long.
 
+    A question is cut only where it would leave the context less than half of the tokens, and no more than that.
+
     Batch: target, offsets [B, T, 2] (characters of the context; -1 outside it), span [B, 2] (first and last token of the
-    first answer; -1 when it is cut off or lost), contexts (texts).
+    first answer that fits; -1 when all are cut off or lost), contexts (texts).
     """
 
+    @property
+    def order(self) -> Sequence[int]:
+        context = self.task.fields.index("context")
+        return (*(i for i in range(len(self.task.fields)) if i != context), context)
+
     def encode(self, examples: Sequence[Example]) -> list[Item]:
-        questions, contexts = [e.texts[1] for e in examples], [e.texts[0] for e in examples]
-        whole = self.tokenizer(questions, contexts, truncation=False, verbose=False)["input_ids"]
-        asked = self.tokenizer(questions, verbose=False)["input_ids"]
-        for example, question in zip(examples, asked, strict=True):
-            if len(question) + 4 > self.max_length:
-                raise self._too_short(example)
+        questions, contexts = (list(column) for column in zip(*(self._question_first(e) for e in examples), strict=True))
+        whole = self.tokenizer(questions, contexts, truncation=False, verbose=False, return_offsets_mapping=True)
+        asked = [
+            self._question(*pair) if len(ids) > self.max_length else pair[1]
+            for *pair, ids in zip(examples, questions, whole["input_ids"], strict=True)
+        ]
         encoded = self.tokenizer(
-            questions, contexts, truncation="only_second", max_length=self.max_length, return_offsets_mapping=True
+            asked, contexts, truncation="only_second", max_length=self.max_length, return_offsets_mapping=True
         )
         spans = encoded.pop("offset_mapping")
         items = []
         for i, example in enumerate(examples):
-            offsets = context_offsets(spans[i], encoded.sequence_ids(i), contexts[i])
-            span = token_span(offsets, example.answers[0]) if example.answers else (-1, -1)
+            context, cut = contexts[i], len(whole["input_ids"][i]) > self.max_length
+            offsets = context_offsets(spans[i], encoded.sequence_ids(i), context)
+            first, last = 0, len(context)
+            if cut:
+                every = context_offsets(whole["offset_mapping"][i], whole.sequence_ids(i), context)
+                first, last = part_read(offsets, every, context)
+            fitting = readable(example.answers, first, last)
             items.append({
-                "inputs": {name: encoded[name][i] for name in encoded}, "cut": len(whole[i]) > self.max_length,
-                "cut_off": bool(example.answers) and span[0] < 0, "span": span, "offsets": offsets, "context": contexts[i],
+                "inputs": {name: encoded[name][i] for name in encoded}, "cut": cut,
+                "cut_off": bool(example.answers) and not fitting, "offsets": offsets, "context": context,
+                "span": next((token_span(offsets, a) for a in fitting if a.start >= 0), (-1, -1)),
             })  # fmt: skip
         return items
+
+    def _question_first(self, example: Example) -> list[str]:
+        return [example.texts[i] for i in self.order]
+
+    def _question(self, example: Example, question: str) -> str:
+        """The question of an example that is too long, cut where it leaves the context less than half of the room."""
+        room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
+        if room < 2:
+            raise self._too_short(example)
+        context = self._tokens(self._question_first(example)[1])
+        return self._shortened(question, max(room // 2, room - context))
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
         target = self.pad(items)
@@ -117,16 +199,26 @@ def context_offsets(
     return found
 
 
-def token_span(offsets: Sequence[tuple[int, int]], answer: Answer) -> tuple[int, int]:
-    """First and last token of an answer; (-1, -1) when its place is not known, or it ends after the last token of the context.
+def part_read(offsets: Sequence[tuple[int, int]], every: Sequence[tuple[int, int]], context: str) -> tuple[int, int]:
+    """The first and the last character of a context that a part of its tokens stand for.
 
-    Characters that a tokenizer has no token for (spaces, format characters) may stand anywhere.
+    Characters without a token (spaces, format characters) belong to the part that reaches the end where they stand.
+
+    Args:
+        offsets: of the part (`context_offsets`).
+        every: of all the context's tokens.
     """
+    (first, last), (start, end) = (
+        (min((a for a, _ in spans if a >= 0), default=0), max((b for _, b in spans), default=0)) for spans in (offsets, every)
+    )
+    return (0 if first <= start else first), (len(context) if last >= end else last)
+
+
+def token_span(offsets: Sequence[tuple[int, int]], answer: Answer) -> tuple[int, int]:
+    """First and last token of an answer that the tokens stand for; (-1, -1) when none does."""
     end = answer.start + len(answer.text.rstrip())
     inside = [i for i, (first, last) in enumerate(offsets) if 0 <= first < end and last > answer.start]
-    if answer.start < 0 or not inside or max(last for _, last in offsets) < end:
-        return -1, -1
-    return inside[0], inside[-1]
+    return (inside[0], inside[-1]) if inside else (-1, -1)
 
 
 def best_spans(start: Tensor, end: Tensor, offsets: Tensor, contexts: Sequence[str], longest: int) -> list[str]:
@@ -153,7 +245,7 @@ def best_spans(start: Tensor, end: Tensor, offsets: Tensor, contexts: Sequence[s
 
 
 class PromptForm(Form):
-    """A prompt that a generative model continues with the answer and EOS; the first field is cut where it is too long.
+    """A prompt that a generative model continues with the answer and EOS; the longest field is cut where it is too long.
 
     Batch: target (prompts, padded on the family's side), answer (input_ids and attention_mask [B, A], right-padded), labels
     [B] of a classification task.
@@ -164,21 +256,29 @@ class PromptForm(Form):
         # after a prompt without trailing space, a decoder's answer begins with one, as in running text
         self.space = " " if tokenizer.padding_side == "left" else ""
 
+    @property
+    def order(self) -> Sequence[int]:
+        named = (name for _, name, _, _ in string.Formatter().parse(self.task.prompt) if name)
+        return [self.task.fields.index(name) for name in named]
+
     def encode(self, examples: Sequence[Example]) -> list[Item]:
-        whole = self.tokenizer([self.prompt(e.texts) for e in examples], truncation=False, verbose=False)
         items = []
-        for i, example in enumerate(examples):
-            texts, inputs = example.texts, {name: whole[name][i] for name in ("input_ids", "attention_mask")}
-            while len(inputs["input_ids"]) > self.max_length:
-                texts = (self._shortened(example, texts[0], len(inputs["input_ids"])), *texts[1:])
-                inputs = dict(self.tokenizer(self.prompt(texts)))
-            gold = self.task.gold(example)
-            reach = example.answers and example.answers[0].start + len(example.answers[0].text) > len(texts[0])
+        for example, (texts, inputs) in zip(examples, self._fitted(examples, self.prompt), strict=True):
+            gold, fitting = self.task.gold(example), self._readable(example, texts)
+            answer = fitting[0].text if fitting else gold[0] if gold else None
             items.append({
-                "inputs": {name: inputs[name] for name in ("input_ids", "attention_mask")}, "cut": texts != example.texts,
-                "cut_off": bool(reach), "label": example.label, "answer": self.answer(gold[0]) if gold else [],
+                "inputs": inputs, "cut": texts != example.texts, "cut_off": bool(example.answers) and not fitting,
+                "label": example.label, "answer": [] if answer is None else self.answer(answer),
             })  # fmt: skip
         return items
+
+    def _readable(self, example: Example, texts: Sequence[str]) -> list[Answer]:
+        """Answers that are not known to be cut away from the context."""
+        if self.task.context is None:
+            return []
+        whole, left = len(example.texts[self.task.context]), len(texts[self.task.context])
+        first = whole - left if self.tokenizer.truncation_side == "left" else 0
+        return readable(example.answers, first, first + left)
 
     def prompt(self, texts: Sequence[str]) -> str:
         """The task's prompt, filled in."""
@@ -193,30 +293,36 @@ class PromptForm(Form):
             before, whole = [], self.tokenizer(self.space + text, add_special_tokens=False)["input_ids"]
         return [*whole[len(before) :], self.tokenizer.eos_token_id]
 
-    def _shortened(self, example: Example, text: str, length: int) -> str:
-        """`text` without as many tokens as are too many."""
-        ends = [end for _, end in self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]]
-        keep = len(ends) - (length - self.max_length)
-        if keep < 1 or ends[keep - 1] >= len(text):
-            raise self._too_short(example)
-        return text[: ends[keep - 1]]
-
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
         batch = {"target": self.pad(items), "answer": padded_answers([item["answer"] for item in items])}
         return {**batch, "labels": torch.tensor([item["label"] for item in items])} if self.task.labels else batch
 
 
 class SourceTextForm(Form):
-    """A text for a translation model's encoder, whose tokenizer it takes: the task's texts as one. Nothing is learned from it."""
+    """A text for a translation model's encoder, whose tokenizer it takes. Nothing is learned from it.
+
+    The task's texts are joined by spaces in the order in which the target's form reads them, so that positions of the two
+    correspond as far as they can; the longest one is cut where that is too long.
+
+    Args:
+        task, tokenizer, max_length: as of any form.
+        order: of the target's form.
+    """
+
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int, order: Sequence[int]):
+        super().__init__(task, tokenizer, max_length)
+        self._order = order
+
+    @property
+    def order(self) -> Sequence[int]:
+        return self._order
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:
-        texts = [" ".join(e.texts) for e in examples]
-        whole = self.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length)
-        return [
-            {"inputs": {name: encoded[name][i] for name in ("input_ids", "attention_mask")}, "cut": len(ids) > self.max_length}
-            for i, ids in enumerate(whole)
-        ]
+        def joined(texts: Sequence[str]) -> str:
+            return " ".join(texts[i] for i in self.order)
+
+        fitted = self._fitted(examples, joined)
+        return [{"inputs": inputs, "cut": texts != e.texts} for e, (texts, inputs) in zip(examples, fitted, strict=True)]
 
 
 def padded_answers(answers: Sequence[Sequence[int]]) -> dict[str, Tensor]:

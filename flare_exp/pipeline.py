@@ -131,12 +131,10 @@ def notes(cfg: Config, folder: Path) -> list[str]:
     found = [f"{trained} ({100 * counts['trainable'] / counts['total']:.1f} %)"]
     if kept := [stage for stage in ("finetune", "transfer", "test") if facts["artefacts"].get(stage, {}).get("reused")]:
         found.append(f"found in the cache: {', '.join(kept)}")
-    for name, meaning in (
-        ("cut_off", "gold answers were cut off by data.max_length"),
-        ("unparsable", "predictions are no answer"),
-    ):
-        if test[name]:
-            found.append(f"{test[name]} of {test['examples']} {meaning}: counted as wrong")
+    if test["cut_off"]:
+        found.append(f"{test['cut_off']} of {test['examples']} gold answers are beyond what the model reads")
+    if test["unparsable"]:
+        found.append(f"{test['unparsable']} of {test['examples']} predictions are no answer: counted as wrong")
     found += [
         translation_note(name, info)
         for name, info in facts["translations"].items()

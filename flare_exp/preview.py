@@ -23,7 +23,7 @@ from flare_exp.backbones import Backbone
 from flare_exp.checkpoints import MT, existing_checkpoint, make_translator, prepare_backbone
 from flare_exp.config import MACHINES, Config
 from flare_exp.errors import UserError
-from flare_exp.forms import FORM_CLASSES, Form, Item, PromptForm
+from flare_exp.forms import Form, Item, PromptForm
 from flare_exp.hub import Checkpoint, local, looks_local
 from flare_exp.pipeline import load_task
 from flare_exp.stages import Stages
@@ -177,9 +177,9 @@ class CountedForm(PromptForm):
         Form.__init__(self, task, None, max_length)  # type: ignore[arg-type]
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:
-        return [{"inputs": {"input_ids": range(self._tokens(e))}, "cut": False} for e in examples]
+        return [{"inputs": {"input_ids": range(self._length(e))}, "cut": False} for e in examples]
 
-    def _tokens(self, example: Example) -> int:
+    def _length(self, example: Example) -> int:
         if not any(example.texts):
             return self.max_length
         return min(self.max_length, 2 + len(self.prompt(example.texts)) // CHARACTERS)
@@ -197,7 +197,7 @@ class Sketch(Preview):
         if getattr(self.task.read, "assumed", False):
             return CountedForm(self.task, wanted)
         try:
-            return FORM_CLASSES[self.form_name](self.task, backbones.load_tokenizer(str(m.path), m.revision), wanted)
+            return self._form_of(backbones.load_tokenizer(str(m.path), m.revision), wanted)
         except UserError:
             return CountedForm(self.task, wanted)
 

@@ -29,7 +29,7 @@ from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
 from flare_exp.backbones import Backbone
 from flare_exp.checkpoints import MT, make_translator
 from flare_exp.config import FUSION_OPTIONS, Config, StageConfig
-from flare_exp.data import DATAMODULES, PairedDataModule, PairedDataset
+from flare_exp.data import DATAMODULES, PairedDataModule
 from flare_exp.errors import UserError
 from flare_exp.forms import FORM_CLASSES, Form, PromptForm, SourceTextForm
 from flare_exp.languages import language
@@ -62,14 +62,19 @@ class Stages:
         self.form = self._form()
         self.translations: dict[str, Artifact] = {}
         self._data: dict[str, PairedDataModule] = {}
+        # how an example becomes what the model reads
+        self.reading = {
+            "form": self.form_name,
+            "max_length": self.form.max_length,
+            "truncation_side": cfg.data.truncation_side,
+        }
         # what every trained artefact depends on, besides its data and its predecessor
         self.recipe = {
             "optim": asdict(cfg.optim),
             "batch_size": cfg.data.batch_size,
-            "max_length": self.form.max_length,
             "precision": cfg.trainer.precision,
             "weights": asdict(self.precision),
-            "form": self.form_name,
+            **self.reading,
             "family": asdict(backbones.family_of(str(self.backbone.path), cfg.model.revision)),
             "select": cfg.task.select,
             "clip": cfg.trainer.gradient_clip_val,
@@ -167,8 +172,8 @@ class Stages:
     def test(self, trained: Artifact, view: str, english: Artifact | None = None) -> Artifact:
         """Predict and score the test split. `english` is the model that `trained` is an adapter of, if it is one."""
         data = self.data(view)
-        key = {"stage": "test", "model": trained.digest, "data": pairs_digest(data, "test"), "form": self.form_name,
-               "max_length": self.form.max_length, "precision": self.cfg.trainer.precision, "weights": asdict(self.precision),
+        key = {"stage": "test", "model": trained.digest, "data": pairs_digest(data, "test"), **self.reading,
+               "precision": self.cfg.trainer.precision, "weights": asdict(self.precision),
                "answers": asdict(self.decoding) if self.form_name == "prompt" else self.cfg.task.max_answer_length}  # fmt: skip
 
         def build(folder: Path) -> dict[str, Any]:
@@ -179,7 +184,7 @@ class Stages:
             if not self.team.leads:
                 return {}
             dataset = data.dataset("test")
-            predicted = self.predictions(dataset, found)
+            predicted = [found[row] for row in range(len(dataset))]
             gold = [self.task.gold(p.target) for p in dataset.pairs]
             rows = [
                 {
@@ -196,8 +201,8 @@ class Stages:
                 "metrics": self.task.score(predicted, [p.target for p in dataset.pairs]),
                 "examples": len(rows),
                 "truncated": dataset.truncated,
-                "cut_off": len(dataset.cut_off),
-                "unparsable": sum(text not in self.task.labels if self.task.labels else not text for text in found.values()),
+                "cut_off": dataset.cut_off,
+                "unparsable": sum(text not in self.task.labels if self.task.labels else not text for text in predicted),
             }
 
         return self.store.get("test", key, build, together=True)
@@ -223,9 +228,11 @@ class Stages:
 
     def _mt_form(self) -> SourceTextForm:
         """How the translation model's encoder reads the target text: padded on the side where the backbone's texts are."""
-        encoder, tokenizer = self.mt.encoder
-        tokenizer.src_lang, tokenizer.padding_side = language(self.cfg.task.lang).flores, self.form.tokenizer.padding_side
-        return SourceTextForm(self.task, tokenizer, min(self.cfg.data.max_length, encoder.config.max_position_embeddings))
+        (encoder, tokenizer), own = self.mt.encoder, self.form.tokenizer
+        tokenizer.src_lang = language(self.cfg.task.lang).flores
+        tokenizer.padding_side, tokenizer.truncation_side = own.padding_side, own.truncation_side
+        longest = min(self.cfg.data.max_length, encoder.config.max_position_embeddings)
+        return SourceTextForm(self.task, tokenizer, longest, self.form.order)
 
     def _form_name(self) -> str:
         """How this backbone takes this task: by a head where the family has one, else as a prompt (task.form=auto)."""
@@ -242,7 +249,11 @@ class Stages:
         if longest is not None and longest < wanted:
             log.info("data.max_length=%d: this model reads %d tokens at most, so texts are cut there", wanted, longest)
             wanted = longest
-        return FORM_CLASSES[self.form_name](self.task, backbones.load_tokenizer(path, revision), wanted)
+        return self._form_of(backbones.load_tokenizer(path, revision), wanted)
+
+    def _form_of(self, tokenizer: Any, longest: int) -> Form:
+        tokenizer.truncation_side = self.cfg.data.truncation_side
+        return FORM_CLASSES[self.form_name](self.task, tokenizer, longest)
 
     @property
     def precision(self) -> backbones.Precision:
@@ -254,12 +265,6 @@ class Stages:
         d = self.cfg.decode
         scores = d.name == "score" and self.task.labels
         return Decoding(self.task.labels) if scores else Decoding((), d.beams, d.max_new_tokens, d.cache)
-
-    def predictions(self, dataset: PairedDataset, found: Mapping[int, str]) -> list[str]:
-        """One text per example. A span model gets none where the answer was cut off: it counts as wrong, even if the same
-        words stand elsewhere in what is left."""
-        lost = set(dataset.cut_off) if self.form_name == "span" else set()
-        return ["" if i in lost else found[i] for i in range(len(dataset))]
 
     def module(self, model: nn.Module, source: Source | None, **training) -> FusionModule:
         """The LightningModule of this form."""
@@ -374,7 +379,7 @@ class Stages:
         module = self.module(
             model,
             source,
-            score=lambda found: self.task.score(self.predictions(dataset, found), examples),
+            score=lambda found: self.task.score([found[row] for row in range(len(dataset))], examples),
             optimizer=self.optimizer(stage.lr),
             warmup=stage.warmup,
         )
@@ -409,7 +414,7 @@ class Stages:
             "parameters": counts,
             "best" if best else "last": {monitor: round(float(score), 6), "epoch": epoch},
             "truncated": {role: data.dataset(role).truncated for role in ROLES[:2]},
-            "cut_off": {role: len(data.dataset(role).cut_off) for role in ROLES[:2]},
+            "cut_off": {role: data.dataset(role).cut_off for role in ROLES[:2]},
         }
 
     @property

@@ -7,14 +7,15 @@ from flare_exp.data import (
     BucketSampler,
     NusaXDataModule,
     PairedDataset,
+    ToyQADataModule,
     ToySentimentDataModule,
     make_pairs,
     shuffled_sources,
 )
 from flare_exp.errors import UserError
-from flare_exp.forms import LabelForm
+from flare_exp.forms import FORM_CLASSES, LabelForm
 from flare_exp.noise import ERRORS, corrupt_examples
-from flare_exp.tasks import NusaX, Slice, ToySentiment, fingerprint
+from flare_exp.tasks import NusaX, Slice, ToyQA, ToySentiment, fingerprint
 from flare_exp.tiny.pretrain import train_tokenizer
 from flare_exp.tiny.world import World
 from flare_exp.translation import ParallelTranslator
@@ -120,6 +121,30 @@ def test_truncation_is_counted(task, tokenizer):
     longer = sum(len(side[i]["inputs"]["input_ids"]) > 10 for side in (full.target, full.source) for i in range(len(pairs)))
     assert short.truncated == longer > 0
     assert max(len(t["inputs"]["input_ids"]) for t in short.target) == 10
+
+
+@pytest.mark.parametrize("name", ["span", "prompt"])
+def test_nothing_is_learned_from_answers_that_are_cut_off(tokenizer, name, caplog):
+    """They are left out of training, and kept wherever a model is judged."""
+    task = ToyQA(limit=40)
+
+    def module(longest):
+        form = FORM_CLASSES[name](task, tokenizer, longest)
+        return ToyQADataModule(task, "far", form, ParallelTranslator(task).translate, batch_size=8)
+
+    whole, short = module(1000), module(70)
+    assert [len(whole.dataset(role)) for role in ("train", "validation")] == [40, 40]
+    assert [whole.dataset(role).cut_off for role in ("train", "validation")] == [0, 0]
+    train, validation = short.dataset("train"), short.dataset("validation")
+    assert 0 < train.cut_off == 40 - len(train) < 40
+    assert not any(item["cut_off"] for item in train.target)
+    assert len(train.pairs) == len(train.target) == len(train.source) == len(train)
+    assert len(validation) == 40
+    assert validation.cut_off == sum(item["cut_off"] for item in validation.target) > 0
+    assert f"{train.cut_off} examples lost their answer by that: left out" in caplog.text
+    least = {"span": 10, "prompt": 32}[name]
+    with pytest.raises(UserError, match=rf"data\.max_length={least}: every training example's answer is cut off"):
+        module(least).dataset("train")
 
 
 def test_pairs_must_be_the_same_examples(task):

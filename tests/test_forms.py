@@ -123,11 +123,99 @@ def test_an_answer_that_is_cut_off_is_counted_and_teaches_nothing():
     assert len(module.predict(batch)) == 2
 
 
-def test_a_question_that_fills_the_window_is_a_users_error():
-    with pytest.raises(UserError, match=r"data\.max_length=8: .* does not fit"):
-        forms.SpanForm(TyDiQA(), wordpiece(), 8).encode([question("the soup", "soup", asked="who was in rome on monday ?")])
+def test_a_window_without_room_for_question_and_context_is_a_users_error():
+    with pytest.raises(UserError, match=r"data\.max_length=4: .* does not fit"):
+        forms.SpanForm(TyDiQA(), wordpiece(), 4).encode([question("the soup", "soup", asked="who was in rome ?")])
     with pytest.raises(UserError, match=r"data\.max_length=12: .* does not fit"):
         forms.PromptForm(TyDiQA(), byte_level(), 12).encode([question("the soup", "soup")])
+
+
+LONG = " ".join(["the soup was good and bad in rome"] * 6)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("long", ["context", "question", "both"])
+def test_the_longest_field_of_a_prompt_is_cut(side, long):
+    """Whichever it is: a long question never ends a run."""
+    tokenizer = byte_level()
+    tokenizer.truncation_side = side
+    form = forms.PromptForm(TyDiQA(), tokenizer, 90)
+    context = LONG if long != "question" else "the soup"
+    asked = LONG if long != "context" else "who was it ?"
+    (item,) = form.encode([question(context, "soup", asked=asked)])
+    assert item["cut"]
+    ids = item["inputs"]["input_ids"]
+    assert 85 < len(ids) <= 90, "no more is cut than must be"
+    said = tokenizer.decode(ids, skip_special_tokens=True)
+    kept_context, kept_question = said.removeprefix("Context: ").removesuffix("\nAnswer:").split("\nQuestion: ")
+    assert (kept_context == context) == (long == "question")
+    assert (kept_question == asked) == (long == "context")
+    for kept, text in ((kept_context, context), (kept_question, asked)):
+        assert text.startswith(kept) if side == "right" else text.endswith(kept)
+    if long == "both":
+        counts = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (kept_context, kept_question)]
+        assert abs(counts[0] - counts[1]) <= 1, "both are cut to one length"
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_long_question_leaves_room_for_the_context(side):
+    tokenizer = wordpiece()
+    tokenizer.truncation_side = side
+    (item,) = forms.SpanForm(TyDiQA(), tokenizer, 43).encode([question(LONG + " on monday", "monday", asked=LONG)])
+    ids, types = item["inputs"]["input_ids"], item["inputs"]["token_type_ids"]
+    assert len(ids) == 43
+    assert sum(types) - 1 == 20, "half of the 40 tokens beside the special ones"
+    assert item["cut"]
+    assert item["cut_off"] == (side == "right")
+    (whole,) = forms.SpanForm(TyDiQA(), tokenizer, 60).encode([question("the soup on monday", "soup", asked=LONG)])
+    assert sum(whole["inputs"]["token_type_ids"]) - 1 == 4, "a short context leaves the question more than half"
+    assert len(whole["inputs"]["input_ids"]) == 4 + 48 + 3
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_long_texts_are_cut_on_the_side_that_the_tokenizer_says(side):
+    tokenizer = wordpiece()
+    tokenizer.truncation_side = side
+    (item,) = forms.LabelForm(NusaX(), tokenizer, 6).encode([Example("nusax/eng/train/0", "0", ("soup was good and bad",), 0)])
+    said = tokenizer.decode(item["inputs"]["input_ids"], skip_special_tokens=True)
+    assert said == ("soup was good and" if side == "right" else "was good and bad")
+
+
+@pytest.mark.parametrize("name", ["span", "prompt", "label"])
+def test_a_translation_encoder_reads_the_fields_in_the_targets_order(name):
+    """And of a text that is too long the longest field is cut, not what stands last."""
+    from flare_exp.tasks import XNLI
+
+    tokenizer = wordpiece() if name != "prompt" else byte_level()
+    task = XNLI() if name == "label" else TyDiQA()
+    form = forms.FORM_CLASSES[name](task, tokenizer, 512)
+    asked, context = "who was in rome ?", LONG
+    example = Example("xnli/en/train/0", "0", (context, asked), 0) if name == "label" else question(context, "soup", asked=asked)
+    source = forms.SourceTextForm(task, wordpiece(), 20, form.order)
+    (item,) = source.encode([example])
+    said = source.tokenizer.decode(item["inputs"]["input_ids"], skip_special_tokens=True).replace("?", " ?").replace("  ", " ")
+    assert item["cut"]
+    assert len(item["inputs"]["input_ids"]) == 20
+    kept = "the soup was good and bad in rome the soup was good and"
+    assert said == (f"{asked} {kept}" if name == "span" else f"{kept} {asked}")
+
+
+@pytest.mark.parametrize("name", ["span", "prompt"])
+def test_an_answer_is_cut_off_only_where_no_accepted_one_fits(name):
+    """`cut_off` is not set by a first answer alone, nor by one whose place nobody knows."""
+    tokenizer = wordpiece() if name == "span" else byte_level()
+    form = forms.FORM_CLASSES[name](TyDiQA(), tokenizer, 24 if name == "span" else 90)
+    context = LONG + " on monday"
+    soup, monday, nowhere = Answer("soup", 4), Answer("monday", context.index("monday")), Answer("congo", -1)
+    accepted = [(monday,), (monday, soup), (monday, nowhere), (nowhere,), ()]
+    items = form.encode([Example(f"tydiqa/en/train/{i}", str(i), (context, "who ?"), answers=a) for i, a in enumerate(accepted)])
+    assert all(item["cut"] for item in items)
+    assert [item["cut_off"] for item in items] == [True, False, False, False, False]
+    if name == "span":  # the one that fits is learned
+        first, last = items[1]["span"]
+        assert context[items[1]["offsets"][first][0] : items[1]["offsets"][last][1]] == "soup"
+    else:
+        assert items[1]["answer"] == form.answer("soup")
 
 
 def test_prompts_keep_question_and_frame_when_the_context_is_cut():
