@@ -12,6 +12,7 @@ from flare_exp import config
 COMMANDS = {
     "plan": (("-m", "--multirun"), "what a run or a grid (-m) would build, need and take, without running it"),
     "prefetch": (("-m", "--multirun"), "fetch models and data from the hub, for runs without network"),
+    "report": ((), "tables of finished runs: mean and standard deviation over seeds"),
     "status": (("--timeline",), "what has become of the jobs of a grid"),
 }
 EXAMPLES = """\

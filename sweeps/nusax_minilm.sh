@@ -7,4 +7,4 @@ set -euo pipefail
 out=${OUT:-outputs/nusax_minilm}
 ${PYTHON:-.venv/bin/python} -m flare_exp -m experiment=nusax_minilm model.path="$MINILM" task.data_dir="$DATA/nusax" \
     output_dir="$out" task.lang=ace,jav seed=0,1 method=zero_shot,translate_test,lora,flare trainer.enable_progress_bar=false
-${PYTHON:-.venv/bin/python} sweeps/summarise.py "$out" | tee "$out/table.txt"
+${PYTHON:-.venv/bin/python} -m flare_exp report "$out" | tee "$out/table.txt"

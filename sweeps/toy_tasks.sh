@@ -4,4 +4,4 @@
 set -euo pipefail
 out=${OUT:-outputs/toy_tasks} run="${PYTHON:-.venv/bin/python} -m flare_exp -m trainer=cpu trainer.enable_progress_bar=false"
 $run output_dir="$out" seed=0,1,2 model=tiny,tiny_decoder,tiny_seq2seq task=toy_sentiment,toy_nli,toy_qa method=lora,flare
-${PYTHON:-.venv/bin/python} sweeps/summarise.py "$out" | tee "$out/table.txt"
+${PYTHON:-.venv/bin/python} -m flare_exp report "$out" | tee "$out/table.txt"

@@ -1,7 +1,8 @@
-"""Print mean and standard deviation over seeds of runs: `python sweeps/summarise.py FOLDER...`
+"""`python -m flare_exp report <folder> ...`: print the finished runs below some folders as tables.
 
-One table per task. A cell is what runs have in common but for the seed: every option that differs from the shipped
-configuration tells cells apart, and those that differ between the runs shown get a column.
+One table per task, with mean and standard deviation over seeds. Runs that differ in nothing but
+the seed share a row. Every option that differs between rows gets a column. Two runs of one row and
+one seed are an error.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from rich.table import Table
 
 from flare_exp import config, status
 from flare_exp.runs import VOLATILE
+from flare_exp.tasks import TASKS
 
 GROUPS = ("model", "task", "mt", "fusion", "method", "decode")
 # what the first columns say
 NAMED = {*(f"{group}.name" for group in GROUPS if group != "decode"), "task.lang", "mt.noise"}
 ABLATIONS = ("shuffle", "empty")
+TIE = 1.0  # points; smaller differences are called ties
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ def read(folder: Path) -> Run:
         raise ValueError(f"no result ({', '.join(filter(None, (state.state, state.reason)))})")
     try:
         metrics = json.loads((folder / "metrics.json").read_text())
-        _ = metrics["task"], metrics["lang"], {**metrics["test"]}, {**metrics["english"]}
+        _ = metrics["task"], metrics["lang"]
+        _ = {**metrics["test"]}, {**metrics["english"]}, {**metrics["zero_shot"]}
         _ = float(metrics["seconds"]["transfer"]), int(metrics["seed"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"metrics.json is damaged ({type(error).__name__}: {error})") from None
@@ -184,8 +188,64 @@ def show(task: str, cells: Cells, console: Console) -> None:
     console.print(table)
 
 
-def main(folders: Sequence[str]) -> int:
-    """Print all tables; the exit code is 2 where there is nothing to show, or one cell has two results."""
+def readings(cells: Cells, metric: str) -> list[str]:
+    """Say in a sentence per language and translation how FLARE compares with the baselines.
+
+    Differences of at most TIE points count as ties. Rows without FLARE or without LoRA are left
+    out.
+    """
+    groups: dict[tuple[Any, ...], dict[str, list[Run]]] = defaultdict(dict)
+    for (model, lang, mt, method, changed), seeds in cells.items():
+        fusing = sorted((k, v) for k, v in changed if k.startswith(("fusion.", "source.")))
+        name = ", ".join([method, *(f"{key}={value}" for key, value in fusing)])
+        groups[model, lang, mt, changed - {*fusing}][name] = list(seeds.values())
+    found = []
+    for (model, lang, *_), methods in groups.items():
+        scores = {name: _mean(runs, "test", metric) for name, runs in methods.items()}
+        fused = [name for name in scores if name.startswith("flare") and " source)" not in name]
+        if not fused or "lora" not in scores:
+            continue
+        best = max(fused, key=scores.__getitem__)
+        said = f"{model}, {lang}: {best} has {metric} {scores[best]:.1f}, {_against(scores, best, 'lora')}"
+        if "translate_test" in scores:
+            said += f" and {_against(scores, best, 'translate_test')}. "
+            zero_shot = _mean(methods[best], "zero_shot", metric)
+            said += _why(scores[best] - scores["translate_test"], zero_shot, lang)
+        found.append(f"{said}.{_caution(methods[best])}")
+    return found
+
+
+def _mean(runs: Sequence[Run], block: str, metric: str) -> float:
+    return 100 * statistics.mean(run.metrics[block][metric] for run in runs)
+
+
+def _against(scores: Mapping[str, float], name: str, other: str) -> str:
+    gain = scores[name] - scores[other]
+    if abs(gain) <= TIE:
+        return f"as much as {other} ({scores[other]:.1f})"
+    return f"{abs(gain):.1f} points {'above' if gain > 0 else 'below'} {other} ({scores[other]:.1f})"
+
+
+def _why(gain: float, zero_shot: float, lang: str) -> str:
+    """Explain the difference between FLARE and translate_test."""
+    if gain > TIE:
+        return "It uses the text itself besides its English translation"
+    if gain < -TIE:
+        return "Reading the English translation alone is better here"
+    return (
+        f"Both read the English translation. The model knows little of {lang} (zero-shot "
+        f"{zero_shot:.1f}), so the text itself adds nothing to it"
+        if zero_shot < 50
+        else "The text itself adds nothing to its English translation here"
+    )
+
+
+def _caution(runs: Sequence[Run]) -> str:
+    return " One seed: differences of a few points mean nothing." if len(runs) == 1 else ""
+
+
+def print_report(folders: Sequence[str]) -> int:
+    """Print a table per task and what it says; the exit code is 2 without a run, or with two of one cell and seed."""
     # into a file a table is as wide as it needs to be
     console = Console(width=None if sys.stdout.isatty() else 500)
     runs, left_out = [], []
@@ -198,11 +258,13 @@ def main(folders: Sequence[str]) -> int:
     if not runs:
         problems = [*left_out, f"there is no finished run in {', '.join(folders)}"]
     for problem in problems:
-        print(f"summarise: {problem}", file=sys.stderr)
+        print(f"flare_exp report: {problem}", file=sys.stderr)
     if problems:
         return 2
     for task, cells in sorted(tasks.items()):
         show(task, cells, console)
+        for line in readings(cells, TASKS[task].metric):
+            console.print(line, highlight=False, markup=False)
     if any(run.options["mt.name"] == "gold" for run in runs):
         console.print(
             "mt=gold: test sources are the benchmark's own English, so what reads them is an upper bound.",
@@ -213,5 +275,6 @@ def main(folders: Sequence[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or ["outputs"]))
+def main(arguments: Sequence[str]) -> int:
+    """Report the runs below the given folders, or below outputs/."""
+    return print_report(list(arguments) or ["outputs"])

@@ -1,0 +1,145 @@
+"""The table of runs: which runs share a row, what is left out, and what it says in a sentence."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from flare_exp import config, report
+from flare_exp.commandline import normalised
+
+
+def as_dict(job):
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(job, resolve=True)
+
+
+def finished(folder, *overrides, score=0.5, metrics=None):
+    """A run folder as a run leaves it, as far as the table reads it."""
+    (job,), problems = config.check(normalised(overrides), multirun=False)
+    assert not problems
+    folder.mkdir(parents=True)
+    measured = {
+        "task": job.task.name, "lang": job.task.lang, "model": job.model.name, "mt": job.mt.name,
+        "method": job.method.name, "seed": job.seed, "test": {"accuracy": 0.1, "macro_f1": score},
+        "fusion": job.fusion.name if job.method.name in config.FUSING_METHODS else None,
+        "english": {"accuracy": 0.9, "macro_f1": 0.9}, "zero_shot": {"accuracy": 0.2, "macro_f1": 0.2},
+        "seconds": {"transfer": 1.0}, **(metrics or {}),
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(job)))
+    (folder / "metrics.json").write_text(json.dumps(measured))
+    return folder
+
+
+def table(capsys, *folders):
+    """The exit code, and what is printed with the cells of its rows."""
+    code = report.main([str(folder) for folder in folders])
+    printed = capsys.readouterr()
+    lines = [line for line in printed.out.splitlines() if line[:1] in "│┃"]
+    rows = [[part.strip() for part in re.split("[│┃]", line)[1:-1]] for line in lines]
+    return code, printed, rows
+
+
+def test_runs_that_differ_in_any_option_are_different_cells(tmp_path, capsys):
+    for layer, base in (("ahead", 0.8), ("same", 0.6)):
+        for seed in (0, 1):
+            options = [f"fusion.source_layer={layer}", f"seed={seed}", f"output_dir={layer}{seed}"]
+            finished(tmp_path / f"{layer}{seed}", *options, score=base + seed / 10)
+    code, printed, rows = table(capsys, tmp_path)
+    assert code == 0, printed.err
+    head, *cells = rows
+    assert head[:6] == ["model", "lang", "mt", "method", "fusion.source_layer", "seeds"]
+    column = head.index("macro_f1")
+    found = {row[4]: (row[5], row[column]) for row in cells}
+    assert found == {"ahead": ("0,1", "85.0 ± 7.1"), "same": ("0,1", "65.0 ± 7.1")}
+
+
+def test_only_options_that_differ_from_the_shipped_ones_need_a_column(tmp_path, capsys):
+    """The defaults of a model or task, and what cannot change a result, tell no cells apart."""
+    finished(tmp_path / "0", "model=tiny", "trainer=cpu", "data.workers=1")
+    finished(tmp_path / "1", "model=tiny_decoder", "trainer=cpu", "output_dir=elsewhere")
+    finished(tmp_path / "2", "model=tiny", "trainer=cpu", "seed=1", "trainer.devices=2", "trainer.strategy=ddp")
+    finished(tmp_path / "3", "model=tiny", "trainer=cpu", "method=lora")
+    finished(tmp_path / "4", "model=tiny", "trainer=cpu", "source.shuffle=true")
+    measured = {"translation": {"noise": 0.4, "chrf++": {"en": 55.0, "far": 50.0}}}
+    finished(tmp_path / "5", "trainer=cpu", "mt=gold", "mt.noise=0.4", "method=lora", metrics=measured)
+    _, _, (head, *cells) = table(capsys, tmp_path)
+    assert head[:5] == ["model", "lang", "mt", "method", "seeds"]
+    assert {tuple(row[:5]) for row in cells} == {
+        ("tiny", "far", "toy, 10% noise", "flare (add_relu)", "0,1"),
+        ("tiny_decoder", "far", "toy, 10% noise", "flare (add_relu)", "0"),
+        ("tiny", "far", "toy, 10% noise", "lora", "0"),
+        ("tiny", "far", "toy, 10% noise", "flare (add_relu, shuffle source)", "0"),
+        ("tiny", "far", "gold, 40% noise, chrF++ 50", "lora", "0"),
+    }
+
+
+def test_a_second_run_of_a_cell_and_seed_is_an_error_that_names_both(tmp_path, capsys):
+    finished(tmp_path / "one", "seed=3", score=0.8)
+    finished(tmp_path / "two", "seed=3", "logger=wandb", score=0.6)
+    code, printed, rows = table(capsys, tmp_path)
+    assert code == 2
+    assert rows == []
+    assert str(tmp_path / "one") in printed.err
+    assert str(tmp_path / "two") in printed.err
+    assert "seed 3" in printed.err
+    # one folder that is given twice is one run
+    assert table(capsys, tmp_path / "one", tmp_path / "one")[0] == 0
+
+
+def test_half_and_damaged_runs_are_named_and_the_rest_is_shown(tmp_path, capsys):
+    finished(tmp_path / "whole", metrics={"test": {"accuracy": 0.1, "macro_f1": 0.5, "new": 0.7}})
+    finished(tmp_path / "older", "seed=1")
+    damaged = {
+        "torn": lambda run: (run / "metrics.json").write_text('{"task": "toy_sen'),
+        "empty": lambda run: (run / "metrics.json").write_text("{}"),
+        "list": lambda run: (run / "metrics.json").write_text("[1]"),
+        "running": lambda run: (run / "metrics.json").unlink(),
+        "bare": lambda run: (run / "config.yaml").unlink(),
+        "cut": lambda run: (run / "config.yaml").write_text("model: {name: ["),
+        "nothing": lambda run: (run / "config.yaml").write_text(""),
+    }
+    for seed, (name, damage) in enumerate(damaged.items(), start=2):
+        damage(finished(tmp_path / name, f"seed={seed}"))
+    wandb_file = tmp_path / "whole/wandb/run-1/files/config.yaml"
+    wandb_file.parent.mkdir(parents=True)
+    wandb_file.write_text("seed: {value: 0}")
+    code, printed, (head, *cells) = table(capsys, tmp_path)
+    assert code == 0
+    assert [row[head.index("seeds")] for row in cells] == ["0,1"]
+    assert cells[0][head.index("new")] == "-", "a metric that only some runs have is no mean over all"
+    left_out = [line for line in printed.out.splitlines() if line.startswith("left out: ")]
+    assert sorted(line.split(": ")[1] for line in left_out) == sorted(str(tmp_path / n) for n in damaged)
+    assert table(capsys, tmp_path / "torn")[0] == 2, "no run at all"
+    assert table(capsys, tmp_path / "nowhere")[0] == 2
+
+
+def said(capsys, folder, scores):
+    """The sentence under the table of runs of method -> macro F1."""
+    for method, score in scores.items():
+        finished(folder / method, f"method={method}", score=score)
+    _, printed, _ = table(capsys, folder)
+    return [line for line in printed.out.splitlines() if line.startswith("tiny, far: ")]
+
+
+@pytest.mark.parametrize(
+    ("translate_test", "expected"),
+    [
+        (0.795, "as much as translate_test (79.5). Both read the English translation."),
+        (0.7, "10.0 points above translate_test (70.0). It uses the text itself besides"),
+        (0.9, "10.0 points below translate_test (90.0). Reading the English translation alone"),
+    ],
+)
+def test_a_sentence_compares_flare_with_the_baselines(translate_test, expected, tmp_path, capsys):
+    scores = {"lora": 0.4, "translate_test": translate_test, "flare": 0.8, "zero_shot": 0.2}
+    (line,) = said(capsys, tmp_path, scores)
+    assert line.startswith("tiny, far: flare (add_relu) has macro_f1 80.0, 40.0 points above lora (40.0) and ")
+    assert expected in line
+    assert "One seed" in line
+
+
+def test_without_lora_or_flare_there_is_no_sentence(tmp_path, capsys):
+    assert said(capsys, tmp_path / "a", {"flare": 0.8, "translate_test": 0.8}) == []
+    assert said(capsys, tmp_path / "b", {"lora": 0.8, "translate_test": 0.8}) == []
