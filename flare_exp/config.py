@@ -559,6 +559,9 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
         yield f"mt={mt.name}: mt.path=<hub id or checkpoint folder> is missing"
     if mt.quantization and mt.backend != "ctranslate2":
         yield f"mt.quantization={mt.quantization}: only mt.backend=ctranslate2 has it"
+    if cfg.method.name == "translate_test" and mt.name == "file" and not task.labels:
+        yield (f"method=translate_test with mt=file and task={task.name}: no file can translate the answers back; choose "
+               f"mt={' or mt='.join(MACHINES[1:] if not toy else MACHINES[:1])}")  # fmt: skip
     # a folder that is also task.data_dir has been checked as such
     local = mt.path is not None and (mt.name == "file" or mt.path.startswith((".", "/", "~")) or mt.path.count("/") > 1)
     if local and mt.path != cfg.task.data_dir and not Path(str(mt.path)).expanduser().is_dir():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -32,10 +32,17 @@ Translate = Callable[[Sequence[Example], str], list[Example]]
 
 @dataclass(frozen=True)
 class Pair:
-    """What the model reads and is scored on (`target`), and what it fuses (`source`, None for nothing)."""
+    """What the model reads (`target`), what it fuses (`source`, None for nothing), and whose answers or label count as right
+    (`original`, None: those of `target`)."""
 
     target: Example
     source: Example | None
+    original: Example | None = None
+
+    @property
+    def scored(self) -> Example:
+        """The example that the prediction is compared with."""
+        return self.original or self.target
 
 
 def make_pairs(english: Sequence[Example], target: Sequence[Example], view: str) -> list[Pair]:
@@ -56,7 +63,7 @@ def shuffled_sources(pairs: Sequence[Pair], seed: int) -> list[Pair]:
     random.Random(seed).shuffle(order)
     # along one random cycle, everybody gets the next one's
     taken = dict(zip(order, order[1:] + order[:1], strict=True))
-    return [Pair(p.target, pairs[taken[i]].source) for i, p in enumerate(pairs)]
+    return [replace(p, source=pairs[taken[i]].source) for i, p in enumerate(pairs)]
 
 
 class PairedDataset(Dataset):
@@ -228,6 +235,7 @@ class PairedDataModule(LightningDataModule):
         seed: of the batch order.
         shuffle_source: pair every text with another one's source (ablation).
         empty_source: pair it with none (ablation).
+        scores_originals: compare predictions on translations (view="translated") with the original examples.
         share: rank and number of the processes that share the batches out.
     """
 
@@ -247,6 +255,7 @@ class PairedDataModule(LightningDataModule):
         seed: int = 0,
         shuffle_source: bool = False,
         empty_source: bool = False,
+        scores_originals: bool = False,
         share: tuple[int, int] = (0, 1),
     ):
         super().__init__()
@@ -258,6 +267,7 @@ class PairedDataModule(LightningDataModule):
         self.source_form = source_form
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.shuffle_source, self.empty_source, self.share = shuffle_source, empty_source, share
+        self.scores_originals = scores_originals
         self._datasets: dict[str, PairedDataset] = {}
 
     def pairs(self, role: str) -> list[Pair]:
@@ -273,10 +283,12 @@ class PairedDataModule(LightningDataModule):
             english = self.task.load(self.task.english, role)
             target = self.translate(english, self.lang)
         pairs = make_pairs(english, target, self.view)
+        if self.scores_originals:
+            pairs = [replace(p, original=original) for p, original in zip(pairs, target, strict=True)]
         if role == "train":
             pairs = self._answerable(pairs)
         if self.empty_source:
-            return [Pair(p.target, None) for p in pairs]
+            return [replace(p, source=None) for p in pairs]
         return shuffled_sources(pairs, self.seed) if self.shuffle_source else pairs
 
     def _answerable(self, pairs: list[Pair]) -> list[Pair]:

@@ -142,6 +142,12 @@ def notes(cfg: Config, folder: Path) -> list[str]:
     ]
     if cfg.mt.name == "gold" and METHODS[cfg.method.name].reads_translated_tests:
         found.append("mt=gold: the test sources are human English, so this is an upper bound")
+    if cfg.method.name == "translate_test" and not TASKS[cfg.task.name].labels:
+        found.append(
+            f"answers were translated back into {cfg.task.lang} by mt={cfg.mt.name} and compared with the original ones"
+            if cfg.mt.name in MACHINES
+            else f"mt={cfg.mt.name}: predictions were compared with the English answers, which makes this an upper bound"
+        )
     if cfg.mt.fallback == "gold":
         found.append("mt.fallback=gold: human translations stand in where a file is missing (see provenance.json)")
     if cfg.source.shuffle or cfg.source.empty:

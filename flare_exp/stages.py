@@ -42,7 +42,7 @@ from flare_exp.sources import BackboneSource, MTSource, Source
 from flare_exp.states import cached_states
 from flare_exp.tasks import ROLES, Example, Task, fingerprint
 from flare_exp.tasks.base import read_answers
-from flare_exp.translation import Flagged, ParallelTranslator, has_span
+from flare_exp.translation import Flagged, MachineTranslator, ParallelTranslator, has_span
 
 log = logging.getLogger(__name__)
 
@@ -171,10 +171,13 @@ class Stages:
 
     def test(self, trained: Artifact, view: str, english: Artifact | None = None) -> Artifact:
         """Predict and score the test split. `english` is the model that `trained` is an adapter of, if it is one."""
-        data = self.data(view)
+        data, back = self.data(view), self.answers_back(view)
         key = {"stage": "test", "model": trained.digest, "data": pairs_digest(data, "test"), **self.reading,
                "precision": self.cfg.trainer.precision, "weights": asdict(self.precision),
                "answers": asdict(self.decoding) if self.form_name == "prompt" else self.cfg.task.max_answer_length}  # fmt: skip
+
+        if back:
+            key["back"] = back.texts_identity(self.task.english, self.cfg.task.lang)
 
         def build(folder: Path) -> dict[str, Any]:
             module = self.module(*self.trained_model(trained, english))
@@ -184,21 +187,23 @@ class Stages:
             if not self.team.leads:
                 return {}
             dataset = data.dataset("test")
-            predicted = [found[row] for row in range(len(dataset))]
-            gold = [self.task.gold(p.target) for p in dataset.pairs]
+            said = [found[row] for row in range(len(dataset))]
+            predicted = back.texts(said, self.task.english, self.cfg.task.lang) if back else said
+            gold = [self.task.gold(p.scored) for p in dataset.pairs]
             rows = [
                 {
                     "id": p.target.id,
                     "gold": g[0] if self.task.labels else list(g),
                     "prediction": text,
+                    **({"english_prediction": english_text} if back else {}),
                     "target": "\n".join(p.target.texts),
                     "source": None if p.source is None else "\n".join(p.source.texts),
                 }
-                for p, text, g in zip(dataset.pairs, predicted, gold, strict=True)
+                for p, text, english_text, g in zip(dataset.pairs, predicted, said, gold, strict=True)
             ]
             results.write_parquet(folder / "predictions.parquet", rows)
             return {
-                "metrics": self.task.score(predicted, [p.target for p in dataset.pairs]),
+                "metrics": self.task.score(predicted, [p.scored for p in dataset.pairs]),
                 "examples": len(rows),
                 "truncated": dataset.truncated,
                 "cut_off": dataset.cut_off,
@@ -206,6 +211,12 @@ class Stages:
             }
 
         return self.store.get("test", key, build, together=True)
+
+    def answers_back(self, view: str) -> MachineTranslator | None:
+        """What translates answers that are predicted in English back into the target language, where they must be: a translation
+        model's English test examples have no answers to compare with."""
+        asks = view == "translated" and not self.task.labels
+        return self.translator if asks and isinstance(self.translator, MachineTranslator) else None
 
     # --- what the stages share --------------------------------------------------------------------------------------
 
@@ -217,13 +228,13 @@ class Stages:
 
     def _make_data(self, view: str) -> PairedDataModule:
         fuses = view in ("paired", "latent")
-        ablation: dict[str, Any] = {}
+        options: dict[str, Any] = {"scores_originals": self.answers_back(view) is not None}
         if fuses:
-            ablation = {"shuffle_source": self.cfg.source.shuffle, "empty_source": self.cfg.source.empty}
+            options |= {"shuffle_source": self.cfg.source.shuffle, "empty_source": self.cfg.source.empty}
         return DATAMODULES[type(self.task)](
             self.task, self.cfg.task.lang, self.form, self.translate, source_form=self._mt_form() if view == "latent" else None,
             view=view, batch_size=self.cfg.data.batch_size, workers=self.cfg.data.workers, seed=self.cfg.seed,
-            share=(self.team.rank, self.team.size), **ablation,
+            share=(self.team.rank, self.team.size), **options,
         )  # fmt: skip
 
     def _mt_form(self) -> SourceTextForm:
@@ -375,7 +386,7 @@ class Stages:
         counts = backbones.parameter_counts(model)
         log.info("%s: %s of %s parameters train", name, f"{counts['trainable']:,}", f"{counts['total']:,}")
         dataset = data.dataset("validation")
-        examples = [p.target for p in dataset.pairs]
+        examples = [p.scored for p in dataset.pairs]
         module = self.module(
             model,
             source,
@@ -463,7 +474,8 @@ def texts_of(examples: Sequence[Example]) -> list[str]:
 def pairs_digest(data: PairedDataModule, *roles: str) -> str:
     """Identity of what a model is trained or tested on."""
     pairs = [p for role in roles for p in data.dataset(role).pairs]
-    return digest_of([fingerprint([p.target for p in pairs]), fingerprint([p.source for p in pairs if p.source])])[:20]
+    seen = [[p.target for p in pairs], [p.source for p in pairs if p.source], [p.original for p in pairs if p.original]]
+    return digest_of([fingerprint(examples) for examples in seen])[:20]
 
 
 def save_model(model: nn.Module, trained: Mapping[str, torch.Tensor], folder: Path) -> None:

@@ -195,7 +195,8 @@ class MachineTranslator(Translator):
     killed goes on after its last finished shard.
 
     Answers go along into the target language only (training data): they are marked, and the marks are found again
-    (flare_exp.projection). Test data must not show where its answers are.
+    (flare_exp.projection). Test data must not show where its answers are, so that their translations have none: an answer that is
+    found in one is translated back by itself (`texts`).
 
     Args:
         task: whose examples.
@@ -229,6 +230,15 @@ class MachineTranslator(Translator):
         asked = [self._marked(e) if marks else e.texts for e in examples]
         found = self._texts([text for texts in asked for text in texts], _lang(examples[0]), lang)
         return [self._translated(e, [found[text] for text in texts], marks) for e, texts in zip(examples, asked, strict=True)]
+
+    def texts(self, texts: Sequence[str], own: str, lang: str) -> list[str]:
+        """The translations of `texts` from one language of the benchmark into another, in their order."""
+        found = self._texts(texts, own, lang)
+        return [found[text]["translation"] for text in texts]
+
+    def texts_identity(self, own: str, lang: str) -> dict[str, Any]:
+        """What, besides the texts, their translation depends on."""
+        return {**self.model.identity, "from": language(own).flores, "to": language(lang).flores}
 
     def _marks(self, lang: str) -> bool:
         return not self.task.labels and lang != self.task.english

@@ -148,6 +148,10 @@ WRONG = [
     (["~model"], "a group cannot be removed"),
     (["model=custom", "model.path=org/name", "model.pretrain.steps=3"], "only embedded models"),
     (["+foo=1"], "foo: there is no such option"),
+    (
+        ["task=toy_qa", "method=translate_test", "mt=file", "mt.path=conf"],
+        "method=translate_test with mt=file and task=toy_qa: no file can translate the answers back",
+    ),
     (["transfer.lr=inf"], "transfer.lr=inf: must be a finite number"),
     (["fusion=gated", "fusion.bias=nan"], "fusion.bias=nan: must be a finite number"),
     (["model=tiny", "model=xlmr_base"], "model=tiny and model=xlmr_base: model is given twice with different values; keep one"),

@@ -147,6 +147,21 @@ def test_nothing_is_learned_from_answers_that_are_cut_off(tokenizer, name, caplo
         module(least).dataset("train")
 
 
+def test_what_is_scored_when_translations_are_read(tokenizer):
+    """The translation, or the original: a model's translation of a test example has no answers."""
+    task = ToyQA(limit=5)
+    far = task.load("far", "test")
+
+    def pairs(**options):
+        form = FORM_CLASSES["span"](task, tokenizer, 200)
+        return ToyQADataModule(task, "far", form, ParallelTranslator(task).translate, view="translated", **options).pairs("test")
+
+    human, machine = pairs(), pairs(scores_originals=True)
+    assert [p.scored for p in human] == [p.target for p in human]
+    assert [p.target for p in human] == [p.target for p in machine]
+    assert [p.scored for p in machine] == far != [p.target for p in machine]
+
+
 def test_pairs_must_be_the_same_examples(task):
     with pytest.raises(ValueError, match="not the same examples"):
         make_pairs(task.load("en", "test"), task.load("far", "test")[::-1], "paired")

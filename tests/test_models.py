@@ -153,6 +153,24 @@ def test_an_answer_that_is_cut_off_is_counted_and_its_prediction_is_scored(check
     assert f"{provenance['test']['cut_off']} of 16 gold answers are beyond what the model reads" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_translated_questions_are_scored_against_the_original_answers(checkpoints, tmp_path, capsys):
+    """translate_test: a predicted English answer is translated back, by itself, by the model that translated the question."""
+    small = ["mt=toy_nllb", "mt.pretrain.steps=60", "mt.pretrain.pairs=600", "mt.max_length=32"]
+    embedded = ["model=custom", f"model.path={checkpoints / 'xlm-roberta'}", "task=toy_qa", "method=translate_test"]
+    measured, _ = run(tmp_path, *embedded, *small)
+    rows = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+    originals = ToyQA(limit=16).load("far", "test")
+    assert [r["gold"] for r in rows] == [[a.text for a in e.answers] for e in originals]
+    assert all(r["english_prediction"] in r["target"] for r in rows), "it is a span of the English translation"
+    shards = [pq.read_table(path).to_pylist() for path in (tmp_path / "cache").glob("translation_shard/*/texts.parquet")]
+    (back,) = (found for found in shards if rows[0]["english_prediction"] in {row["original"] for row in found})
+    carried = {row["original"]: row["translation"] for row in back}
+    assert [r["prediction"] for r in rows] == [carried[r["english_prediction"]] for r in rows]
+    assert answers([r["prediction"] for r in rows], [r["gold"] for r in rows]).items() <= measured["test"].items()
+    assert "translated back into far by mt=toy_nllb" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_what_is_saved_are_the_weights_that_are_given(tmp_path, tuning):
     """Those of the best epoch, say, where the model has the last one's."""

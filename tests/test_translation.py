@@ -97,6 +97,15 @@ def test_answers_are_marked_into_the_target_language_only(tmp_path):
     assert all(m.answers == () for m in tested)
 
 
+def test_a_model_translates_texts_by_themselves(tmp_path):
+    engine = Reverser()
+    machine = maker(ToyQA(), tmp_path, engine)
+    assert machine.texts(["on monday", "", "rome", "on monday"], "en", "far") == ["MONDAY ON", "", "ROME", "MONDAY ON"]
+    ((asked, *languages),) = engine.asked
+    assert asked == ["on monday", "", "rome"], "answers alone, each once"
+    assert languages == ["eng_Latn", "far_Latn"]
+
+
 def test_answers_that_are_lost_or_were_never_there_are_none(tmp_path):
     class Loser(Reverser):
         def translate(self, texts, *more, **options):
