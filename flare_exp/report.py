@@ -133,7 +133,8 @@ def cells_of(runs: Sequence[Run]) -> tuple[dict[str, Cells], list[str]]:
     tasks: dict[str, Cells] = defaultdict(lambda: defaultdict(dict))
     problems = []
     for run in runs:
-        seeds = tasks[run.metrics["task"]][(*run.name, frozenset(run.changed.items()))]
+        cell = (*run.name, frozenset(run.changed.items()))
+        seeds = tasks[run.metrics["task"]][cell]
         first = seeds.setdefault(run.metrics["seed"], run)
         if first is not run:
             problems.append(
