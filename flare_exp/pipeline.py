@@ -26,6 +26,7 @@ from flare_exp.loggers import Tracker
 from flare_exp.methods import METHODS, Method
 from flare_exp.stages import Stages
 from flare_exp.tasks import ROLES, TASKS, Task, fingerprint
+from flare_exp.tasks.base import check_labels
 from flare_exp.translation import FLAGS, Translator
 
 
@@ -231,7 +232,8 @@ def check_data(task: Task, lang: str) -> dict[str, dict[str, Any]]:
     """Load every split before any model; returns sizes and fingerprints for the provenance.
 
     Raises:
-        UserError: unreadable data, or (in a parallel benchmark) test examples among the training examples.
+        UserError: unreadable data, or (in a parallel benchmark) test examples among the training examples, or labels that
+            differ between translations of one another.
     """
     loaded = {f"{lg}/{role}": task.load(lg, role) for lg, role in ((task.english, "train"), (task.english, "validation"),
               (task.english, "test"), (lang, "test"))}  # fmt: skip
@@ -239,6 +241,7 @@ def check_data(task: Task, lang: str) -> dict[str, dict[str, Any]]:
         trained = {(e.id.split("/")[2], e.key) for role in ROLES[:2] for e in loaded[f"{task.english}/{role}"]}
         if leaked := [e.id for e in loaded[f"{lang}/test"] if (e.id.split("/")[2], e.key) in trained]:
             raise UserError(f"{len(leaked)} test examples are translations of training or validation examples, e.g. {leaked[0]}")
+        check_labels(task, loaded[f"{lang}/test"], loaded[f"{task.english}/test"])
     return {name: {"examples": len(rows), "fingerprint": fingerprint(rows)} for name, rows in loaded.items()}
 
 

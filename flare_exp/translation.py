@@ -18,7 +18,8 @@ from flare_exp.artifacts import ArtifactStore, digest_of, file_sha256
 from flare_exp.errors import UserError
 from flare_exp.languages import language
 from flare_exp.tasks import Example, Task, fingerprint
-from flare_exp.tasks.base import read_answers, read_parquet, warn_once
+from flare_exp.tasks.base import check_labels, read_answers, read_parquet, warn_once
+from flare_exp.tasks.tables import ANSWERS, TEXT, check_row
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ class ParallelTranslator(Translator):
         """Examples in `lang`, in the order of `examples`.
 
         Raises:
-            UserError: an example has no counterpart in `lang`.
+            UserError: an example has no counterpart in `lang`, or one with another label.
         """
         found = self._counterparts(examples, lang)
         own = [found[_split(e), e.key] for e in examples]
@@ -121,6 +122,7 @@ class ParallelTranslator(Translator):
         missing = [e.id for e in examples if (_split(e), e.key) not in found]
         if missing:
             raise UserError(f"{len(missing)} examples have no translation into {lang} in {self.task.name}, e.g. {missing[0]}")
+        check_labels(self.task, examples, list(found.values()))
         return found
 
 
@@ -180,9 +182,12 @@ class FileTranslator(Translator):
         for field, text in zip(self.task.fields, example.texts, strict=True):
             if row[field] != text:
                 raise UserError(f"mt.path: {file}, row {number}: {field} is not that of {example.id}: {str(row[field])[:60]!r}")
+        # only rows that are used: others may have no translation
+        kinds = {f"{field}_translated": TEXT for field in self.task.fields}
+        if row.get("answers_translated") is not None:
+            kinds["answers_translated"] = ANSWERS
+        check_row(row, kinds, f"mt.path: {file}", number)
         texts = tuple(row[f"{field}_translated"] for field in self.task.fields)
-        if not all(isinstance(text, str) for text in texts):
-            raise UserError(f"mt.path: {file}, row {number}: a translation is missing")
         answers = () if self.task.labels else read_answers(row["answers_translated"])
         context = "" if self.task.context is None else texts[self.task.context]
         if wrong := [a for a in answers if a.start < 0 or not context.startswith(a.text, a.start)]:

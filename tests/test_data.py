@@ -215,8 +215,8 @@ def test_nusax_pairs_rows_by_id_not_by_position(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"id": "1", "text": "a", "label": 0}, {"id": "1", "text": "b", "label": 0}], "several rows have the id"),
-        ([{"id": "1", "text": "a", "label": 3}], "label 3 of id 1"),
+        ([{"id": "1", "text": "a", "label": 0}, {"id": "1", "text": "b", "label": 0}], r"ace.test\.parquet: rows 0 and 1 \(from 0\) have the id 1"),
+        ([{"id": "1", "text": "a", "label": 3}], r"row 0 \(from 0\), column label: 3 is none of 0"),
         ([{"id": "1", "text": "a"}], r"lacks the column\(s\) label"),
     ],
 )

@@ -3,17 +3,21 @@
 import json
 import logging
 import random
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from flare_exp import config
 from flare_exp.artifacts import ArtifactStore, digest_of
 from flare_exp.data import DATAMODULES
 from flare_exp.errors import UserError
+from flare_exp.forms import LabelForm, SpanForm
 from flare_exp.noise import ERRORS, corrupt, corrupt_examples, corrupted, follow_words
 from flare_exp.tasks import TASKS, XNLI, Answer, Benchmark, Example, NusaX, Task, TyDiQA, base
 from flare_exp.tasks.tydiqa import PREFIXES, locate
@@ -28,6 +32,18 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 def question(i, lang="english", context="The Nile is long. Nile.", text="Nile", start=4):
     return {"id": f"{lang}-{i}", "context": context, "question": f"q{i}?", "answers": {"text": [text], "answer_start": [start]}}
+
+
+@pytest.fixture(scope="session")
+def characters():
+    """A tokenizer of single characters that knows every text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {c: i for i, c in enumerate(["[PAD]", "[UNK]", *pre_tokenizers.ByteLevel.alphabet()])}
+    made = Tokenizer(models.BPE(letters, [], unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]")
 
 
 @pytest.fixture
@@ -87,7 +103,7 @@ def test_xnli_pairs_rows_by_number(tmp_path):
 
 def test_xnli_refuses_unlabelled_rows(tmp_path):
     write(tmp_path / "sw/test.parquet", [nli(0), nli(1, -1)])
-    with pytest.raises(UserError, match=r"xnli/sw/test: label -1 of id 1 is none of 0\.\.2"):
+    with pytest.raises(UserError, match=r"sw/test\.parquet, row 1 \(from 0\), column label: -1 is none of 0\.\.2 \(entail"):
         XNLI(data_dir=str(tmp_path)).load("sw", "test")
 
 
@@ -130,7 +146,7 @@ def test_tydiqa_folder_carries_the_language(tmp_path):
     assert examples[0].answers == (Answer("Nile", 4),)
     assert examples[0].label is None
     write(tmp_path / "sw/train.parquet", [question("x"), question("x")])
-    with pytest.raises(UserError, match="several rows have the id"):
+    with pytest.raises(UserError, match=r"train\.parquet: rows 0 and 1 \(from 0\) have the id english-x"):
         TyDiQA(data_dir=str(tmp_path)).load("sw", "train")
 
 
@@ -291,7 +307,10 @@ def test_file_gives_its_rows_by_number(xnli, tmp_path):
     [
         ([translated(nli(i)) for i in (0, 1, 3, 2, 4, 5)], r"test\.parquet, row 2: premise is not that of xnli/sw/test/2: 'p3'"),
         ([translated(nli(i)) for i in range(4)], r"test\.parquet ends at row 3; it has no translation of xnli/sw/test/4"),
-        ([translated(nli(i), hypothesis_translated=None) for i in range(6)], "row 2: a translation is missing"),
+        (
+            [translated(nli(i), hypothesis_translated=None) for i in range(6)],
+            r"row 2 \(from 0\), column hypothesis_translated: null instead of text",
+        ),
         ([nli(i) for i in range(6)], r"lacks the column\(s\) premise_translated, hypothesis_translated"),
     ],
 )
@@ -418,6 +437,199 @@ def test_translations_are_missed_before_any_model(qa_folder):
         cfg.mt.path = None
         with pytest.raises(UserError, match=r"mt=file: set mt\.path=<folder>"):
             check()
+
+
+# --- damaged and doubtful data ---------------------------------------------------------------------------------------
+
+
+def nusax(i, label=0, text="t"):
+    return {"id": i, "text": f"{text}{i}", "label": label}
+
+
+def parallel_folder(folder, shift=0):
+    """NusaX in English and Acehnese; the labels of Acehnese are those of English, shifted."""
+    for number, (split, size) in enumerate({"train": 9, "validation": 9, "test": 9}.items()):
+        for lang, more in (("eng", 0), ("ace", shift)):
+            rows = [nusax(10 * number + i, (i + more) % 3, lang) for i in range(size)]
+            write(folder / lang / f"{split}.parquet", rows[::-1] if more else rows)
+    return NusaX(data_dir=str(folder))
+
+
+def test_labels_of_translations_that_disagree_are_refused(tmp_path):
+    from flare_exp import pipeline
+
+    task = parallel_folder(tmp_path, shift=1)
+    said = r"nusax: 9 of 9 rows have another label in ace than in eng.*: test 28 \(negative in ace, positive in eng\), .*test 24 "
+    with pytest.raises(UserError, match=said):
+        pipeline.check_data(task, "ace")
+    for use in (ParallelTranslator(task).translate, ParallelTranslator(task).identity):
+        with pytest.raises(UserError, match="9 of 9 rows have another label in eng than in ace"):
+            use(task.load("eng", "train"), "ace")
+    same = parallel_folder(tmp_path)
+    pipeline.check_data(same, "ace")
+    ParallelTranslator(same).translate(same.load("eng", "train"), "ace")
+
+
+BAD_CELLS = [
+    ("text", pa.array(["a", None, "c"]), "row 1 (from 0), column text: null instead of text"),
+    ("text", pa.array([b"a", b"b", b"c"]), "row 0 (from 0), column text: b'a' instead of text"),
+    ("text", pa.array([b"a", b"\xff", b"c"]).view(pa.string()), "row 1 (from 0), column text: text that is not valid UTF-8"),
+    ("text", pa.array([1, 2, 3]), "row 0 (from 0), column text: 1 instead of text"),
+    ("label", pa.array([0.0, 1.0, 2.0]), "row 0 (from 0), column label: 0.0 instead of an integer"),
+    ("label", pa.array([0, None, 2]), "row 1 (from 0), column label: null instead of an integer"),
+    ("label", pa.array(["0", "1", "2"]), "row 0 (from 0), column label: '0' instead of an integer"),
+    ("label", pa.array([True, False, True]), "row 0 (from 0), column label: True instead of an integer"),
+    ("label", pa.array([0, 1, 3]), "row 2 (from 0), column label: 3 is none of 0..2 (negative, neutral, positive)"),
+    ("id", pa.array([1.5, 2.5, 3.5]), "row 0 (from 0), column id: 1.5 instead of text or an integer"),
+    ("id", pa.array([1, None, 3]), "row 1 (from 0), column id: null instead of text or an integer"),
+]
+
+
+@pytest.mark.parametrize(("column", "cells", "message"), BAD_CELLS, ids=[message for *_, message in BAD_CELLS])
+def test_a_bad_cell_is_named_with_file_row_and_column(tmp_path, column, cells, message):
+    columns = {"id": pa.array([1, 2, 3]), "text": pa.array(["a", "b", "c"]), "label": pa.array([0, 1, 2])}
+    (tmp_path / "ace").mkdir()
+    pq.write_table(pa.table(columns | {column: cells}), tmp_path / "ace/test.parquet")
+    with pytest.raises(UserError) as raised:
+        NusaX(data_dir=str(tmp_path)).load("ace", "test")
+    assert str(raised.value).startswith(f"task.data_dir: {tmp_path}/ace/test.parquet, {message}")
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        None,
+        {"text": ["Nile"], "answer_start": [4, 5]},
+        {"text": ["Nile"], "answer_start": [None]},
+        {"text": [None], "answer_start": [4]},
+        {"text": ["Nile"], "answer_start": [4.0]},
+        {"text": "Nile", "answer_start": 4},
+        {"text": ["Nile"], "answer_end": [4]},
+        [{"text": "Nile", "answer_start": 4}],
+        "Nile",
+    ],
+)
+def test_answers_of_another_form_are_refused(tmp_path, answers):
+    write(tmp_path / "sw/train.parquet", [{**question(0), "answers": answers}])
+    with pytest.raises(UserError, match=r"train\.parquet, row 0 \(from 0\), column answers: .* instead of \{text: \[text"):
+        TyDiQA(data_dir=str(tmp_path)).load("sw", "train")
+
+
+ANSWER_CELLS = st.fixed_dictionaries(
+    {"text": st.one_of(st.none(), st.text(max_size=5), st.lists(st.one_of(st.none(), st.text(max_size=5)), max_size=3))},
+    optional={"answer_start": st.one_of(st.none(), st.floats(), st.lists(st.one_of(st.none(), st.integers(-9, 99)), max_size=3))},
+)
+CELLS = st.one_of(
+    st.none(), st.text(max_size=8), st.binary(max_size=6), st.integers(-3, 2**40), st.floats(), st.booleans(), ANSWER_CELLS
+)
+
+
+@st.composite
+def damage(draw):
+    """What is done to one file: cells, a whole column, its rows, its columns or its bytes."""
+    kind = draw(st.sampled_from(["cells", "column", "utf8", "rows", "names", "bytes", "cut"]))
+    values = draw(st.lists(CELLS, min_size=1, max_size=4)) if kind == "cells" else draw(CELLS)
+    return kind, draw(st.integers(0, 10)), draw(st.integers(0, 9)), values
+
+
+def damaged(table: pa.Table, kind: str, column: int, row: int, values) -> pa.Table:
+    name = table.column_names[column % table.num_columns]
+    at = table.column_names.index(name)
+    cells = table.column(name).to_pylist()
+    row %= max(1, len(cells))
+    if kind == "cells":
+        cells[row : row + len(values)] = values[: len(cells) - row]
+    if kind == "column":
+        cells = [values] * len(cells)
+    if kind in ("cells", "column"):
+        try:
+            made = pa.array(cells)
+        except (pa.ArrowException, TypeError, OverflowError, ValueError):  # parquet has no columns of mixed types
+            made = pa.array([None if v is None else str(v).encode("utf-8", "replace").decode() for v in cells])
+        return table.set_column(at, name, made)
+    if kind == "utf8":
+        made = pa.array([b"\xff\xfe" if i == row else b"x" for i in range(len(cells))]).view(pa.string())
+        return table.set_column(at, name, made)
+    if kind == "rows":
+        return table.slice(row, row % 3) if row % 2 else pa.concat_tables([table, table.slice(0, row)])
+    return table.rename_columns([table.column_names[0] if i == at else n for i, n in enumerate(table.column_names)])
+
+
+def benchmark_tables(name):
+    """(path, rows) of a small benchmark with translations in files, and its target language."""
+    task = TASKS[name]
+    lang = task.languages[-1]
+    for number, split in enumerate(base.ROLES):
+        for code, other in ((task.english, lang), (lang, task.english)):
+            if name == "tydiqa":
+                rows = [question(i, f"{code}{number}", f"{code} The Nile is long {i}.", "Nile", 4) for i in range(5)]
+                rows = [{**r, "answers": {"text": ["Nile"], "answer_start": [r["context"].index("Nile")]}} for r in rows]
+            elif name == "xnli":
+                rows = [{**nli(i, i % 3), "premise": f"{code} p {i}"} for i in range(5)]
+            else:
+                rows = [nusax(10 * number + i, i % 3, f"{code} t ") for i in range(5)]
+            yield f"{code}/{split}.parquet", rows
+            if (code == lang) == (split == "test"):
+                made = [{f: r[f] for f in task.fields} | {f"{f}_translated": r[f] for f in task.fields} for r in rows]
+                spans = [{"answers_translated": r["answers"]} if "answers" in r else {} for r in rows]
+                yield f"mt_{code}-{other}/{split}.parquet", [m | s for m, s in zip(made, spans, strict=True)]
+
+
+@pytest.mark.parametrize("where", ["benchmark", "translations"])
+@pytest.mark.parametrize("name", ["nusax", "xnli", "tydiqa"])
+def test_200_damaged_tables_end_in_a_message_or_in_success(name, where, tmp_path, characters):
+    """Every reading, pairing and encoding of a run, without its models."""
+    from flare_exp import pipeline
+
+    tables = dict(benchmark_tables(name))
+    lang = TASKS[name].languages[-1]
+    ends = Counter()
+    for path, rows in tables.items():
+        write(tmp_path / path, rows)
+    whole = {path: (tmp_path / path).read_bytes() for path in tables}
+    wanted = sorted(path for path in tables if path.startswith("mt_") == (where == "translations"))
+
+    def run():
+        task = TASKS[name](data_dir=str(tmp_path))
+        maker = (
+            translator(task, "file", path=str(tmp_path))
+            if where == "translations" or not task.parallel
+            else ParallelTranslator(task)
+        )
+        pipeline.check_data(task, lang)
+        pipeline.check_translations(maker, task, lang, pipeline.METHODS["flare"])
+        form = (LabelForm if task.labels else SpanForm)(task, characters, 64)
+        for view in ("english", "paired"):
+            data = DATAMODULES[type(task)](task, lang, form, maker.translate, view=view)
+            for role in base.ROLES:
+                dataset = data.dataset(role)
+                task.score([task.gold(p.target)[0] if task.gold(p.target) else "" for p in dataset.pairs],
+                           [p.target for p in dataset.pairs])  # fmt: skip
+
+    run()  # undamaged
+
+    @settings(max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.sampled_from(wanted), damage())
+    def attempt(path, what):
+        place = tmp_path / path
+        if what[0] in ("bytes", "cut"):
+            content, at = bytearray(whole[path]), (what[1] * 97 + what[2] * 31) % len(whole[path])
+            place.write_bytes(
+                content[:at] if what[0] == "cut" else content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :]
+            )
+        else:
+            pq.write_table(damaged(pa.Table.from_pylist(tables[path]), *what), place)
+        try:
+            run()
+            ends["success"] += 1
+        except UserError:
+            ends["refused"] += 1
+        finally:
+            place.write_bytes(whole[path])
+
+    attempt()
+    assert ends["refused"] > 50
+    assert ends["success"] > 5
 
 
 # --- real data -------------------------------------------------------------------------------------------------------

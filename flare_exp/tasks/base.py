@@ -7,13 +7,14 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from flare_exp.artifacts import digest_of
 from flare_exp.errors import UserError
+from flare_exp.tasks.tables import LABEL, bad_cell, check_row, rows_of
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class Benchmark(Task):
 
     hub_id: ClassVar[str]
     revision: ClassVar[str]
-    columns: ClassVar[tuple[str, ...]]
+    columns: ClassVar[Mapping[str, str]]  # name -> kind of its cells (flare_exp.tasks.tables)
     sizes: ClassVar[dict[str, Any]] = {}  # split -> published number of rows, or of rows by language; for plans without the data
 
     def __init__(self, data_dir: str | None = None, **kwargs):
@@ -150,15 +151,25 @@ class Benchmark(Task):
         """Every example of one split, in file order.
 
         Raises:
-            UserError: unreadable data, rows that share a key, or a label that is none.
+            UserError: unreadable data, a cell of the wrong type, rows that share a key, or a label that is none.
         """
         origin = f"{self.name}/{lang}/{split}"
         examples = [self.example(f"{origin}/{i}", row) for i, row in enumerate(self.rows(lang, split))]
         if twice := [key for key, count in Counter(e.key for e in examples).items() if count > 1]:
-            raise UserError(f"{origin}: several rows have the id {twice[0]}, so they cannot be told apart")
-        if wrong := [e for e in examples if self.labels and e.label not in range(len(self.labels))]:
-            raise UserError(f"{origin}: label {wrong[0].label!r} of id {wrong[0].key} is none of 0..{len(self.labels) - 1}")
+            rows = [i for i, e in enumerate(examples) if e.key == twice[0]]
+            said = f"rows {rows[0]} and {rows[1]} (from 0)" if len(rows) == 2 else f"{len(rows)} rows"
+            raise UserError(f"{self._place(lang, split)}: {said} have the id {twice[0]}, so they cannot be told apart")
+        if wrong := [i for i, e in enumerate(examples) if self.labels and e.label not in range(len(self.labels))]:
+            column = next(name for name, kind in self.columns.items() if kind == LABEL)
+            problem = f"{examples[wrong[0]].label} is none of 0..{len(self.labels) - 1} ({', '.join(self.labels)})"
+            raise bad_cell(self._place(lang, split), wrong[0], column, problem)
         return examples
+
+    def _place(self, lang: str, split: str) -> str:
+        """Where a split is, for messages."""
+        if self.data_dir:
+            return f"task.data_dir: {self.data_dir / lang / f'{split}.parquet'}"
+        return f"the data set {self.hub_id} ({self.hub_config(lang)}, {split})"
 
     def rows(self, lang: str, split: str) -> list[dict[str, Any]]:
         if self.data_dir:
@@ -179,6 +190,30 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest_of([[e.id, e.key, *e.texts, e.label, *([a.text, a.start] for a in e.answers)] for e in examples])[:16]
 
 
+def check_labels(task: Task, examples: Sequence[Example], others: Sequence[Example]) -> None:
+    """Check that rows of a parallel benchmark which translate one another have the same label.
+
+    Args:
+        examples, others: rows of two languages; what has no counterpart of the same split and key is not looked at.
+
+    Raises:
+        UserError: some have not; names the first five.
+    """
+    there = {_split_and_key(e): e for e in others}
+    both = [(e, there[_split_and_key(e)]) for e in examples if _split_and_key(e) in there]
+    if wrong := [(e, o) for e, o in both if task.labels and e.label != o.label]:
+        own, other = (pair.id.split("/")[1] for pair in wrong[0])
+        named = [f"{e.id.split('/')[2]} {e.key} ({task.gold(e)[0]} in {own}, {task.gold(o)[0]} in {other})" for e, o in wrong[:5]]
+        raise UserError(
+            f"{task.name}: {len(wrong)} of {len(both)} rows have another label in {own} than in {other}, though they translate "
+            f"one another: {', '.join(named)}{', ...' if len(wrong) > 5 else ''}"
+        )
+
+
+def _split_and_key(example: Example) -> tuple[str, str]:
+    return example.id.split("/")[2], example.key
+
+
 def read_answers(column: dict[str, list[Any]] | None) -> tuple[Answer, ...]:
     """Answers from SQuAD's form {text[], answer_start[]}."""
     spans = column or {"text": [], "answer_start": []}
@@ -191,11 +226,14 @@ def warn_once(message: str) -> None:
     log.warning("%s", message)
 
 
-def read_parquet(path: Path, columns: Sequence[str], option: str = "task.data_dir") -> list[dict[str, Any]]:
-    """Rows of a local parquet file below the folder that `option` names.
+def read_parquet(path: Path, columns: Sequence[str] | Mapping[str, str], option: str = "task.data_dir") -> list[dict[str, Any]]:
+    """Read rows of a local parquet file below the folder that `option` names.
+
+    Args:
+        columns: names; or names and kinds (flare_exp.tasks.tables), which every cell is checked for.
 
     Raises:
-        UserError: missing or damaged file, or a column is missing; names the file.
+        UserError: missing or damaged file, a column is missing, or a cell is wrong; names file, row and column.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -203,12 +241,18 @@ def read_parquet(path: Path, columns: Sequence[str], option: str = "task.data_di
     if not path.is_file():
         raise UserError(f"{option}: there is no {path}; expected <data_dir>/<language>/<split>.parquet")
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{option}: {path} is not a readable parquet file ({error})") from error
-    if missing := [c for c in columns if c not in table.column_names]:
-        raise UserError(f"{option}: {path} lacks the column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}")
-    return table.select(list(columns)).to_pylist()
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError, ValueError) as error:  # a damaged schema is a UnicodeDecodeError
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{option}: {path} is not a readable parquet file ({reason})") from error
+    return _checked(rows_of(table, list(columns), f"{option}: {path}"), columns, f"{option}: {path}")
+
+
+def _checked(rows: list[dict[str, Any]], columns: Sequence[str] | Mapping[str, str], place: str) -> list[dict[str, Any]]:
+    if isinstance(columns, Mapping):
+        for number, row in enumerate(rows):
+            check_row(row, columns, place, number)
+    return rows
 
 
 def load_hub(hub_id: str, config: str, revision: str, split: str | None = None) -> Any:
@@ -229,14 +273,14 @@ def load_hub(hub_id: str, config: str, revision: str, split: str | None = None) 
         ) from error
 
 
-def read_hub(hub_id: str, config: str, split: str, revision: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of a hub data set at a pinned revision.
+def read_hub(hub_id: str, config: str, split: str, revision: str, columns: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Read rows of a hub data set at a pinned revision.
 
     Raises:
-        UserError: it cannot be reached, or has no such config, split or column.
+        UserError: it cannot be reached, has no such config, split or column, or a cell is wrong.
     """
-    table = load_hub(hub_id, config, revision, split)
+    table, place = load_hub(hub_id, config, revision, split), f"the data set {hub_id} ({config}, {split})"
     if missing := [c for c in columns if c not in table.column_names]:
         lacking = f"it lacks the column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}"
-        raise UserError(f"the data set {hub_id} ({config}, {split}) could not be loaded: {lacking}")
-    return table.select_columns(list(columns)).to_list()
+        raise UserError(f"{place} could not be loaded: {lacking}")
+    return _checked(table.select_columns(list(columns)).to_list(), columns, place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from flare_exp.tasks.base import Benchmark, Example
+from flare_exp.tasks.tables import ID, LABEL, TEXT
 
 
 class NusaX(Benchmark):
@@ -21,7 +22,7 @@ class NusaX(Benchmark):
 
     hub_id = "mteb/NusaX-senti"
     revision = "7b2ff4facde8a6473f667a38edef1d03ce9ca0dc"
-    columns = ("id", "text", "label")
+    columns: ClassVar = {"id": ID, "text": TEXT, "label": LABEL}
     sizes: ClassVar = {"train": 500, "validation": 100, "test": 400}
 
     def example(self, id: str, row: dict[str, Any]) -> Example:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from flare_exp.tasks.base import Benchmark, Example, read_answers, warn_once
+from flare_exp.tasks.tables import ANSWERS, ID, TEXT
 
 # language -> what its ids start with on the hub
 PREFIXES = {
@@ -38,7 +39,7 @@ class TyDiQA(Benchmark):
     hub_id = "google-research-datasets/tydiqa"
     # the commit that several public projects pin; not loaded live when this was written
     revision = "da78f23f9119363459acbaf46bf89426ff26c259"
-    columns = ("id", "context", "question", "answers")
+    columns: ClassVar = {"id": ID, "context": TEXT, "question": TEXT, "answers": ANSWERS}
     sizes: ClassVar = {
         "train": {"en": 3696, "ar": 14805, "bn": 2390, "fi": 6855, "id": 5702, "ko": 1625, "ru": 6490, "sw": 2755, "te": 5563},
         "validation": {"en": 440, "ar": 921, "bn": 113, "fi": 782, "id": 565, "ko": 276, "ru": 812, "sw": 499, "te": 669},
@@ -49,7 +50,7 @@ class TyDiQA(Benchmark):
         return "secondary_task"
 
     def hub_rows(self, lang: str, split: str) -> list[dict[str, Any]]:
-        return [row for row in super().hub_rows(lang, split) if row["id"].startswith(f"{PREFIXES[lang]}-")]
+        return [row for row in super().hub_rows(lang, split) if str(row["id"]).startswith(f"{PREFIXES[lang]}-")]
 
     def read(self, lang: str, split: str) -> list[Example]:
         examples = super().read(lang, split)

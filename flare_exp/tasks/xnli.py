@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from flare_exp.tasks.base import Benchmark, Example
+from flare_exp.tasks.tables import LABEL, TEXT
 
 
 class XNLI(Benchmark):
@@ -26,7 +27,7 @@ class XNLI(Benchmark):
     hub_id = "facebook/xnli"
     # the commit that several public projects pin; not loaded live when this was written
     revision = "b8dd5d7af51114dbda02c0e3f6133f332186418e"
-    columns = ("premise", "hypothesis", "label")
+    columns: ClassVar = {"premise": TEXT, "hypothesis": TEXT, "label": LABEL}
     sizes: ClassVar = {"train": 392_702, "validation": 2_490, "test": 5_010}
 
     def example(self, id: str, row: dict[str, Any]) -> Example:
