@@ -184,6 +184,7 @@ class OptimConfig:
 @dataclass
 class DataConfig:
     batch_size: int = option(32, "examples per optimiser step, over all devices", min=1)
+    micro_batch_size: int | None = option(None, "rows per forward pass and device, to save memory; null: all of the batch", min=1)
     max_length: int = option(128, "longest text in tokens; longer ones are cut and counted", min=4)
     truncation_side: str = option("right", "which end of a text that is too long is cut", choices=("right", "left"))
     workers: int = option(0, "loader processes", min=0)

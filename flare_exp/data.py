@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -69,7 +70,8 @@ def shuffled_sources(pairs: Sequence[Pair], seed: int) -> list[Pair]:
 class PairedDataset(Dataset):
     """Encoded pairs. `truncated` counts the texts that a form cut, `cut_off` the examples whose answers were cut off with them.
 
-    Index ~i is row i as a stand-in, which counts for nothing (`Shares`).
+    A row is asked for by its number, alone or with the batch that it belongs to (`Shares`). Number ~i is row i as a stand-in,
+    which counts for nothing.
 
     `cache`: the sources' states, once they have been computed; None: sources are read anew every time.
 
@@ -78,7 +80,7 @@ class PairedDataset(Dataset):
     """
 
     def __init__(self, pairs: Sequence[Pair], form: Form, source_form: Form | None = None, training: bool = False):
-        self.cache = None
+        self.form, self.cache = form, None
         encoded = list(zip(pairs, form.encode([p.target for p in pairs]), strict=True))
         self.cut_off = sum(item.get("cut_off", False) for _, item in encoded)
         if training:
@@ -95,9 +97,10 @@ class PairedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, asked: int | tuple[int, Whole]) -> dict[str, Any]:
+        index, whole = asked if isinstance(asked, tuple) else (asked, None)
         row = index if index >= 0 else ~index
-        item = {"index": index, "target": self.target[row]}
+        item = {"index": index, "whole": whole, "target": self.target[row]}
         if self.cache is not None:
             return {**item, "states": self.cache[row]}
         return {**item, "source": self.source[row]} if self.source else item
@@ -106,6 +109,11 @@ class PairedDataset(Dataset):
     def lengths(self) -> list[int]:
         """Count the tokens of each target: the order of batches follows from them, with a source or without."""
         return [len(item["inputs"]["input_ids"]) for item in self.target]
+
+    @property
+    def terms(self) -> list[int]:
+        """Count the loss terms of each row."""
+        return [self.form.terms(item) for item in self.target]
 
     @property
     def costs(self) -> list[int]:
@@ -117,7 +125,7 @@ class PairedDataset(Dataset):
 class PairedCollator:
     """Pads each side of a batch to its own longest text. Batch: what the form makes of the targets, `source` (tokenizer
     output [B, S], or attention_mask [B, S] and states [B, S, n, d]), `index` [B] (row of the dataset; below
-    0 a stand-in)."""
+    0 a stand-in), `whole` (of the global batch that they belong to, if any)."""
 
     def __init__(self, form: Form, source_form: Form | None = None):
         self.form, self.source_form = form, source_form or form
@@ -128,6 +136,8 @@ class PairedCollator:
             batch["source"] = self.source_form.pad([item["source"] for item in items])
         elif "states" in items[0]:
             batch["source"] = padded_states([item["states"] for item in items], self.source_form.tokenizer.padding_side)
+        if items[0]["whole"] is not None:
+            batch["whole"] = items[0]["whole"]
         return {**batch, "index": torch.tensor([item["index"] for item in items])}
 
 
@@ -170,49 +180,81 @@ class BucketSampler(Sampler[list[int]]):
         yield from batches[start:]
 
 
-class Shares(Sampler[list[int]]):
-    """One process's part of every batch of `batches`: each `size`-th row from its `rank` on.
+class Whole(NamedTuple):
+    """What a row's loss is divided by: facts of the global batch that the row belongs to.
 
-    All processes have as many batches, since each takes part in every step: who gets no row of a batch reads the first one as a
-    stand-in (index ~row), which counts for nothing.
+    terms: loss terms in the global batch (`Form.terms`); parts: passes that read it, on all processes; rows: its examples.
     """
 
-    def __init__(self, batches: Sampler[list[int]], rank: int, size: int):
-        self.batches, self.rank, self.size = batches, rank, size
+    terms: int
+    parts: int
+    rows: int
+
+
+class Shares(Sampler[list[tuple[int, Whole]]]):
+    """Split every global batch of `batches` into `passes` micro-batches, and take this process's rows of each.
+
+    Neighbours stay in one micro-batch, so that texts of similar length do. Each one is shared out row by row. Every global
+    batch has as many parts, since each process takes part in every pass: a part without rows is a copy of the batch's first
+    row (index ~row), which counts for nothing.
+
+    Args:
+        batches: of rows of a dataset, by number.
+        terms: loss terms of each row.
+        rank, size: this process, and how many there are.
+        passes: micro-batches per global batch.
+    """
+
+    def __init__(self, batches: Sampler[list[int]], terms: Sequence[int], rank: int = 0, size: int = 1, passes: int = 1):
+        self.batches, self.terms, self.rank, self.size, self.passes = batches, terms, rank, size, passes
 
     @property
     def sampler(self) -> Any:
-        """Where Lightning looks for what wants to know the epoch: where it would without shares."""
+        """Return what Lightning calls `set_epoch` of: the order of the batches."""
         return getattr(self.batches, "sampler", None)
 
     def set_epoch(self, epoch: int) -> None:
         self.batches.set_epoch(epoch)  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
-        return len(self.batches)  # type: ignore[arg-type]
+        return len(self.batches) * self.passes  # type: ignore[arg-type]
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, Whole]]]:
         for batch in self.batches:
-            yield batch[self.rank :: self.size] or [~batch[0]]
+            whole = Whole(sum(self.terms[row] for row in batch), self.size * self.passes, len(batch))
+            ends = [len(batch) * n // self.passes for n in range(self.passes + 1)]
+            for start, end in itertools.pairwise(ends):
+                rows = batch[start:end][self.rank :: self.size] or [~batch[0]]
+                yield [(row, whole) for row in rows]
+
+
+def passes_of(batch_size: int, micro_batch_size: int | None, processes: int = 1) -> int:
+    """Count the micro-batches of a global batch: no process reads more than `micro_batch_size` rows at once (None: no limit)."""
+    return -(-batch_size // (micro_batch_size * processes)) if micro_batch_size else 1
 
 
 class ResumableLoader(DataLoader):
-    """A DataLoader over the batches of a BucketSampler, which Lightning saves and resumes within an epoch."""
+    """A DataLoader over `Shares` of a BucketSampler's batches, which is saved and resumed between global batches.
+
+    `taken`: micro-batches of this epoch that were read.
+    """
 
     taken = 0
+    batch_sampler: Shares
 
     @property
     def order(self) -> BucketSampler:
-        return self.batch_sampler.sampler  # type: ignore[union-attr]
+        return self.batch_sampler.sampler
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self.taken = self.order.start
+        self.taken = self.order.start * self.batch_sampler.passes
         for batch in super().__iter__():
             self.taken += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.order.epoch, "taken": self.taken}
+        """Return the position in the order: `taken` counts global batches, a begun one does not count."""
+        return {"epoch": self.order.epoch, "taken": self.taken // self.batch_sampler.passes}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.order.resume(state["epoch"], state["taken"])
@@ -232,6 +274,7 @@ class PairedDataModule(LightningDataModule):
         source_form: how sources are read, if not in the same form.
         view: one of VIEWS.
         batch_size, workers: of the loaders; a batch is global, over all processes.
+        micro_batch_size: most rows of a pass on one process; None: all rows of the batch that are the process's.
         seed: of the batch order.
         shuffle_source: pair every text with another one's source (ablation).
         empty_source: pair it with none (ablation).
@@ -251,6 +294,7 @@ class PairedDataModule(LightningDataModule):
         source_form: Form | None = None,
         view: str = "paired",
         batch_size: int = 32,
+        micro_batch_size: int | None = None,
         workers: int = 0,
         seed: int = 0,
         shuffle_source: bool = False,
@@ -268,6 +312,7 @@ class PairedDataModule(LightningDataModule):
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.shuffle_source, self.empty_source, self.share = shuffle_source, empty_source, share
         self.scores_originals = scores_originals
+        self.passes = passes_of(batch_size, micro_batch_size, share[1])
         self._datasets: dict[str, PairedDataset] = {}
 
     def pairs(self, role: str) -> list[Pair]:
@@ -323,28 +368,29 @@ class PairedDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train")
-        order = BucketSampler(dataset.lengths, self.batch_size, self.seed)
-        return self._loader(dataset, ResumableLoader, batch_sampler=order)
+        return self.loader(dataset, BucketSampler(dataset.lengths, self.batch_size, self.seed), ResumableLoader)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.dataset("validation"), batch_size=self.batch_size)
+        return self._in_order("validation")
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self.dataset("test"), batch_size=self.batch_size)
+        return self._in_order("test")
 
     predict_dataloader = test_dataloader
 
-    def _loader(self, dataset: PairedDataset, kind: type[DataLoader] = DataLoader, **order) -> DataLoader:
-        if self.share[1] > 1:
-            batches = order.get("batch_sampler") or BatchSampler(range(len(dataset)), self.batch_size, drop_last=False)
-            order = {"batch_sampler": Shares(batches, *self.share)}
+    def _in_order(self, role: str) -> DataLoader:
+        dataset = self.dataset(role)
+        return self.loader(dataset, BatchSampler(range(len(dataset)), self.batch_size, drop_last=False))
+
+    def loader(self, dataset: PairedDataset, batches: Any, kind: type[DataLoader] = DataLoader) -> DataLoader:
+        """Read this process's parts of global batches (lists of rows)."""
         return kind(
             dataset,
+            batch_sampler=Shares(batches, dataset.terms, *self.share, self.passes),
             collate_fn=PairedCollator(self.form, self.source_form),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
-            **order,
         )
 
 

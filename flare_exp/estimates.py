@@ -20,7 +20,6 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import Subset
 from torch.utils.flop_counter import FlopCounterMode
 
 from flare_exp import backbones, results
@@ -210,7 +209,7 @@ def _probe(stages: Preview, todo: set[str]) -> Estimate:
     for name, model, source, data, tests in _walk(stages, todo):
         _note_sizes(found, stages, name, model, data)
         stage, dataset = _stage(stages, name), data.dataset("train")
-        clock = _Clock()
+        clock = _Clock(data.passes)
         module = stages.module(
             model, source, score=lambda _: {stages.task.metric: 0.0}, optimizer=stages.optimizer(stage.lr), warmup=stage.warmup
         )
@@ -219,12 +218,12 @@ def _probe(stages: Preview, todo: set[str]) -> Estimate:
         if name in todo:
             stages.trainer(
                 max_epochs=1, callbacks=[clock], logger=False, enable_checkpointing=False,
-                gradient_clip_val=stages.cfg.trainer.gradient_clip_val,
+                accumulate_grad_batches=data.passes, gradient_clip_val=stages.cfg.trainer.gradient_clip_val,
             ).fit(module, loaders["train"], loaders["validation"])  # fmt: skip
             evaluation = len(_batches(stages, data.dataset("validation"), "validation")) * clock.mean("validation")
             found.seconds[name] = ready + stage.epochs * (_steps(stages, dataset) * clock.mean("train") + evaluation)
         for test, view in tests.items():
-            clock = _Clock()
+            clock = _Clock(data.passes)
             trainer = stages.trainer(callbacks=[clock], logger=False, enable_checkpointing=False)
             trainer.predict(module.eval(), _loader(stages, stages.data(view), "test"))
             batches = _batches(stages, stages.data(view).dataset("test"), "test")
@@ -243,19 +242,20 @@ def _loader(stages: Preview, data: PairedDataModule, role: str) -> Any:
     full = [rows for rows in batches if len(rows) == max(map(len, batches))]
     full.sort(key=lambda rows: max(dataset.costs[i] for i in rows))
     typical = [full[len(full) * sixth // 6] for sixth in (1, 3, 5)]
-    chosen = [full[-1], *typical, *typical]
-    return data._loader(Subset(dataset, [i for rows in chosen for i in rows]), batch_size=len(full[0]))  # type: ignore[arg-type]
+    return data.loader(dataset, [full[-1], *typical, *typical])
 
 
 class _Clock(Callback):
-    """Time between the ends of batches, the first left out."""
+    """Time between the ends of batches, the first left out. Args: passes: that read one."""
 
-    def __init__(self) -> None:
+    def __init__(self, passes: int) -> None:
+        self.passes = passes
         self.at: dict[str, list[float]] = {}
 
     def mean(self, role: str) -> float:
-        at = self.at[role]
-        return (at[-1] - at[0]) / (len(at) - 1)
+        """Seconds of a batch."""
+        ends = self.at[role][self.passes - 1 :: self.passes]
+        return (ends[-1] - ends[0]) / (len(ends) - 1)
 
     def _tick(self, role: str) -> None:
         if torch.cuda.is_available():

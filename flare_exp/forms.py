@@ -48,6 +48,10 @@ class Form:
         """The batch without its source: `target` (tokenizer output [B, T]) and what the form learns from."""
         raise NotImplementedError  # pragma: no cover
 
+    def terms(self, item: Item) -> int:
+        """Count the terms of an item's loss; the loss of a batch is their mean."""
+        raise NotImplementedError  # pragma: no cover
+
     def pad(self, items: Sequence[Item]) -> dict[str, Tensor]:
         """Tokenizer output [B, longest] of some items' inputs."""
         return dict(self.tokenizer.pad([item["inputs"] for item in items], return_tensors="pt"))
@@ -119,6 +123,9 @@ class LabelForm(Form):
             for i, (example, ids) in enumerate(zip(examples, whole, strict=True))
         ]
 
+    def terms(self, item: Item) -> int:
+        return 1
+
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
         return {"target": self.pad(items), "labels": torch.tensor([item["label"] for item in items])}
 
@@ -174,6 +181,10 @@ class SpanForm(Form):
             raise self._too_short(example)
         context = self._tokens(self._question_first(example)[1])
         return self._shortened(question, max(room // 2, room - context))
+
+    def terms(self, item: Item) -> int:
+        """Count start and end; an answer that is cut off or lost has none."""
+        return 2 if item["span"][0] >= 0 else 0
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
         target = self.pad(items)
@@ -292,6 +303,10 @@ class PromptForm(Form):
         if whole[: len(before)] != before:  # the answer's first piece reaches into the prompt
             before, whole = [], self.tokenizer(self.space + text, add_special_tokens=False)["input_ids"]
         return [*whole[len(before) :], self.tokenizer.eos_token_id]
+
+    def terms(self, item: Item) -> int:
+        """Count the tokens of the answer, EOS included."""
+        return len(item["answer"])
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
         batch = {"target": self.pad(items), "answer": padded_answers([item["answer"] for item in items])}

@@ -27,8 +27,9 @@ Score = Callable[[Mapping[int, str]], Mapping[str, float]]
 class FusionModule(LightningModule):
     """What the forms share: reading the source before the target, optimisation, scoring of predicted texts.
 
-    Where torch.distributed runs, a batch is this process's share of a global one: losses are means over the global batch
-    (`parallel.mean`), and all processes must go through the same steps. Rows with an index below 0 are stand-ins (`data.Shares`).
+    A batch may be one of the parts of a global batch, which this process reads one after the other (`batch["whole"]`,
+    `data.Shares`). Losses are means over the global batch (`mean`), and all processes must go through the same steps. Rows with
+    an index below 0 are stand-ins.
 
     Args:
         model: a (PEFT) model, trainable where it is to be trained.
@@ -51,7 +52,7 @@ class FusionModule(LightningModule):
         self.strict_loading = False  # checkpoints hold the trained weights only
         self.model, self.source, self.score, self.optimizer, self.warmup = model, source, score, optimizer, warmup
         self.found: dict[int, str] = {}
-        self.strict_loading = False  # checkpoints hold the trainable weights only
+        self.parts: list[Tensor] = []  # losses of the present global batch
 
     model: Any
 
@@ -83,7 +84,10 @@ class FusionModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
         loss = self.loss(batch)
-        self.log("train/loss", loss, batch_size=rows_of(batch), on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
+        self.parts.append(loss.detach())
+        if len(self.parts) == self.trainer.accumulate_grad_batches:
+            whole, self.parts = torch.stack(self.parts).mean(), []
+            self.log("train/loss", whole, batch_size=rows_of(batch), on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
@@ -125,6 +129,20 @@ def wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def mean(total: Tensor, count: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """The mean loss of the global batch, as this batch's part of it: the average over all parts, on all processes, is the mean.
+
+    Trainers average gradients over processes and over the batches of a step.
+
+    Args:
+        total: sum of the batch's loss terms, a scalar.
+        count: how many these are; of a batch that is no part of another one.
+    """
+    if (whole := batch.get("whole")) is None:
+        return total / count.clamp(min=1)
+    return total * whole.parts / max(1, whole.terms)
+
+
 def counted(batch: Mapping[str, Any]) -> Tensor:
     """Which rows are examples, and no stand-ins: [B] bool. All are in a batch that no data set numbered."""
     ids = batch["target"]["input_ids"]
@@ -138,7 +156,7 @@ def by_row(batch: Mapping[str, Any], texts: Sequence[str]) -> dict[int, str]:
 
 def rows_of(batch: Mapping[str, Any]) -> int:
     """Examples in the global batch."""
-    return parallel.rows_of(counted(batch))
+    return batch["whole"].rows if "whole" in batch else len(batch["index"])
 
 
 class HeadModule(FusionModule):
@@ -176,7 +194,7 @@ class ClassificationModule(HeadModule):
     def loss_of(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
         labels = batch["labels"].masked_fill(~counted(batch), IGNORED)
         total = nn.functional.cross_entropy(wide(output), labels, ignore_index=IGNORED, reduction="sum")
-        return parallel.mean(total, (labels != IGNORED).sum())
+        return mean(total, (labels != IGNORED).sum(), batch)
 
     def texts_of(self, output: Tensor, batch: dict[str, Any]) -> list[str]:
         return [self.labels[i] for i in output.argmax(-1).tolist()]
@@ -202,7 +220,7 @@ class SpanModule(HeadModule):
         for logits, wanted in zip(output, batch["span"].T, strict=True):
             logits = wide(logits).masked_fill(~legal, float("-inf"))
             total = total + nn.functional.cross_entropy(logits[known], wanted[known], reduction="sum")
-        return parallel.mean(total, 2 * known.sum())
+        return mean(total, 2 * known.sum(), batch)
 
     def texts_of(self, output: tuple[Tensor, Tensor], batch: dict[str, Any]) -> list[str]:
         start, end = output
@@ -227,6 +245,7 @@ class GenerationModule(FusionModule):
         tokenizer: of the model.
         encode_answer: text -> token ids of an answer and EOS (`forms.PromptForm.answer`).
         decoding: how it answers.
+        rows: most rows of a pass that scores candidates (but one candidate per prompt); None: no limit.
     """
 
     def __init__(
@@ -235,10 +254,11 @@ class GenerationModule(FusionModule):
         tokenizer: PreTrainedTokenizerBase,
         encode_answer: Callable[[str], list[int]],
         decoding: Decoding,
+        rows: int | None = None,
         **options,
     ):
         super().__init__(model, **options)
-        self.tokenizer, self.decoding = tokenizer, decoding
+        self.tokenizer, self.decoding, self.rows = tokenizer, decoding, rows
         self.candidates = padded_answers([encode_answer(text) for text in decoding.candidates]) if decoding.candidates else None
 
     def configure_model(self) -> None:
@@ -255,41 +275,54 @@ class GenerationModule(FusionModule):
         Returns:
             log-probabilities and mask, both [B * K, A].
         """
-        prompt, ids, mask = batch["target"], answers["input_ids"], answers["attention_mask"]
-        self.read_source(batch, prompt["input_ids"].shape[1])
+        prompt = batch["target"]
+        count, length = prompt["input_ids"].shape
+        self.read_source(batch, length)
+        encoded = self.model.get_encoder()(**prompt).last_hidden_state if self.model.config.is_encoder_decoder else None
+        repeats = len(answers["input_ids"]) // count
+        at_once = max(1, self.rows // count) if self.rows else repeats
+        by_prompt = {name: x.reshape(count, repeats, -1) for name, x in answers.items()}
+        scored = [
+            self._score(prompt, encoded, {name: x[:, i : i + at_once].flatten(0, 1) for name, x in by_prompt.items()})
+            for i in range(0, repeats, at_once)
+        ]
+        chosen = torch.cat([part.view(count, -1, part.shape[1]) for part in scored], 1).flatten(0, 1)
+        return chosen, answers["attention_mask"]
+
+    def _score(self, prompt: Mapping[str, Tensor], encoded: Tensor | None, answers: Mapping[str, Tensor]) -> Tensor:
+        """Log-probabilities [B * K, A] of answers, 0 where they are padded; the source has been read.
+
+        encoded: what an encoder made of the prompts.
+        """
+        ids, mask = answers["input_ids"], answers["attention_mask"]
         repeats = len(ids) // len(prompt["input_ids"])
-        if self.model.config.is_encoder_decoder:
-            logits = self._decoder_logits(prompt, ids, repeats)
+        if encoded is not None:
+            start = torch.full_like(ids[:, :1], self.model.config.decoder_start_token_id)
+            logits = self.model(
+                attention_mask=prompt["attention_mask"].repeat_interleave(repeats, 0),
+                encoder_outputs=(encoded.repeat_interleave(repeats, 0),),
+                decoder_input_ids=torch.cat([start, ids[:, :-1]], 1),
+                use_cache=False,
+            ).logits
         else:
             whole = {name: torch.cat([prompt[name].repeat_interleave(repeats, 0), answers[name]], 1) for name in answers}
             kept = ids.shape[1] + 1
             logits = self.model(
                 **whole, position_ids=positions(whole["attention_mask"]), logits_to_keep=kept, use_cache=False
             ).logits[:, -kept:-1]
-        chosen = wide(logits).log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1)
-        return chosen * mask, mask
-
-    def _decoder_logits(self, prompt: Mapping[str, Tensor], ids: Tensor, repeats: int) -> Tensor:
-        model = self.model
-        encoded = model.get_encoder()(**prompt).last_hidden_state
-        return model(
-            attention_mask=prompt["attention_mask"].repeat_interleave(repeats, 0),
-            encoder_outputs=(encoded.repeat_interleave(repeats, 0),),
-            decoder_input_ids=torch.cat([torch.full_like(ids[:, :1], model.config.decoder_start_token_id), ids[:, :-1]], 1),
-            use_cache=False,
-        ).logits
+        return wide(logits).log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1) * mask
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Negative log-likelihood per answer token."""
         chosen, mask = self(batch, batch["answer"])
         mask = mask * counted(batch)[:, None]
-        return parallel.mean(-(chosen * mask).sum(), mask.sum())
+        return mean(-(chosen * mask).sum(), mask.sum(), batch)
 
     def predict(self, batch: dict[str, Any]) -> list[str]:
         return self.choose(batch) if self.candidates else self.generate(batch)
 
     def choose(self, batch: dict[str, Any]) -> list[str]:
-        """The likeliest candidate of each prompt, EOS included, scored exactly in one pass of B * K rows."""
+        """The likeliest candidate of each prompt, EOS included, scored exactly."""
         rows = len(batch["index"])
         repeated = {name: x.to(self.device).repeat(rows, 1) for name, x in self.candidates.items()}  # type: ignore[union-attr]
         chosen, _ = self(batch, repeated)

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch import distributed as dist
+from torch import nn
 
 from flare_exp.config import Config
 from flare_exp.errors import UserError
@@ -41,32 +41,6 @@ GRACE = 20  # seconds that the leader has to notice by itself that another proce
 
 
 # --- over the processes of a team, if there is one -------------------------------------------------------------------
-
-
-def count_of(count: Tensor) -> Tensor:
-    """The sum of a count over all processes."""
-    if not _several():
-        return count
-    everywhere = count.clone()
-    dist.all_reduce(everywhere)
-    return everywhere
-
-
-def mean(total: Tensor, count: Tensor) -> Tensor:
-    """The mean over a global batch, as this process's part of it: the *average* of what the processes return is
-    sum(total) / sum(count), and DDP averages gradients. With one process it is total / count.
-
-    Args:
-        total: sum over this process's share, a scalar.
-        count: what that is a sum of; 0 is a share that teaches nothing.
-    """
-    processes = dist.get_world_size() if _several() else 1
-    return (total * processes if processes > 1 else total) / count_of(count).clamp(min=1)
-
-
-def rows_of(counted: Tensor) -> int:
-    """Rows that count in the global batch. counted: [B] bool."""
-    return int(count_of(counted.sum())) if _several() else len(counted)  # without waiting for a GPU where that is known
 
 
 def gathered(found: dict[int, str]) -> dict[int, str]:

@@ -42,7 +42,8 @@ class StepCheckpoint(pl.Callback):
         self.random: dict[str, Any] | None = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        loop = trainer.fit_loop.epoch_loop
+        if loop.batch_progress.is_last_batch or loop._should_accumulate():  # the gradients of a begun step are not kept
             return
         by, due = self.team.agree((preemption.asked(), time.monotonic() > self.due))
         if by or due:
@@ -66,10 +67,13 @@ class StepCheckpoint(pl.Callback):
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["order"] = trainer.train_dataloader.state_dict()  # type: ignore[union-attr]
         checkpoint["random"] = self.team.gather(random_state())
+        checkpoint["passes"] = trainer.accumulate_grad_batches
         checkpoint["sharded"] = isinstance(trainer.strategy, ModelParallelStrategy)
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         self.order, self.random = checkpoint["order"], checkpoint["random"][self.team.rank]
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        _recount(progress, checkpoint.get("passes", 1), trainer.accumulate_grad_batches)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.order is not None:  # Lightning 2.6 forgets it when the schedule asks for the number of steps
@@ -80,6 +84,17 @@ class StepCheckpoint(pl.Callback):
         if self.random is not None:  # not earlier: what prepares the training draws, too
             set_random_state(self.random)
             self.random = None
+
+
+def _recount(progress: dict[str, Any], before: int, now: int) -> None:
+    """Count the micro-batches that were read, `before` to a step, as if they had been `now` to a step (data.micro_batch_size).
+
+    Lightning counts the last one as completed once its callbacks have ended, in one of which the state is kept.
+    """
+    for counts in (progress["current"], progress["total"]):
+        for name, count in counts.items():
+            late = name == "completed"
+            counts[name] = (count + late) // before * now - late
 
 
 class Interruptible(pl.Callback):

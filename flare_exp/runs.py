@@ -33,6 +33,7 @@ VOLATILE = {
     "trainer.strategy",
     "trainer.checkpoint_minutes",
     "trainer.enable_progress_bar",
+    "data.micro_batch_size",  # the loss is that of the whole batch
     "data.workers",
 }
 

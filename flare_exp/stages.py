@@ -233,8 +233,8 @@ class Stages:
             options |= {"shuffle_source": self.cfg.source.shuffle, "empty_source": self.cfg.source.empty}
         return DATAMODULES[type(self.task)](
             self.task, self.cfg.task.lang, self.form, self.translate, source_form=self._mt_form() if view == "latent" else None,
-            view=view, batch_size=self.cfg.data.batch_size, workers=self.cfg.data.workers, seed=self.cfg.seed,
-            share=(self.team.rank, self.team.size), **options,
+            view=view, batch_size=self.cfg.data.batch_size, micro_batch_size=self.cfg.data.micro_batch_size,
+            workers=self.cfg.data.workers, seed=self.cfg.seed, share=(self.team.rank, self.team.size), **options,
         )  # fmt: skip
 
     def _mt_form(self) -> SourceTextForm:
@@ -284,7 +284,8 @@ class Stages:
         if self.form_name == "span":
             return SpanModule(model, self.cfg.task.max_answer_length, source=source, **training)
         assert isinstance(self.form, PromptForm)
-        return GenerationModule(model, self.form.tokenizer, self.form.answer, self.decoding, source=source, **training)
+        options = {"rows": self.cfg.data.micro_batch_size, "source": source, **training}
+        return GenerationModule(model, self.form.tokenizer, self.form.answer, self.decoding, **options)
 
     def capped(self, stage: StageConfig) -> StageConfig:
         return replace(stage, epochs=min(stage.epochs, self.cfg.trainer.max_epochs or stage.epochs))
@@ -394,6 +395,7 @@ class Stages:
             optimizer=self.optimizer(stage.lr),
             warmup=stage.warmup,
         )
+        limit = self.cfg.trainer.limit_train_batches
         saver = ModelCheckpoint(dirpath=folder / "checkpoints", monitor=monitor, mode="max", save_weights_only=True)
         kept = StepCheckpoint(folder / "state.ckpt", self.team, self.cfg.trainer.checkpoint_minutes)
         trainer = self.trainer(
@@ -402,7 +404,8 @@ class Stages:
             enable_checkpointing=best,
             logger=self.tracker.loggers(name, folder),
             gradient_clip_val=self.cfg.trainer.gradient_clip_val,
-            limit_train_batches=self.cfg.trainer.limit_train_batches,
+            accumulate_grad_batches=data.passes,
+            limit_train_batches=limit and limit * data.passes,
         )
         sharded = self.team.size > 1 and self.cfg.trainer.strategy == "fsdp"
         if steps := self.team.agree(steps_kept(kept.path, self.team.size, sharded) if self.team.leads else None):

@@ -1,11 +1,18 @@
 """Pairs, batches, splits and real NusaX files."""
 
-import pytest
+import copy
+import functools
 
+import pytest
+import torch
+from conftest import random_backbone
+
+from flare_exp import adapter
 from flare_exp.data import (
     VIEWS,
     BucketSampler,
     NusaXDataModule,
+    PairedCollator,
     PairedDataset,
     ToyQADataModule,
     ToySentimentDataModule,
@@ -14,7 +21,9 @@ from flare_exp.data import (
 )
 from flare_exp.errors import UserError
 from flare_exp.forms import FORM_CLASSES, LabelForm
+from flare_exp.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
 from flare_exp.noise import ERRORS, corrupt_examples
+from flare_exp.sources import BackboneSource
 from flare_exp.tasks import NusaX, Slice, ToyQA, ToySentiment, fingerprint
 from flare_exp.tiny.pretrain import train_tokenizer
 from flare_exp.tiny.world import World
@@ -70,6 +79,61 @@ def test_batches_pad_each_side_to_its_own_longest(task, tokenizer):
     assert batch["labels"].shape == batch["index"].shape == (8,)
     for side in ("target", "source"):
         assert batch[side]["attention_mask"].sum(1).max() == batch[side]["input_ids"].shape[1]
+
+
+FORMS = {"label": ("xlm-roberta", "label"), "span": ("xlm-roberta", "span"), "prompt": ("llama", "prompt")}
+
+
+def learner(form, tokenizer, fused):
+    """The DataModule of 40 examples of a form, some answers of which are cut off, and a module that reads them."""
+    task = {"label": ToySentiment, "span": ToyQA, "prompt": ToyQA}[form](limit=40)
+    backbone = random_backbone(FORMS[form])
+    backbone.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model = adapter.add_adapter(backbone, r=4, alpha=8, fusion="add_relu" if fused else None).double()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    source = BackboneSource(model) if fused else None
+    own = copy.deepcopy(tokenizer)
+    own.padding_side = "left" if form == "prompt" else "right"
+    reading = FORM_CLASSES[form](task, own, 200 if form == "prompt" else 38)
+    modules = {
+        "label": lambda: ClassificationModule(model, task.labels, source=source),
+        "span": lambda: SpanModule(model, source=source),
+        "prompt": lambda: GenerationModule(model, own, reading.answer, Decoding(), source=source),
+    }
+    kinds = {"label": ToySentimentDataModule, "span": ToyQADataModule, "prompt": ToyQADataModule}
+    make = functools.partial(kinds[form], task, "far", reading, ParallelTranslator(task).translate,
+                             view="paired" if fused else "target")  # fmt: skip
+    return make, modules[form]()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("fused", [True, False], ids=["flare", "lora"])
+def test_micro_batches_have_the_loss_and_gradient_of_the_whole_batch(form, fused, tokenizer):
+    """Against batches that no sampler split, whose terms the module counts itself."""
+    make, module = learner(form, tokenizer, fused)
+    dataset, trained = make().dataset("validation"), [p for p in module.parameters() if p.requires_grad]
+    collate = PairedCollator(make().form)
+    for batch in BucketSampler(dataset.lengths, 32, 0):  # one of 32 rows and one of 8
+        whole = module.loss(collate([dataset[row] for row in batch]))
+        expected = torch.autograd.grad(whole, trained)
+        assert sum(dataset.terms[row] for row in batch) > 0
+        for size in (None, 32, 8, 1):
+            data = make(micro_batch_size=size)
+            losses, gradients = [], [torch.zeros_like(p) for p in trained]
+            for part in data.loader(dataset, [batch]):
+                assert len(part["index"]) <= (size or 32)
+                losses.append(module.loss(part))
+                found = torch.autograd.grad(losses[-1] / data.passes, trained)
+                gradients = [before + new for before, new in zip(gradients, found, strict=True)]
+            assert len(losses) == data.passes == 32 // (size or 32)
+            torch.testing.assert_close(sum(losses) / len(losses), whole, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(gradients, list(expected), rtol=1e-10, atol=1e-12)
+    if form == "span":
+        assert 0 in dataset.terms, "rows without an answer"
+    else:
+        assert (len({*dataset.terms}) > 1) == (form == "prompt")
 
 
 def test_bucket_sampler_is_a_seeded_permutation_of_similar_lengths():
@@ -215,7 +279,10 @@ def test_nusax_pairs_rows_by_id_not_by_position(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"id": "1", "text": "a", "label": 0}, {"id": "1", "text": "b", "label": 0}], r"ace.test\.parquet: rows 0 and 1 \(from 0\) have the id 1"),
+        (
+            [{"id": "1", "text": "a", "label": 0}, {"id": "1", "text": "b", "label": 0}],
+            r"ace.test\.parquet: rows 0 and 1 \(from 0\) have the id 1",
+        ),
         ([{"id": "1", "text": "a", "label": 3}], r"row 0 \(from 0\), column label: 3 is none of 0"),
         ([{"id": "1", "text": "a"}], r"lacks the column\(s\) label"),
     ],
@@ -252,7 +319,6 @@ def test_real_nusax(shared_data):
 
 def test_lightning_gives_every_epoch_another_order():
     import lightning.pytorch as pl
-    import torch
 
     class Watcher(pl.LightningModule):
         def __init__(self):

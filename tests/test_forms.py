@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from conftest import random_backbone
+from conftest import random_backbone, rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
@@ -259,6 +259,21 @@ def test_predictions_are_texts():
     free = GenerationModule(llama, tokenizer, encode, Decoding(max_new_tokens=4)).predict(batch)
     assert len(free) == 2
     assert all(isinstance(text, str) for text in free)
+
+
+@pytest.mark.parametrize("family", ["llama", "mt5"])
+@pytest.mark.parametrize(("limit", "passes"), [(None, [6]), (4, [4, 2]), (2, [2, 2, 2]), (1, [2, 2, 2])])
+def test_candidates_are_scored_in_passes_of_at_most_so_many_rows(family, limit, passes):
+    """Three candidates of two prompts."""
+    model, seen = random_backbone((family, "prompt")).model, []
+    batch = {"target": {"input_ids": torch.tensor([[5, 6, 3], [7, 8, 3]]), "attention_mask": torch.ones(2, 3).long()}}
+    module = GenerationModule(model, None, lambda text: [], Decoding(), rows=limit)
+    answers = forms.padded_answers([[5, 3], [6, 9, 3], [3], [5, 3], [6, 9, 3], [3]])
+    alone = [module({"target": rows(batch["target"], i // 3)}, rows(answers, i))[0] for i in range(6)]
+    expected = torch.cat(alone)
+    model.register_forward_hook(lambda *hooked: seen.append(len(hooked[-1].logits)))
+    torch.testing.assert_close(module(batch, answers)[0], expected)
+    assert seen == passes
 
 
 @pytest.mark.shared

@@ -11,23 +11,22 @@ import torch
 from conftest import random_backbone, token_batch
 from test_flare_mt import encoder
 from test_parallel import (
-    ROWS,
+    STEPS,
     assert_several_leave_what_one_leaves,
     batch_of,
     command,
     gradients,
     in_two_processes,
     module_of,
+    parts_of,
     weights,
     without_dropout,
 )
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
-from torch.utils.data import BatchSampler
 
 from flare_exp import adapter, backbones, parallel
-from flare_exp.data import Shares
 from flare_exp.modules import Decoding, GenerationModule
 from flare_exp.sources import BackboneSource
 
@@ -69,26 +68,29 @@ CASES = {
 }
 
 
-def loss_of(name, module, rows):
+def loss_of(name, module, batch):
     with torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
-        return module.loss(batch_of(CASES[name][0], rows))
+        return module.loss(batch)
 
 
 def one_process(folder, rank):
-    """Of every case the gradients of one step on this process's shares of batches of five rows and of one."""
+    """Of every case the gradients of one step on this process's shares of batches of five rows and of one, read at once or in
+    micro-batches, whose gradients are reduced every time."""
     dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
     left = {}
-    for name, (_, make) in CASES.items():
+    for name, (form, make) in CASES.items():
         found = []
-        for rows in (ROWS, 1):
-            module = sharded(make())
-            loss = loss_of(name, module, next(iter(Shares(BatchSampler(range(rows), ROWS, False), rank, 2))))
-            loss.backward()
-            dist.all_reduce(loss := loss.detach())
+        for rows, passes in STEPS:
+            module, loss = sharded(make()), 0
+            for batch in parts_of(form, rows, rank, 2, passes):
+                part = loss_of(name, module, batch) / passes
+                part.backward()
+                loss = loss + part.detach()
+            dist.all_reduce(loss)
             found.append((loss / 2, {n: g.full_tensor() for n, g in gradients(module).items()}))
         module.eval()
         with torch.no_grad():  # what is gathered for a forward is given up after it
-            loss_of(name, module, [0])
+            loss_of(name, module, batch_of(form, [0]))
         blocks = {id(p) for block in backbones.blocks(module.model) for p in block.parameters()}
         held = [p for p in module.parameters() if id(p) in blocks]
         assert all(isinstance(p, DTensor) for p in held)
@@ -100,7 +102,7 @@ def one_process(folder, rank):
 
 
 DECODINGS = {"greedy": {}, "beams": {"beams": 2}, "static": {"cache": "static"}}
-STEPS = 8
+TOKENS = 8
 
 
 def writer(decoding, eos):
@@ -113,7 +115,7 @@ def writer(decoding, eos):
             torch.nn.init.normal_(parameter, std=0.3)
     tokenizer = SimpleNamespace(pad_token_id=1, eos_token_id=eos)
     tokenizer.batch_decode = lambda ids, **_: map(str, ids.tolist())
-    settings = Decoding((), max_new_tokens=STEPS, **decoding)
+    settings = Decoding((), max_new_tokens=TOKENS, **decoding)
     return GenerationModule(model, tokenizer, lambda text: [5], settings, source=BackboneSource(model))
 
 
@@ -148,9 +150,9 @@ def test_i9_two_processes_have_the_gradients_of_one(processes, name):
     assert sum(own for own, _ in shares) == shares[0][1]  # no weight is held twice
     assert max(own for own, _ in shares) < 0.6 * shares[0][1]
     for left, _ in processes:
-        for rows, (loss, grads) in zip((ROWS, 1), left[name][0], strict=True):
+        for (rows, _), (loss, grads) in zip(STEPS, left[name][0], strict=True):
             module = CASES[name][1]()
-            expected = loss_of(name, module, list(range(rows)))
+            expected = loss_of(name, module, batch_of(CASES[name][0], list(range(rows))))
             expected.backward()
             torch.testing.assert_close(loss, expected.detach(), **tight)
             for part, gradient in gradients(module).items():
@@ -162,7 +164,7 @@ def test_i9_two_processes_have_the_gradients_of_one(processes, name):
 @pytest.mark.parametrize("name", DECODINGS)
 def test_what_is_written_does_not_depend_on_when_the_other_process_ends(processes, name):
     expected = written(writer(DECODINGS[name], ends_apart(DECODINGS[name])), [0, 1])
-    assert min(map(len, expected)) < STEPS
+    assert min(map(len, expected)) < TOKENS
     assert [row for _, answers in processes for row in answers[name]] == expected
 
 
@@ -179,7 +181,16 @@ def checkpoints(tmp_path_factory):
 @pytest.mark.parametrize(
     ("architecture", "overrides"),
     [
-        ("xlm-roberta", ["data.batch_size=15", "trainer.gradient_clip_val=0.01", "source.cache=memory", "task.select=last"]),
+        (
+            "xlm-roberta",
+            [
+                "data.batch_size=15",
+                "trainer.gradient_clip_val=0.01",
+                "source.cache=memory",
+                "task.select=last",
+                "data.micro_batch_size=3",
+            ],
+        ),
         ("xlm-roberta", ["data.batch_size=31", "finetune.tuning=full", "model.gradient_checkpointing=true"]),
         ("llama", ["data.batch_size=7", "decode=generate", "decode.max_new_tokens=8", "fusion=gated", "trainer.max_epochs=1"]),
     ],
@@ -187,7 +198,9 @@ def checkpoints(tmp_path_factory):
 )
 def test_two_processes_leave_what_one_leaves(checkpoints, tmp_path, architecture, overrides):
     where = ["model=custom", f"model.path={checkpoints[architecture]}", "method=flare"]
-    assert_several_leave_what_one_leaves(tmp_path, "fsdp", ON_CPU, *where, *overrides)
+    own = [o for o in overrides if "micro" in o]
+    shared = [o for o in overrides if o not in own]
+    assert_several_leave_what_one_leaves(tmp_path, "fsdp", [*ON_CPU, *own], *where, *shared)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pyarrow.parquet as pq
@@ -20,13 +21,14 @@ from torch.utils.data import BatchSampler
 
 from flare_exp import adapter, config, parallel, pipeline
 from flare_exp.artifacts import ArtifactStore
-from flare_exp.data import BucketSampler, Shares
+from flare_exp.data import BucketSampler, Shares, passes_of
 from flare_exp.errors import UserError
 from flare_exp.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
 from flare_exp.sources import BackboneSource, MTSource
 
 FORMS = {"label": ("xlm-roberta", "label"), "span": ("bert", "span"), "prompt": ("llama", "prompt")}
 ROWS = 5  # odd: the shares are unequal
+STEPS = [(ROWS, 1), (1, 1), (ROWS, 2), (ROWS, 5), (1, 2)]  # rows of the global batch, micro-batches of each process
 
 
 def module_of(form, kind=None, encoder=None):
@@ -48,6 +50,16 @@ def module_of(form, kind=None, encoder=None):
     if form == "span":
         return SpanModule(model, source=source)
     return GenerationModule(model, None, lambda text: [5], Decoding(), source=source)
+
+
+# loss terms of each row of `batch_of`
+TERMS = {"label": [1, 1, 1, 1, 1], "span": [2, 0, 2, 0, 2], "prompt": [1, 4, 2, 3, 2]}
+
+
+def parts_of(form, rows, rank, size, passes=1):
+    """A process's micro-batches of the global batch of the first `rows` rows."""
+    for part in Shares(BatchSampler(range(rows), ROWS, False), TERMS[form], rank, size, passes):
+        yield {**batch_of(form, [row for row, _ in part]), "whole": part[0][1]}
 
 
 def batch_of(form, index):
@@ -84,17 +96,20 @@ class Loss(torch.nn.Module):
 
 
 def one_process(form, folder, rank):
-    """Gradients of one step on this process's shares of batches of five rows and of one."""
+    """Gradients of one step on this process's shares of batches of five rows and of one, read at once or in micro-batches."""
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     found = []
-    for rows in (ROWS, 1):
+    for rows, passes in STEPS:
         module = module_of(form)
-        share = next(iter(Shares(BatchSampler(range(rows), ROWS, False), rank, 2)))
         wrapped = DistributedDataParallel(Loss(module))  # must outlive the backward pass
-        loss = wrapped(batch_of(form, share))
-        loss.backward()
-        dist.all_reduce(loss := loss.detach())
+        parts, loss = list(parts_of(form, rows, rank, 2, passes)), 0
+        for n, batch in enumerate(parts, 1):
+            with nullcontext() if n == len(parts) else wrapped.no_sync():  # as Lightning does
+                part = wrapped(batch) / passes
+                part.backward()
+            loss = loss + part.detach()
+        dist.all_reduce(loss)
         found.append((loss / 2, gradients(module)))
     texts = parallel.gathered({rank: f"text {rank}"})
     torch.save((found, texts), folder / f"{rank}.pt")
@@ -120,7 +135,7 @@ def test_i9_two_processes_have_the_gradients_of_one(form, tmp_path):
     for rank in range(2):
         found, texts = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert texts == {0: "text 0", 1: "text 1"}
-        for rows, (loss, grads) in zip((ROWS, 1), found, strict=True):
+        for (rows, _), (loss, grads) in zip(STEPS, found, strict=True):
             module = module_of(form)
             expected = module.loss(batch_of(form, list(range(rows))))
             expected.backward()
@@ -130,23 +145,30 @@ def test_i9_two_processes_have_the_gradients_of_one(form, tmp_path):
             assert any(g.abs().max() > 1e-3 for g in grads.values())
 
 
-@pytest.mark.parametrize(("rows", "batch", "size"), [(21, 4, 2), (21, 4, 3), (5, 2, 4), (3, 32, 2)])
-def test_shares_make_up_the_batches_of_one_process(rows, batch, size):
-    make = functools.partial(BucketSampler, [7 * i % 5 for i in range(rows)], batch, 0)
-    whole, shares = make(), [Shares(make(), rank, size) for rank in range(size)]
+@pytest.mark.parametrize(
+    ("rows", "batch", "size", "micro"),
+    [(21, 4, 2, None), (21, 4, 3, None), (5, 2, 4, None), (3, 32, 2, None), (21, 8, 1, 3), (21, 8, 2, 1), (33, 32, 3, 4)],
+)
+def test_shares_make_up_the_batches_of_one_process(rows, batch, size, micro):
+    make, terms = functools.partial(BucketSampler, [7 * i % 5 for i in range(rows)], batch, 0), [i % 3 for i in range(rows)]
+    passes = passes_of(batch, micro, size)
+    whole, shares = make(), [Shares(make(), terms, rank, size, passes) for rank in range(size)]
     for epoch in range(2):
         for sampler in (whole, *shares):
             sampler.set_epoch(epoch)
-        assert {len(list(share)) for share in shares} == {len(share) for share in shares} == {len(whole)}
-        for expected, *parts in zip(whole, *shares, strict=True):
-            assert all(parts)
-            assert sorted(i for part in parts for i in part if i >= 0) == sorted(expected)
-            assert all(~i in expected for part in parts for i in part if i < 0)
+        read = [list(share) for share in shares]
+        assert {len(own) for own in read} == {len(share) for share in shares} == {passes * len(whole)}
+        assert all(own for parts in read for own in parts)
+        assert max(len(own) for parts in read for own in parts) <= (micro or batch)
+        for n, expected in enumerate(whole):
+            parts = [own for every in read for own in every[n * passes : (n + 1) * passes]]
+            assert sorted(i for part in parts for i, _ in part if i >= 0) == sorted(expected)
+            assert all(~i in expected for part in parts for i, _ in part if i < 0)
+            facts = (sum(terms[i] for i in expected), size * passes, len(expected))
+            assert {about for part in parts for _, about in part} == {facts}
 
 
 def test_one_process_needs_no_group():
-    assert parallel.mean(torch.tensor(6.0), torch.tensor(4)) == 1.5
-    assert parallel.mean(torch.tensor(0.0), torch.tensor(0)) == 0
     assert parallel.gathered({1: "a"}) == {1: "a"}
     assert "strategy" not in parallel.ALONE.trainer_options(None, "32-true")
 
@@ -233,15 +255,15 @@ def assert_several_leave_what_one_leaves(folder, trainer, own, *overrides):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["method=flare", "data.batch_size=15"],
+        ["method=flare", "data.batch_size=15", "data.micro_batch_size=3"],
         ["method=flare", "fusion=gated", "task=toy_qa", "data.batch_size=4", "source.cache=disk"],
         ["method=lora", "trainer.devices=3", "data.batch_size=31"],  # the last batch has two rows
     ],
     ids=["label", "span", "three"],
 )
 def test_two_processes_leave_what_one_leaves(checkpoint, tmp_path, overrides):
-    own = [o for o in overrides if "devices" in o]
-    shared = [o for o in overrides if "devices" not in o]
+    own = [o for o in overrides if "devices" in o or "micro" in o]
+    shared = [o for o in overrides if o not in own]
     assert_several_leave_what_one_leaves(tmp_path, "ddp_cpu", own, "model=custom", f"model.path={checkpoint}", *shared)
 
 

@@ -8,12 +8,13 @@ import sys
 import time
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import last_of_each, tiny_checkpoint
 from omegaconf import OmegaConf
 
 from flare_exp import config, pipeline, preemption, resuming
-from flare_exp.data import BucketSampler, ResumableLoader
+from flare_exp.data import BucketSampler, ResumableLoader, Shares
 
 SMALL = ["task.limit=100", "finetune.epochs=2", "transfer.epochs=2", "transfer.lr=1e-3", "data.batch_size=20", "trainer=cpu",
          "trainer.enable_progress_bar=false", "model=custom"]  # fmt: skip
@@ -70,6 +71,39 @@ def test_i12_stopped_at_any_step_equals_uninterrupted(checkpoint, tmp_path, monk
     assert caplog.text.count("goes on after") >= 3
     assert not list((tmp_path / "parts").rglob("state.ckpt"))
     assert not list((tmp_path / "parts").rglob("*.before.csv"))
+
+
+@pytest.mark.slow
+def test_a_step_read_in_micro_batches_is_the_same_step_and_their_size_may_change_on_the_way(tmp_path, monkeypatch, caplog):
+    """Without dropout, whose masks follow from the order of the passes; 64 bits are rounded to 32 where a training goes on."""
+    caplog.set_level("INFO")
+    exact = ["trainer.precision=64-true", "trainer.gradient_clip_val=0.01", "trainer.limit_train_batches=4"]
+    settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", **settings)
+    run(checkpoint, tmp_path / "whole", *exact)
+    looks, stops = 0, {2, 5, 8}  # looks for a signal: before a stage, after each step but the last of an epoch
+
+    def asked():
+        nonlocal looks
+        looks += 1
+        return signal.SIGUSR1 if looks in stops else None
+
+    monkeypatch.setattr(preemption, "asked", asked)
+    for size in ("7", "null", "3"):
+        with pytest.raises(preemption.Stopped):
+            run(checkpoint, tmp_path / "parts", *exact, f"data.micro_batch_size={size}")
+    run(checkpoint, tmp_path / "parts", *exact, "data.micro_batch_size=20")
+    assert caplog.text.count("goes on after") >= 2
+    expected, found = (left(tmp_path / name) for name in ("whole", "parts"))
+    assert found["predictions.parquet"] == expected["predictions.parquet"]
+    for name in expected:
+        if name.endswith(".safetensors"):
+            before, after = (safetensors.torch.load(left[name]) for left in (expected, found))
+            torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-7)
+    for stage in ("finetune", "transfer"):
+        assert [{k: float(v) if v else v for k, v in row.items()} for row in found[stage]] == [
+            {k: pytest.approx(float(v), rel=1e-6) if v else v for k, v in row.items()} for row in expected[stage]
+        ]
 
 
 @pytest.mark.slow
@@ -162,22 +196,30 @@ def test_random_states_survive_weights_only(tmp_path):
     assert (torch.rand(3).tolist(), random.random(), np.random.rand()) == drawn
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_loader_goes_on_within_an_epoch(workers):
+class Numbers(torch.utils.data.Dataset):
+    def __getitem__(self, asked):
+        return asked[0]
+
+
+@pytest.mark.parametrize(("workers", "passes"), [(0, 1), (1, 1), (0, 2)])
+def test_a_loader_goes_on_within_an_epoch(workers, passes):
+    """Between global batches: of one that is begun nothing has been learned."""
+
     def loader():
         order = BucketSampler([1] * 10, 2, 0)
         order.set_epoch(3)
-        return ResumableLoader(list(range(10)), batch_sampler=order, num_workers=workers)
+        return ResumableLoader(Numbers(), batch_sampler=Shares(order, [1] * 10, passes=passes), num_workers=workers)
 
     whole = [b.tolist() for b in loader()]
     first, second = loader(), loader()
     batches = iter(first)
-    begun = [next(batches).tolist() for _ in range(2)]
+    begun = [next(batches).tolist() for _ in range(3 * passes - 1)]
+    assert begun == whole[: len(begun)]
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     second.batch_sampler.set_epoch(3)  # as Lightning does
-    assert begun + [b.tolist() for b in second] == whole
-    assert len(second) == 5
-    assert len(list(second)) == 5  # the next pass is a whole one
+    assert [b.tolist() for b in second] == whole[2 * passes :]
+    assert len(second) == 5 * passes
+    assert len(list(second)) == 5 * passes  # the next pass is a whole one
 
 
 def test_curves_are_continued(tmp_path):
