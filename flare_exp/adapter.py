@@ -24,13 +24,14 @@ from peft import LoraConfig, LoraModel, PeftModel, TaskType, get_peft_model, loa
 from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from flare_exp import fusion as fusions
 from flare_exp.backbones import Backbone
-from flare_exp.sources import BlockKey, SourceStates
+from flare_exp.sources import BlockKey, SourceStates, linear_dtype
 
-ENGLISH = "english"  # the frozen English adapter of 4-bit backbones
+ENGLISH = "english"  # the frozen English adapter, where it cannot be merged
 # attributes of LoRA layers, modules by adapter name: the fusion functions; and, on the first fused layer, FLARE MT's map
 FUSION, SOURCE_MAP = LEARNED = ("flare_fusion", "flare_source")
 
@@ -77,7 +78,7 @@ class FlareConfig(LoraConfig):
 
 
 class FlareVariant(LoraVariant):
-    """The forward of one adapted layer. In the source pass it records its input and returns the base result unchanged.
+    """The forward of one adapted layer. In the source pass it returns the base result unchanged.
 
     `block` is None for layers that are adapted but not fused; they only stand aside in the source pass.
     """
@@ -103,8 +104,6 @@ class FlareVariant(LoraVariant):
     def forward(self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs) -> Tensor:  # type: ignore[override]
         """x: [B, T, d], result = W0 x: [B, T, d_out] -> [B, T, d_out]."""
         if self.states.recording:
-            if self.block is not None:
-                self.states.record(self.block, x)
             return result
         down, up = module.lora_A[active_adapter], module.lora_B[active_adapter]
         bottleneck = down(module.lora_dropout[active_adapter](x))
@@ -112,13 +111,25 @@ class FlareVariant(LoraVariant):
             bottleneck = self._fuse(getattr(module, FUSION)[active_adapter], down, bottleneck)
         return result + up(bottleneck) * module.scaling[active_adapter]
 
+    def record(self, x: Tensor) -> None:
+        """Keep what the layer reads in the source pass: x [B, S, d]."""
+        if self.block is not None and self.states.recording and not self.states.reads_outputs:
+            self.states.record(self.block, x)
+
     def _fuse(self, phi: fusions.Fusion, down: nn.Module, target: Tensor) -> Tensor:
+        """phi(A v^S, target): the source is projected first and aligned then, so that no copy of width d is kept."""
         batch, length = target.shape[:2]
-        found = self.states.aligned(self.block, length) if phi.aligned else self.states.of(self.block)  # type: ignore[arg-type]
+        found = self.states.of(self.block, linear_dtype(down.weight))  # type: ignore[arg-type]
         if found is None:
             return phi(torch.zeros_like(target), target, torch.zeros_like(target[..., 0], dtype=torch.bool))
         states, mask = found
-        source = down(states.to(target.dtype))
+        if phi.aligned and length == 1 < states.shape[1]:  # a step of generation: only one position is needed
+            source, mask = self.states.align(states, mask, length)
+            source = down(source)
+        else:
+            source = down(states)
+            if phi.aligned:
+                source, mask = self.states.align(source, mask, length)
         if batch != len(mask):  # beams and candidate answers: successive rows of one source
             source, mask = (x.repeat_interleave(batch // len(mask), dim=0) for x in (source, mask))
         fused = phi(source, target, mask)
@@ -150,6 +161,14 @@ class FlareLayer(LoraLayer):
 
     def resolve_lora_variant(self, **options) -> LoraVariant | None:
         return LoraLayer.resolve_lora_variant(self, **options)  # quantised layers look at their own variants only
+
+    def forward(self, x: Tensor, *args, **options) -> Tensor:
+        """[B, T, d] -> [B, T, d_out]."""
+        # autocast casts by itself: PEFT's copy in 32 bits would be kept for the backward, of every projection its own
+        self.cast_input_dtype_enabled = not torch.is_autocast_enabled(x.device.type)
+        for variant in self.lora_variant.values():
+            variant.record(x)  # type: ignore[attr-defined]
+        return super().forward(x, *args, **options)  # type: ignore[misc]
 
     def update_layer(self, adapter_name: str, *args, **options) -> None:
         super().update_layer(adapter_name, *args, **{**options, "target_name": self.target_name})
@@ -284,7 +303,7 @@ def add_adapter(
     """Put a new adapter (and a trainable copy of the head) on a backbone; everything else is frozen.
 
     `targets`: "qv" adapts query and value, "all_linear" the block's other linear layers too; fusion is in query and
-    value only. A model that has an adapter already (the frozen English one of 4-bit backbones) gets a second.
+    value only. A model that has an adapter already (the frozen English one) gets a second.
     """
     family = backbone.family
     names = [*family.fused, *family.plain, *(family.linear if targets == "all_linear" else ())]
@@ -308,26 +327,66 @@ def add_adapter(
         source_width=source_width,
         padding_side=family.padding_side,
     )
-    if not isinstance(backbone.model, PeftModel):
-        return get_peft_model(backbone.model, config)
+    return _attach(backbone, config)
+
+
+def _attach(backbone: Backbone, config: FlareConfig) -> PeftModel:
+    """A new adapter on a backbone, beside the frozen English one where there is one; all that it trains is in 32-bit floats."""
     model = backbone.model
-    model.add_adapter("default", config)
-    _activate_all(model)
-    for name, parameter in model.named_parameters():  # activating an adapter thaws it; the English one stays as it is
-        if f".{ENGLISH}." in name:
-            parameter.requires_grad_(False)
+    if isinstance(model, PeftModel):
+        model.add_adapter("default", config)
+        model.base_model.set_adapter([*model.peft_config])
+        for name, parameter in model.named_parameters():  # activating an adapter thaws it; the English one stays as it is
+            if f".{ENGLISH}." in name:
+                parameter.requires_grad_(False)
+    else:
+        model = get_peft_model(model, config)
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for copy in module.modules_to_save.values():
+                in_full_precision(copy)
     return model
 
 
+def in_full_precision(module: nn.Module) -> None:
+    """Keep a module that is trained in 32-bit floats at least: 16-bit weights lose updates that are small beside them.
+
+    It is called with states of the backbone, so its inputs are brought to the precision of its weights.
+    """
+    if any(p.is_floating_point() and p.itemsize < 4 for p in module.parameters()):
+        module.float()
+        module.register_forward_pre_hook(_as_weights, with_kwargs=True)
+
+
+def _as_weights(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    dtype = next(module.parameters()).dtype
+
+    def cast(x: Any) -> Any:
+        return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    return tuple(map(cast, args)), {name: cast(x) for name, x in kwargs.items()}
+
+
+def english_model(backbone: Backbone, folder: str, merge: bool) -> Backbone:
+    """The English model of a saved adapter.
+
+    Args:
+        merge: into the backbone's weights; else the adapter stays beside them, frozen. Weights of 16 or 4 bits would lose the
+            update: most of it is below their resolution.
+    """
+    if merge:
+        return replace(backbone, model=load_adapter(backbone, folder).merge_and_unload())
+    return add_frozen(backbone, folder)
+
+
 def add_frozen(backbone: Backbone, folder: str) -> Backbone:
-    """Put a saved English adapter on a backbone as a first, frozen one: 4-bit weights cannot take a merge exactly.
+    """Put a saved English adapter on a backbone as a first, frozen one.
 
     Two adapters cannot both own a head, so its head becomes the backbone's: without modules_to_save, its weights have the names
     of the backbone's own.
     """
     backbone = frozen(backbone, FlareConfig.from_pretrained(folder))
-    set_peft_model_state_dict(backbone.model, load_peft_weights(folder, device="cpu"), adapter_name=ENGLISH)
-    backbone.model.requires_grad_(False)
+    _load_weights(backbone.model, folder, ENGLISH)
     return backbone
 
 
@@ -336,6 +395,9 @@ def frozen(backbone: Backbone, config: FlareConfig) -> Backbone:
     config.modules_to_save, config.lora_dropout = None, 0.0
     if backbone.form != "prompt":
         config.task_type = None  # with a type, peft gives the adapter a copy of the head
+    for name, module in backbone.model.named_modules():
+        if name.rpartition(".")[2] in backbone.head:
+            in_full_precision(module)
     model = get_peft_model(backbone.model, config, adapter_name=ENGLISH)
     model.requires_grad_(False)
     return replace(backbone, model=model)
@@ -343,12 +405,14 @@ def frozen(backbone: Backbone, config: FlareConfig) -> Backbone:
 
 def load_adapter(backbone: Backbone, folder: str) -> PeftModel:
     """Put a saved adapter on a backbone, for inference; beside the frozen English one where there is one."""
-    if not isinstance(backbone.model, PeftModel):
-        return PeftModel.from_pretrained(backbone.model, folder)
-    backbone.model.load_adapter(folder, "default")
-    _activate_all(backbone.model)
-    return backbone.model
+    model = _attach(backbone, FlareConfig.from_pretrained(folder))
+    _load_weights(model, folder, "default")
+    model.requires_grad_(False)
+    return model
 
 
-def _activate_all(model: Any) -> None:
-    model.base_model.set_adapter([*model.peft_config])
+def _load_weights(model: PeftModel, folder: str, name: str) -> None:
+    found: Any = set_peft_model_state_dict(model, load_peft_weights(folder, device="cpu"), adapter_name=name)
+    wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if f".{name}." in key)]
+    if wrong:
+        raise ValueError(f"{folder}: {len(wrong)} weights are not those of its adapter_config.json, e.g. {wrong[0]}")

@@ -119,6 +119,11 @@ class Precision:
     double_quant: bool = True
     compute_dtype: str = "bfloat16"
 
+    @property
+    def holds_updates(self) -> bool:
+        """Whether weights can take a trained update without losing it: in 16 bits most of it is below their resolution."""
+        return self.quantize is None and getattr(torch, self.dtype).itemsize >= 4
+
 
 def family_of(path: str, revision: str | None = None) -> Family:
     """The table row of a checkpoint (hub id or folder), by its config.

@@ -28,7 +28,7 @@ OPTIMIZERS = ("torch.optim.AdamW", "torch.optim.Adam", "bitsandbytes.optim.AdamW
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help and rules: `min`, `above` (exclusive), `max`, `choices`."""
+    """A field with its help and rules: `min`, `above` (exclusive), `max`, `choices`, `refused` (value -> why)."""
     return field(default=default, metadata={"help": help, **rules})
 
 
@@ -199,7 +199,9 @@ class TrainerConfig:
     strategy: str | None = option(None, "several devices: each with the whole model (ddp), or with a part of it (fsdp)",
                                   choices=("ddp", "fsdp"))  # fmt: skip
     precision: str | None = option(None, "null: bf16-mixed on GPUs, 32-true on CPUs",
-                                   choices=("32-true", "64-true", "bf16-mixed", "bf16-true", "16-mixed"))  # fmt: skip
+                                   choices=("32-true", "64-true", "bf16-mixed", "16-mixed"),
+                                   refused={"bf16-true": "trained weights of 16 bits lose most of their updates; choose "
+                                            "bf16-mixed, with model.dtype=bfloat16 for frozen weights of 16 bits"})  # fmt: skip
     max_epochs: int | None = option(None, "caps finetune.epochs and transfer.epochs", min=1)
     limit_train_batches: int | None = option(None, "only so many batches per epoch", min=1)
     gradient_clip_val: float | None = option(1.0, "clip the gradient's norm", above=0)
@@ -448,6 +450,8 @@ def _check_rules(cfg: Any, prefix: str = "") -> Iterator[str]:
             continue
         elif isinstance(value, float) and not math.isfinite(value):
             yield f"{key}={value}: must be a finite number"
+        elif value in rules.get("refused", ()):
+            yield f"{key}={value}: {rules['refused'][value]}"
         elif "choices" in rules and value not in rules["choices"]:
             yield f"{key}={value}: {_allowed(str(value), rules['choices'])}"
         elif "each" in rules and (wrong := [v for v in value if v not in rules["each"]] or ([] if value else ["[]"])):
@@ -472,6 +476,9 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
             yield f"model.path={cfg.model.path}: there is no such folder"
     if cfg.model.quantize and cfg.finetune.tuning == "full":
         yield f"finetune.tuning=full with model.quantize={cfg.model.quantize}: 4-bit weights cannot be trained; choose lora"
+    if cfg.model.dtype != "float32" and cfg.finetune.tuning == "full":
+        yield (f"finetune.tuning=full with model.dtype={cfg.model.dtype}: trained weights of 16 bits lose most of their updates; "
+               "choose model.dtype=float32 (with trainer.precision=bf16-mixed to compute in 16 bits), or lora")  # fmt: skip
     needing = [key for key, value in (("model.quantize", cfg.model.quantize), ("optim._target_", cfg.optim._target_))
                if value and (value == "nf4" or value.startswith("bitsandbytes."))]  # fmt: skip
     if needing and importlib.util.find_spec("bitsandbytes") is None:

@@ -209,7 +209,7 @@ class Sketch(Preview):
         family = backbones.FAMILIES[config.model_type]
         config.num_labels = max(1, len(self.task.labels)) if self.form_name == "label" else config.num_labels
         auto = backbones._auto_class(self.form_name, config.is_encoder_decoder)
-        dtype = {"64-true": "float64", "bf16-true": "bfloat16"}.get(str(kept), m.dtype)
+        dtype = {"64-true": "float64"}.get(str(kept), m.dtype)
         with torch.device("meta"):
             model = auto.from_config(config, dtype=getattr(torch, dtype), attn_implementation=m.attention or family.attention[0])
         if m.gradient_checkpointing:
@@ -225,7 +225,7 @@ class Sketch(Preview):
 
     def english_model(self, english: Artifact) -> Backbone:
         backbone = self.fresh_backbone()
-        if not self.precision.quantize:
+        if self.precision.holds_updates:
             return backbone
         with torch.device("meta"):
             return adapter.frozen(backbone, self.add_adapter(self.fresh_backbone()).peft_config["default"])

@@ -5,6 +5,7 @@ read once and kept (flare_exp.states)."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,9 +85,7 @@ class SourceStates:
 
     def clear(self, prompt: int | None = None) -> None:
         """Forget the source: every fused layer falls back to the target alone. `prompt`: as in `BackboneSource.read`."""
-        self._inputs: dict[BlockKey, Tensor] = {}
-        self._outputs: dict[str, tuple[Tensor, ...]] = {}
-        self._given: dict[BlockKey, Tensor] = {}
+        self._states: dict[BlockKey, Tensor] = {}  # by `_key`
         self._mask: Tensor | None = None
         self._known_prompt, self._prompt, self._start = prompt, prompt or 0, 0
 
@@ -96,37 +95,58 @@ class SourceStates:
         if start == 0 and self._known_prompt is None:
             self._prompt = length
 
-    def record(self, block: BlockKey, states: Tensor) -> None:
-        """Keep what block `block` reads in the source pass, [B, S, d]."""
-        self._inputs[block] = states
+    def _key(self, block: BlockKey) -> BlockKey:
+        """Where v^S of a block comes from: what block number `index` reads; past the last one, the stack's final state."""
+        stack, index = block
+        return stack, index + (self.source_layer == "ahead")
 
-    def finish(self, mask: Tensor, hidden_states: Mapping[str, tuple[Tensor, ...]]) -> None:
-        """End a source pass. mask: [B, S]; hidden_states: per stack, embeddings and each block's output (the last one
-        being the model's final hidden state)."""
+    @property
+    def read_keys(self) -> set[BlockKey]:
+        """What some block reads; the rest of a source pass is not kept."""
+        return {self._key(block) for block in self.blocks}
+
+    @property
+    def reads_outputs(self) -> bool:
+        """Whether hidden states between the blocks are needed, and not what the projections read."""
+        return self.source_state == "block_output"
+
+    def begin(self) -> None:
+        """Begin a source pass."""
+        self._states = {}
+        self.recording = True
+
+    def record(self, key: BlockKey, states: Tensor) -> None:
+        """Keep what a block reads in the source pass, [B, S, d], if some block fuses it and nothing is kept there yet."""
+        if key in self.read_keys and key not in self._states:
+            self._states[key] = narrowed(states)
+
+    def finish(self, mask: Tensor) -> None:
+        """End a source pass. mask: [B, S]."""
         self._mask = mask.bool()
-        self._outputs = dict(hidden_states)
 
     def give(self, states: Sequence[Tensor], mask: Tensor) -> None:
         """Set v^S of each of `blocks`, without a pass. states: [B, S, d] each; mask: [B, S]."""
-        self._given, self._mask = dict(zip(self.blocks, states, strict=True)), mask.bool()
+        self._states = dict(zip(map(self._key, self.blocks), states, strict=True))
+        self._mask = mask.bool()
 
-    def of(self, block: BlockKey) -> tuple[Tensor, Tensor] | None:
-        """v^S for `block`, as it was read: states [B, S, d] and mask [B, S]; None when there is no source."""
+    def of(self, block: BlockKey, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor] | None:
+        """v^S for `block`, as it was read: states [B, S, d] and mask [B, S]; None when there is no source.
+
+        Args:
+            dtype: of the states; they stay in it, so that all projections of a block keep one tensor for the backward.
+        """
         if self._mask is None:
             return None
-        if self._given:
-            return self._given[block], self._mask
-        stack, index = block
-        index += self.source_layer == "ahead"
-        if self.source_state == "layer_input" and (stack, index) in self._inputs:
-            return self._inputs[stack, index], self._mask
-        return self._outputs[stack][index], self._mask
+        states = self._states[self._key(block)]
+        if dtype is not None and states.dtype != dtype:
+            states = self._states[self._key(block)] = states.to(dtype)
+        return states, self._mask
 
-    def aligned(self, block: BlockKey, length: int) -> tuple[Tensor, Tensor] | None:
-        """v^S for the `length` positions of the present target pass: [B, length, d] and mask [B, length]."""
-        if (found := self.of(block)) is None:
-            return None
-        return align(*found, self._positions(length, found[0].device), self.padding_side, self._prompt, self.answer_source)
+    def align(self, states: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Source states [B, S, c] and mask [B, S] at the `length` positions of the present target pass: [B, length, c] and
+        [B, length]."""
+        where = self._positions(length, states.device)
+        return align(states, mask, where, self.padding_side, self._prompt, self.answer_source)
 
     def asks(self, length: int, device: torch.device) -> Tensor:
         """Which positions of the present target pass may look at the source: [length] bool."""
@@ -136,6 +156,19 @@ class SourceStates:
 
     def _positions(self, length: int, device: torch.device) -> Tensor:
         return torch.arange(self._start, self._start + length, device=device)
+
+
+def linear_dtype(weight: Tensor) -> torch.dtype:
+    """The precision in which a linear layer computes: autocast's where that is on (it leaves float64 alone), else that of its
+    weight."""
+    kind = weight.device.type
+    casts = torch.is_autocast_enabled(kind) and weight.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if casts else weight.dtype
+
+
+def narrowed(states: Tensor) -> Tensor:
+    """States in the precision in which autocast will hand them to linear layers, where that is on: nothing else reads them."""
+    return states.to(linear_dtype(states))
 
 
 class Source:
@@ -200,32 +233,42 @@ class BackboneSource(Source):
         readable[:, 0] |= ~mask.any(dim=1)  # attention over nothing is not a number; the row's mask stays empty
         training = [module for module in self.backbone.modules() if module.training]
         self.backbone.eval()
-        self.states.recording = True
+        self.states.begin()
         try:
-            hidden = self._pass({**inputs, "attention_mask": readable.to(inputs["attention_mask"].dtype)})
+            self._pass({**inputs, "attention_mask": readable.to(inputs["attention_mask"].dtype)})
         finally:
             self.states.recording = False
             for module in training:
                 module.training = True
-        self.states.finish(mask, hidden)
+        self.states.finish(mask)
 
-    def _pass(self, inputs: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, ...]]:
-        """Hidden states of every stack that fuses."""
+    def _pass(self, inputs: Mapping[str, Tensor]) -> None:
+        """Read the source in every stack that fuses. The fused layers record what they read; the rest is kept here."""
+        outputs = {"output_hidden_states": self.states.reads_outputs}
         if not self.encoder_decoder:
             counted = {"position_ids": positions(inputs["attention_mask"])} if self.states.padding_side == "left" else {}
-            output = self.backbone(**inputs, **counted, output_hidden_states=True, use_cache=False)
-            return {self.stacks[0]: output.hidden_states}
-        encoded = self.backbone.encoder(**inputs, output_hidden_states=True)  # type: ignore[operator]
-        hidden = {"encoder": encoded.hidden_states}
+            self._keep(self.stacks[0], self.backbone(**inputs, **counted, **outputs, use_cache=False))
+            return
+        encoded = self.backbone.encoder(**inputs, **outputs)  # type: ignore[operator]
+        self._keep("encoder", encoded)
         if "decoder" in self.stacks:  # heads on the decoder: it reads the input shifted right (PAPER, section 3)
-            hidden["decoder"] = self.backbone.decoder(  # type: ignore[operator]
+            decoded = self.backbone.decoder(  # type: ignore[operator]
                 input_ids=self.shift_right(inputs["input_ids"]),  # type: ignore[misc]
                 encoder_hidden_states=encoded.last_hidden_state,
                 encoder_attention_mask=inputs["attention_mask"],
-                output_hidden_states=True,
                 use_cache=False,
-            ).hidden_states
-        return hidden
+                **outputs,
+            )
+            self._keep("decoder", decoded)
+
+    def _keep(self, stack: str, output: Any) -> None:
+        """Keep a stack's hidden states, or its final one alone."""
+        if self.states.reads_outputs:
+            for index, states in enumerate(output.hidden_states):
+                self.states.record((stack, index), states)
+        else:
+            last = max(index for name, index in self.states.blocks if name == stack)
+            self.states.record((stack, last + 1), output.last_hidden_state)
 
 
 class MTSource(Source):
@@ -246,7 +289,7 @@ class MTSource(Source):
 
     def fill(self, inputs: Mapping[str, Tensor]) -> None:
         states = inputs["states"] if "states" in inputs else self.compute(inputs)
-        mapped = self.map(states[:, :, 0].to(self.map.weight.dtype))
+        mapped = self.map(states[:, :, 0].to(linear_dtype(self.map.weight)))
         self.states.give([mapped] * len(self.states.blocks), inputs["attention_mask"])
 
     @torch.no_grad()

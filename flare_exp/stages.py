@@ -346,15 +346,13 @@ class Stages:
         return adapter.add_adapter(backbone, r=a.r, alpha=a.alpha, dropout=a.dropout, targets=a.targets, **fusion)
 
     def english_model(self, english: Artifact) -> Backbone:
-        """The English model: its LoRA merged (exact for float backbones), or beside 4-bit weights as a frozen adapter."""
+        """The English model: its LoRA merged where the weights can hold it, else beside them as a frozen adapter."""
         if (english.path / "model").is_dir():
             # the adapter is drawn next: alike whether English was trained in this process or found
             pl.seed_everything(self.cfg.seed, workers=True, verbose=False)
             return self.load(str(english.path / "model"))
         backbone, folder = self.fresh_backbone(), str(english.path / "adapter")
-        if self.precision.quantize:
-            return adapter.add_frozen(backbone, folder)
-        return replace(backbone, model=adapter.load_adapter(backbone, folder).merge_and_unload())
+        return adapter.english_model(backbone, folder, merge=self.precision.holds_updates)
 
     def trained_model(self, trained: Artifact, english: Artifact | None) -> tuple[nn.Module, Source | None]:
         """The model of an artefact in eval mode, with its source stream when it fuses."""

@@ -133,6 +133,11 @@ WRONG = [
     (["trainer=fsdp", "model=llama31"], "4-bit weights are not shared out; choose trainer=ddp, or model.quantize=null"),
     (["trainer=fsdp", "model=llama31"], "its steps know whole weights only; choose optim._target_=torch.optim.AdamW"),
     (["trainer=fsdp", "trainer.precision=16-mixed"], "choose bf16-mixed"),
+    (
+        ["trainer.precision=bf16-true"],
+        "trainer.precision=bf16-true: trained weights of 16 bits lose most of their updates; choose bf16-mixed",
+    ),
+    (["finetune.tuning=full", "model.dtype=bfloat16"], "choose model.dtype=float32 (with trainer.precision=bf16-mixed"),
     (["trainer.devices=0"], "trainer.devices=0: must be 1 or more"),
     (["trainer=ddp_cpu", "source.empty=true", "fusion=gated"], "choose trainer.devices=1"),
     (["fusion.heads=2"], "only fusion=cross_attn has it"),
