@@ -24,8 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-run: setup  ## first look: FLARE on the embedded world, ends with a result table
-	$(BIN)/python -m flare_exp
+run: setup  ## first look: FLARE beside its baselines on the embedded world, ends with a table that compares them
+	$(BIN)/python -m flare_exp -m method=zero_shot,translate_test,lora,flare output_dir=outputs/first_look
 
 # one thread per worker: the tests' models are small, and the numbers do not depend on the machine's cores
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup

@@ -110,6 +110,12 @@ class _Grid:
         for n in self.numbers:
             yield from check_folder(self.jobs[n], self.folder / str(n))
 
+    def announcement(self, number: int) -> str:
+        """Say which job begins, by the overrides that are not those of all jobs."""
+        common = set.intersection(*map(set, self.cells)) if len(self.cells) > 1 else set()
+        own = " ".join(o for o in self.cells[number] if o not in common)
+        return f"job {self.numbers.index(number) + 1} of {len(self.numbers)}: {own}"
+
     def begin(self) -> None:
         """Leave word of the jobs, for `status`."""
         from flare_exp import status
@@ -123,7 +129,7 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
     """Submit the jobs that are not done, and wait for them unless told otherwise; returns the exit code."""
     from omegaconf import OmegaConf
 
-    from flare_exp import slurm, status
+    from flare_exp import report, slurm, status
 
     jobs = [slurm.Job(OmegaConf.to_object(grid.jobs[n]), (grid.folder / str(n)).absolute(), grid.cells[n])  # type: ignore[arg-type]
             for n in grid.numbers]  # fmt: skip
@@ -147,6 +153,8 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
             return 130
     states = before | {job.folder: slurm.ended(status.read(job.folder)) for job in missing}
     status.print_table(states, {job.folder: list(job.overrides) for job in jobs})
+    if any(s.state == "done" for s in states.values()):
+        report.print_report([str(grid.folder)])
     return 0 if all(s.state == "done" for s in states.values()) else 1
 
 
@@ -178,6 +186,7 @@ class _Outcome:
             return
         number = hydra_cfg.job.num
         if number in self.grid.numbers:
+            print(self.grid.announcement(number), flush=True)
             self._remember(folder, attempt_in_grid(self.grid.jobs[number], folder))
 
     def _remember(self, folder: Path, reason: str | None) -> None:
@@ -186,6 +195,10 @@ class _Outcome:
             print(f"flare_exp: {reason}", file=sys.stderr)
 
     def report(self) -> int:
+        if self.grid and len(self.failed) < len(self.grid.numbers):
+            from flare_exp.report import print_report
+
+            print_report([str(self.grid.folder)])
         if self.failed and self.grid:
             print(f"{len(self.failed)} of {len(self.grid.numbers)} jobs of the grid failed:", file=sys.stderr)
             for folder, reason in self.failed:

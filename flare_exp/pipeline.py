@@ -78,7 +78,7 @@ def _walk(
         # before the results: a folder that has them is never taken up again
         tracker.summary({f"{block}/{k}": v for block in ("test", "english", "zero_shot") for k, v in measured[block].items()}
                         | selected(made))  # fmt: skip
-        results.leave(folder, measured, made, data)
+        results.leave(folder, measured, made, data, task.metric)
     return measured
 
 

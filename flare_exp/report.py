@@ -12,6 +12,7 @@ import json
 import os
 import statistics
 import sys
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flare_exp import config, status
+from flare_exp.methods import METHODS
 from flare_exp.runs import VOLATILE
 from flare_exp.tasks import TASKS
 
@@ -30,6 +32,7 @@ GROUPS = ("model", "task", "mt", "fusion", "method", "decode")
 # what the first columns say
 NAMED = {*(f"{group}.name" for group in GROUPS if group != "decode"), "task.lang", "mt.noise"}
 ABLATIONS = ("shuffle", "empty")
+TIMED = ("transfer", "test")  # stages whose seconds are shown
 TIE = 1.0  # points; smaller differences are called ties
 
 
@@ -113,7 +116,7 @@ def read(folder: Path) -> Run:
         metrics = json.loads((folder / "metrics.json").read_text())
         _ = metrics["task"], metrics["lang"]
         _ = {**metrics["test"]}, {**metrics["english"]}, {**metrics["zero_shot"]}
-        _ = float(metrics["seconds"]["transfer"]), int(metrics["seed"])
+        _ = [float(metrics["seconds"][stage]) for stage in TIMED], int(metrics["seed"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"metrics.json is damaged ({type(error).__name__}: {error})") from None
     try:
@@ -169,8 +172,16 @@ def rows(cells: Cells, options: Sequence[str], metrics: Sequence[str]) -> Iterat
         mt += f", chrF++ {statistics.mean(quality):.0f}" if quality else ""
         given = [str(runs[0].options.get(key, "-")) for key in options]
         scores = [spread([r.metrics[b].get(m) for r in runs]) for b in ("test", "english") for m in metrics]
-        seconds = statistics.mean(run.metrics["seconds"]["transfer"] for run in runs)
-        yield [model, lang, mt, method, *given, ",".join(map(str, sorted(seeds))), *scores, f"{seconds:.0f}"]
+        spent = [statistics.mean(run.metrics["seconds"][stage] for run in runs) for stage in TIMED]
+        shown = [f"{seconds:.0f}" for seconds in spent]
+        yield [model, lang, mt, method, *given, ",".join(map(str, sorted(seeds))), *scores, *shown]
+
+
+def _place(item: tuple[tuple[Any, ...], dict[int, Run]]) -> tuple[Any, ...]:
+    """Sort rows by model, language, translation, then methods from the simplest on."""
+    (model, lang, mt, method, changed), seeds = item
+    order = [*METHODS].index(next(iter(seeds.values())).options["method.name"])
+    return model, lang, mt, order, method, sorted(changed)
 
 
 def show(task: str, cells: Cells, console: Console) -> None:
@@ -182,9 +193,9 @@ def show(task: str, cells: Cells, console: Console) -> None:
     options = varying(cells)
     for name in ("model", "lang", "mt", "method", *options, "seeds"):
         table.add_column(name, overflow="fold")
-    for name in (*metrics, *(f"English {name}" for name in metrics), "transfer s"):
+    for name in (*metrics, *(f"English {name}" for name in metrics), "transfer s", "test s"):
         table.add_column(name, justify="right")
-    for row in sorted(rows(cells, options, metrics)):
+    for row in rows(dict(sorted(cells.items(), key=_place)), options, metrics):
         table.add_row(*row)
     console.print(table)
 
@@ -265,7 +276,7 @@ def print_report(folders: Sequence[str]) -> int:
     for task, cells in sorted(tasks.items()):
         show(task, cells, console)
         for line in readings(cells, TASKS[task].metric):
-            console.print(line, highlight=False, markup=False)
+            console.print(textwrap.fill(line, 100), highlight=False, markup=False)
     if any(run.options["mt.name"] == "gold" for run in runs):
         console.print(
             "mt=gold: test sources are the benchmark's own English, so what reads them is an upper bound.",

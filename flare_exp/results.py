@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.artifacts import Artifact
+from flare_exp.curves import draw_curves
+from flare_exp.run_page import run_page
 
+LINKED_FROM = 50_000_000  # bytes; smaller files are copied
 PACKAGES = (
     "flare-exp",
     "torch",
@@ -54,17 +57,17 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows)), path)
 
 
-def leave(folder: Path, measured: Mapping[str, Any], made: Mapping[str, Artifact], data: Mapping[str, Any]) -> None:
+def leave(folder: Path, measured: Mapping[str, Any], made: Mapping[str, Artifact], data: Mapping[str, Any], metric: str) -> None:
     """Fill a run folder from the artefacts of its stages; metrics.json comes last and says that the run is complete.
 
     `adapter/` and `english/` are the transfer and the English model as saved (PEFT or transformers format), `curves/` has
-    their training metrics.
+    their training metrics, `curves.png` shows them, with the task's `metric`.
     """
     (folder / "curves").mkdir(exist_ok=True)
     for name, stage in (("english", "finetune"), ("adapter", "transfer")):
         if stage in made:
             saved = next(p for p in made[stage].path.iterdir() if p.is_dir())
-            shutil.copytree(saved, folder / name, dirs_exist_ok=True)
+            shutil.copytree(saved, folder / name, dirs_exist_ok=True, copy_function=link_weights)
             shutil.copyfile(made[stage].path / "metrics.csv", folder / "curves" / f"{stage}.csv")
     shutil.copyfile(made["test"].path / "predictions.parquet", folder / "predictions.parquet")
     trained = {stage: made[stage].info for stage in ("finetune", "transfer") if stage in made}
@@ -77,8 +80,28 @@ def leave(folder: Path, measured: Mapping[str, Any], made: Mapping[str, Artifact
         "seconds": measured["seconds"],
         "artefacts": {name: {"kind": a.kind, "digest": a.digest, "reused": a.reused} for name, a in made.items()},
     }
-    write_json(folder / "provenance.json", {**provenance(), **facts})
+    facts = {**provenance(), **facts}
+    write_json(folder / "provenance.json", facts)
+    draw_curves(folder / "curves", folder / "curves.png", metric, measured["lang"])
+    write_text(folder / "README.md", run_page(measured, facts, folder))
     write_json(folder / "metrics.json", measured)
+
+
+def link_weights(source: str, target: str) -> None:
+    """Copy a file, or link it where it is large: every run with full English tuning has the same model.
+
+    A hard link takes no room, and stays whole when the cache is emptied. Between file systems it is
+    a symbolic link.
+    """
+    path = Path(target)
+    path.unlink(missing_ok=True)
+    if os.stat(source).st_size < LINKED_FROM:
+        shutil.copyfile(source, path)
+        return
+    try:
+        path.hardlink_to(source)
+    except OSError:
+        path.symlink_to(Path(source).absolute())
 
 
 def provenance() -> dict[str, Any]:
@@ -128,13 +151,23 @@ def _commit() -> dict[str, Any] | None:
         return None
 
 
+def label_of(metrics: Mapping[str, Any]) -> str:
+    """Return the method with its fusion, as tables name it."""
+    return metrics["method"] + (f" ({metrics['fusion']})" if metrics["fusion"] else "")
+
+
+def one_line(metrics: Mapping[str, Any]) -> str:
+    """Return a run's result in a line."""
+    scores = ", ".join(f"{name} {100 * value:.1f}" for name, value in metrics["test"].items())
+    return f"{label_of(metrics)}, {metrics['lang']}, seed {metrics['seed']}: {scores} ({metrics['seconds']['total']:.0f} s)"
+
+
 def print_table(metrics: Mapping[str, Any], notes: Sequence[str], folder: Path) -> None:
     """English, zero-shot and this method, with the seconds spent."""
     from rich.console import Console
     from rich.table import Table
 
-    label = metrics["method"] + (f" ({metrics['fusion']})" if metrics["fusion"] else "")
-    seconds = metrics["seconds"]
+    label, seconds = label_of(metrics), metrics["seconds"]
     rows = [
         ("English fine-tuning", "English test", metrics["english"], seconds["finetune"]),
         ("zero-shot", f"{metrics['lang']} test", metrics["zero_shot"], None),

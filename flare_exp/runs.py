@@ -86,8 +86,11 @@ def assists(cfg: Any) -> bool:
     return machine > 0
 
 
-def attempt(cfg: Any, folder: Path) -> str | None:
+def attempt(cfg: Any, folder: Path, brief: bool = False) -> str | None:
     """Run one configuration in `folder`; returns why it failed if that is something that the user can mend.
+
+    Args:
+        brief: print the result as one line instead of a table.
 
     Raises:
         SystemExit: it was stopped; what it had done is kept.
@@ -97,7 +100,7 @@ def attempt(cfg: Any, folder: Path) -> str | None:
     done = (folder / "metrics.json").is_file()
     try:
         with nullcontext() if done else status.running(folder):
-            run_job(cfg, folder)
+            run_job(cfg, folder, brief)
     except UserError as error:
         return str(error)
     except OSError as error:
@@ -115,7 +118,7 @@ def attempt(cfg: Any, folder: Path) -> str | None:
 def attempt_in_grid(cfg: Any, folder: Path) -> str | None:
     """Like `attempt`; what nobody foresaw is a reason too, with its traceback in the log, so that the other jobs go on."""
     try:
-        return attempt(cfg, folder)
+        return attempt(cfg, folder, brief=True)
     except Exception as error:
         import logging
 
@@ -135,8 +138,8 @@ def _stopped(stop: preemption.Stopped) -> int:
     return 128 + stop.by
 
 
-def run_job(cfg: Any, folder: Path) -> dict[str, Any]:
-    """Run one configuration in `folder`, or return the result that is there already; prints the table."""
+def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
+    """Run one configuration in `folder`, or return the result that is there already; prints the result."""
     import json
     import logging
 
@@ -154,7 +157,10 @@ def run_job(cfg: Any, folder: Path) -> dict[str, Any]:
     else:
         results.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         measured = pipeline.run(typed, folder)
-    results.print_table(measured, pipeline.notes(typed, folder), folder)
+    if brief:
+        print(f"{folder}: {results.one_line(measured)}", flush=True)
+    else:
+        results.print_table(measured, pipeline.notes(typed, folder), folder)
     return measured
 
 

@@ -61,6 +61,8 @@ def test_run_folder_holds_everything(flare_run):
         "adapter/adapter_model.safetensors",
         "english/adapter_config.json",
         "curves/transfer.csv",
+        "curves.png",
+        "README.md",
     ):
         assert (out / name).exists(), name
     assert json.loads((out / "adapter/adapter_config.json").read_text())["peft_type"] == "FLARE"

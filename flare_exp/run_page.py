@@ -1,0 +1,79 @@
+"""Write the README.md of a run folder: what was run, with what result, and how to load it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FILES = {
+    "metrics.json": "scores (fractions) and seconds per stage",
+    "predictions.parquet": "id, gold, prediction, target and source text of every test example",
+    "provenance.json": "commit, versions, data fingerprints, parameters, memory, artefacts",
+    "config.yaml": "the resolved configuration",
+    "english/": "the English model or its adapter",
+    "adapter/": "the target language's adapter, in PEFT format",
+    "curves.png": "loss and validation metric of both trainings; curves/ has the numbers",
+    "flare_exp.log": "the log",
+}
+
+
+def run_page(measured: Mapping[str, Any], facts: Mapping[str, Any], folder: Path) -> str:
+    """Return the page in Markdown.
+
+    Args:
+        measured: what metrics.json holds.
+        facts: what provenance.json holds.
+        folder: the run folder. Files that it does not hold are not listed, metrics.json aside.
+    """
+    method = measured["method"] + (f" ({measured['fusion']})" if measured["fusion"] else "")
+    listed = [name for name in FILES if name == "metrics.json" or (folder / name).exists()]
+    counts, commit = facts["parameters"], facts["commit"]
+    code = "an installed package" if commit is None else commit["hash"][:12] + (" with local changes" if commit["dirty"] else "")
+    lines = [
+        f"# {method} on {measured['task']}, {measured['lang']}",
+        "",
+        f"Model {measured['model']}, translation {measured['mt']}, seed {measured['seed']}; "
+        f"{counts['trainable']:,} of {counts['total']:,} parameters trained.",
+        f"Made by flare_exp {facts['packages']['flare-exp']} ({code}) on {facts['device']}, "
+        f"{measured['seconds']['total']:.0f} s.",
+        "",
+        *_table(measured, method, facts["test"]["examples"]),
+        "",
+        "It was a job of this grid:" if {"-m", "--multirun"} & {*facts["command"]} else "The command:",
+        "",
+        f"    python -m flare_exp {shlex.join(facts['command'][1:])}".rstrip(),
+        "",
+        "To load the model and use it, from the folder above this one:",
+        "",
+        "    import flare_exp",
+        "",
+        f'    run = flare_exp.load("{folder.name}")',
+        f"    run.predict({_usage(measured['method'])})",
+        "",
+        "| file | content |",
+        "|---|---|",
+        *(f"| `{name}` | {FILES[name]} |" for name in listed),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(measured: Mapping[str, Any], method: str, examples: int) -> list[str]:
+    """Return the scores in percent."""
+    names = list(measured["test"])
+    rows = {
+        "English, on the English test set": measured["english"],
+        f"zero-shot, on {measured['lang']}": measured["zero_shot"],
+        f"**{method}**, on {measured['lang']} ({examples:,} examples)": measured["test"],
+    }
+    cells = [["scores in %", *names], ["---", *("---:" for _ in names)]]
+    cells += [[row, *(f"{100 * values[n]:.1f}" for n in names)] for row, values in rows.items()]
+    return [f"| {' | '.join(row)} |" for row in cells]
+
+
+def _usage(method: str) -> str:
+    """Return the arguments of `predict`, as text."""
+    if method == "flare":
+        return "texts, sources=english_texts"
+    return "english_texts" if method == "translate_test" else "texts"
