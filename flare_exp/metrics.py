@@ -36,6 +36,23 @@ def answers(predictions: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[s
     return {"exact_match": round(sum(exact) / len(exact), 6), "f1": round(sum(f1) / len(f1), 6)}
 
 
+def squad(predictions: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return SQuAD v1.1's exact match and F1 as its script counts them, with normalisation made for English (torchmetrics).
+
+    They are what published tables of question answering show. An example without gold answer is wrong.
+    """
+    from torchmetrics.functional.text import squad as score
+
+    known = [i for i, golds in enumerate(gold) if golds]
+    if not known:
+        return {"squad_exact_match": 0.0, "squad_f1": 0.0}
+    found = score(
+        [{"prediction_text": predictions[i], "id": str(i)} for i in known],
+        [{"answers": {"answer_start": [0] * len(gold[i]), "text": list(gold[i])}, "id": str(i)} for i in known],
+    )
+    return {f"squad_{name}": round(float(value) / 100 * len(known) / len(gold), 6) for name, value in found.items()}
+
+
 def normalise(text: str) -> str:
     """SQuAD's normalisation for any script: NFC, lower case, no punctuation (ASCII's, and Unicode's category P), no English
     articles, single spaces.

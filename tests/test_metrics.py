@@ -145,6 +145,12 @@ def test_best_gold_counts_and_a_lost_answer_is_wrong():
         metrics.answers(["x"], [])
 
 
+def test_squad_is_torchmetrics_over_all_examples_and_a_lost_answer_is_wrong():
+    predictions, gold = ["red car", "the blue", "", ""], [["blue", "the red car"], ["blue house"], [], ["x"]]
+    assert metrics.squad(predictions, gold) == pytest.approx({"squad_exact_match": 0.25, "squad_f1": (1 + 2 / 3) / 4}, abs=1e-6)
+    assert metrics.squad([""], [[]]) == {"squad_exact_match": 0.0, "squad_f1": 0.0}
+
+
 def reference_classification(predictions, gold):
     present, scores = [], []
     for name in LABELS:
@@ -180,6 +186,9 @@ def test_a_task_scores_by_what_it_is():
     labelled = [Example("xnli/en/test/0", "0", ("p", "h"), 2), Example("xnli/en/test/1", "1", ("p", "h"), 0)]
     assert XNLI().score(["contradiction", "neutral"], labelled)["accuracy"] == 0.5
     asked = [Example("tydiqa/sw/test/0", "0", ("c", "q"), answers=(Answer("Mto Nile", 0), Answer("Nile", 4)))]
-    assert TyDiQA().score(["nile."], asked) == {"exact_match": 1.0, "f1": 1.0}
+    assert TyDiQA().score(["nile."], asked) == {"exact_match": 1.0, "f1": 1.0, "squad_exact_match": 1.0, "squad_f1": 1.0}
+    # SQuAD's own script knows ASCII's punctuation alone
+    quoted = [Example("tydiqa/ru/test/0", "0", ("c", "q"), answers=(Answer("Москва", 0),))]
+    assert TyDiQA().score(["«Москва»"], quoted) == {"exact_match": 1.0, "f1": 1.0, "squad_exact_match": 0.0, "squad_f1": 0.0}
     assert XNLI.metric in XNLI().score(["neutral"], labelled[:1])
     assert TyDiQA.metric in TyDiQA().score([""], asked)

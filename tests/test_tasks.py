@@ -661,5 +661,5 @@ def test_real_tydiqa(shared_data):
     raw = pq.read_table(shared_data / "tydiqa/sw/train.parquet").to_pylist()
     assert [e.answers[0].start for e in swahili] == [r["answers"]["answer_start"][0] for r in raw]
     assert all(e.texts[0].startswith(a.text, a.start) for e in swahili for a in e.answers)
-    assert task.score([e.answers[0].text for e in swahili], swahili) == {"exact_match": 1.0, "f1": 1.0}
+    assert set(task.score([e.answers[0].text for e in swahili], swahili).values()) == {1.0}
     assert set(TASKS) >= {"xnli", "tydiqa", "nusax"}

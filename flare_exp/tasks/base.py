@@ -109,7 +109,7 @@ class Task(ABC):
 
         gold = [self.gold(example) for example in examples]
         if not self.labels:
-            return metrics.answers(predictions, gold)
+            return metrics.answers(predictions, gold) | metrics.squad(predictions, gold)
         return metrics.classification(predictions, [names[0] for names in gold], self.labels)
 
     @abstractmethod
