@@ -75,7 +75,7 @@ class TaskConfig:
     form: str = option("auto", "by a head where the model has one, or as a prompt", choices=("auto", "head", "generative"))
     max_answer_length: int = option(30, "question answering by a head: longest answer in tokens", min=1)
     train_split: str = option("train", "split or slice to train on, e.g. validation[:2000]")
-    validation_split: str = option("validation", "split or slice that selects the checkpoint")
+    validation_split: str | None = option("validation", "split or slice that selects the checkpoint (null: none is held out)")
     test_split: str = option("test", "split or slice to report")
     english_test_split: str | None = option(None, "split or slice of the English test block (null: test_split)")
     select: str = option("best", "which epoch's weights are kept: best on validation, or last", choices=("best", "last"))
@@ -587,10 +587,14 @@ def _check_splits(cfg: Config, task) -> Iterator[str]:
     english = "test" if cfg.task.english_test_split is None else "english_test"
     slices, given = {}, {role: getattr(cfg.task, f"{role}_split") for role in dict.fromkeys((*ROLES, english))}
     for role, text in given.items():
+        if text is None:
+            continue
         try:
             slices[role] = Slice.parse(text)
         except ValueError as error:
             yield f"task.{role}_split: {error}"
+    if cfg.task.validation_split is None and cfg.task.select == "best":
+        yield "task.validation_split=null with task.select=best: nothing can be selected on; choose task.select=last"
     # the target's test rows are other examples than the English ones, unless they translate them
     tests = dict.fromkeys((english, "test") if task.parallel else (english,))
     for a, b in [("train", "validation"), *itertools.product(ROLES[:2], tests)]:

@@ -166,7 +166,7 @@ def _states(stages: Preview, model: Any, data: PairedDataModule) -> int:
     if o.cache == "off" or data.view not in ("paired", "latent"):
         return 0
     config = model.peft_config["default"]
-    tokens = sum(len(i["inputs"]["input_ids"]) for role in ("train", "validation") for i in data.dataset(role).source or ())
+    tokens = sum(len(i["inputs"]["input_ids"]) for role in stages.task.training_roles for i in data.dataset(role).source or ())
     width = config.source_width or len(stages.source(model).states.blocks) * _width(model)
     return tokens * width * getattr(torch, o.dtype).itemsize
 
@@ -213,14 +213,16 @@ def _probe(stages: Preview, todo: set[str]) -> Estimate:
         module = stages.module(
             model, source, score=lambda _: {stages.task.metric: 0.0}, optimizer=stages.optimizer(stage.lr), warmup=stage.warmup
         )
-        loaders = {role: _loader(stages, data, role) for role in ("train", "validation")}
+        loaders = {role: _loader(stages, data, role) for role in stages.task.training_roles}
         ready = time.perf_counter() - started  # loading and tokenising
         if name in todo:
             stages.trainer(
                 max_epochs=1, callbacks=[clock], logger=False, enable_checkpointing=False,
                 accumulate_grad_batches=data.passes, gradient_clip_val=stages.cfg.trainer.gradient_clip_val,
-            ).fit(module, loaders["train"], loaders["validation"])  # fmt: skip
-            evaluation = len(_batches(stages, data.dataset("validation"), "validation")) * clock.mean("validation")
+            ).fit(module, loaders["train"], loaders.get("validation"))  # fmt: skip
+            evaluation = 0.0
+            if "validation" in loaders:
+                evaluation = len(_batches(stages, data.dataset("validation"), "validation")) * clock.mean("validation")
             found.seconds[name] = ready + stage.epochs * (_steps(stages, dataset) * clock.mean("train") + evaluation)
         for test, view in tests.items():
             clock = _Clock(data.passes)
@@ -297,7 +299,8 @@ def _arithmetic(stages: Sketch, todo: set[str]) -> Estimate:
         work = Work(stages, model, source, data)
         if name in todo:
             part = _steps(stages, dataset) / max(1, -(-len(dataset) // stages.cfg.data.batch_size))
-            epoch = part * work.train * sum(dataset.costs) + work.evaluate * sum(data.dataset("validation").costs)
+            evaluated = sum(sum(data.dataset(role).costs) for role in stages.task.training_roles[1:])
+            epoch = part * work.train * sum(dataset.costs) + work.evaluate * evaluated
             found.seconds[name] = stage.epochs * epoch / speed
             found.memory = max(found.memory, work.memory)
         for test, view in tests.items():

@@ -235,14 +235,19 @@ def check_data(task: Task, lang: str) -> dict[str, dict[str, Any]]:
         UserError: unreadable data, or (in a parallel benchmark) test examples among the training examples, or labels that
             differ between translations of one another.
     """
-    loaded = {f"{lg}/{role}": task.load(lg, role) for lg, role in ((task.english, "train"), (task.english, "validation"),
-              (task.english, "test"), (lang, "test"))}  # fmt: skip
+    needed = [*((task.english, role) for role in (*task.training_roles, "test")), (lang, "test")]
+    loaded = {f"{own}/{role}": task.load(own, role) for own, role in needed}
     if task.parallel:
-        trained = {(e.id.split("/")[2], e.key) for role in ROLES[:2] for e in loaded[f"{task.english}/{role}"]}
+        trained = {(e.id.split("/")[2], e.key) for role in task.training_roles for e in loaded[f"{task.english}/{role}"]}
         if leaked := [e.id for e in loaded[f"{lang}/test"] if (e.id.split("/")[2], e.key) in trained]:
             raise UserError(f"{len(leaked)} test examples are translations of training or validation examples, e.g. {leaked[0]}")
         check_labels(task, loaded[f"{lang}/test"], loaded[f"{task.english}/test"])
-    return {name: {"examples": len(rows), "fingerprint": fingerprint(rows)} for name, rows in loaded.items()}
+    facts: dict[str, dict[str, Any]] = {
+        name: {"examples": len(rows), "fingerprint": fingerprint(rows)} for name, rows in loaded.items()
+    }
+    if left_out := len(task.shared(task.english)):
+        facts[f"{task.english}/train"]["left_out"] = left_out
+    return facts
 
 
 def check_translations(maker: Translator, task: Task, lang: str, method: Method) -> None:
@@ -251,7 +256,7 @@ def check_translations(maker: Translator, task: Task, lang: str, method: Method)
     Raises:
         UserError: they cannot.
     """
-    needed = [(task.english, role, lang) for role in ROLES[:2] if method.trains]
+    needed = [(task.english, role, lang) for role in task.training_roles if method.trains]
     if method.reads_translated_tests:
         needed.append((lang, "test", task.english))
     for own, role, other in needed:

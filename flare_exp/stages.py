@@ -34,13 +34,13 @@ from flare_exp.errors import UserError
 from flare_exp.forms import FORM_CLASSES, Form, PromptForm, SourceTextForm
 from flare_exp.languages import language
 from flare_exp.loggers import Tracker
-from flare_exp.modules import ClassificationModule, Decoding, FusionModule, GenerationModule, SpanModule
+from flare_exp.modules import ClassificationModule, Decoding, FusionModule, GenerationModule, Score, SpanModule
 from flare_exp.noise import corrupt_examples
 from flare_exp.parallel import ALONE, Team, gathered
 from flare_exp.resuming import Interruptible, StepCheckpoint, continued_curves, steps_kept
 from flare_exp.sources import BackboneSource, MTSource, Source
 from flare_exp.states import cached_states
-from flare_exp.tasks import ROLES, Example, Task, fingerprint
+from flare_exp.tasks import Example, Task, fingerprint
 from flare_exp.tasks.base import read_answers
 from flare_exp.translation import Flagged, MachineTranslator, ParallelTranslator, has_span
 
@@ -88,7 +88,7 @@ class Stages:
         """Fine-tune backbone and head on English, with LoRA or in full."""
         data = self.data("english")
         stage, lora = self.capped(self.cfg.finetune), self.cfg.finetune.tuning == "lora"
-        key = {"stage": "finetune", "backbone": self.backbone.digest, "data": pairs_digest(data, "train", "validation"),
+        key = {"stage": "finetune", "backbone": self.backbone.digest, "data": pairs_digest(data, *self.task.training_roles),
                "labels": self.task.labels, "adapter": asdict(self.cfg.adapter) if lora else None, "hyper": asdict(stage),
                **self.recipe}  # fmt: skip
 
@@ -150,7 +150,7 @@ class Stages:
         data = self.data(view)
         stage = self.capped(self.cfg.transfer)
         fusion = self.fusion_options(view) if fuses else None
-        key = {"stage": "transfer", "english": english.digest, "data": pairs_digest(data, "train", "validation"),
+        key = {"stage": "transfer", "english": english.digest, "data": pairs_digest(data, *self.task.training_roles),
                "fusion": fusion and [fusion, file_sha256(Path(fusions.__file__))],  # other code, other weights
                "adapter": asdict(self.cfg.adapter), "hyper": asdict(stage), **self.recipe}  # fmt: skip
         if fusion and self.cfg.source.cache != "off" and self.cfg.source.dtype != "float32":
@@ -311,7 +311,7 @@ class Stages:
         if next(source.reader.parameters()).device.type != device.type:  # Lightning moves models only when it trains
             source.reader.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.cfg.trainer.precision == "bf16-mixed"):
-            for role in ROLES[:2]:
+            for role in self.task.training_roles:
                 dataset = data.dataset(role)
                 if dataset.source is None:
                     continue
@@ -378,18 +378,17 @@ class Stages:
         name: str,
         saved: str,
     ) -> dict[str, Any]:
-        """Train, going on from what an earlier attempt kept in `folder`, and save the weights of the best validation epoch in
-        `folder`/`saved`; returns facts for the manifest."""
+        """Train, going on from what an earlier attempt kept in `folder`, and save the weights of the best validation epoch (or of
+        the last one) in `folder`/`saved`; returns facts for the manifest."""
         pl.seed_everything(self.training_seed, workers=True, verbose=False)
         monitor, best = f"validation/{self.task.metric}", self.cfg.task.select == "best"
+        validated = "validation" in self.task.training_roles
         counts = backbones.parameter_counts(model)
         log.info("%s: %s of %s parameters train", name, f"{counts['trainable']:,}", f"{counts['total']:,}")
-        dataset = data.dataset("validation")
-        examples = [p.scored for p in dataset.pairs]
         module = self.module(
             model,
             source,
-            score=lambda found: self.task.score([found[row] for row in range(len(dataset))], examples),
+            score=self.validation_score(data) if validated else None,
             optimizer=self.optimizer(stage.lr),
             warmup=stage.warmup,
         )
@@ -404,6 +403,7 @@ class Stages:
             gradient_clip_val=self.cfg.trainer.gradient_clip_val,
             accumulate_grad_batches=data.passes,
             limit_train_batches=limit and limit * data.passes,
+            limit_val_batches=None if validated else 0,
         )
         sharded = self.team.size > 1 and self.cfg.trainer.strategy == "fsdp"
         if steps := self.team.agree(steps_kept(kept.path, self.team.size, sharded) if self.team.leads else None):
@@ -416,18 +416,24 @@ class Stages:
         if not self.team.leads:
             return {}
         kept.path.unlink(missing_ok=True)
-        score, epoch, weights = trainer.callback_metrics[monitor], stage.epochs - 1, last
+        score, epoch, weights = trainer.callback_metrics.get(monitor), stage.epochs - 1, last
         if best:
             checkpoint = torch.load(saver.best_model_path, weights_only=True, map_location="cpu")
-            score, epoch, weights = saver.best_model_score, checkpoint["epoch"], checkpoint["state_dict"]  # type: ignore[assignment]
+            score, epoch, weights = saver.best_model_score, checkpoint["epoch"], checkpoint["state_dict"]
             shutil.rmtree(folder / "checkpoints")
         save_model(model, {name.removeprefix("model."): tensor for name, tensor in weights.items()}, folder / saved)
         return {
             "parameters": counts,
-            "best" if best else "last": {monitor: round(float(score), 6), "epoch": epoch},
-            "truncated": {role: data.dataset(role).truncated for role in ROLES[:2]},
-            "cut_off": {role: data.dataset(role).cut_off for role in ROLES[:2]},
+            "best" if best else "last": {**({} if score is None else {monitor: round(float(score), 6)}), "epoch": epoch},
+            "truncated": {role: data.dataset(role).truncated for role in self.task.training_roles},
+            "cut_off": {role: data.dataset(role).cut_off for role in self.task.training_roles},
         }
+
+    def validation_score(self, data: PairedDataModule) -> Score:
+        """Return what scores the predictions of the validation set."""
+        dataset = data.dataset("validation")
+        examples = [p.scored for p in dataset.pairs]
+        return lambda found: self.task.score([found[row] for row in range(len(dataset))], examples)
 
     @property
     def training_seed(self) -> int:

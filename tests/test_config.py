@@ -59,6 +59,7 @@ def test_a_task_chooses_its_translation_and_the_user_wins():
 def test_tydiqa_has_no_test_split_and_long_contexts(tmp_path):
     job = config.check(["task=tydiqa"], False)[0][0]
     assert (job.data.max_length, job.task.select) == (768, "last")
+    assert (job.task.train_split, job.task.validation_split) == ("train", None), "the last epoch is kept: nothing is held out"
     assert (config.check([], False)[0][0].data.max_length, config.check([], False)[0][0].task.select) == (128, "best")
     assert config.check(["task=tydiqa", "data.max_length=64"], False)[0][0].data.max_length == 64
     for lang in ("en", "sw"):
@@ -67,13 +68,17 @@ def test_tydiqa_has_no_test_split_and_long_contexts(tmp_path):
     assert job.mt.path == str(tmp_path)
 
 
+HELD_OUT = ["task.train_split='train[400:]'", "task.validation_split='train[:400]'"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "shared"),
     [
         (["task=tydiqa", "task.test_split=train"], []),  # other questions than the English ones
-        (["task=tydiqa", "task.english_test_split=train"], ["train", "validation"]),
-        (["task=tydiqa", "task.english_test_split='train[:400]'"], ["validation"]),
-        (["task=tydiqa", "task.english_test_split=null", "task.test_split='train[400:]'"], ["train"]),
+        (["task=tydiqa", "task.english_test_split=train", *HELD_OUT], ["train", "validation"]),
+        (["task=tydiqa", "task.english_test_split='train[:400]'", *HELD_OUT], ["validation"]),
+        (["task=tydiqa", "task.english_test_split='train[:400]'"], ["train"]),
+        (["task=tydiqa", "task.english_test_split=null", "task.test_split='train[400:]'", *HELD_OUT], ["train"]),
         (["task=xnli", "task.test_split=train"], ["train"]),  # translations of the English ones
         (["task=xnli", "task.test_split=train", "task.english_test_split=test"], ["train"]),
         (["task=xnli", "task.english_test_split=validation"], ["validation"]),
@@ -152,6 +157,10 @@ WRONG = [
     (["model.pretrain.steps=0"], "must be 1 or more"),
     (["~model"], "a group cannot be removed"),
     (["model=custom", "model.path=org/name", "model.pretrain.steps=3"], "only embedded models"),
+    (
+        ["task.validation_split=null"],
+        "task.validation_split=null with task.select=best: nothing can be selected on; choose task.select=last",
+    ),
     (["+foo=1"], "foo: there is no such option"),
     (
         ["task=toy_qa", "method=translate_test", "mt=file", "mt.path=conf"],

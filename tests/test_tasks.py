@@ -131,7 +131,7 @@ def test_hub_errors_say_what_to_do(hub, error):
 def test_tydiqa_takes_a_language_from_the_hub_before_it_slices(hub):
     rows = [question(i, lang) for i in range(4) for lang in PREFIXES.values()]
     calls = hub(rows)
-    task = TyDiQA(splits={"train": "train[1:3]", "validation": "train[:1]", "test": "validation"}, limit=3)
+    task = TyDiQA(splits={"train": "train[1:3]", "validation": None, "test": "validation"}, limit=3)
     assert [e.key for e in task.load("sw", "train")] == ["swahili-1", "swahili-2"]
     assert calls == [((task.hub_id, "secondary_task"), {"split": "train", "revision": task.revision})]
     assert {lang: len(task.load(lang, "test")) for lang in (task.english, *task.languages)} == dict.fromkeys(PREFIXES, 3)
@@ -191,6 +191,30 @@ def test_english_has_a_test_split_of_its_own(tmp_path):
     assert same.load("en", "test")[0].id == "tydiqa/en/train/0"
     with pytest.raises(UserError, match=r"task\.english_test_split=validation\[9:\] of en holds no example"):
         TyDiQA(data_dir=str(tmp_path), splits={**splits, "english_test": "validation[9:]"}).load("en", "test")
+
+
+def test_no_context_is_both_trained_and_selected_on(tmp_path, caplog):
+    """Where validation is a part of the same split; what is left out is in the provenance."""
+    from flare_exp import pipeline
+
+    rows = [question(i, f"en{i}") for i in range(8)]
+    contexts = [0, 1, 2, 3, 1, 4, 0, 5]
+    write(tmp_path / "en/train.parquet", [{**row, "context": f"story {c}", "answers": {"text": ["story"], "answer_start": [0]}}
+                                          for row, c in zip(rows, contexts, strict=True)])  # fmt: skip
+    for lang in ("en", "sw"):
+        write(tmp_path / lang / "validation.parquet", rows)
+    splits = {"train": "train[2:]", "validation": "train[:2]", "test": "validation"}
+    task = TyDiQA(data_dir=str(tmp_path), splits=splits)
+    assert [e.id.rpartition("/")[2] for e in task.load("en", "train")] == ["2", "3", "5", "7"]
+    assert len(task.load("en", "validation")) == 2
+    facts = pipeline.check_data(task, "sw")
+    assert (facts["en/train"]["examples"], facts["en/train"]["left_out"]) == (4, 2)
+    assert "left_out" not in facts["en/validation"]
+    assert "2 training examples ask about a context of validation" in caplog.text
+    alone = TyDiQA(data_dir=str(tmp_path), splits={**splits, "train": "train", "validation": None})
+    assert alone.training_roles == ("train",)
+    assert len(alone.load("en", "train")) == 8
+    assert list(pipeline.check_data(alone, "sw")) == ["en/train", "en/test", "sw/test"]
 
 
 # --- answers through corruption --------------------------------------------------------------------------------------
@@ -421,14 +445,14 @@ def test_translations_are_missed_before_any_model(qa_folder):
 
     needs = {"zero_shot": None, "lora": "mt_en-sw", "translate_test": "mt_sw-en", "flare": "mt_en-sw"}
     for method, folder in needs.items():
-        cfg = job("task=tydiqa", f"task.data_dir={qa_folder}", f"method={method}", "mt=file", f"mt.path={qa_folder}")
+        cfg = job("task=tydiqa", f"task.data_dir={qa_folder}", "method=flare", "mt=file", f"mt.path={qa_folder}")
         task = pipeline.load_task(cfg)
 
         def check(cfg=cfg, task=task, method=method):
             maker = make_translator(cfg, task, None)
             pipeline.check_translations(maker, task, "sw", pipeline.METHODS[method])
 
-        assert pipeline.check_data(task, "sw")["en/train"]["examples"] == 2
+        assert pipeline.check_data(task, "sw")["en/train"]["examples"] == 402
         if folder is None:
             check()
             continue

@@ -74,8 +74,8 @@ class Task(ABC):
     """Loads a benchmark's examples by language and role (train, validation, test).
 
     Args:
-        splits: the slice of the benchmark that plays each role; `english_test` is the test role in English, if it is another
-            slice than `test`.
+        splits: the slice of the benchmark that plays each role; validation may be None: nobody plays it. `english_test` is the
+            test role in English, if it is another slice than `test`.
         limit: only the first `limit` examples of every role.
     """
 
@@ -88,11 +88,16 @@ class Task(ABC):
     metric: ClassVar[str]  # what model selection and the tables look at
     parallel: ClassVar[bool] = False  # rows with one key are human translations of one another
 
-    def __init__(self, splits: dict[str, str] | None = None, limit: int | None = None):
-        given = {role: text for role, text in (splits or {}).items() if text is not None}
-        self.splits = {role: Slice.parse(given.get(role, role)) for role in ROLES}
-        self.splits["english_test"] = Slice.parse(given["english_test"]) if "english_test" in given else self.splits["test"]
+    def __init__(self, splits: Mapping[str, str | None] | None = None, limit: int | None = None):
+        given = {**{role: role for role in ROLES}, **(splits or {})}
+        self.splits = {role: Slice.parse(text) for role, text in given.items() if text is not None}
+        self.splits.setdefault("english_test", self.splits["test"])
         self.limit = limit
+
+    @property
+    def training_roles(self) -> tuple[str, ...]:
+        """Return the roles that training reads: train, and validation if there is one."""
+        return tuple(role for role in ROLES[:2] if role in self.splits)
 
     @property
     def context(self) -> int | None:
@@ -124,11 +129,25 @@ class Task(ABC):
         """
         if role == "test" and lang == self.english:
             role = "english_test"
-        part = self.splits[role]
-        rows = self.read(lang, part.split)[part.start : part.stop][: self.limit]
-        if not rows:
+        part, rows = self.splits[role], self._slice(lang, role)
+        if role == "train" and (shared := {e.id for e in self.shared(lang)}):
+            rows = [e for e in rows if e.id not in shared]
+            warn_once(f"{self.name}/{lang}/train: {len(shared)} training examples ask about a context of validation: left out")
+        if not (rows := rows[: self.limit]):
             raise UserError(f"task.{role}_split={part.split}[{part.start}:{part.stop or ''}] of {lang} holds no example")
         return rows
+
+    def shared(self, lang: str) -> list[Example]:
+        """Return the examples that `load` leaves out of train: validation is a part of the same split and has their context."""
+        field, train, validation = self.context, self.splits["train"], self.splits.get("validation")
+        if field is None or validation is None or train.split != validation.split:
+            return []
+        contexts = {e.texts[field] for e in self.load(lang, "validation")} - {""}  # a text that is not known is none
+        return [e for e in self._slice(lang, "train") if e.texts[field] in contexts]
+
+    def _slice(self, lang: str, role: str) -> list[Example]:
+        part = self.splits[role]
+        return self.read(lang, part.split)[part.start : part.stop]
 
 
 class Benchmark(Task):
