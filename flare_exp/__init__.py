@@ -3,4 +3,20 @@
 This module stays free of heavy imports: `python -m flare_exp --help` must answer at once.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flare_exp.loading import LoadedRun
+
 __version__ = "0.1.0"
+
+
+def load(folder: str | Path) -> LoadedRun:
+    """Load the model of a finished run; see `flare_exp.loading.load`."""
+    from flare_exp import loading
+
+    return loading.load(folder)

@@ -347,18 +347,18 @@ class Stages:
 
     def english_model(self, english: Artifact) -> Backbone:
         """The English model: its LoRA merged where the weights can hold it, else beside them as a frozen adapter."""
-        if (english.path / "model").is_dir():
+        folder = saved_weights(english.path)
+        if not (folder / "adapter_config.json").is_file():
             # the adapter is drawn next: alike whether English was trained in this process or found
             pl.seed_everything(self.cfg.seed, workers=True, verbose=False)
-            return self.load(str(english.path / "model"))
-        backbone, folder = self.fresh_backbone(), str(english.path / "adapter")
-        return adapter.english_model(backbone, folder, merge=self.precision.holds_updates)
+            return self.load(str(folder))
+        return adapter.english_model(self.fresh_backbone(), str(folder), merge=self.precision.holds_updates)
 
     def trained_model(self, trained: Artifact, english: Artifact | None) -> tuple[nn.Module, Source | None]:
         """The model of an artefact in eval mode, with its source stream when it fuses."""
         if english is None:
             return self.english_model(trained).model.eval(), None
-        model = adapter.load_adapter(self.english_model(english), str(trained.path / "adapter")).eval()
+        model = adapter.load_adapter(self.english_model(english), str(saved_weights(trained.path))).eval()
         fuses = getattr(model.peft_config["default"], "fusion", None) is not None
         return model, self.source(model) if fuses else None
 
@@ -444,6 +444,11 @@ class Stages:
         options = {k: v for k, v in asdict(self.cfg.optim).items() if not k.startswith("_")}
         module, _, name = self.cfg.optim._target_.rpartition(".")
         return functools.partial(getattr(importlib.import_module(module), name), lr=lr, **options)
+
+
+def saved_weights(folder: Path) -> Path:
+    """Return where weights are: in an artefact's `adapter` or `model`, or (of a run folder) right there."""
+    return next((folder / name for name in ("adapter", "model") if (folder / name).is_dir()), folder)
 
 
 def read_translation(artifact: Artifact, examples: Sequence[Example]) -> list[Example]:

@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import last_of_each
 
+import flare_exp
 from flare_exp import metrics
+from flare_exp.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +116,30 @@ def test_a_run_folders_models_load_with_peft_and_repeat_the_predictions(flare_ru
         logits = model(**tokenizer([r["target"] for r in table], padding=True, return_tensors="pt")).logits
     labels = ["negative", "neutral", "positive"]
     assert [labels[i] for i in logits.argmax(-1).tolist()] == [r["prediction"] for r in table]
+
+
+def repeated(out):
+    """What a run folder's model predicts for the run's own test texts, and what the run predicted."""
+    rows = pq.read_table(out / "predictions.parquet").to_pylist()
+    sources = [row["source"] for row in rows] if rows[0]["source"] else None
+    return flare_exp.load(out).predict([row["target"] for row in rows], sources), [row["prediction"] for row in rows]
+
+
+def test_a_run_is_loaded_by_its_folder_and_repeats_its_predictions(flare_run, tmp_path):
+    out, _ = flare_run
+    said, expected = repeated(out)
+    assert said == expected
+    run = flare_exp.load(out)
+    for texts, sources, problem in (
+        (["x"], None, "give the texts' English translations"),
+        (["x"], ["y", "z"], "2 for 1 texts"),
+        ([("x", "y")], ["z"], r"texts\[0\]: give text as text"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            run.predict(texts, sources)
+    assert run.predict([], []) == []
+    with pytest.raises(UserError, match="no finished run"):
+        flare_exp.load(tmp_path)
 
 
 def test_same_command_returns_the_stored_result_and_another_config_is_refused(flare_run, cache_dir):
@@ -264,6 +290,8 @@ def test_after_full_fine_tuning_the_adapter_is_the_same_whether_english_was_trai
         assert artefacts["finetune"]["reused"] == (number == "found")
         assert not artefacts["transfer"]["reused"]
         made.append((out / "adapter/adapter_model.safetensors").read_bytes())
+        said, expected = repeated(out)
+        assert said == expected
         for kind in ("transfer", "test"):  # all but English and its predecessors is made again
             shutil.rmtree(cache / kind)
     assert made[0] == made[1]

@@ -1,0 +1,126 @@
+"""Load the model of a finished run from its folder, and predict with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.seed import isolate_rng
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch.utils.data import DataLoader
+from yaml import YAMLError
+
+from flare_exp import pipeline
+from flare_exp.artifacts import Artifact, ArtifactStore
+from flare_exp.checkpoints import prepare_backbone
+from flare_exp.config import Config
+from flare_exp.data import Pair, PairedCollator, PairedDataset
+from flare_exp.errors import UserError
+from flare_exp.loggers import Tracker
+from flare_exp.methods import METHODS
+from flare_exp.runs import quiet
+from flare_exp.stages import Stages
+from flare_exp.tasks import Example
+
+Text = str | Sequence[str]  # a sequence where a task has several fields, in the order of Task.fields
+
+
+class LoadedRun:
+    """Hold the model of a run, in eval mode, with what it needs to read texts.
+
+    Attributes:
+        model: the transformers model; with the adapter a PeftModel.
+        tokenizer: the model's tokenizer.
+        source: fills the source states before a forward (`flare_exp.sources`); None where the
+            method does not fuse.
+        task: labels, fields and prompt.
+    """
+
+    def __init__(self, stages: Stages, model: Any, source: Any):
+        self.stages, self.model, self.source = stages, model, source
+        self.task, self.tokenizer = stages.task, stages.form.tokenizer
+        self.view = METHODS[stages.cfg.method.name].view
+
+    def predict(self, texts: Sequence[Text], sources: Sequence[Text] | None = None) -> list[str]:
+        """Return one label or answer per text.
+
+        Args:
+            texts: in the target language; for `translate_test` their English translations. A task
+                with several fields takes a sequence of texts each, for example (context, question).
+            sources: the texts' English translations, which method `flare` fuses. Other methods
+                take none.
+
+        Raises:
+            UserError: sources are missing or not wanted, or their number or a text's fields do
+                not fit.
+        """
+        targets = self._examples(texts, "texts")
+        if (self.view == "paired") != (sources is not None):
+            wants = "give the texts' English translations" if sources is None else "leave them out"
+            raise UserError(f"sources: method {self.stages.cfg.method.name}: {wants}")
+        read: Sequence[Example | None] = [None] * len(targets)
+        if sources is not None:
+            read = self._examples(sources, "sources")
+        elif self.view == "latent":
+            read = targets
+        if len(read) != len(targets):
+            raise UserError(f"sources: {len(read)} for {len(targets)} texts; give one for each")
+        if not targets:
+            return []
+        source_form = self.stages.data(self.view).source_form
+        pairs = [Pair(target, source) for target, source in zip(targets, read, strict=True)]
+        dataset = PairedDataset(pairs, self.stages.form, source_form)
+        loader = DataLoader(
+            dataset,
+            batch_size=self.stages.cfg.data.batch_size,
+            collate_fn=PairedCollator(self.stages.form, source_form),
+        )
+        module = self.stages.module(self.model, self.source).eval()
+        trainer = self.stages.trainer(enable_checkpointing=False, logger=False)
+        found = {row: text for output in trainer.predict(module, loader) or () for row, text in output.items()}  # type: ignore[union-attr]
+        return [found[row] for row in range(len(dataset))]
+
+    def _examples(self, texts: Sequence[Text], name: str) -> list[Example]:
+        found = []
+        for i, given in enumerate(texts):
+            fields = (given,) if isinstance(given, str) else tuple(given)
+            if len(fields) != len(self.task.fields) or not all(isinstance(text, str) for text in fields):
+                raise UserError(f"{name}[{i}]: give {' and '.join(self.task.fields)} as text, not {given!r}")
+            # the label is not looked at
+            label = 0 if self.task.labels else None
+            found.append(Example(f"{self.task.name}/given/given/{i}", str(i), fields, label))
+        return found
+
+
+def load(folder: str | Path) -> LoadedRun:
+    """Load a finished run.
+
+    The pre-trained model comes from where the run had it: the hub or its folder. An embedded one
+    (model=tiny...) comes from the run's cache, and is built again where the cache lost it.
+
+    Args:
+        folder: the run folder.
+
+    Raises:
+        UserError: there is no finished run, or it was made by a version with other options.
+    """
+    folder = Path(folder).expanduser()
+    if not (folder / "metrics.json").is_file():
+        raise UserError(f"{folder}: there is no finished run (metrics.json) in this folder")
+    try:
+        stored = OmegaConf.load(folder / "config.yaml")
+        given: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))  # type: ignore[assignment]
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{folder / 'config.yaml'} cannot be used: {str(error).splitlines()[0]}") from error
+    given.trainer.enable_progress_bar = False
+    quiet(given)
+    cfg = pipeline.settle(given)
+    store = ArtifactStore(cfg.cache_dir)
+    stages = Stages(cfg, store, pipeline.load_task(cfg), prepare_backbone(cfg, store), Tracker(folder, {}))
+    english, trained = (Artifact(folder / name, name, "", {}, 0.0, True) for name in ("english", "adapter"))
+    with isolate_rng():  # loading seeds the generators, and the caller's stay as they are
+        if METHODS[cfg.method.name].trains:
+            return LoadedRun(stages, *stages.trained_model(trained, english))
+        return LoadedRun(stages, *stages.trained_model(english, None))
