@@ -315,8 +315,9 @@ def check(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str
             good.append(override)
     problems += _check_repeated(given)
     jobs = []
+    bases: dict[tuple[str, ...], Any] = {}
     for cell in _cells(good):
-        job, found = _check_job(cell, multirun)
+        job, found = _check_job(cell, multirun, bases)
         problems += [p for p in found if p not in problems]
         jobs.append(job)
     return jobs, problems
@@ -345,6 +346,24 @@ def _compose(overrides: Sequence[str], **options) -> Any:
     setup_globals()
     with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="flare_exp"):
         return compose("config", overrides=list(overrides), **options)
+
+
+def _compose_cell(overrides: Sequence[str], bases: dict[tuple[str, ...], Any]) -> Any:
+    """Compose one job of a grid. What follows from the groups alone is composed once for all jobs, and kept in `bases`."""
+    import copy
+
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    known = keys().keys() - groups().keys()
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = [o for o in parsed if o.key_or_group in known and not (o.is_delete() or o.is_sweep_override())]
+    chosen = tuple(str(o.input_line) for o in parsed if o not in values)
+    if chosen not in bases:
+        bases[chosen] = _compose(chosen)
+    composed = copy.deepcopy(bases[chosen])
+    ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+    return composed
 
 
 def explicit_fusion(overrides: Sequence[str]) -> bool:
@@ -417,13 +436,13 @@ def _prefix(override) -> str:
     return "+" if override.is_add() and not override.get_key_element().startswith("+") else ""
 
 
-def _check_job(overrides: list[str], multirun: bool) -> tuple[Any, list[str]]:
+def _check_job(overrides: list[str], multirun: bool, bases: dict[tuple[str, ...], Any]) -> tuple[Any, list[str]]:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        composed = _compose(overrides)
+        composed = _compose_cell(overrides, bases)
         cfg: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except AssertionError:  # omegaconf's answer to a key below something that is null
         return None, ["model.pretrain.*, mt.pretrain.*: only embedded models are built here and have these options"]

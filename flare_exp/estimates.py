@@ -5,6 +5,7 @@ Either way the models, batches and passes are those of flare_exp.stages and flar
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import tempfile
@@ -20,10 +21,11 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
+from transformers import AutoModelForSeq2SeqLM
 
 from flare_exp import backbones, results
-from flare_exp.artifacts import Artifact
+from flare_exp.artifacts import Artifact, digest_of
 from flare_exp.config import Config, StageConfig
 from flare_exp.data import BucketSampler, PairedDataModule, PairedDataset
 from flare_exp.forms import PromptForm
@@ -42,15 +44,20 @@ DECODING = 0.1  # of that, when tokens are written one by one
 class Estimate:
     """Of a run, or of what is left of it. `seconds`, `disk`: name of an artefact (as in `pipeline.through`; of a translation that
     is not there, its digest) -> time to build it, its bytes; `memory`: most bytes of the process (CPU) or of the device (GPU);
-    `states`: bytes of cached source states; `notes`: what it rests on."""
+    `states`: bytes of cached source states; `parameters`: training stage -> how many are `trainable`, and how many there are in
+    `total`; `notes`: what it rests on."""
 
     notes: list[str]
-    trainable: int = 0
-    total: int = 0
+    parameters: dict[str, dict[str, int]] = field(default_factory=dict)
     memory: int = 0
     states: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     disk: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Parameters of the model that is trained last."""
+        return list(self.parameters.values())[-1]["total"]
 
 
 def estimate(cfg: Config, scratch: Path, todo: set[str]) -> Estimate:
@@ -59,9 +66,9 @@ def estimate(cfg: Config, scratch: Path, todo: set[str]) -> Estimate:
     torch.manual_seed(0)
     stages = preview(cfg, scratch)
     found = _arithmetic(stages, todo) if isinstance(stages, Sketch) else _probe(stages, todo)
-    for digest, examples in stages.untranslated.items():
-        found.seconds[digest] = _translating(stages, [text for e in examples for text in e.texts])
-        found.disk[digest] = 2 * sum(len(text.encode()) for e in examples for text in e.texts)
+    for digest, (examples, times) in stages.untranslated.items():
+        found.seconds[digest] = times * _translating(stages, [text for e in examples for text in e.texts])
+        found.disk[digest] = round(times * 2 * sum(len(text.encode()) for e in examples for text in e.texts))
     if "backbone" in todo:
         found.disk["backbone"] = 4 * found.total
     if stages.cfg.source.cache == "disk" and "transfer" in todo:
@@ -83,9 +90,9 @@ def _notes(stages: Preview) -> list[str]:
     if isinstance(stages, Sketch):
         device, peak = throughput(cfg.trainer.accelerator)
         found = [
-            f"arithmetic: {cfg.model.name} is not here. Its passes are counted on tensors without content: every matrix product "
-            "(the source's pass too, and no gradient of frozen weights), and every tensor that is alive at once, weights as they "
-            "are kept, optimiser states and source states; in batches as long as the longest text."
+            f"arithmetic: {cfg.model.name} or its data is not here. Its passes are counted on tensors without content: every "
+            "matrix product (the source's pass too, and no gradient of frozen weights), and every tensor that is alive at once, "
+            "weights as they are kept, optimiser states and source states; in batches as long as the longest text."
             + ("" if cfg.trainer.accelerator == "gpu" else " A process on a CPU may hold twice that."),
             f"time: {device}, {peak / 1e12:.3g} TFLOP/s, {SHARE:.0%} of it used in training, {SHARE * DECODING:.1%} where tokens "
             f"are written one by one"
@@ -94,7 +101,7 @@ def _notes(stages: Preview) -> list[str]:
     else:
         whose = "the device" if cfg.trainer.accelerator == "gpu" else "the whole process, its libraries included"
         found = [f"probe: a few real batches of every stage on this machine; memory is that of {whose}."]
-    if getattr(task.read, "assumed", False):
+    if task.assumed:  # type: ignore[attr-defined]
         found.append(
             f"data: {task.name} is not here, so its sizes are the published ones and every text is as long as "
             f"data.max_length={cfg.data.max_length}: time and memory are upper bounds; what was built from it is not recognised."
@@ -109,21 +116,24 @@ def _notes(stages: Preview) -> list[str]:
 
 def downloads(stages: Preview, reads_mt: bool) -> int:
     """Bytes of the checkpoints that are not here."""
-    from transformers import AutoModelForSeq2SeqLM
-
-    found = 0
+    found, m, form = 0, stages.cfg.model, stages.form_name
     if stages.backbone.kind == "hub" and not stages.backbone.reused:
-        config = config_of(str(stages.cfg.model.path), stages.cfg.model.revision)
-        found += _published(config, stages.load(str(stages.backbone.path)).model)
+        found += _published(str(m.path), m.revision, backbones._auto_class(form, config_of(str(m.path)).is_encoder_decoder))
     if reads_mt and stages.mt.absent:
-        config = config_of(str(stages.cfg.mt.path), stages.cfg.mt.revision)
-        with torch.device("meta"):
-            found += _published(config, AutoModelForSeq2SeqLM.from_config(config))
+        found += _published(str(stages.cfg.mt.path), stages.cfg.mt.revision, AutoModelForSeq2SeqLM)
     return found
 
 
-def _published(config: Any, model: nn.Module) -> int:
-    return backbones.parameter_counts(model)["total"] * (2 if "16" in str(config.dtype) else 4)
+def _published(path: str, revision: str | None, auto: Any) -> int:
+    """Bytes of a checkpoint's weights, as they are on the hub."""
+    return _parameters(path, revision, auto) * (2 if "16" in str(config_of(path, revision).dtype) else 4)
+
+
+@functools.cache
+def _parameters(path: str, revision: str | None, auto: Any) -> int:
+    """How many parameters a checkpoint has, by its configuration."""
+    with torch.device("meta"):
+        return auto.from_config(config_of(path, revision)).num_parameters()
 
 
 # --- what both do ----------------------------------------------------------------------------------------------------
@@ -154,8 +164,7 @@ def _walk(stages: Preview, todo: set[str]) -> Iterator[tuple[str, nn.Module, Sou
 
 def _note_sizes(found: Estimate, stages: Preview, name: str, model: nn.Module, data: PairedDataModule) -> None:
     """Parameters, and bytes of source states and of what the stage leaves."""
-    counts = backbones.parameter_counts(model)
-    found.trainable, found.total = counts["trainable"], counts["total"]
+    counts = found.parameters[name] = backbones.parameter_counts(model)
     found.states = _states(stages, model, data)
     found.disk[name] = _saved(stages, name, counts)
 
@@ -166,9 +175,10 @@ def _states(stages: Preview, model: Any, data: PairedDataModule) -> int:
     if o.cache == "off" or data.view not in ("paired", "latent"):
         return 0
     config = model.peft_config["default"]
-    tokens = sum(len(i["inputs"]["input_ids"]) for role in stages.task.training_roles for i in data.dataset(role).source or ())
+    parts, roles = stages.parts(data.view), stages.task.training_roles
+    tokens = sum(parts[role] * sum(len(i["inputs"]["input_ids"]) for i in data.dataset(role).source or ()) for role in roles)
     width = config.source_width or len(stages.source(model).states.blocks) * _width(model)
-    return tokens * width * getattr(torch, o.dtype).itemsize
+    return round(tokens * width * getattr(torch, o.dtype).itemsize)
 
 
 def _width(model: Any) -> int:
@@ -183,9 +193,9 @@ def _batches(stages: Preview, dataset: PairedDataset, role: str) -> list[list[in
     return [list(range(i, min(i + size, len(dataset)))) for i in range(0, len(dataset), size)]
 
 
-def _steps(stages: Preview, dataset: PairedDataset) -> int:
+def _steps(stages: Preview, rows: int) -> int:
     """Optimiser steps of an epoch."""
-    steps = -(-len(dataset) // stages.cfg.data.batch_size)
+    steps = -(-rows // stages.cfg.data.batch_size)
     return min(steps, stages.cfg.trainer.limit_train_batches or steps)
 
 
@@ -208,7 +218,7 @@ def _probe(stages: Preview, todo: set[str]) -> Estimate:
     started = time.perf_counter()
     for name, model, source, data, tests in _walk(stages, todo):
         _note_sizes(found, stages, name, model, data)
-        stage, dataset = _stage(stages, name), data.dataset("train")
+        stage, dataset, parts = _stage(stages, name), data.dataset("train"), stages.parts(data.view)
         clock = _Clock(data.passes)
         module = stages.module(
             model, source, score=lambda _: {stages.task.metric: 0.0}, optimizer=stages.optimizer(stage.lr), warmup=stage.warmup
@@ -220,16 +230,17 @@ def _probe(stages: Preview, todo: set[str]) -> Estimate:
                 max_epochs=1, callbacks=[clock], logger=False, enable_checkpointing=False,
                 accumulate_grad_batches=data.passes, gradient_clip_val=stages.cfg.trainer.gradient_clip_val,
             ).fit(module, loaders["train"], loaders.get("validation"))  # fmt: skip
-            evaluation = 0.0
+            epoch = _steps(stages, round(parts["train"] * len(dataset))) * clock.mean("train")
             if "validation" in loaders:
-                evaluation = len(_batches(stages, data.dataset("validation"), "validation")) * clock.mean("validation")
-            found.seconds[name] = ready + stage.epochs * (_steps(stages, dataset) * clock.mean("train") + evaluation)
+                batches = parts["validation"] * len(_batches(stages, data.dataset("validation"), "validation"))
+                epoch += batches * clock.mean("validation")
+            found.seconds[name] = ready + stage.epochs * epoch
         for test, view in tests.items():
             clock = _Clock(data.passes)
             trainer = stages.trainer(callbacks=[clock], logger=False, enable_checkpointing=False)
             trainer.predict(module.eval(), _loader(stages, stages.data(view), "test"))
-            batches = _batches(stages, stages.data(view).dataset("test"), "test")
-            found.seconds[test] = len(batches) * clock.mean("test")
+            batches = stages.parts(view)["test"] * len(_batches(stages, stages.data(view).dataset("test"), "test"))
+            found.seconds[test] = batches * clock.mean("test")
         del module, model, source
         started = time.perf_counter()
     gpu = stages.cfg.trainer.accelerator == "gpu"
@@ -295,19 +306,35 @@ def _arithmetic(stages: Sketch, todo: set[str]) -> Estimate:
     speed = throughput(stages.cfg.trainer.accelerator)[1] * SHARE
     for name, model, source, data, tests in _walk(stages, todo):
         _note_sizes(found, stages, name, model, data)
-        stage, dataset = _stage(stages, name), data.dataset("train")
-        work = Work(stages, model, source, data)
+        stage, parts = _stage(stages, name), stages.parts(data.view)
+        work = _work(stages, model, source, data)
         if name in todo:
-            part = _steps(stages, dataset) / max(1, -(-len(dataset) // stages.cfg.data.batch_size))
-            evaluated = sum(sum(data.dataset(role).costs) for role in stages.task.training_roles[1:])
-            epoch = part * work.train * sum(dataset.costs) + work.evaluate * evaluated
+            tokens = {role: parts[role] * sum(data.dataset(role).costs) for role in stages.task.training_roles}
+            rows = round(parts["train"] * len(data.dataset("train")))
+            taken = _steps(stages, rows) / max(1, -(-rows // stages.cfg.data.batch_size))
+            epoch = taken * work.train * tokens["train"] + work.evaluate * tokens.get("validation", 0.0)
             found.seconds[name] = stage.epochs * epoch / speed
             found.memory = max(found.memory, work.memory)
         for test, view in tests.items():
-            tested = stages.data(view).dataset("test")
-            found.seconds[test] = (work.evaluate * sum(tested.costs) + work.written * len(tested) / DECODING) / speed
+            tested, part = stages.data(view).dataset("test"), stages.parts(view)["test"]
+            found.seconds[test] = part * (work.evaluate * sum(tested.costs) + work.written * len(tested) / DECODING) / speed
     base = results.peak_memory() if stages.cfg.trainer.accelerator == "cpu" else 0
     return replace(found, memory=found.memory + base)
+
+
+_WORK: dict[str, Work] = {}
+
+
+def _work(stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule) -> Work:
+    """The `Work` of a model, counted once for all jobs that have the same model and the same batches."""
+    cfg, (batch, _) = stages.cfg, _batch(stages, data, 1)
+    parameters = [[name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in model.named_parameters()]
+    shapes = [[list(x.shape), str(x.dtype)] for x in tree_leaves(batch)]
+    options = [cfg.model, cfg.decode, cfg.optim, cfg.trainer.precision, cfg.data, cfg.fusion if source else None]
+    same = digest_of([parameters, shapes, stages.form_name, stages.task.labels, repr(options)])
+    if same not in _WORK:
+        _WORK[same] = Work(stages, model, source, data)
+    return _WORK[same]
 
 
 class Work:
@@ -321,20 +348,22 @@ class Work:
         module = stages.module(model, source)
         with FakeTensorMode():
             storages = _without_content(module)
-            live, candidates = Live(storages), max(1, len(stages.decoding.candidates)) if stages.form_name == "prompt" else 1
+            candidates = max(1, len(stages.decoding.candidates)) if stages.form_name == "prompt" else 1
             half = cfg.trainer.precision in ("bf16-mixed", "16-mixed")
             dtype = torch.float16 if cfg.trainer.precision == "16-mixed" else torch.bfloat16
             batch, tokens = _batch(stages, data, cfg.data.batch_size)
             model.train()
-            training = FlopCounterMode(display=False)
-            for counter in (live, training):  # one by one: the second one's hooks keep tensors alive
-                with counter, torch.autocast("cpu", dtype, enabled=half):
-                    _sum(_passed(module, batch, batch.get("answer"))).backward()
-            answers = {k: x.repeat(candidates, 1) for k, x in batch.get("answer", {}).items()}
-            with torch.no_grad(), FlopCounterMode(display=False) as evaluating, torch.autocast("cpu", dtype, enabled=half):
-                _passed(module, batch, answers)
-        self.memory = kept + live.peak + _optimizer_states(model, cfg.optim._target_)
-        self.train, self.evaluate = training.get_total_flops() / tokens, evaluating.get_total_flops() / tokens
+            with Counter(storages) as training, torch.autocast("cpu", dtype, enabled=half):
+                loss = _sum(_passed(module, batch, batch.get("answer")))
+                evaluating = training.flops
+                loss.backward()
+            if candidates > 1:
+                answers = {k: x.repeat(candidates, 1) for k, x in batch["answer"].items()}
+                with torch.no_grad(), Counter(storages) as scoring, torch.autocast("cpu", dtype, enabled=half):
+                    _passed(module, batch, answers)
+                evaluating = scoring.flops
+        self.memory = kept + training.peak + _optimizer_states(model, cfg.optim._target_)
+        self.train, self.evaluate = training.flops / tokens, evaluating / tokens
         free = stages.form_name == "prompt" and not stages.decoding.candidates
         self.written = 2.0 * backbones.parameter_counts(model)["total"] * stages.decoding.max_new_tokens if free else 0.0
 
@@ -417,13 +446,13 @@ def _without_content(model: nn.Module) -> set[int]:
     return {new.untyped_storage()._cdata for new, _ in made.values()}
 
 
-class Live(TorchDispatchMode):
-    """Bytes of the tensors that are alive at once, at most; those in `known` storages are not counted."""
+class Counter(TorchDispatchMode):
+    """Bytes of the tensors that are alive at once, at most, and FLOPs of the products; `known` storages are not counted."""
 
     def __init__(self, known: set[int]):
         super().__init__()
         self.sizes: dict[int, int] = dict.fromkeys(known, 0)
-        self.now = self.peak = 0
+        self.now = self.peak = self.flops = 0
 
     def __enter__(self):
         gc.freeze()  # so that the collections below look at what the passes leave only
@@ -435,6 +464,8 @@ class Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         outputs = operation(*args, **(kwargs or {}))
+        if formula := flop_registry.get(operation._overloadpacket):
+            self.flops += formula(*args, **(kwargs or {}), out_val=outputs)
         for tensor in tree_leaves(outputs):
             if isinstance(tensor, Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self.sizes:
                 self.sizes[key] = storage.nbytes()
@@ -449,6 +480,7 @@ class Live(TorchDispatchMode):
         self.now -= self.sizes.pop(key)
 
 
+@functools.cache
 def throughput(accelerator: str) -> tuple[str, float]:
     """The device of an estimate and its peak FLOP/s: measured with a matrix product where it is here."""
     gpu = accelerator == "gpu"
@@ -476,11 +508,8 @@ def _translating(stages: Preview, texts: Sequence[str]) -> float:
 
 def mt_parameters(cfg: Config) -> int:
     """How many parameters the translation model has."""
-    from transformers import AutoModelForSeq2SeqLM
-
     if cfg.mt.path is None:
         p = cfg.mt.pretrain
         assert p is not None
         return p.vocab_size * p.hidden_size + p.layers * 28 * p.hidden_size**2
-    with torch.device("meta"):
-        return AutoModelForSeq2SeqLM.from_config(config_of(cfg.mt.path, cfg.mt.revision)).num_parameters()
+    return _parameters(cfg.mt.path, cfg.mt.revision, AutoModelForSeq2SeqLM)

@@ -7,7 +7,7 @@ docs/plan.md.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -30,7 +30,8 @@ ELSEWHERE = ("hub", "checkpoint")  # kinds that are never built here
 @dataclass
 class Job:
     """One run. `made`: name -> artefact; `owners`: name of one to build -> the earlier job that does, None: this one; `estimate`:
-    of what this one builds; `download`: bytes of checkpoints that are not here."""
+    of what this one builds; `parameters`: of what it trains last; `download`: bytes of checkpoints that are not here; `sizes`:
+    of the assumed data (empty: the data is here); `counted`: whether its cost is counted from shapes, not measured."""
 
     number: int
     overrides: list[str]
@@ -38,7 +39,10 @@ class Job:
     made: dict[str, Artifact]
     owners: dict[str, int | None] = field(default_factory=dict)
     estimate: Estimate | None = None
+    parameters: dict[str, int] = field(default_factory=dict)
     download: int = 0
+    sizes: str = ""
+    counted: bool = False
 
     @property
     def todo(self) -> set[str]:
@@ -49,11 +53,11 @@ class Job:
         return sum(self.estimate.seconds.get(name, 0.0) for name in self.todo) if self.estimate else 0.0
 
     @property
-    def parameters(self) -> dict[str, int]:
-        """Of what the job trains last."""
-        if self.estimate and self.estimate.total:
-            return {"trainable": self.estimate.trainable, "total": self.estimate.total}
-        return self.made["transfer" if "transfer" in self.made else "finetune"].info["parameters"]
+    def generic(self) -> dict[str, str]:
+        """The names of this job's artefacts -> names that do not depend on its language: a translation that is not there yet is
+        named by its digest."""
+        unnamed = [name for name, a in self.made.items() if name == a.digest]
+        return {name: f"translation {unnamed.index(name)}" if name in unnamed else name for name in self.made}
 
     def column(self, name: str) -> str:
         """State and time of a column's artefacts."""
@@ -104,7 +108,7 @@ def looked_up(jobs: Sequence[tuple[list[str], config.Config]], multirun: bool, s
     """What each job builds, finds, or leaves to an earlier one."""
     found: list[Job] = []
     building: dict[str, int] = {}  # artefact -> the job that builds it
-    for number, (overrides, cfg) in enumerate(jobs):
+    for number, (overrides, cfg) in enumerate(_progress(jobs, "looking at")):
         if multirun and config.without_fusion(cfg, overrides):
             continue  # as a grid does
         job = _looked_at(number, overrides, settled(cfg), scratch)
@@ -117,16 +121,52 @@ def looked_up(jobs: Sequence[tuple[list[str], config.Config]], multirun: bool, s
 
 
 def price(jobs: Sequence[Job], scratch: Path) -> None:
-    """Estimate the jobs; those that differ in the seed alone cost the same."""
+    """Estimate the jobs, those that cost the same only once: they differ in the seed, or in a language whose data is assumed
+    to be as large."""
     known: dict[str, Estimate] = {}
-    for job in jobs:
+    for job in _progress(jobs, "estimating"):
+        generic = job.generic
         human = {name for name in job.todo if job.made[name].kind == "translation" and name != job.made[name].digest}
-        alike = repr((sorted(job.todo - human), replace(job.cfg, seed=0, output_dir="")))
+        lang = job.sizes or job.cfg.task.lang
+        same = replace(job.cfg, seed=0, output_dir="", task=replace(job.cfg.task, lang=lang))
+        alike = repr((sorted(generic[name] for name in job.todo - human), same))
         if job.todo and alike not in known:
-            # a fresh process, whose peak memory is its own
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                known[alike] = pool.submit(_estimate, job.cfg, scratch, job.todo).result()
-        job.estimate = known.get(alike)
+            known[alike] = _renamed(_estimated(job, scratch), generic)
+        if alike in known:
+            job.estimate = _renamed(known[alike], {own: name for name, own in generic.items()})
+    for job in jobs:
+        job.parameters = _trained(job, {other.number: other for other in jobs})
+
+
+def _estimated(job: Job, scratch: Path) -> Estimate:
+    """The cost of a job: counted here, or measured in a fresh process, whose peak memory is its own."""
+    if job.counted:
+        return _estimate(job.cfg, scratch, job.todo)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_estimate, job.cfg, scratch, job.todo).result()
+
+
+def _renamed(estimate: Estimate, names: dict[str, str]) -> Estimate:
+    """Replace the names of artefacts in an estimate."""
+    seconds = {names.get(name, name): value for name, value in estimate.seconds.items()}
+    return replace(estimate, seconds=seconds, disk={names.get(name, name): value for name, value in estimate.disk.items()})
+
+
+def _trained(job: Job, jobs: dict[int, Job]) -> dict[str, int]:
+    """How many parameters the last training of a job has: as it was, as it will be, or as it will be in the job that owns it."""
+    stage = "transfer" if "transfer" in job.made else "finetune"
+    if job.made[stage].reused:
+        return job.made[stage].info["parameters"]
+    maker = job if job.owners[stage] is None else jobs[job.owners[stage]]  # type: ignore[index]
+    return maker.estimate.parameters[stage]  # type: ignore[union-attr]
+
+
+def _progress(jobs: Sequence[Any], doing: str) -> Iterable[Any]:
+    """Show on a terminal how many jobs are done."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(jobs, description=f"{doing} {len(jobs)} jobs", console=Console(stderr=True), transient=True)
 
 
 def settled(cfg: config.Config) -> config.Config:
@@ -142,14 +182,18 @@ def settled(cfg: config.Config) -> config.Config:
 def _looked_at(number: int, overrides: list[str], cfg: config.Config, scratch: Path) -> Job:
     from flare_exp import estimates, pipeline
     from flare_exp.methods import METHODS
-    from flare_exp.preview import preview
+    from flare_exp.preview import Sketch, preview
 
     stages, method = preview(cfg, scratch), METHODS[cfg.method.name]
     made = pipeline.through(stages, method)
     reads_mt = stages.untranslated or method.view == "latent"
     if reads_mt and stages.mt.missing:
         made["mt"] = stages.mt.missing
-    return Job(number, overrides, cfg, made, download=estimates.downloads(stages, bool(reads_mt)))
+    names = {stages.task.english: "English", cfg.task.lang: "target"}
+    assumed = stages.task.assumed if cfg.mt.name != "file" else {}  # type: ignore[attr-defined]
+    sizes = sorted((names[lang], role, rows) for (lang, role), rows in assumed.items() if lang in names)
+    return Job(number, overrides, cfg, made, download=estimates.downloads(stages, bool(reads_mt)),
+               sizes=repr(sizes) if sizes else "", counted=isinstance(stages, Sketch))  # fmt: skip
 
 
 def _estimate(cfg: config.Config, scratch: Path, todo: set[str]) -> Estimate:

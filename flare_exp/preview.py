@@ -7,6 +7,7 @@ in for: a tiny model by its first training step, a translation by the text itsel
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -32,6 +33,7 @@ from flare_exp.tasks.base import Benchmark
 from flare_exp.tiny.mt import train_mt
 
 CHARACTERS = 4  # per token, where there is no tokenizer to ask
+FEW = 256  # rows that stand for a split that is not here
 
 # The published numbers of the named checkpoints: transformers' names, defaults left out; `dtype`: of the files on the hub.
 _LLAMA = {"model_type": "llama", "dtype": "bfloat16", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
@@ -159,15 +161,24 @@ class Preview(Stages):
         super().__init__(cfg, store, task, backbone, None)  # type: ignore[arg-type]
         self.mt = PreviewMT(cfg, store)
         self.translator = make_translator(cfg, task, self.mt)
-        self.untranslated: dict[str, Sequence[Example]] = {}
+        self.untranslated: dict[str, tuple[Sequence[Example], float]] = {}  # and how many each of them stands for
+
+    def parts(self, view: str) -> dict[str, float]:
+        """Role -> how many rows of the benchmark each row of the data that is looked at stands for."""
+        roles = (*self.task.training_roles, "test")
+        if not self.task.assumed:  # type: ignore[attr-defined]
+            return dict.fromkeys(roles, 1.0)
+        langs = {"test": self.cfg.task.lang} if view != "english" else {}
+        return {role: getattr(self.task.load(langs.get(role, self.task.english), role), "times", 1.0) for role in roles}
 
     def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
         try:
             return super().translate(examples, lang)
         except Unbuilt as missing:
             self.translations[missing.artifact.digest] = missing.artifact
-            self.untranslated[missing.artifact.digest] = examples
-            return list(examples)
+            self.untranslated[missing.artifact.digest] = examples, getattr(examples, "times", 1.0)
+            # so that what is trained or tested on them is not taken for what is on the texts themselves
+            return [replace(e, id=f"{e.id} by {missing.artifact.digest}") for e in examples]
 
 
 class CountedForm(PromptForm):
@@ -194,7 +205,7 @@ class Sketch(Preview):
     def _form(self) -> Form:
         wanted, m = self.cfg.data.max_length, self.cfg.model
         wanted = min(wanted, backbones.longest_input(str(self.backbone.path)) or wanted)
-        if getattr(self.task.read, "assumed", False):
+        if self.task.assumed:  # type: ignore[attr-defined]
             return CountedForm(self.task, wanted)
         try:
             return self._form_of(backbones.load_tokenizer(str(m.path), m.revision), wanted)
@@ -234,9 +245,8 @@ class Sketch(Preview):
 def preview(cfg: Config, scratch: Path) -> Preview:
     """The stages of a settled configuration; raises UserError where a run would, but not for what could be downloaded."""
     store = Looking(cfg.cache_dir, scratch, cfg.mt.name in MACHINES)
-    task = load_task(cfg)
-    with_sizes(task)
-    if is_sketch(cfg):
+    task = _task(json.dumps(asdict(replace(cfg.task, lang=""))), max(FEW, cfg.data.batch_size))
+    if is_sketch(cfg) or (task.assumed and cfg.model.path):  # type: ignore[attr-defined]
         return Sketch(cfg, store, task, _sketched(cfg, scratch))
     backbone = prepare_backbone(cfg, store)
     if cfg.model.path is None and not backbone.reused:
@@ -270,11 +280,33 @@ def _sketched(cfg: Config, scratch: Path) -> Artifact:
     return replace(existing_checkpoint(cfg.model.path, cfg.model.revision), path=folder, reused=here)
 
 
-def with_sizes(task: Task) -> None:
-    """Let a benchmark on the hub that is not here yet have as many rows as was published, without their texts."""
+@functools.cache
+def _task(options: str, few: int) -> Task:
+    """The benchmark of a configuration's task section, read once for all jobs that have the same."""
+    from flare_exp.config import TaskConfig
+
+    return with_sizes(load_task(SimpleNamespace(task=TaskConfig(**json.loads(options)))), few)  # type: ignore[arg-type]
+
+
+class Few(list):
+    """Rows of which each stands for `times` of the benchmark's."""
+
+    def __init__(self, rows: Sequence[Example], times: float):
+        super().__init__(rows)
+        self.times = times
+
+
+def with_sizes(task: Task, few: int = FEW) -> Task:
+    """Let a benchmark that is not here have rows without text: `few` in place of as many as were published.
+
+    `task.assumed`: (language, role) -> the published number of rows that those few stand for.
+    """
+    assumed: dict[tuple[str, str], int] = {}
+    task.assumed = assumed  # type: ignore[attr-defined]
     if not isinstance(task, Benchmark) or task.data_dir:
-        return
-    read, sizes = task.read, task.sizes
+        return task
+    read, load, sizes = task.read, task.load, task.sizes
+    absent: dict[tuple[str, str], int] = {}
 
     @functools.cache
     def rows(lang: str, split: str) -> list[Example]:
@@ -283,9 +315,23 @@ def with_sizes(task: Task) -> None:
         except UserError:
             if split not in sizes:
                 raise
-            rows.assumed = True  # type: ignore[attr-defined]
-            count = sizes[split][lang] if isinstance(sizes[split], dict) else sizes[split]
-            blank, meaning = ("",) * len(task.fields), {"label": 0} if task.labels else {"answers": (Answer("", 0),)}
-            return [Example(f"{task.name}/{lang}/{split}/{i}", str(i), blank, **meaning) for i in range(count)]
+        count = absent[lang, split] = sizes[split][lang] if isinstance(sizes[split], dict) else sizes[split]
+        parts = [part for part in task.splits.values() if part.split == split]
+        kept = sorted({i for part in parts for i in range(count)[part.start : part.stop][: task.limit][:few]})
+        blank, meaning = ("",) * len(task.fields), {"label": 0} if task.labels else {"answers": (Answer("", 0),)}
+        return [Example(f"{task.name}/{lang}/{split}/{i}", str(i), blank, **meaning) for i in kept]
 
-    task.read = rows  # type: ignore[method-assign]
+    @functools.cache
+    def some(lang: str, role: str) -> list[Example]:
+        part = task.splits["english_test" if role == "test" and lang == task.english else role]
+        found = rows(lang, part.split)
+        chosen = range(absent.get((lang, part.split), 0))[part.start : part.stop][: task.limit]
+        if not chosen:
+            return load(lang, role)
+        assumed[lang, role] = len(chosen)
+        kept = [replace(e, id=f"{e.id} of {len(chosen)}") for e in found if int(e.key) in chosen[:few]]
+        return Few(kept, len(chosen) / len(kept))
+
+    task.read, task.load = rows, some  # type: ignore[method-assign]
+    some(task.english, "train")  # tells whether the benchmark is here
+    return task

@@ -117,13 +117,13 @@ def test_arithmetic_counts_the_tensors_that_a_real_step_has(architecture, checkp
     batch, _ = estimates._batch(stages, data, cfg.data.batch_size)
     for side in ("target", "source"):
         batch[side]["attention_mask"][0, :3] = 0  # without padding some attention has no mask
-    with estimates.Live({p.untyped_storage()._cdata for p in model.parameters()}) as live:
+    with estimates.Counter({p.untyped_storage()._cdata for p in model.parameters()}) as counter:
         estimates._sum(module(batch, batch["answer"]) if "answer" in batch else module(batch)).backward()
     kept = sum(p.nbytes * (3 if p.requires_grad else 1) for p in model.parameters())  # and two moments
     monkeypatch.setattr(preview, "weights_here", lambda *_: False)
     sketch = preview.preview(plan.settled(cfg), tmp_path)
     ((_, model, source, data, _),) = estimates._walk(sketch, {"transfer"})
-    assert estimates.Work(sketch, model, source, data).memory == pytest.approx(kept + live.peak, rel=0.1)
+    assert estimates.Work(sketch, model, source, data).memory == pytest.approx(kept + counter.peak, rel=0.1)
 
 
 def test_llama_has_its_published_size_and_lora_its_closed_formula(tmp_path):
@@ -182,6 +182,67 @@ def test_without_model_and_data_published_sizes_are_planned_with(model, task, tm
     assert found.memory > 4 * found.total  # 32-bit weights and more
     assert any("published ones" in note for note in found.notes)
     assert any("mt=nllb_3b3 are not there yet" in note for note in found.notes)
+
+
+# a small model of every family, as if its checkpoint were on the hub
+_SMALL = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
+          "max_position_embeddings": 1024}  # fmt: skip
+_GROUPED = _SMALL | {"num_key_value_heads": 1, "head_dim": 8}
+FAMILIES = {
+    "bert": _SMALL,
+    "xlm-roberta": _SMALL | {"max_position_embeddings": 514},
+    "mt5": {"vocab_size": 100, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2},
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"), _GROUPED),
+}
+
+
+@pytest.mark.parametrize(
+    "family", [f if f == "xlm-roberta" else pytest.param(f, marks=pytest.mark.slow) for f in backbones.FAMILIES]
+)
+def test_every_method_and_task_can_be_planned_with_every_family(family, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(preview.ARCHITECTURES, "org/small", {"model_type": family, **FAMILIES[family]})
+    model = ["model=custom", "model.path=org/small", f"cache_dir={tmp_path / 'cache'}"]
+    for benchmarks, translation, methods in (
+        ("nusax,xnli,tydiqa", "nllb_600m", "zero_shot,translate_test,lora,flare,flare_mt"),
+        ("toy_sentiment,toy_nli,toy_qa", "toy", "lora,zero_shot,translate_test,flare"),
+    ):
+        grid = jobs(*model, f"task={benchmarks}", f"mt={translation}", f"method={methods}", "task.limit=40", multirun=True,
+                    scratch=tmp_path)  # fmt: skip
+        plan.price(grid, tmp_path)
+        plan.show(grid, 0)
+        assert all(0 < job.parameters["trainable"] < job.parameters["total"] for job in grid)
+        for job in grid:
+            assert {n for n in job.todo if job.made[n].kind != "translation"} <= {*(job.estimate.seconds if job.estimate else ())}
+            # translated text is other text, though it is not there yet
+            assert job.owners["test"] is None or job.cfg.method.name == "zero_shot"
+    assert capsys.readouterr().out.count("shared with") > 10
+
+
+def test_jobs_that_cost_the_same_are_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(preview.ARCHITECTURES, "org/small", {"model_type": "xlm-roberta", **FAMILIES["xlm-roberta"]})
+    counted = []
+    estimate = estimates.estimate
+    monkeypatch.setattr(estimates, "estimate", lambda *given: counted.append(given) or estimate(*given))
+    grid = jobs("model=custom", "model.path=org/small", "task=xnli", "method=lora,flare", "task.lang=sw,ur,ar", "seed=0,1,2",
+                f"cache_dir={tmp_path / 'cache'}", multirun=True, scratch=tmp_path)  # fmt: skip
+    plan.price(grid, tmp_path)
+    # lora with English training, with its translations, and without either; flare in the same way has the translated test only
+    assert len(counted) <= 6
+    for job in grid:
+        assert job.estimate.seconds.keys() >= job.todo
+    alone = estimate(grid[-1].cfg, tmp_path, grid[-1].todo)
+    assert alone.seconds == pytest.approx(grid[-1].estimate.seconds)
+
+
+def test_few_rows_stand_for_all_that_were_published(tmp_path, monkeypatch):
+    found = []
+    for few in (preview.FEW, 3000):
+        monkeypatch.setattr(preview, "FEW", few)
+        (job,) = jobs("model=xlmr_base", "task=tydiqa", "method=flare", f"cache_dir={tmp_path / 'cache'}", scratch=tmp_path)
+        found.append(estimates.estimate(job.cfg, tmp_path, job.todo))
+    few, many = found
+    assert list(few.seconds.values()) == pytest.approx(list(many.seconds.values()), rel=0.01)
+    assert few.memory == many.memory
 
 
 def test_an_unknown_checkpoint_is_a_mistake(tmp_path, capsys):
