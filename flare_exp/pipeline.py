@@ -136,11 +136,8 @@ def notes(cfg: Config, folder: Path) -> list[str]:
         found.append(f"{test['cut_off']} of {test['examples']} gold answers are beyond what the model reads")
     if test["unparsable"]:
         found.append(f"{test['unparsable']} of {test['examples']} predictions are no answer: counted as wrong")
-    found += [
-        translation_note(name, info)
-        for name, info in facts["translations"].items()
-        if "chrf++" in info or info["by"] == "machine"
-    ]
+    said = (translation_note(name, info) for name, info in facts["translations"].items())
+    found += [note for note in said if note]
     if cfg.mt.name == "gold" and METHODS[cfg.method.name].reads_translated_tests:
         found.append("mt=gold: the test sources are human English, so this is an upper bound")
     if cfg.method.name == "translate_test" and not TASKS[cfg.task.name].labels:
@@ -150,15 +147,19 @@ def notes(cfg: Config, folder: Path) -> list[str]:
             else f"mt={cfg.mt.name}: predictions were compared with the English answers, which makes this an upper bound"
         )
     if cfg.mt.fallback == "gold":
-        found.append("mt.fallback=gold: human translations stand in where a file is missing (see provenance.json)")
+        found.append("mt.fallback=gold: the benchmark's own translations stand in where a file is missing (see provenance.json)")
     if cfg.source.shuffle or cfg.source.empty:
         found.append(f"ablation: source.{'shuffle' if cfg.source.shuffle else 'empty'}=true")
     return found
 
 
-def translation_note(name: str, info: Mapping[str, Any]) -> str:
-    """Quality and losses of one translation, in a line."""
+def translation_note(name: str, info: Mapping[str, Any]) -> str | None:
+    """Return quality and losses of one translation, in a line; None where there is nothing to say."""
+    if info["by"] in ("human", "file") and "chrf++" not in info:
+        return None
     said = [f"{info['examples']:,} examples"]
+    if info["by"] == "machine (benchmark)":
+        said.append("the benchmark's own machine translation, not a human one")
     if "chrf++" in info:
         said.append(f"chrF++ {info['chrf++']:.1f}, BLEU {info['bleu']:.1f} against human ones")
     if "answers" in info:

@@ -461,11 +461,12 @@ def read_translation(artifact: Artifact, examples: Sequence[Example]) -> list[Ex
 
 def quality(task: Task, examples: Sequence[Example], made: Flagged, lang: str) -> dict[str, Any]:
     """What a manifest says of translations: flags, answers that were carried over (`kept`; `exact`: to the words that the human
-    translation has), and likeness to human ones."""
+    translation has), and likeness to human ones, where the benchmark has them."""
     facts: dict[str, Any] = {flag: sum(flags[flag] for _, flags in made) for flag in (made[0][1] or ())}
     found = [m for m, _ in made]
     try:
-        human = ParallelTranslator(task).translate(examples, lang) if task.parallel else None
+        there = task.parallel and task.translated_by(examples[0], lang) == "human"
+        human = ParallelTranslator(task).translate(examples, lang) if there else None
     except UserError:  # some splits have no counterpart
         human = None
     if not task.labels and lang != task.english:

@@ -1,7 +1,8 @@
 """Machine translation of benchmark texts: English training data into the target language, target test data into English.
 
-Three ways to come by it: a parallel benchmark's own human translations (mt=gold and mt=toy), translations that exist in
-files (mt=file), and a translation model (every other mt; flare_exp.mt).
+Three ways to come by it: a parallel benchmark's own translations (mt=gold and mt=toy), translations that exist in files
+(mt=file), and a translation model (every other mt; flare_exp.mt). A benchmark's own translations are human, but for the
+splits that it has translated by machine itself (`Task.machine_splits`).
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ from flare_exp.tasks.tables import ANSWERS, TEXT, check_row
 
 log = logging.getLogger(__name__)
 
-HUMAN = ("toy", "gold")
-NOT_MACHINES = (*HUMAN, "file")
+BENCHMARK = ("toy", "gold")
 FLAGS = ("truncated", "empty", "repetitive", "copy")  # what is suspicious about a translation (flare_exp.mt.flags)
 Flagged = list[tuple[Example, dict[str, bool]]]
 
@@ -87,7 +87,7 @@ def translator(
         if path is None:
             raise UserError(f"mt=file: set mt.path=<folder> of mt_<from>-<to>/<split>.parquet, translations of {task.name}")
         return FileTranslator(task, Path(path).expanduser(), ParallelTranslator(task) if fallback == "gold" else None)
-    if name in HUMAN:
+    if name in BENCHMARK:
         return ParallelTranslator(task)
     if machine is None:
         raise ValueError(f"mt={name} is a model, and none is given")
@@ -103,7 +103,9 @@ class ParallelTranslator(Translator):
         self.task = task
 
     def identity(self, examples: Sequence[Example], lang: str) -> dict[str, Any]:
-        return {"by": "human", "reference": fingerprint(list(self._counterparts(examples, lang).values()))}
+        machine = self.task.translated_by(examples[0], lang) == "machine"
+        by = "machine (benchmark)" if machine else "human"
+        return {"by": by, "reference": fingerprint(list(self._counterparts(examples, lang).values()))}
 
     def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
         """Examples in `lang`, in the order of `examples`.
@@ -163,9 +165,10 @@ class FileTranslator(Translator):
         if file.is_file():
             return file
         if self.fallback is None:
-            also = ", or mt.fallback=gold for the benchmark's own human translations" if self.task.parallel else ""
+            also = ", or mt.fallback=gold for the benchmark's own translations" if self.task.parallel else ""
             raise UserError(f"mt=file: there is no {file}; give the folder that holds it as mt.path{also}")
-        warn_once(f"mt=file: there is no {file}; the benchmark's own human translations stand in (mt.fallback=gold)")
+        by = self.task.translated_by(examples[0], lang)
+        warn_once(f"mt=file: there is no {file}; the benchmark's own {by} translations stand in (mt.fallback=gold)")
         return self.fallback
 
     def _read(self, file: Path, examples: Sequence[Example]) -> list[Example]:

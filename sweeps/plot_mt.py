@@ -19,6 +19,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from flare_exp.config import HUMAN_MT
 from flare_exp.tasks import TASKS
 
 STYLES = {"lora": ("tab:gray", "s", "LoRA"), "flare": ("tab:blue", "o", "FLARE"), "flare_mt": ("tab:orange", "^", "FLARE MT")}
@@ -29,10 +30,11 @@ def read(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.rglob("metrics.json"))]
 
 
-def chrf(run: dict[str, Any]) -> float:
-    """chrF++ of a run's training translations; 100 where they are the human ones."""
+def chrf(run: dict[str, Any]) -> float | None:
+    """Return chrF++ of a run's training translations: 100 of human ones, None without a human reference."""
     score = run["translation"]["chrf++"].get(run["lang"])
-    return 100.0 if score is None else score
+    human = run["mt"] in HUMAN_MT and not TASKS[run["task"]].machine_splits
+    return 100.0 if score is None and human else score
 
 
 def score(run: dict[str, Any]) -> float:
@@ -44,14 +46,19 @@ def style(run: dict[str, Any]) -> tuple[str, str, str]:
     return ABLATED[ablation] if ablation else STYLES[run["method"]]
 
 
+def compared(run: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what a run has in common with the LoRA run that it is compared with."""
+    return *(run[name] for name in ("task", "lang", "model", "mt", "seed")), chrf(run)
+
+
 def gains(runs: list[dict[str, Any]]) -> dict[str, dict[tuple, dict[float, list[float]]]]:
     """task -> style -> chrF++ -> gains over LoRA, one per seed. The noise sweep is left out: it has its own figure."""
-    base = {(r["task"], r["mt"], chrf(r), r["seed"]): score(r) for r in runs if r["method"] == "lora"}
+    base = {compared(r): score(r) for r in runs if r["method"] == "lora"}
     found: dict[str, dict[tuple, dict[float, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for run in runs:
-        key = (run["task"], run["mt"], chrf(run), run["seed"])
-        if run["method"] != "lora" and not run["translation"]["noise"] and key in base:
-            found[run["task"]][style(run)][chrf(run)].append(score(run) - base[key])
+        quality, fits = chrf(run), run["method"] != "lora" and compared(run) in base
+        if fits and quality is not None and not run["translation"]["noise"]:
+            found[run["task"]][style(run)][quality].append(score(run) - base[compared(run)])
     return found
 
 

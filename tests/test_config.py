@@ -56,6 +56,16 @@ def test_a_task_chooses_its_translation_and_the_user_wins():
     assert mt("task=xnli", "mt=file") == "file"
 
 
+def test_xnli_has_the_papers_three_epochs():
+    for overrides, epochs in (
+        (["task=xnli"], (3, 3)),
+        (["task=nusax"], (10, 10)),
+        (["task=xnli", "transfer.epochs=7"], (3, 7)),
+    ):
+        (job,), _ = config.check(["model=xlmr_large", *overrides], False)
+        assert (job.finetune.epochs, job.transfer.epochs) == epochs
+
+
 def test_tydiqa_has_no_test_split_and_long_contexts(tmp_path):
     job = config.check(["task=tydiqa"], False)[0][0]
     assert (job.data.max_length, job.task.select) == (768, "last")

@@ -76,9 +76,17 @@ def test_every_run_of_a_sweep_composes(path, tmp_path, monkeypatch):
         assert job.output_dir == "outputs/sweeps/run7"
         for name, value in values.items():
             assert value == (getattr(job, name).name if name in config.groups() else config.flat(as_dict(job))[name])
+    if "task.lang" in sweep["parameters"]:
+        assert sweep["parameters"]["task.lang"]["values"] == list(TASKS[job.task.name].languages)
     searches, main_metric = sweep["method"] != "grid", TASKS[job.task.name].metric
     assert sweep["metric"]["name"] == ("transfer/validation/" if searches else "test/") + main_metric
     assert sweep["metric"]["goal"] == "maximize"
+
+
+def test_every_table_of_the_paper_has_its_sweeps():
+    found = {path.stem for path in sweep_files()}
+    benchmarks = {"nusax", "tydiqa", "xnli"}
+    assert found >= benchmarks | {f"{kind}_{task}" for kind in ("fusions", "mt_size") for task in benchmarks}
 
 
 def as_dict(job):
@@ -155,6 +163,8 @@ def test_gains_are_over_lora_on_the_same_translations_and_seed(runs):
     assert by_label["FLARE"] == {100.0: [pytest.approx(40)] * 2, 60.0: [pytest.approx(30)] * 2, 90.0: [pytest.approx(30)] * 2}
     assert by_label["FLARE MT"][60.0] == [pytest.approx(20)] * 2
     assert by_label["FLARE, another example's source"][90.0] == [pytest.approx(5)] * 2
+    unmeasured = {"task": "xnli", "lang": "sw", "mt": "gold", "translation": {"chrf++": {}}}
+    assert plot.chrf(unmeasured) is None, "translated by machine, without a human reference"
     noisy = {label: points for (_, _, label), points in plot.noisy(plot.read(runs))["toy_sentiment"].items()}
     assert noisy["LoRA"] == {0.0: [pytest.approx(40), pytest.approx(50)], 40.0: [pytest.approx(20)] * 2}
 

@@ -4,6 +4,7 @@ import json
 import logging
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,8 @@ from flare_exp.data import DATAMODULES
 from flare_exp.errors import UserError
 from flare_exp.forms import LabelForm, SpanForm
 from flare_exp.noise import ERRORS, corrupt, corrupt_examples, corrupted, follow_words
+from flare_exp.pipeline import translation_note
+from flare_exp.stages import quality
 from flare_exp.tasks import TASKS, XNLI, Answer, Benchmark, Example, NusaX, Task, TyDiQA, base
 from flare_exp.tasks.tydiqa import PREFIXES, locate
 from flare_exp.translation import FileTranslator, ParallelTranslator, translator
@@ -364,6 +367,29 @@ def test_a_missing_direction(xnli, tmp_path, caplog):
     with pytest.raises(UserError) as raised:
         FileTranslator(TyDiQA(), tmp_path).identity([Example("tydiqa/en/train/0", "0", ("c", "q"))], "sw")
     assert "fallback" not in str(raised.value), "TyDiQA has no human translations"
+
+
+@pytest.mark.parametrize(("train_split", "by"), [("train", "machine (benchmark)"), ("validation", "human")])
+def test_translations_that_a_benchmark_made_by_machine_are_not_called_human(tmp_path, caplog, train_split, by):
+    """XNLI's training translations are the authors' machine translation, the rest is human."""
+    for lang, sign in (("en", ""), ("sw", "kwa ")):
+        for split in ("train", "validation", "test"):
+            rows = [{**nli(i), "premise": f"{sign}{split} {i}"} for i in range(4)]
+            write(tmp_path / lang / f"{split}.parquet", rows)
+    task = XNLI(data_dir=str(tmp_path), splits={"train": train_split})
+    english = task.load("en", "train")
+    gold = translator(task, "gold")
+    facts = gold.identity(english, "sw")
+    assert facts["by"] == by
+    assert gold.identity(task.load("en", "test"), "sw")["by"] == "human"
+    assert gold.identity(task.read("sw", "train"), "en")["by"] == "human", "the English text is the original"
+    made = [(replace(e, texts=("x", "y")), {}) for e in english]
+    assert ("chrf++" in quality(task, english, made, "sw")) == (by == "human"), "a machine is no reference"
+    base.warn_once.cache_clear()
+    FileTranslator(task, tmp_path / "nowhere", gold).translate(english, "sw")
+    assert f"the benchmark's own {by.split()[0]} translations stand in" in caplog.text
+    note = translation_note("translation of xnli/en/train into sw", {"examples": 4, **facts})
+    assert ("the benchmark's own machine translation" in (note or "")) == (by != "human")
 
 
 def asked(i, texts, starts, **changes):

@@ -86,7 +86,8 @@ class Task(ABC):
     prompt: ClassVar[str]  # generative form: a template over the fields; the answer follows it
     labels: ClassVar[tuple[str, ...]] = ()  # classification: the classes' names, and what a generative model answers
     metric: ClassVar[str]  # what model selection and the tables look at
-    parallel: ClassVar[bool] = False  # rows with one key are human translations of one another
+    parallel: ClassVar[bool] = False  # rows with one key are translations of one another
+    machine_splits: ClassVar[tuple[str, ...]] = ()  # splits that a machine translated from English
 
     def __init__(self, splits: Mapping[str, str | None] | None = None, limit: int | None = None):
         given = {**{role: role for role in ROLES}, **(splits or {})}
@@ -103,6 +104,14 @@ class Task(ABC):
     def context(self) -> int | None:
         """Which of an example's texts holds its answers."""
         return self.fields.index("context") if "context" in self.fields else None
+
+    def translated_by(self, example: Example, lang: str) -> str:
+        """Return who wrote the counterpart of `example` in `lang`: "human" or "machine".
+
+        Of a parallel benchmark; English text is always human.
+        """
+        machine = lang != self.english and example.id.split("/")[2] in self.machine_splits
+        return "machine" if machine else "human"
 
     def gold(self, example: Example) -> tuple[str, ...]:
         """What counts as right: the label's name, or the texts of the accepted answers."""

@@ -12,7 +12,7 @@ class XNLI(Benchmark):
     """Row i is the same example in every language.
 
     Validation and test are human translations. The train split of the other languages is the authors' *machine* translation
-    of MultiNLI, so mt=gold means that one for training.
+    of MultiNLI, so mt=gold means that one for training (unless task.train_split is a slice of validation).
     """
 
     name = "xnli"
@@ -23,6 +23,7 @@ class XNLI(Benchmark):
     labels = ("entailment", "neutral", "contradiction")
     metric = "accuracy"
     parallel = True
+    machine_splits = ("train",)
 
     hub_id = "facebook/xnli"
     # the commit that several public projects pin; not loaded live when this was written
