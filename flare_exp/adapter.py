@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from flare_exp import fusion as fusions
 from flare_exp.backbones import Backbone
+from flare_exp.finite import check_finite
 from flare_exp.sources import BlockKey, SourceStates, linear_dtype
 
 ENGLISH = "english"  # the frozen English adapter, where it cannot be merged
@@ -412,7 +413,9 @@ def load_adapter(backbone: Backbone, folder: str) -> PeftModel:
 
 
 def _load_weights(model: PeftModel, folder: str, name: str) -> None:
-    found: Any = set_peft_model_state_dict(model, load_peft_weights(folder, device="cpu"), adapter_name=name)
+    weights = load_peft_weights(folder, device="cpu")
+    check_finite(weights.items(), folder)
+    found: Any = set_peft_model_state_dict(model, weights, adapter_name=name)
     wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if f".{name}." in key)]
     if wrong:
         raise ValueError(f"{folder}: {len(wrong)} weights are not those of its adapter_config.json, e.g. {wrong[0]}")

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from flare_exp.errors import UserError
+from flare_exp.finite import check_finite
 from flare_exp.hub import local, looks_local
 
 log = logging.getLogger(__name__)
@@ -180,7 +181,8 @@ def load(
         device: where 4-bit weights are made; others are loaded on the CPU.
 
     Raises:
-        UserError: missing, truncated or incomplete weights, or a form or an attention that the family does not have.
+        UserError: missing, truncated or incomplete weights, or NaN among them; or a form or an attention that the family does not
+            have.
     """
     from safetensors import SafetensorError
 
@@ -216,6 +218,7 @@ def load(
             f"model.path={path}: the checkpoint lacks {len(lost)} weights of the backbone ({', '.join(sorted(lost)[:3])}, ...); "
             "they would be silently random"
         )
+    check_finite(model.named_parameters(), f"model.path={path}")
     for module in model.modules():
         # bitsandbytes would repack 4-bit weights for good in the first pass without gradient, and training then has none
         if hasattr(module, "support_avx512bf16_for_cpu"):

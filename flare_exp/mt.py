@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, M2M100ForC
 from transformers.utils import cached_file
 
 from flare_exp.errors import UserError
+from flare_exp.finite import check_finite
 from flare_exp.hub import local, looks_local
 
 RULES = 1  # raise when the same texts and options come out otherwise: splitting, limits, joining
@@ -120,7 +121,7 @@ def load_model(path: str, revision: str | None, device: str, dtype: str | None =
     """The whole model, frozen, without dropout. `dtype`: None: 32-bit floats on CPUs, 16-bit on GPUs.
 
     Raises:
-        UserError: missing, truncated or incomplete weights.
+        UserError: missing, truncated or incomplete weights, or NaN among them.
     """
     from safetensors import SafetensorError
 
@@ -137,6 +138,7 @@ def load_model(path: str, revision: str | None, device: str, dtype: str | None =
     model, report = loaded
     if lost := sorted(report["missing_keys"]):
         raise UserError(f"mt.path={path}: the checkpoint lacks {len(lost)} weights ({', '.join(lost[:3])}, ...)")
+    check_finite(model.named_parameters(), f"mt.path={path}")
     return model.requires_grad_(False).eval()
 
 

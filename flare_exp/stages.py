@@ -30,7 +30,9 @@ from flare_exp.backbones import Backbone
 from flare_exp.checkpoints import MT, make_translator
 from flare_exp.config import FUSION_OPTIONS, Config, StageConfig
 from flare_exp.data import DATAMODULES, PairedDataModule
+from flare_exp.divergence import NotFinite, StopIfNotFinite
 from flare_exp.errors import UserError
+from flare_exp.finite import check_finite
 from flare_exp.forms import FORM_CLASSES, Form, PromptForm, SourceTextForm
 from flare_exp.languages import language
 from flare_exp.loggers import Tracker
@@ -394,10 +396,11 @@ class Stages:
         )
         limit = self.cfg.trainer.limit_train_batches
         saver = ModelCheckpoint(dirpath=folder / "checkpoints", monitor=monitor, mode="max", save_weights_only=True)
+        finite = StopIfNotFinite(name, self.causes_of_divergence(name, stage))
         kept = StepCheckpoint(folder / "state.ckpt", self.team, self.cfg.trainer.checkpoint_minutes)
         trainer = self.trainer(
             max_epochs=stage.epochs,
-            callbacks=[kept, saver] if best else [kept],
+            callbacks=[finite, kept, *([saver] if best else [])],
             enable_checkpointing=best,
             logger=self.tracker.loggers(name, folder),
             gradient_clip_val=self.cfg.trainer.gradient_clip_val,
@@ -411,7 +414,12 @@ class Stages:
         elif self.team.leads:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         with continued_curves(folder / "metrics.csv", steps) if self.team.leads else nullcontext():
-            trainer.fit(module, data, ckpt_path=str(kept.path) if steps else None, weights_only=True)
+            try:
+                trainer.fit(module, data, ckpt_path=str(kept.path) if steps else None, weights_only=True)
+            except NotFinite:
+                if self.team.leads:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
         last = {} if best else module.trained(trainer.strategy.lightning_module_state_dict())  # where every process has a part
         if not self.team.leads:
             return {}
@@ -434,6 +442,15 @@ class Stages:
         dataset = data.dataset("validation")
         examples = [p.scored for p in dataset.pairs]
         return lambda found: self.task.score([found[row] for row in range(len(dataset))], examples)
+
+    def causes_of_divergence(self, name: str, stage: StageConfig) -> str:
+        """Name what makes losses infinite or NaN, as far as the configuration tells."""
+        causes = [f"{name}.lr={stage.lr:g} is too high"]
+        if self.cfg.trainer.precision in ("16-mixed", "bf16-true") or self.precision.dtype != "float32":
+            causes.append(f"trainer.precision={self.cfg.trainer.precision} with model.dtype={self.precision.dtype} is too coarse")
+        if self.cfg.trainer.gradient_clip_val is None:
+            causes.append("trainer.gradient_clip_val=null does not limit the gradient")
+        return "; ".join([*causes, "at the first step: the checkpoint itself"])
 
     @property
     def training_seed(self) -> int:
@@ -497,5 +514,6 @@ def save_model(model: nn.Module, trained: Mapping[str, torch.Tensor], folder: Pa
     Args:
         trained: the weights of the model that were trained, which it may no longer hold, or only a part of them.
     """
+    check_finite(trained.items(), f"the trained weights for {folder}")
     options: dict[str, Any] = {"save_embedding_layers": False, "selected_adapters": ["default"]}
     model.save_pretrained(str(folder), state_dict=dict(trained), **(options if isinstance(model, PeftModel) else {}))  # type: ignore[operator]

@@ -280,7 +280,7 @@ def test_nusax_pairs_rows_by_id_not_by_position(tmp_path):
     ("rows", "message"),
     [
         (
-            [{"id": "1", "text": "a", "label": 0}, {"id": "1", "text": "b", "label": 0}],
+            [{"id": "1", "text": text, "label": 0} for text in "ab"],
             r"ace.test\.parquet: rows 0 and 1 \(from 0\) have the id 1",
         ),
         ([{"id": "1", "text": "a", "label": 3}], r"row 0 \(from 0\), column label: 3 is none of 0"),

@@ -80,6 +80,9 @@ def save(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, objective: str, losses: list[float]
 ) -> dict[str, Any]:
     """Write an ordinary checkpoint; returns its facts."""
+    from flare_exp.finite import check_finite  # with torch
+
+    check_finite(model.named_parameters(), f"the embedded model, after {len(losses)} steps (too high a learning rate?)")
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     final = sum(losses[-100:]) / len(losses[-100:])
