@@ -147,16 +147,47 @@ def family_of(path: str, revision: str | None = None) -> Family:
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The checkpoint's own fast tokenizer, padding on its family's side."""
+    """Load the checkpoint's own fast tokenizer, padding on its family's side.
+
+    Raises:
+        UserError: it cannot be read, or is not that of the checkpoint's model.
+    """
     family = family_of(path, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(local(path), revision=revision, padding_side=family.padding_side)
     except (OSError, ValueError) as error:
         raise UserError(f"model.path={path}: its tokenizer could not be read: {str(error).splitlines()[0]}") from error
+    config = AutoConfig.from_pretrained(local(path), revision=revision)
+    check_vocabulary(tokenizer, config.get_text_config().vocab_size, f"model.path={path}")
     if tokenizer.pad_token_id is None:
         # Llama has none. Padding is told by attention masks alone, so any token serves and no embedding is added.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, place: str) -> None:
+    """Check that a tokenizer fits the embedding of a model.
+
+    Transformers makes a tokenizer of a few special tokens where a checkpoint has no tokenizer files. Embeddings are often padded
+    to some more rows than there are tokens, but never to twice as many. Special tokens without a row are allowed (Gemma 3 has
+    one for images), since no text holds them.
+
+    Args:
+        rows: of the embedding.
+        place: the option and the checkpoint, for the message.
+
+    Raises:
+        UserError: it has less than half as many tokens as there are rows, or tokens without a row.
+    """
+    added = tokenizer.added_tokens_decoder
+    lost = [
+        t for t, number in tokenizer.get_vocab().items() if number >= rows and not (number in added and added[number].special)
+    ]
+    files = "; are the tokenizer's files (tokenizer.json, or the model of SentencePiece) in it, and its own?"
+    if 2 * len(tokenizer) < rows:
+        raise UserError(f"{place}: its tokenizer has {len(tokenizer)} tokens, and its model {rows}{files}")
+    if lost:
+        raise UserError(f"{place}: {len(lost)} tokens of its tokenizer, e.g. {lost[0]!r}, are none of its model's {rows}{files}")
 
 
 def load(

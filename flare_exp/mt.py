@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, M2M100ForConditionalGeneration, NllbTokenizer
 from transformers.utils import cached_file
 
+from flare_exp.backbones import check_vocabulary
 from flare_exp.errors import UserError
 from flare_exp.finite import check_finite
 from flare_exp.hub import local, looks_local
@@ -108,13 +109,17 @@ def check(path: str, revision: str | None = None, decoding: Decoding | None = No
         the tokenizer, for `language_id`.
 
     Raises:
-        UserError: they cannot be read or are not those of an NLLB checkpoint, or max_length is beyond its positions.
+        UserError: they cannot be read, are not those of an NLLB checkpoint or do not fit one another, or max_length is beyond its
+            positions.
     """
-    positions = _config(path, revision).max_position_embeddings
+    config = _config(path, revision)
+    positions = config.max_position_embeddings
     # a translation starts with two tokens that do not count: the decoder's own and the language code
     if decoding and decoding.max_length + 2 > positions:
         raise UserError(f"mt.max_length={decoding.max_length}: the translation model knows {positions} positions; choose less")
-    return _tokenizer(path, revision)
+    tokenizer = _tokenizer(path, revision)
+    check_vocabulary(tokenizer, config.vocab_size, f"mt.path={path}")
+    return tokenizer
 
 
 def load_model(path: str, revision: str | None, device: str, dtype: str | None = None) -> Any:
@@ -149,7 +154,7 @@ def load_encoder(path: str, revision: str | None = None, device: str = "cpu") ->
     Raises:
         UserError: see `check` and `load_model`.
     """
-    tokenizer = _tokenizer(path, revision)
+    tokenizer = check(path, revision)
     # only the encoder is moved, and nothing holds the decoder when this returns
     return load_model(path, revision, device).get_encoder().to(device), tokenizer
 

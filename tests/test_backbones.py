@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import SMALL, random_backbone
+from conftest import SMALL, random_backbone, tiny_checkpoint
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from flare_exp import adapter, backbones
@@ -87,3 +87,23 @@ def test_a_family_row_that_does_not_fit_is_refused(wrong, message):
     model = random_backbone(("bert", "label")).model
     with pytest.raises(UserError, match=f"the row of bert in FAMILIES of backbones.py does not fit: .*{message}"):
         backbones.wrap(model, replace(backbones.FAMILIES["bert"], **wrong), "label")
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "whole")
+    tokens = len(backbones.load_tokenizer(str(folder)))
+
+    def of(rows):
+        (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {"vocab_size": rows}))
+        return backbones.load_tokenizer(str(folder))
+
+    assert len(of(2 * tokens)) == len(of(tokens)) == tokens  # embeddings may be padded
+    with pytest.raises(UserError, match=rf"its tokenizer has {tokens} tokens, and its model {2 * tokens + 1}; are"):
+        of(2 * tokens + 1)
+    with pytest.raises(UserError, match=rf"2 tokens of its tokenizer, e.g. '.*', are none of its model's {tokens - 3}; are"):
+        of(tokens - 3)  # the last one is special
+    of(tokens)
+    for file in folder.glob("*token*"):
+        file.unlink()
+    with pytest.raises(UserError, match=rf"its tokenizer has \d tokens, and its model {tokens}; are the tokenizer's files"):
+        backbones.load_tokenizer(str(folder))

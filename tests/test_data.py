@@ -16,6 +16,7 @@ from flare_exp.data import (
     PairedDataset,
     ToyQADataModule,
     ToySentimentDataModule,
+    check_known,
     make_pairs,
     shuffled_sources,
 )
@@ -344,3 +345,32 @@ def test_lightning_gives_every_epoch_another_order():
     assert [sorted(order) for order in epochs] == [list(range(40))] * 3
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
     assert seen() == epochs
+
+
+class Letters:
+    """The output of a tokenizer that knows some characters."""
+
+    unk_token_id, unk_token, all_special_ids, name_or_path = 0, "[UNK]", [0, 1, 2], "letters"
+    bos_token_id = eos_token_id = pad_token_id = 1
+
+    @staticmethod
+    def items(unknown, known):
+        return [{"inputs": {"input_ids": [1, *[0] * unknown, *[7] * known, 2]}}]
+
+
+@pytest.mark.parametrize(("unknown", "known", "share"), [(0, 0, None), (1, 3, None), (2, 5, "28.6"), (3, 0, "100.0")])
+def test_texts_that_the_tokenizer_does_not_know_are_refused(unknown, known, share):
+    items = Letters.items(unknown, known)
+    if share is None:
+        check_known(items, Letters(), "nusax/ace/test (target)")
+        return
+    said = (
+        rf"nusax/ace/test \(target\): {share} % of the tokens are \[UNK\], unknown to the tokenizer of letters \(at most 25 %\)"
+    )
+    with pytest.raises(UserError, match=said):
+        check_known(items, Letters(), "nusax/ace/test (target)")
+    fallback = Letters()
+    fallback.unk_token_id = None  # of characters or bytes
+    check_known(items, fallback, "")
+    fallback.unk_token_id = fallback.eos_token_id  # GPT-2
+    check_known(items, fallback, "")
