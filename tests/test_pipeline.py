@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import last_of_each
+from test_docs import PAGES
 
 import flare_exp
-from flare_exp import metrics
+from flare_exp import backbones, metrics
 from flare_exp.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -140,6 +142,27 @@ def test_a_run_is_loaded_by_its_folder_and_repeats_its_predictions(flare_run, tm
     assert run.predict([], []) == []
     with pytest.raises(UserError, match="no finished run"):
         flare_exp.load(tmp_path)
+
+
+def test_the_python_snippets_of_the_pages_run(flare_run, cache_dir):
+    out, _ = flare_run
+    digest = json.loads((out / "provenance.json").read_text())["artefacts"]["backbone"]["digest"]
+    checkpoint = cache_dir / "backbone" / digest
+    rows = pq.read_table(out / "predictions.parquet").to_pylist()[:4]
+    texts, english_texts = ([row[side] for row in rows] for side in ("target", "source"))
+    tokenizer = backbones.load_tokenizer(str(checkpoint))
+    batches = {
+        name: dict(tokenizer(given, padding="max_length", max_length=40, truncation=True, return_tensors="pt"))
+        for name, given in (("english_batch", english_texts), ("target_batch", texts))
+    }
+    known = {"texts": texts, "english_texts": english_texts, **batches}
+    snippets = [s for page in PAGES for s in re.findall("```python\n(.*?)```", page.read_text(), re.DOTALL)]
+    assert len(snippets) >= 2
+    for snippet in snippets:
+        code = snippet.replace("FacebookAI/xlm-roberta-base", str(checkpoint)).replace("outputs/my_run", str(out))
+        exec(compile(code, "snippet", "exec"), known)
+    assert known["labels"] == [row["prediction"] for row in rows]
+    assert known["logits"].shape == (4, 3)
 
 
 def test_same_command_returns_the_stored_result_and_another_config_is_refused(flare_run, cache_dir):

@@ -1,0 +1,52 @@
+"""Every command that README and docs show is one that the program takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from flare_exp import commandline, config
+
+ROOT = config.conf_dir().parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+START = re.compile(r"^ {4,}(?:\$ |srun )?python -m flare_exp ?")
+
+
+def commands(page: Path) -> list[str]:
+    """The arguments of each indented command of a page; a backslash continues a line."""
+    text = page.read_text().replace("\\\n", " ")
+    return [line[match.end() :] for line in text.splitlines() if (match := START.match(line))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What a reader puts in place of <a folder>: data of two benchmarks, or a checkpoint."""
+    root = tmp_path_factory.mktemp("reader")
+    for place in ("xnli/en", "xnli/sw", "tydiqa/en", "tydiqa/sw"):
+        (root / place).mkdir(parents=True)
+    return root
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_are_taken(page, folder):
+    for text in commands(page):
+        if "=<name>" in text or "<overrides" in text:  # of something that the reader has yet to write
+            continue
+        first, *rest = shlex.split(re.sub("<[^>]*>", str(folder), text), comments=True) or ["--help"]
+        if first in commandline.COMMANDS or first == "submit":
+            command, arguments = first, rest
+        else:
+            command, arguments = "run", [first, *rest]
+        if command in ("status", "report"):
+            continue
+        if command == "submit":
+            arguments.append("hydra/launcher=slurm")
+        multirun = command in ("submit", "prefetch") or "-m" in arguments
+        overrides = commandline.overrides(commandline.normalised(arguments))
+        _, problems = config.check(overrides, multirun)
+        assert not problems, f"{page.name}: {text}"
+
+
+def test_the_pages_have_commands():
+    assert len(commands(PAGES[0])) > 20
