@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import json
 import os
 import re
@@ -105,7 +108,10 @@ def link_weights(source: str, target: str) -> None:
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, versions, command and peak memory of this process."""
+    """Return commit, versions, command and peak memory of this process.
+
+    `peak_memory_bytes` is null where it would include earlier runs of the process.
+    """
     import torch
 
     versions: dict[str, str | None] = {}
@@ -121,9 +127,41 @@ def provenance() -> dict[str, Any]:
         "command": sys.argv,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": PEAK.of_this_run(),
         "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
     }
+
+
+class PeakMemory:
+    """Peak memory of one run after another in a process, each without the earlier ones."""
+
+    def __init__(self) -> None:
+        self.runs, self.own = 0, True
+
+    def begin(self) -> None:
+        """Measure from now on, where the kernel allows it: free what earlier runs have left, reset the peak."""
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+            ctypes.CDLL(None).malloc_trim(0)
+        try:
+            CLEAR_REFS.write_text("5")  # proc_pid_clear_refs(5): the peak becomes what is held now
+            self.own = True
+        except OSError:
+            self.own = self.runs == 0
+        self.runs += 1
+
+    def of_this_run(self) -> int | None:
+        """Return the most bytes that the process has held since `begin`; None: that is not known."""
+        return peak_memory() if self.own else None
+
+
+PEAK = PeakMemory()
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def peak_memory() -> int:

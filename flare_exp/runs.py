@@ -156,6 +156,7 @@ def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
         measured = json.loads(done.read_text())
     else:
         results.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        results.PEAK.begin()
         measured = pipeline.run(typed, folder)
     if brief:
         print(f"{folder}: {results.one_line(measured)}", flush=True)

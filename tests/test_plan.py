@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flare_exp import backbones, config, estimates, fusion, plan, preview, results
+from flare_exp import backbones, config, estimates, fusion, pipeline, plan, preview, results, runs
 from flare_exp.__main__ import main
 from flare_exp.tiny.pretrain import pretrain
 
@@ -248,3 +248,41 @@ def test_few_rows_stand_for_all_that_were_published(tmp_path, monkeypatch):
 def test_an_unknown_checkpoint_is_a_mistake(tmp_path, capsys):
     assert main(["plan", "model=custom", "model.path=nobody/nothing", f"cache_dir={tmp_path}"]) == 2
     assert "nobody/nothing: its config.json is not here" in capsys.readouterr().err
+
+
+@pytest.fixture
+def peaks(tmp_path, monkeypatch):
+    """(bytes that each job of a process allocates) -> the peak that each job's provenance gives."""
+
+    def run(*sizes: int) -> list[int | None]:
+        found = []
+
+        def job(cfg, folder):
+            block = torch.ones(sizes[int(folder.name)], dtype=torch.uint8)
+            pieces = [bytes(500) for _ in range(block.nbytes // 5000)]  # the allocator keeps small pieces
+            found.append(results.provenance()["peak_memory_bytes"])
+            del block, pieces
+            return {}
+
+        monkeypatch.setattr(pipeline, "run", job)
+        monkeypatch.setattr(pipeline, "notes", lambda *_: [])
+        monkeypatch.setattr(results, "print_table", lambda *_: None)
+        monkeypatch.setattr(results, "PEAK", results.PeakMemory())
+        for number in range(len(sizes)):
+            runs.run_job(config.check([], False)[0][0], tmp_path / str(number))
+        return found
+
+    return run
+
+
+def test_peak_memory_of_a_job_is_its_own(peaks):
+    small, large, after = peaks(1, 4 * 10**8, 1)
+    assert large - small > 3.9 * 10**8
+    assert after - small < 10**8
+
+
+def test_peak_memory_that_includes_earlier_jobs_is_not_given(peaks, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "CLEAR_REFS", tmp_path / "no" / "such" / "file")
+    first, second = peaks(1, 1)
+    assert first > 10**7, "the first job's peak is that of the process"
+    assert second is None
