@@ -25,9 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _command(given[0], given[1:])
     preemption.listen()
     wait = given[:1] != ["submit"]
+    unknown = commandline.unknown_command(given) if wait else None
     arguments = commandline.normalised(given if wait else ["-m", "hydra/launcher=slurm", *given[1:]])
     if any(a in ("--help", "-h") for a in arguments):
-        commandline.show_help()
+        commandline.show(commandline.help_text() if wait else commandline.SUBMIT)
         return 0
     flags = [a for a in arguments if a.startswith("-")]
     overrides = commandline.overrides(arguments)
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if multirun and not any(o.startswith("output_dir=") for o in overrides):
         overrides.append("output_dir=" + time.strftime("outputs/%Y-%m-%d_%H-%M-%S_grid"))  # one folder for all its jobs
         arguments.append(overrides[-1])
-    jobs, problems = config.check(overrides, multirun)
+    jobs, problems = config.check([o for o in overrides if not (unknown and o == given[0])], multirun)
+    problems = [unknown, *problems] if unknown else problems
     only_shown = any(f.startswith(("--cfg", "-c", "--info", "-i", "--version", "--resolve")) for f in flags)
     if problems:
         return commandline.refuse(problems)
@@ -45,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _print_config(jobs[0])
     if not multirun and assists(jobs[0]):
         return 0
+    if not any(o.startswith("output_dir=") for o in overrides):  # its default holds the time: it is named once
+        arguments.append(commandline.quoted(f"output_dir={jobs[0].output_dir}", False))
     folder = Path(str(jobs[0].output_dir)).expanduser()
     on_slurm = "hydra/launcher=slurm" in overrides
     grid = _Grid(folder, jobs, config.cells(overrides)) if multirun else None
@@ -74,7 +78,7 @@ def _command(name: str, arguments: Sequence[str]) -> int:
     try:
         if unknown := [a for a in arguments if a.startswith("-") and a not in known]:
             raise UserError(f"{unknown[0]}: there is no such flag; allowed: {', '.join(known)}")
-        return module.main(commandline.normalised(arguments))
+        return module.main(commandline.normalised(arguments, name == "prefetch"))
     except UserError as error:
         print(f"flare_exp {name}: {error}", file=sys.stderr)
         return 2

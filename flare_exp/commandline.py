@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +16,12 @@ COMMANDS = {
     "report": ((), "tables of finished runs: mean and standard deviation over seeds"),
     "status": (("--timeline",), "what has become of the jobs of a grid"),
 }
+SUBMIT = """\
+`python -m flare_exp submit key=value ...`: give the jobs of a grid to SLURM, and do not wait for them.
+
+The same as `-m hydra/launcher=slurm`, which waits: one job array, from which finished and running jobs are left out, so that the
+same command starts what is left. The cluster's own options are hydra.launcher.partition=..., hydra.launcher.timeout_min=... and
+so on (conf/hydra/launcher/slurm.yaml). What has become of the jobs: python -m flare_exp status <output_dir>. docs/cluster.md"""
 EXAMPLES = """\
   python -m flare_exp                                             FLARE on the embedded world, no network needed
   python -m flare_exp method=lora task.lang=near seed=1           plain LoRA, the near language, another seed
@@ -26,16 +33,53 @@ EXAMPLES = """\
   python -m flare_exp model=custom model.path=<checkpoint> task=nusax task.data_dir=<folder> task.lang=jav"""
 
 
-def normalised(argv: Sequence[str]) -> list[str]:
-    """A command line as Hydra wants it: flags before overrides, and task.train_split=validation[:2000] in quotes."""
+# Options whose value is a path: taken as the shell gives it, whatever characters it has.
+PATHS = ("output_dir", "cache_dir", "task.data_dir", "model.path", "mt.path")
+
+
+def normalised(argv: Sequence[str], multirun: bool = False) -> list[str]:
+    """A command line as Hydra wants it: flags before overrides, slices and paths in quotes where its grammar needs them.
+
+    Args:
+        multirun: values with commas are several, as with -m.
+    """
     overrides = [a for a in argv if "=" in a and not a.startswith("-")]
     flags = [a for a in argv if a not in overrides]
-    return flags + [_quoted(a) for a in overrides]
+    several = multirun or bool({"-m", "--multirun"}.intersection(flags))
+    return flags + [quoted(a, several) for a in overrides]
 
 
-def _quoted(override: str) -> str:
+def quoted(override: str, several: bool) -> str:
+    """One key=value word with its value in quotes, if it is a slice or a path that Hydra would read as something else.
+
+    Args:
+        several: a comma is between two values; else it is a part of a path.
+    """
     key, _, value = override.partition("=")
-    return f"{key}='{value}'" if key.endswith("_split") and "[" in value and value[0] not in "'\"" else override
+    if key.endswith("_split") and "[" in value and value[0] not in "'\"":
+        return f"{key}='{value}'"
+    if key not in PATHS or re.fullmatch(r"[\w./~-]*", value, re.ASCII) or (_is_hydras(value) and _parses(override)):
+        return override
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    parts = value.split(",") if several else [value]
+    return f"{key}={','.join(QuotedString(part, Quote.single).with_quotes() for part in parts)}"
+
+
+def _is_hydras(value: str) -> bool:
+    """Whether a value uses Hydra's grammar: in quotes, an interpolation, or a sweep such as choice(a,b)."""
+    return (value[0] == value[-1] and value[0] in "'\"") or "${" in value or bool(re.fullmatch(r"\w+\(.*\)", value))
+
+
+def _parses(override: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
 
 
 def overrides(arguments: Sequence[str]) -> list[str]:
@@ -44,6 +88,19 @@ def overrides(arguments: Sequence[str]) -> list[str]:
 
     known, _ = get_args_parser().parse_known_args(list(arguments))
     return list(known.overrides)
+
+
+def unknown_command(arguments: Sequence[str]) -> str | None:
+    """A message if the command line begins with a word that is no command; None: it does not."""
+    from difflib import get_close_matches
+
+    word = arguments[0] if arguments else ""
+    if not word or "=" in word or not word[0].isalpha():
+        return None
+    known = [*COMMANDS, "submit"]
+    near = get_close_matches(word, known, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    return f"{word}: not of the form key=value, and no command; commands: {', '.join(known)}{meant}"
 
 
 def refuse(problems: Sequence[str]) -> int:
@@ -56,10 +113,10 @@ def refuse(problems: Sequence[str]) -> int:
     return 2
 
 
-def show_help() -> None:
+def show(text: str) -> None:
     """Print it, or as much as a reader takes (`--help | head`)."""
     try:
-        print(help_text(), flush=True)
+        print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush at exit complains
 

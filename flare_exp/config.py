@@ -10,7 +10,7 @@ import importlib.util
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -398,7 +398,7 @@ def _check_override(override) -> Iterator[str]:
     elif key in known_groups:
         yield f"{override.input_line}: a group cannot be removed"
     elif key not in known:
-        yield f"{key}: there is no such option{_nearest(key, [*known_groups, *known])}"
+        yield f"{key}: there is no such option{_same_name(key, known) or _nearest(key, [*known_groups, *known])}"
     elif override.is_delete():
         yield f"{override.input_line}: options cannot be removed; set {key}=null"
     elif key.split(".")[0] in known_groups and "." not in key:
@@ -623,6 +623,13 @@ def _check_splits(cfg: Config, task) -> Iterator[str]:
 
 def _allowed(value: str, allowed: Sequence[Any]) -> str:
     return f"choose one of {', '.join(map(str, allowed))}{_nearest(value, list(map(str, allowed)))}"
+
+
+def _same_name(key: str, known: Iterable[str]) -> str:
+    """The options of the uppermost sections whose last part is that of `key`."""
+    same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+    upper = [k for k in same if k.count(".") == min(s.count(".") for s in same)]
+    return f"; did you mean {' or '.join(upper)}?" if upper else ""
 
 
 def _nearest(value: str, known: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ fine-tuning happens once per model x task x seed, for every method.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -27,7 +26,7 @@ from flare_exp.methods import METHODS, Method
 from flare_exp.stages import Stages
 from flare_exp.tasks import ROLES, TASKS, Task, fingerprint
 from flare_exp.tasks.base import check_labels
-from flare_exp.translation import FLAGS, Translator
+from flare_exp.translation import Translator
 
 
 def run(cfg: Config, folder: Path, team: parallel.Team | None = None) -> dict[str, Any]:
@@ -122,51 +121,6 @@ def chrf_of(translations: dict[str, Artifact]) -> dict[str, float | None]:
         lang, score = name.rpartition(" ")[2], artifact.info.get("chrf++")
         found[lang] = min((x for x in (found.get(lang), score) if x is not None), default=None)
     return found
-
-
-def notes(cfg: Config, folder: Path) -> list[str]:
-    """What a reader of the table of a finished run has to know."""
-    facts = json.loads((folder / "provenance.json").read_text())
-    counts, test = facts["parameters"], facts["test"]
-    trained = f"{counts['trainable']:,} of {counts['total']:,} parameters trained"
-    found = [f"{trained} ({100 * counts['trainable'] / counts['total']:.1f} %)"]
-    if kept := [stage for stage in ("finetune", "transfer", "test") if facts["artefacts"].get(stage, {}).get("reused")]:
-        found.append(f"found in the cache: {', '.join(kept)}")
-    if test["cut_off"]:
-        found.append(f"{test['cut_off']} of {test['examples']} gold answers are beyond what the model reads")
-    if test["unparsable"]:
-        found.append(f"{test['unparsable']} of {test['examples']} predictions are no answer: counted as wrong")
-    said = (translation_note(name, info) for name, info in facts["translations"].items())
-    found += [note for note in said if note]
-    if cfg.mt.name == "gold" and METHODS[cfg.method.name].reads_translated_tests:
-        found.append("mt=gold: the test sources are human English, so this is an upper bound")
-    if cfg.method.name == "translate_test" and not TASKS[cfg.task.name].labels:
-        found.append(
-            f"answers were translated back into {cfg.task.lang} by mt={cfg.mt.name} and compared with the original ones"
-            if cfg.mt.name in MACHINES
-            else f"mt={cfg.mt.name}: predictions were compared with the English answers, which makes this an upper bound"
-        )
-    if cfg.mt.fallback == "gold":
-        found.append("mt.fallback=gold: the benchmark's own translations stand in where a file is missing (see provenance.json)")
-    if cfg.source.shuffle or cfg.source.empty:
-        found.append(f"ablation: source.{'shuffle' if cfg.source.shuffle else 'empty'}=true")
-    return found
-
-
-def translation_note(name: str, info: Mapping[str, Any]) -> str | None:
-    """Return quality and losses of one translation, in a line; None where there is nothing to say."""
-    if info["by"] in ("human", "file") and "chrf++" not in info:
-        return None
-    said = [f"{info['examples']:,} examples"]
-    if info["by"] == "machine (benchmark)":
-        said.append("the benchmark's own machine translation, not a human one")
-    if "chrf++" in info:
-        said.append(f"chrF++ {info['chrf++']:.1f}, BLEU {info['bleu']:.1f} against human ones")
-    if "answers" in info:
-        exact = f" ({info['answers']['exact']:,} as in the human one)" if "exact" in info["answers"] else ""
-        said.append(f"{info['answers']['kept']:,} of {info['answers']['of']:,} answers carried over{exact}")
-    said += [f"{info[flag]} {flag}" for flag in FLAGS if info.get(flag)]
-    return f"{name}: {', '.join(said)}"
 
 
 def settle(cfg: Config) -> Config:

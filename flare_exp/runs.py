@@ -145,23 +145,26 @@ def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
 
     from omegaconf import OmegaConf
 
+    from flare_exp import results
+    from flare_exp.notes import notes
+
     typed: config.Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
     folder.mkdir(parents=True, exist_ok=True)
-    quiet(typed)
-    from flare_exp import pipeline, results
-
     done = folder / "metrics.json"
-    if done.is_file():
+    if done.is_file():  # nothing heavy is imported for it
         logging.getLogger(__name__).info("this run is complete; showing the stored result")
         measured = json.loads(done.read_text())
     else:
+        quiet(typed)
+        from flare_exp import pipeline
+
         results.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         results.PEAK.begin()
         measured = pipeline.run(typed, folder)
     if brief:
         print(f"{folder}: {results.one_line(measured)}", flush=True)
     else:
-        results.print_table(measured, pipeline.notes(typed, folder), folder)
+        results.print_table(measured, notes(typed, folder), folder)
     return measured
 
 

@@ -1,6 +1,7 @@
 """Every shipped configuration composes and type-checks; wrong command lines get one message each and exit 2."""
 
 import itertools
+import json
 import re
 import shlex
 import subprocess
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from flare_exp import config
+from flare_exp import commandline, config
 from flare_exp.__main__ import main
 from flare_exp.commandline import COMMANDS, help_text, normalised
 from flare_exp.runs import check_folder
@@ -106,6 +107,12 @@ WRONG = [
     (["modle=tiny"], "modle: there is no such option; did you mean model?"),
     (["trainer.max_epoch=3"], "did you mean trainer.max_epochs?"),
     (["trainer.max_epochs=0"], "trainer.max_epochs=0: must be 1 or more"),
+    (["lr=1e-3"], "lr: there is no such option; did you mean finetune.lr or transfer.lr?"),
+    (["train.max_epochs=3"], "did you mean trainer.max_epochs?"),
+    (
+        ["pan", "model=xlmr_base"],
+        "pan: not of the form key=value, and no command; commands: plan, prefetch, report, status, submit; did you mean plan?",
+    ),
     (["seed=x"], "seed=x: Value 'x'"),
     (["adapter.r=-1"], "adapter.r=-1: must be 1 or more"),
     (["adapter.r=2.5"], "adapter.r=2.5"),
@@ -259,6 +266,93 @@ def test_commands_explain_themselves_and_refuse_unknown_flags(name, capsys):
     assert f"python -m flare_exp {name}" in capsys.readouterr().out
     assert main([name, "--dry-run"]) == 2
     assert "--dry-run: there is no such flag; allowed: -" in capsys.readouterr().err
+
+
+def test_submit_explains_itself(capsys):
+    assert main(["submit", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "python -m flare_exp submit" in said
+    assert "SLURM" in said
+    assert "Groups:" not in said
+
+
+def test_the_default_folder_is_named_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flare_exp.__main__.check_folder", lambda *_: time.sleep(1.1) or [])  # another second has begun
+    ran = []
+    monkeypatch.setattr("flare_exp.__main__.attempt", lambda _, folder: ran.append(folder))
+    assert main([]) == 0
+    assert [folder.resolve() for folder in (tmp_path / "outputs").iterdir()] == [folder.resolve() for folder in ran]
+
+
+def test_a_stored_result_is_shown_without_heavy_imports(tmp_path):
+    from omegaconf import OmegaConf
+
+    (job,) = config.check([f"output_dir={tmp_path}"], False)[0]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(job, resolve=True))
+    scores, spent = {"accuracy": 0.5}, dict.fromkeys(("backbone", "finetune", "transfer", "test", "translate", "total"), 1.0)
+    measured = {"task": "toy_sentiment", "lang": "far", "model": "tiny", "method": "flare", "fusion": "add_relu", "mt": "toy",
+                "seed": 0, "test": scores, "english": scores, "zero_shot": scores, "seconds": spent}  # fmt: skip
+    (tmp_path / "metrics.json").write_text(json.dumps(measured))
+    facts = {"parameters": {"trainable": 1, "total": 2}, "test": {"cut_off": 0, "unparsable": 0}, "artefacts": {},
+             "translations": {}}  # fmt: skip
+    (tmp_path / "provenance.json").write_text(json.dumps(facts))
+    code = f"""
+import sys
+from flare_exp.__main__ import main
+assert main(["output_dir={tmp_path}"]) == 0
+print([m for m in ("torch", "transformers", "lightning", "datasets", "matplotlib") if m in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "1 of 2 parameters trained" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+AWKWARD = 'a b/größe, it\'s "50 %" [x] (y) {z} #1 = & @ : \\ end'
+
+
+def test_paths_are_what_the_shell_gives(tmp_path):
+    folder = tmp_path / AWKWARD
+    for name in ("en", "sw"):
+        (folder / name).mkdir(parents=True)
+    given = [f"output_dir={folder / 'out'}", f"cache_dir={folder}", f"task.data_dir={folder}", "task=xnli", "model=custom",
+             f"model.path={folder}", "mt=custom", f"mt.path={folder}"]  # fmt: skip
+    (job,), found = config.check(commandline.overrides(normalised(given)), False)
+    assert found == []
+    paths = [job.output_dir, job.cache_dir, job.task.data_dir, job.model.path, job.mt.path]
+    assert paths == [str(folder / "out"), *[str(folder)] * 4]
+
+
+def test_paths_of_a_grid_may_have_spaces(tmp_path):
+    places = [tmp_path / name for name in ("ein Modell", "größer", "it's", "plain")]
+    for place in places:
+        place.mkdir()
+    paths = ",".join(map(str, places))
+    words = normalised(["-m", "model=custom", f"model.path={paths}", f"output_dir={tmp_path / 'out of'}"])
+    jobs, found = config.check(commandline.overrides(words), True)
+    assert found == []
+    assert [job.model.path for job in jobs] == [str(place) for place in places]
+    cells = config.cells(commandline.overrides(words))
+    assert [config.check(cell, False)[0][0].model.path for cell in cells] == [str(place) for place in places]
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["output_dir='a b'", 'output_dir="a, b"', "task.data_dir=null", "cache_dir=${oc.env:HOME}/x", "model.path=choice(a/b,c/d)"],
+)
+def test_quotes_and_hydras_own_grammar_stay(given):
+    assert normalised([given]) == [given]
+
+
+def test_a_run_in_an_awkward_folder(tmp_path, monkeypatch):
+    """Also through Hydra, alone and as a grid."""
+    ran = []
+    monkeypatch.setattr("flare_exp.__main__.attempt", lambda cfg, folder: ran.append((cfg.cache_dir, folder)))
+    monkeypatch.setattr("flare_exp.__main__.attempt_in_grid", lambda cfg, folder: ran.append((cfg.cache_dir, folder)))
+    folder = tmp_path / AWKWARD
+    assert main([f"output_dir={folder}", f"cache_dir={folder / 'c'}"]) == 0
+    grid = tmp_path / "it's größer [1]"
+    main(["-m", f"output_dir={grid}", f"cache_dir={grid / 'c'}", "seed=0,1"])
+    assert ran == [(str(folder / "c"), folder), (str(grid / "c"), grid / "0"), (str(grid / "c"), grid / "1")]
 
 
 def test_help_may_be_cut_short():
