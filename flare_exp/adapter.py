@@ -336,7 +336,7 @@ def _attach(backbone: Backbone, config: FlareConfig) -> PeftModel:
     model = backbone.model
     if isinstance(model, PeftModel):
         model.add_adapter("default", config)
-        model.base_model.set_adapter([*model.peft_config])
+        model.base_model.set_adapter([*model.peft_config])  # type: ignore[operator]
         for name, parameter in model.named_parameters():  # activating an adapter thaws it; the English one stays as it is
             if f".{ENGLISH}." in name:
                 parameter.requires_grad_(False)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import gc
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from flare_exp import backbones, mt
@@ -103,8 +106,24 @@ class MT:
         return mt.CTranslate2Engine(str(self.store.get("ctranslate2", key, build).path), *how)
 
     @functools.cached_property
-    def encoder(self) -> tuple[Any, PreTrainedTokenizerBase]:
-        return mt.load_encoder(self.checkpoint, self.cfg.revision, self.device)
+    def encoder(self) -> nn.Module:
+        return mt.load_encoder(self.checkpoint, self.cfg.revision, self.device)[0]
+
+    @functools.cached_property
+    def encoder_config(self) -> Any:
+        return mt.read_config(self.checkpoint, self.cfg.revision)
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return mt.check(self.checkpoint, self.cfg.revision)
+
+    def release(self) -> None:
+        """Give up the weights: they are loaded again where they are needed again."""
+        loaded = [self.__dict__.pop(name) for name in ("engine", "encoder") if name in self.__dict__]
+        if loaded:
+            del loaded
+            gc.collect()  # transformers' models hold themselves
+            torch.cuda.empty_cache()  # nothing where there is no GPU
 
     def translator(self, task: Task) -> MachineTranslator:
         return MachineTranslator(task, self, self.store, self.cfg.marker, self.cfg.shard)

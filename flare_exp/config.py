@@ -109,7 +109,8 @@ class SourceConfig:
     empty: bool = option(False, "ablation: no source at all")
     cache: str = option("off", "compute the training sources' states once and keep them, or in every epoch anew",
                         choices=("off", "memory", "disk"))  # fmt: skip
-    dtype: str = option("float32", "of cached states", choices=("float32", "float16", "bfloat16"))
+    dtype: str | None = option(None, "of cached states; null: as they are read, so that nothing is rounded",
+                               choices=("float32", "float16", "bfloat16"))  # fmt: skip
 
 
 @dataclass

@@ -402,6 +402,11 @@ class PairedDataModule(LightningDataModule):
                 )
         return self._datasets[role]
 
+    def drop_states(self) -> None:
+        """Give up the sources' computed states."""
+        for dataset in self._datasets.values():
+            dataset.cache = None
+
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train")
         return self.loader(dataset, BucketSampler(dataset.lengths, self.batch_size, self.seed), ResumableLoader)

@@ -178,7 +178,15 @@ def _states(stages: Preview, model: Any, data: PairedDataModule) -> int:
     parts, roles = stages.parts(data.view), stages.task.training_roles
     tokens = sum(parts[role] * sum(len(i["inputs"]["input_ids"]) for i in data.dataset(role).source or ()) for role in roles)
     width = config.source_width or len(stages.source(model).states.blocks) * _width(model)
-    return round(tokens * width * getattr(torch, o.dtype).itemsize)
+    return round(tokens * width * getattr(torch, o.dtype or _read_dtype(stages, data.view)).itemsize)
+
+
+def _read_dtype(stages: Preview, view: str) -> str:
+    """The precision in which a source pass gives its states."""
+    mixed = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}.get(str(stages.cfg.trainer.precision))
+    if view == "latent":
+        return mixed or ("bfloat16" if stages.mt.device == "cuda" else "float32")
+    return mixed or ("float64" if stages.cfg.trainer.precision == "64-true" else stages.cfg.model.dtype)
 
 
 def _width(model: Any) -> int:
@@ -386,7 +394,7 @@ def _batch(stages: Sketch, data: PairedDataModule, rows: int) -> tuple[dict[str,
     batch["source"] = ids(length := max(len(item["inputs"]["input_ids"]) for item in dataset.source))
     if data.view == "latent":
         batch["source"] = {"attention_mask": batch["source"]["attention_mask"],
-                           "states": torch.zeros(rows, length, 1, stages.mt.encoder[0].config.d_model)}  # fmt: skip
+                           "states": torch.zeros(rows, length, 1, stages.mt.encoder_config.d_model)}  # fmt: skip
     return batch, rows * (longest + length)
 
 

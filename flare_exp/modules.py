@@ -78,6 +78,13 @@ class FusionModule(LightningModule):
             called = self.source.called if self.source else ()
             parallel.shard(self, (*called, *blocks(self.model)), mesh["data_parallel"])
 
+    def on_fit_end(self) -> None:
+        """Give up the last batch's source states: the module may live on."""
+        if self.source is not None:
+            self.source.states.clear()
+
+    on_predict_end = on_fit_end
+
     def on_fit_start(self) -> None:
         # from_pretrained returns modules in eval mode and Lightning leaves them so: dropout would stay off
         self.model.train()

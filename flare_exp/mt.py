@@ -112,7 +112,7 @@ def check(path: str, revision: str | None = None, decoding: Decoding | None = No
         UserError: they cannot be read, are not those of an NLLB checkpoint or do not fit one another, or max_length is beyond its
             positions.
     """
-    config = _config(path, revision)
+    config = read_config(path, revision)
     positions = config.max_position_embeddings
     # a translation starts with two tokens that do not count: the decoder's own and the language code
     if decoding and decoding.max_length + 2 > positions:
@@ -130,7 +130,7 @@ def load_model(path: str, revision: str | None, device: str, dtype: str | None =
     """
     from safetensors import SafetensorError
 
-    _config(path, revision)
+    read_config(path, revision)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("device: a GPU is asked for, but torch finds none")
     # M2M100 leaves out a layer in twenty while it trains; nothing may bring that back
@@ -159,7 +159,7 @@ def load_encoder(path: str, revision: str | None = None, device: str = "cpu") ->
     return load_model(path, revision, device).get_encoder().to(device), tokenizer
 
 
-def _config(path: str, revision: str | None) -> Any:
+def read_config(path: str, revision: str | None) -> Any:
     if looks_local(path) and not (Path(path).expanduser() / "config.json").is_file():
         raise UserError(f"mt.path={path}: there is no checkpoint (config.json) in this folder")
     try:

@@ -137,10 +137,12 @@ class PreviewMT(MT):
         return str(first_step(self.store.scratch / "mt" / self.missing.digest, train_mt, self.options))
 
     @functools.cached_property
-    def encoder(self) -> tuple[Any, Any]:
-        if self.absent:
-            return SimpleNamespace(config=config_of(str(self.cfg.path), self.cfg.revision)), None
-        return super().encoder
+    def encoder_config(self) -> Any:
+        return config_of(str(self.cfg.path), self.cfg.revision) if self.absent else super().encoder_config
+
+    @functools.cached_property
+    def encoder(self) -> Any:
+        return None if self.absent else super().encoder
 
 
 def first_step(folder: Path, build: Callable[..., Any], options: Mapping[str, Any]) -> Path:

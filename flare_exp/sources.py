@@ -178,9 +178,15 @@ class Source:
         from flare_exp.adapter import source_states
 
         self.states, self.stacks = source_states(model)
-        self.reader = model  # what reads a source's text
+        self.model, self.reader = model, model  # `reader` reads a source's text
 
     reader: nn.Module
+
+    @property
+    def reads(self) -> dict[str, Any]:
+        """What decides the states of a text, beside the weights of the reader: no fusion function does."""
+        raise NotImplementedError  # pragma: no cover
+
     called: tuple[nn.Module, ...] = ()  # parts of the adapter that the source itself calls, outside the layer that holds them
 
     def read(self, inputs: Mapping[str, Tensor] | None, prompt: int | None = None) -> None:
@@ -213,6 +219,11 @@ class BackboneSource(Source):
         self.encoder_decoder: bool = whole.config.is_encoder_decoder
         self.backbone: nn.Module = whole.base_model  # without the task head
         self.shift_right = getattr(whole, "_shift_right", None)
+
+    @property
+    def reads(self) -> dict[str, Any]:
+        states = self.states
+        return {"layer": states.source_layer, "state": states.source_state, "blocks": [list(block) for block in states.blocks]}
 
     def fill(self, inputs: Mapping[str, Tensor]) -> None:
         if "states" in inputs:
@@ -287,6 +298,14 @@ class MTSource(Source):
         self.map, self.encoder = source_map(model), encoder
         self.reader, self.called = encoder or model, (self.map,)
 
+    @property
+    def reads(self) -> dict[str, Any]:
+        return {"state": "last_hidden_state"}
+
+    def drop_encoder(self) -> None:
+        """Go on with computed states alone."""
+        self.encoder, self.reader = None, self.model
+
     def fill(self, inputs: Mapping[str, Tensor]) -> None:
         states = inputs["states"] if "states" in inputs else self.compute(inputs)
         mapped = self.map(states[:, :, 0].to(linear_dtype(self.map.weight)))
@@ -297,4 +316,5 @@ class MTSource(Source):
         """The encoder's states [B, S, 1, d_mt]."""
         if self.encoder is None:
             raise ValueError("there is no encoder, and the states were not computed before")
-        return self.encoder(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).last_hidden_state[:, :, None]
+        output = self.encoder(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        return narrowed(output.last_hidden_state)[:, :, None]

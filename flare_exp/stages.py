@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import PeftModel
 from torch import nn
 
-from flare_exp import adapter, backbones, metrics, results
+from flare_exp import adapter, backbones, metrics, results, sources, states
 from flare_exp import fusion as fusions
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
 from flare_exp.backbones import Backbone
@@ -155,17 +155,20 @@ class Stages:
         key = {"stage": "transfer", "english": english.digest, "data": pairs_digest(data, *self.task.training_roles),
                "fusion": fusion and [fusion, file_sha256(Path(fusions.__file__))],  # other code, other weights
                "adapter": asdict(self.cfg.adapter), "hyper": asdict(stage), **self.recipe}  # fmt: skip
-        if fusion and self.cfg.source.cache != "off" and self.cfg.source.dtype != "float32":
+        if fusion and self.cfg.source.cache != "off" and self.cfg.source.dtype:
             key["states"] = self.cfg.source.dtype  # rounded
         if view == "latent":
             key["encoder"] = self.mt.origin
 
         def build(folder: Path) -> dict[str, Any]:
+            self.mt.release()  # its translations are made
             model = self.add_adapter(self.english_model(english), **(fusion or {}))
             source = self.source(model) if fusion else None
             if source and self.cfg.source.cache != "off":
-                self.cache_states(source, data, key)
-            return self.fit(model, source, data, stage, folder, "transfer", "adapter")
+                self.cache_states(source, data, self.mt.origin if view == "latent" else english.digest)
+            facts = self.fit(model, source, data, stage, folder, "transfer", "adapter")
+            data.drop_states()
+            return facts
 
         return self.store.get("transfer", key, build, together=True, resumable=True)
 
@@ -182,6 +185,7 @@ class Stages:
             key["back"] = back.texts_identity(self.task.english, self.cfg.task.lang)
 
         def build(folder: Path) -> dict[str, Any]:
+            self.mt.release()
             module = self.module(*self.trained_model(trained, english))
             trainer = self.trainer(enable_checkpointing=False, logger=False, callbacks=[Interruptible(self.team)])
             outputs = trainer.predict(module, data)
@@ -241,10 +245,10 @@ class Stages:
 
     def _mt_form(self) -> SourceTextForm:
         """How the translation model's encoder reads the target text: padded on the side where the backbone's texts are."""
-        (encoder, tokenizer), own = self.mt.encoder, self.form.tokenizer
+        tokenizer, own = self.mt.tokenizer, self.form.tokenizer
         tokenizer.src_lang = language(self.cfg.task.lang).flores
         tokenizer.padding_side, tokenizer.truncation_side = own.padding_side, own.truncation_side
-        longest = min(self.cfg.data.max_length, encoder.config.max_position_embeddings)
+        longest = min(self.cfg.data.max_length, self.mt.encoder_config.max_position_embeddings)
         return SourceTextForm(self.task, tokenizer, longest, self.form.order)
 
     def _form_name(self) -> str:
@@ -298,31 +302,41 @@ class Stages:
         options = {k: getattr(f, k) for k in FUSION_OPTIONS if getattr(f, k) is not None}
         common = {"fusion": f.name, "fusion_options": options, "answer_source": f.answer_source}
         if view == "latent":
-            return {**common, "source_width": self.mt.encoder[0].config.d_model}
+            return {**common, "source_width": self.mt.encoder_config.d_model}
         return {**common, "source_layer": f.source_layer, "source_state": f.source_state}
 
     def source(self, model: nn.Module) -> Source:
         """The source stream of a model with a fusion adapter."""
         if model.peft_config["default"].source_width:  # type: ignore[index, union-attr]
-            return MTSource(model, self.mt.encoder[0])
+            return MTSource(model, self.mt.encoder)
         return BackboneSource(model)
 
-    def cache_states(self, source: Source, data: PairedDataModule, key: Mapping[str, Any]) -> None:
-        """Compute the training sources' states once, instead of in every epoch."""
+    def cache_states(self, source: Source, data: PairedDataModule, reader: Any) -> None:
+        """Compute the training sources' states once, instead of in every epoch: in the precision in which training reads them.
+
+        Args:
+            reader: identity of the weights that read the sources.
+        """
         options, device = self.cfg.source, torch.device("cuda" if self.cfg.trainer.accelerator == "gpu" else "cpu")
+        precision = self.trainer(logger=False, enable_checkpointing=False).precision_plugin
+        precision.convert_module(source.model)
         if next(source.reader.parameters()).device.type != device.type:  # Lightning moves models only when it trains
             source.reader.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.cfg.trainer.precision == "bf16-mixed"):
+        with precision.forward_context():
             for role in self.task.training_roles:
                 dataset = data.dataset(role)
                 if dataset.source is None:
                     continue
                 form = data.source_form or data.form
-                texts = digest_of([item["inputs"]["input_ids"] for item in dataset.source])
-                place = {"source": self.mt.origin if data.source_form else [key["english"], key["fusion"]], "texts": texts,
-                         "weights": key["weights"], "precision": self.cfg.trainer.precision}  # fmt: skip
+                place = {"reader": reader, **source.reads, "code": source_code(), "weights": asdict(self.precision),
+                         "attention": self.cfg.model.attention, "precision": self.cfg.trainer.precision,
+                         "texts": digest_of([item["inputs"]["input_ids"] for item in dataset.source])}  # fmt: skip
                 store = self.store if options.cache == "disk" else None
-                dataset.cache = cached_states(source, dataset.source, form, device, getattr(torch, options.dtype), store, place)
+                kept = getattr(torch, options.dtype) if options.dtype else None
+                dataset.cache = cached_states(source, dataset.source, form, device, kept, store, place)
+        if isinstance(source, MTSource):
+            source.drop_encoder()
+            self.mt.release()
 
     def fresh_backbone(self) -> Backbone:
         pl.seed_everything(self.cfg.seed, workers=True, verbose=False)  # the head is drawn here
@@ -466,6 +480,12 @@ class Stages:
 def saved_weights(folder: Path) -> Path:
     """Return where weights are: in an artefact's `adapter` or `model`, or (of a run folder) right there."""
     return next((folder / name for name in ("adapter", "model") if (folder / name).is_dir()), folder)
+
+
+@functools.cache
+def source_code() -> str:
+    """Identity of the code that decides source states."""
+    return digest_of([file_sha256(Path(str(module.__file__))) for module in (sources, adapter, states)])[:20]
 
 
 def read_translation(artifact: Artifact, examples: Sequence[Example]) -> list[Example]:

@@ -46,10 +46,11 @@ class StateCache:
 
 
 def padded_states(rows: Sequence[Tensor], side: str) -> dict[str, Tensor]:
-    """A batch of cached states: `states` [B, S, n, d] float32, padded on `side` with zeros, and attention_mask [B, S]."""
+    """A batch of cached states: `states` [B, S, n, d], padded on `side` with zeros, and attention_mask [B, S]. They stay in the
+    precision that they are kept in; what reads them widens them, on its device."""
     masks = [torch.ones(len(row), dtype=torch.long) for row in rows]
     pad = functools.partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
-    return {"states": pad([row.float() for row in rows]), "attention_mask": pad(masks)}
+    return {"states": pad(list(rows)), "attention_mask": pad(masks)}
 
 
 def cached_states(
@@ -57,7 +58,7 @@ def cached_states(
     items: Sequence[Item],
     form: Form,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     store: ArtifactStore | None,
     key: Mapping[str, Any],
 ) -> StateCache:
@@ -66,7 +67,7 @@ def cached_states(
     Args:
         source: computes them, on `device`, where its reader is.
         items: encoded source texts of `form`.
-        dtype: that they are kept in.
+        dtype: that they are kept in; None: the one that they are read in.
         store: keeps them as an artefact of `key`; None: in memory, for this run only.
 
     Raises:
@@ -77,7 +78,8 @@ def cached_states(
     order = sorted(range(len(unique)), key=lambda i: len(unique[i]), reverse=True)
     total = sum(map(len, unique))
     one = dict(zip(texts, items, strict=True))
-    width = source.compute(_to(form.pad([one[unique[order[-1]]]]), device)).shape[2:]
+    sample = source.compute(_to(form.pad([one[unique[order[-1]]]]), device))
+    width, dtype = sample.shape[2:], dtype or sample.dtype
     size = total * math.prod(width) * dtype.itemsize
     shape = f"{len(unique):,} source texts, {total:,} tokens x {width[0]} x {width[1]} {str(dtype).removeprefix('torch.')}"
     log.info("%s: %s %s", shape, _megabytes(size), "on disk" if store else "in memory")

@@ -193,7 +193,7 @@ def test_i11_a_cached_source_gives_the_same_losses_and_gradients(make_model, kin
     assert len(cache.states) == tokens, "every text once"
     assert f"3 source texts, {tokens} tokens" in caplog.text
     assert f"in {where}" in caplog.text or f"on {where}" in caplog.text
-    batch = padded([cache[i] for i in range(3)], side(kind))
+    batch = padded_states([cache[i] for i in range(3)], side(kind))
     found = []
     for inputs in (source, batch):
         model.zero_grad()
@@ -204,19 +204,6 @@ def test_i11_a_cached_source_gives_the_same_losses_and_gradients(make_model, kin
         torch.testing.assert_close(kept, fresh, **tolerance(kind))
     # without the states it would be another loss
     assert not torch.allclose(said(model, stream, target, None).tanh().sum(), found[0][0])
-
-
-def padded(found, where):
-    """padded_states, in the precision of these tests."""
-    batch = padded_states(found, where)
-    width = batch["attention_mask"].shape[1]
-    whole = torch.zeros(len(found), width, *found[0].shape[1:], dtype=found[0].dtype)
-    for row, one in enumerate(found):
-        whole[row, width - len(one) :][: len(one)] = one if where == "left" else 0
-        if where == "right":
-            whole[row, : len(one)] = one
-    torch.testing.assert_close(batch["states"], whole.float())
-    return {**batch, "states": whole}
 
 
 def test_a_disk_cache_is_read_again_and_not_computed(tmp_path):
@@ -255,6 +242,7 @@ def test_a_cache_keeps_every_texts_own_states():
     batch = padded_states([cache[1], cache[0]], "left")
     assert batch["attention_mask"].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
     assert torch.equal(batch["states"][0, 2:], flat[:2])
+    assert padded_states([flat.bfloat16()], "right")["states"].dtype == torch.bfloat16, "not widened on the way to the device"
 
 
 def test_states_that_nobody_computed_are_an_error():

@@ -1,0 +1,139 @@
+"""The stages in one process, with a tiny model: what they keep in memory, what they give up, and what they share."""
+
+import functools
+import weakref
+
+import pytest
+import torch
+from conftest import tiny_checkpoint
+from omegaconf import OmegaConf
+
+from flare_exp import checkpoints, config, parallel, pipeline
+from flare_exp.artifacts import ArtifactStore
+from flare_exp.loggers import Tracker
+from flare_exp.sources import SourceStates
+from flare_exp.stages import Stages
+
+TINY = ["model=custom", "task.limit=8", "trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=1",
+        "data.batch_size=4", "trainer.enable_progress_bar=false"]  # fmt: skip
+TINY_MT = ["mt=toy_nllb", "mt.pretrain.steps=2", "mt.pretrain.pairs=50", "mt.pretrain.hidden_size=16", "mt.max_length=16"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    folder.mkdir()
+    return tiny_checkpoint(folder)
+
+
+@pytest.fixture
+def make_stages(checkpoint, tmp_path):
+    def make(*overrides, cache="cache"):
+        given = [*TINY, f"model.path={checkpoint}", f"cache_dir={tmp_path / cache}", f"output_dir={tmp_path}", *overrides]
+        (composed,), problems = config.check(given, False)
+        assert problems == []
+        cfg = pipeline.settle(OmegaConf.to_object(composed))
+        store = ArtifactStore(cfg.cache_dir, parallel.ALONE)
+        tracker = Tracker(tmp_path / "run", {}, None)
+        return Stages(cfg, store, pipeline.load_task(cfg), checkpoints.prepare_backbone(cfg, store), tracker)
+
+    return make
+
+
+def transfer(stages, view="paired"):
+    return stages.transfer(stages.finetune_source(), view, fuses=True)
+
+
+@pytest.fixture
+def read_states(monkeypatch):
+    """What fused layers read as v^S, and its mask, in the order of reading."""
+    found, of = [], SourceStates.of
+
+    def noted(self, *args):
+        states = of(self, *args)
+        if states is not None and len(args) == 2:
+            found.append(states)
+        return states
+
+    monkeypatch.setattr(SourceStates, "of", noted)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "rounding"),
+    [("64-true", torch.float64, 1e-12), ("32-true", torch.float32, 1e-5), ("bf16-mixed", torch.bfloat16, 0.02),
+     ("16-mixed", torch.bfloat16, 0.02)],
+)  # fmt: skip
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_cached_states_are_those_of_a_live_pass(make_stages, read_states, precision, dtype, rounding, where):
+    """In the same precision (Lightning turns 16-mixed into bf16-mixed on CPUs); other batches round in another order."""
+    found = []
+    for cache in ("off", where):
+        stages = make_stages(f"trainer.precision={precision}", f"source.cache={cache}", cache=cache)
+        english = stages.finetune_source()
+        read_states.clear()
+        stages.transfer(english, "paired", fuses=True)
+        found.append(read_states[:4])  # of the first step: two projections of two blocks
+    for (live, mask), (cached, same) in zip(*found, strict=True):
+        assert torch.equal(mask, same)
+        assert live.dtype == cached.dtype == dtype
+        torch.testing.assert_close(cached[mask], live[mask], rtol=rounding, atol=rounding)
+
+
+def test_fusion_functions_share_one_cache_of_source_states(make_stages, tmp_path):
+    def kept(*overrides):
+        transfer(make_stages("source.cache=disk", *overrides))
+        return len(list((tmp_path / "cache" / "states").glob("*/states.bin")))
+
+    assert kept("fusion=add") == 2, "training and validation"
+    assert kept("fusion=gated") == 2
+    assert kept("fusion=add", "adapter.r=4") == 4, "another English model"
+    assert kept("fusion=add", "fusion.source_layer=same") == 6
+    assert kept("fusion=add", "fusion.source_state=block_output") == 8
+    assert kept("fusion=add", "source.dtype=float16") == 10
+
+
+@pytest.mark.parametrize("cache", ["off", "memory"])
+def test_source_states_are_given_up_after_a_stage(make_stages, read_states, cache):
+    stages, held = make_stages(f"source.cache={cache}"), []
+    source = stages.source
+    stages.source = lambda model: held.append(source(model)) or held[-1]  # as a module that lives on
+    english = stages.finetune_source()
+    adapted = stages.transfer(english, "paired", fuses=True)
+    assert read_states
+    stages.test(adapted, "paired", english)
+    assert len(held) == 2
+    gone = [weakref.ref(states) for states, _ in read_states]
+    read_states.clear()
+    assert not any(ref() is not None for ref in gone)
+    assert all(stages.data("paired").dataset(role).cache is None for role in ("train", "validation"))
+
+
+@pytest.mark.parametrize("method", ["flare", "flare_mt"])
+def test_a_translation_model_is_given_up_when_its_work_is_done(make_stages, monkeypatch, method):
+    stages, alive, loaded = make_stages(*TINY_MT, f"method={method}"), {}, []
+    view, fit = {"flare": "paired", "flare_mt": "latent"}[method], stages.fit
+
+    for name in ("engine", "encoder"):
+        load = getattr(checkpoints.MT, name).func
+
+        def noted(self, load=load, name=name):
+            made = load(self)
+            loaded.append((name, weakref.ref(made)))
+            return made
+
+        prop = functools.cached_property(noted)
+        prop.__set_name__(checkpoints.MT, name)
+        monkeypatch.setattr(checkpoints.MT, name, prop)
+
+    def watched(*args):
+        alive[args[5]] = [name for name, ref in loaded if ref() is not None]
+        return fit(*args)
+
+    stages.fit = watched
+    english = stages.finetune_source()
+    adapted = stages.transfer(english, view, fuses=True)
+    assert {name for name, _ in loaded} == ({"engine"} if method == "flare" else {"engine", "encoder"})
+    assert alive["transfer"] == []
+    stages.test(adapted, view, english)
+    assert loaded[-1][0] == ("engine" if method == "flare" else "encoder"), "loaded again for the test"
