@@ -50,3 +50,13 @@ def test_the_commands_of_a_page_are_taken(page, folder):
 
 def test_the_pages_have_commands():
     assert len(commands(PAGES[0])) > 20
+
+
+def test_every_option_of_the_table_of_deviations_exists():
+    """Those of one cell are given together; a benchmark and a fusion that have them all are beside them."""
+    cells = re.findall(r"`([^`]*=[^`]*)`", (ROOT / "docs/deviations.md").read_text())
+    assert len(cells) > 15
+    for cell in cells:
+        given = ["task=xnli", "fusion=cross_attn", *cell.split()]
+        _, problems = config.check(commandline.normalised(given), multirun=False)
+        assert not problems, cell

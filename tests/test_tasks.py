@@ -20,7 +20,7 @@ from flare_exp.data import DATAMODULES
 from flare_exp.errors import UserError
 from flare_exp.forms import LabelForm, SpanForm
 from flare_exp.noise import ERRORS, corrupt, corrupt_examples, corrupted, follow_words
-from flare_exp.pipeline import translation_note
+from flare_exp.notes import translation_note
 from flare_exp.stages import quality
 from flare_exp.tasks import TASKS, XNLI, Answer, Benchmark, Example, NusaX, Task, TyDiQA, base
 from flare_exp.tasks.tydiqa import PREFIXES, locate
