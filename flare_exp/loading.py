@@ -15,6 +15,7 @@ from yaml import YAMLError
 from flare_exp import pipeline
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.checkpoints import prepare_backbone
+from flare_exp.checksums import damage
 from flare_exp.config import Config
 from flare_exp.data import Pair, PairedCollator, PairedDataset
 from flare_exp.errors import UserError
@@ -109,6 +110,8 @@ def load(folder: str | Path) -> LoadedRun:
     folder = Path(folder).expanduser()
     if not (folder / "metrics.json").is_file():
         raise UserError(f"{folder}: there is no finished run (metrics.json) in this folder")
+    if problems := damage(folder):
+        raise UserError(f"{folder} is damaged: {', '.join(problems[:5])}; the run's own command makes it again")
     try:
         stored = OmegaConf.load(folder / "config.yaml")
         given: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))  # type: ignore[assignment]

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flare_exp import config, status
+from flare_exp.checksums import damage
 from flare_exp.methods import METHODS
 from flare_exp.runs import VOLATILE
 from flare_exp.tasks import TASKS
@@ -112,6 +113,8 @@ def read(folder: Path) -> Run:
     if not (folder / "metrics.json").is_file():
         state = status.read(folder)
         raise ValueError(f"no result ({', '.join(filter(None, (state.state, state.reason)))})")
+    if problems := damage(folder, only=["metrics.json", "config.yaml"]):
+        raise ValueError(f"damaged: {problems[0]}")
     try:
         metrics = json.loads((folder / "metrics.json").read_text())
         _ = metrics["task"], metrics["lang"]

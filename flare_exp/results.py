@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.artifacts import Artifact
+from flare_exp.checksums import CHECKSUMS, seal, seal_of
 from flare_exp.curves import draw_curves
 from flare_exp.run_page import run_page
 
@@ -86,8 +87,13 @@ def leave(folder: Path, measured: Mapping[str, Any], made: Mapping[str, Artifact
     facts = {**provenance(), **facts}
     write_json(folder / "provenance.json", facts)
     draw_curves(folder / "curves", folder / "curves.png", metric, measured["lang"])
+    (folder / "metrics.json").unlink(missing_ok=True)
+    part = folder / ".metrics.json"
+    write_json(part, measured)
+    # complete before metrics.json is there, which says that the run is
+    write_json(folder / CHECKSUMS, {**seal(folder), "metrics.json": seal_of(part)})
     write_text(folder / "README.md", run_page(measured, facts, folder))
-    write_json(folder / "metrics.json", measured)
+    part.replace(folder / "metrics.json")
 
 
 def link_weights(source: str, target: str) -> None:

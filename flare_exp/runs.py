@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from flare_exp import config, preemption
+from flare_exp import checksums, config, preemption
 from flare_exp.errors import UserError
 
 # Options that do not change a result, so that a run folder may be taken up again with others.
@@ -57,6 +57,10 @@ def check_folder(cfg: Any, folder: Path) -> Iterator[str]:
         yield from unwritable
         return
     stored = folder / "config.yaml"
+    if (folder / "metrics.json").is_file() and (changed := checksums.damage(folder, only=["config.yaml"])):
+        if stored.is_file() and "config.yaml" in changed[0]:
+            yield f"output_dir={folder}: its {changed[0]}, so it cannot be told which run it holds; choose another folder"
+            return
     try:
         before = OmegaConf.load(stored) if stored.is_file() else None
     except Exception as error:  # yaml raises its own kinds
@@ -86,6 +90,18 @@ def assists(cfg: Any) -> bool:
     return machine > 0
 
 
+def discard_damaged(folder: Path) -> None:
+    """Take the result from a run folder whose files are damaged, and say so: the run is made again."""
+    import logging
+
+    if (folder / "metrics.json").is_file() and (problems := checksums.damage(folder)):
+        shown = ", ".join(problems[:5]) + (", ..." if len(problems) > 5 else "")
+        logging.getLogger(__name__).warning(
+            "output_dir=%s is damaged: %s; the run is made again, from the artifacts in the cache where they are", folder, shown
+        )
+        (folder / "metrics.json").unlink()
+
+
 def attempt(cfg: Any, folder: Path, brief: bool = False) -> str | None:
     """Run one configuration in `folder`; returns why it failed if that is something that the user can mend.
 
@@ -97,6 +113,7 @@ def attempt(cfg: Any, folder: Path, brief: bool = False) -> str | None:
     """
     from flare_exp import status
 
+    discard_damaged(folder)
     done = (folder / "metrics.json").is_file()
     try:
         with nullcontext() if done else status.running(folder):

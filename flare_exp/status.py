@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import SoftFileLease, Timeout
 
 from flare_exp.artifacts import LEASE
+from flare_exp.checksums import damage
 from flare_exp.errors import UserError
 from flare_exp.preemption import Stopped
 
@@ -96,7 +97,8 @@ def running(folder: Path) -> Iterator[None]:
 def read(folder: Path) -> State:
     """The state of the run in `folder`."""
     if (folder / "metrics.json").is_file():
-        return State("done")
+        problems = damage(folder, trusted=0)
+        return State("failed", f"damaged: {problems[0]}; the same command makes it again") if problems else State("done")
     try:
         found = next((state for _, state in reversed(history(folder))), State("missing", "not begun"))
     except (OSError, ValueError, TypeError) as error:

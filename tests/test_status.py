@@ -28,7 +28,8 @@ def grid(tmp_path):
     """A grid with a job in every state."""
     status.write_grid(tmp_path, {n: ["task=nusax", f"seed={n}"] for n in range(7)})
     (tmp_path / "0").mkdir()
-    (tmp_path / "0" / "metrics.json").write_text("{}")
+    for name in ("metrics.json", "provenance.json"):
+        (tmp_path / "0" / name).write_text("{}")
     here = {"host": status.socket.gethostname(), "pid": os.getpid(), "slurm_job": "8_1"}
     leave(tmp_path / "1", "waiting")
     leave(tmp_path / "1", "running", **here)
