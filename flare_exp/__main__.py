@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flare_exp import commandline, config, preemption
+from flare_exp import commandline, config, preemption, prefetch
 from flare_exp.errors import UserError
 from flare_exp.runs import assists, attempt, attempt_in_grid, check_folder, check_writable
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems = ["trainer.nodes with -m: the jobs of a grid on several machines need hydra/launcher=slurm"]
     if problems := problems or list(grid.problems() if grid else check_folder(jobs[0], folder)):
         return commandline.refuse(problems)
-    if not (folder / "metrics.json").is_file() and (message := _missing(jobs, given, multirun)):
+    if not (folder / "metrics.json").is_file() and (message := prefetch.checked(jobs, given, multirun)):
         print(f"flare_exp: {message}", file=sys.stderr)
         return 2
     if grid:
@@ -82,13 +82,6 @@ def _command(name: str, arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"flare_exp {name}: {error}", file=sys.stderr)
         return 2
-
-
-def _missing(jobs: Sequence[Any], given: Sequence[str], multirun: bool) -> str | None:
-    """A message when there is no network and the caches lack something that the jobs would ask the hub for."""
-    from flare_exp import hub, prefetch
-
-    return prefetch.refusal(jobs, given, multirun) if hub.offline(any(job.offline for job in jobs)) else None
 
 
 def _print_config(job: Any) -> int:

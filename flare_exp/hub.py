@@ -32,10 +32,40 @@ def offline(wanted: bool) -> bool:
 
     Tells the hub's libraries, so it comes before their import.
     """
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")  # without network it tells every time that it reads its cache
     if wanted:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     asked = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return asked.upper() in ("1", "ON", "YES", "TRUE")
+
+
+def unreachable(seconds: float = 5.0) -> str | None:
+    """Why the hub does not answer, None: it does. The libraries try again and again, for minutes; this asks once.
+
+    Args:
+        seconds: at most; a name that nobody resolves can take longer than any timeout of a connection.
+    """
+    import threading
+    import urllib.error
+    import urllib.request
+
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    answers: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=seconds).close()
+            answers.append(None)
+        except urllib.error.HTTPError:  # an answer, too
+            answers.append(None)
+        except (OSError, ValueError) as error:
+            answers.append(str(getattr(error, "reason", error)))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    reason = answers[0] if answers else f"no answer within {seconds:.0f} s"
+    return reason and f"{endpoint} cannot be reached ({reason})"
 
 
 def looks_local(path: str) -> bool:
@@ -104,6 +134,10 @@ class Need(ABC):
         """Look into the local caches; the network is not asked."""
 
     @abstractmethod
+    def download(self) -> int:
+        """Bytes that `fetch` would take from the hub, if the caches have nothing; raises whatever goes wrong."""
+
+    @abstractmethod
     def fetch(self) -> None:
         """Fetch what the local caches lack, showing progress; raises whatever goes wrong."""
 
@@ -134,6 +168,13 @@ class Checkpoint(Need):
         names = [p.name for p in folder.iterdir() if p.is_file()]
         size = sum((folder / name).stat().st_size for name in wanted(names))
         return Found(folder.name, size, lacks or missing_files(folder, names))
+
+    def download(self) -> int:
+        from huggingface_hub import HfApi
+
+        files = HfApi().model_info(self.hub_id, revision=self.revision, files_metadata=True).siblings or ()
+        sizes = {file.rfilename: file.size or 0 for file in files}
+        return sum(sizes[name] for name in wanted(list(sizes)))
 
     def fetch(self) -> None:
         from huggingface_hub import HfApi, snapshot_download
@@ -170,6 +211,14 @@ class DataSet(Need):
         if not ready:
             return Found(lacks="all of it")
         return Found(self.revision, sum(p.stat().st_size for p in ready[0].iterdir()))
+
+    def download(self) -> int:
+        from huggingface_hub import HfApi
+
+        files = HfApi().dataset_info(self.hub_id, revision=self.revision, files_metadata=True).siblings or ()
+        data = {file.rfilename: file.size or 0 for file in files if not file.rfilename.startswith((".", "README"))}
+        own = [size for name, size in data.items() if f"/{self.config}/" in f"/{name}"]  # a folder of each configuration
+        return sum(own or data.values())
 
     def fetch(self) -> None:
         load_hub(self.hub_id, self.config, str(self.revision))

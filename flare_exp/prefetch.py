@@ -7,6 +7,7 @@ with offline=true find them. Values with commas are grids. With offline=true it 
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,15 +77,47 @@ def bring(need: hub.Need) -> tuple[hub.Found, str]:
     return after, THERE if after == before else "fetched"
 
 
-def refusal(jobs: Sequence[Any], given: Sequence[str], multirun: bool) -> str | None:
-    """What the jobs of a command line miss to run without network, and the command that fetches it; None: nothing."""
-    missing = [(need, lacks) for need in needs_of(jobs) if (lacks := need.find().lacks)]
+def checked(jobs: Sequence[Any], given: Sequence[str], multirun: bool) -> str | None:
+    """See to it that the jobs of a command line can have what they take from the hub, and say what will be downloaded.
+
+    Where the hub does not answer, the jobs run from the caches, as with offline=true.
+
+    Returns:
+        why they cannot run, with the command that fetches what is missing; None: they can.
+    """
+    only_look, wanted = hub.offline(any(job.offline for job in jobs)), needs_of(jobs)
+    silent = None if only_look or not wanted else hub.unreachable()
+    if only_look or silent:
+        hub.offline(True)  # before the hub's libraries are imported
+        return refusal(wanted, given, multirun, silent)
+    return announced([need for need in wanted if need.find().lacks])
+
+
+def announced(needs: Sequence[hub.Need]) -> str | None:
+    """Say what will be downloaded and how much that is; returns why something cannot be."""
+    from rich.filesize import decimal
+
+    for need in needs:
+        try:
+            print(f"downloads {need}: {decimal(need.download())} into {need.cache}", file=sys.stderr, flush=True)
+        except Exception as error:  # the hub's libraries raise many kinds
+            return f"{need}: {hub.reason(error)}\nNothing was run."
+    return None
+
+
+def refusal(needs: Sequence[hub.Need], given: Sequence[str], multirun: bool, silent: str | None = None) -> str | None:
+    """What is missing to run without network, and the command that fetches it; None: nothing.
+
+    Args:
+        silent: why the hub does not answer, if it was asked.
+    """
+    missing = [(need, lacks) for need in needs if (lacks := need.find().lacks)]
     if not missing:
         return None
     overrides = [a for a in given if "=" in a and a.partition("=")[0] not in ("offline", "output_dir") and not a.startswith("-")]
     return "\n".join(
         [
-            f"offline, but the local caches do not hold all that is taken from the hub ({len(missing)} missing)",
+            f"{silent or 'offline'}, but the local caches do not hold all that is taken from the hub ({len(missing)} missing)",
             *(f"  - {need}: missing {lacks}" for need, lacks in missing),
             f"Nothing was run. On a machine with network that shares {_caches([need for need, _ in missing])}:",
             f"  python -m flare_exp prefetch {shlex.join([*(['-m'] if multirun else []), *overrides])}",
@@ -97,8 +130,6 @@ def _caches(found: Sequence[hub.Need]) -> str:
 
 
 def _print(outcomes: Sequence[tuple[hub.Need, hub.Found, str]]) -> None:
-    import sys
-
     from rich import box
     from rich.console import Console
     from rich.filesize import decimal

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flare_exp import preemption, status
+from flare_exp import preemption, prefetch, status
 from flare_exp.config import Config
 from flare_exp.errors import UserError
 
@@ -106,7 +106,9 @@ def run(job: Job) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), logging.FileHandler(job.folder / "flare_exp.log")]
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True)
-    if reason := attempt_in_grid(OmegaConf.structured(replace(job.config, output_dir=str(job.folder))), job.folder):
+    config = OmegaConf.structured(replace(job.config, output_dir=str(job.folder)))
+    done = (job.folder / "metrics.json").is_file()
+    if reason := (None if done else prefetch.checked([config], job.overrides, False)) or attempt_in_grid(config, job.folder):
         logging.getLogger(__name__).error("%s", reason)
         raise SystemExit(1)
 

@@ -268,6 +268,18 @@ def test_commands_explain_themselves_and_refuse_unknown_flags(name, capsys):
     assert "--dry-run: there is no such flag; allowed: -" in capsys.readouterr().err
 
 
+def test_the_example_with_an_own_checkpoint_runs_as_printed_and_downloads_nothing(tmp_path, monkeypatch):
+    from flare_exp import prefetch
+
+    (line,) = [line for line in commandline.EXAMPLES.splitlines() if "model.path=" in line]
+    for folder in ("my_model", "my_data/eng", "my_data/jav"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    jobs, found = config.check(normalised(shlex.split(line)[3:]), False)
+    assert found == []
+    assert prefetch.needs_of(jobs) == []
+
+
 def test_submit_explains_itself(capsys):
     assert main(["submit", "--help"]) == 0
     said = capsys.readouterr().out

@@ -7,9 +7,11 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +24,7 @@ import torch
 import transformers as hf
 from conftest import SMALL
 from omegaconf import OmegaConf
+from rich.filesize import decimal
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
@@ -47,6 +50,8 @@ def checkpoint(tmp_path_factory) -> Path:
     """A random XLM-R with a tokenizer of its own."""
     folder = tmp_path_factory.mktemp("checkpoint")
     words = {word: i for i, word in enumerate(("<s>", "<pad>", "</s>", "<unk>", "the", "food", "was", "good"))}
+    known = ("en", "sw", "train", "validation", "test", *map(str, range(24)), "unused 1", "unused 2", "unused 3")
+    words |= {word: i for i, word in enumerate(known, len(words))}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -185,7 +190,7 @@ def test_a_revision_becomes_the_commit_that_the_cache_has_of_it(cache, checkpoin
     assert pipeline.pinned(cfg) == cfg
     assert existing_checkpoint("org/name", cfg.model.revision).digest == f"org/name@{COMMIT}"
     # what is not read is not asked for
-    assert pipeline.pinned(settled(*given, "mt.revision=null", "method=zero_shot")).mt.revision is None
+    assert pipeline.pinned(settled(*given[:-1], "method=zero_shot")).mt.revision is None
 
 
 def test_a_revision_that_cannot_be_resolved_stops_a_run_and_not_a_plan(cache):
@@ -252,6 +257,27 @@ def test_all_that_is_missing_is_one_message_before_anything_runs(cache, tmp_path
     # of a grid too, and with the environment's word only (tests/conftest.py)
     assert main(["-m", "model=xlmr_base", "seed=0,1", f"output_dir={tmp_path / 'out'}"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "  python -m flare_exp prefetch -m model=xlmr_base seed=0,1"
+
+
+def test_a_hub_that_does_not_answer_is_one_message_at_once(tmp_path):
+    run = ["model=xlmr_base", "task=xnli", f"output_dir={tmp_path / 'out'}"]
+    start = time.perf_counter()
+    done = launch(tmp_path, *run, offline=False, HF_ENDPOINT=NOWHERE)
+    assert time.perf_counter() - start < 15  # 2 s on a machine of its own; the libraries' retries took 34
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(f"flare_exp: {NOWHERE} cannot be reached ([Errno 111] Connection refused), but the local caches")
+    assert lines[-1] == "  python -m flare_exp prefetch model=xlmr_base task=xnli"
+    assert len(lines) == 7  # two models, two data sets
+
+
+def test_a_hub_that_stays_silent_is_not_waited_for(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        start = time.perf_counter()
+        assert "cannot be reached" in hub.unreachable(0.3)
+        assert time.perf_counter() - start < 2
 
 
 def test_prefetch_without_network_reports(cache, checkpoint, capsys):
@@ -340,7 +366,7 @@ class Answer(BaseHTTPRequestHandler):
         words = unquote(urlparse(self.path).path).strip("/").removeprefix("api/").split("/")
         if words[0] not in ("models", "datasets"):
             words.insert(0, "models")
-        kind, owner, name, what, _, *rest = (*words, "", "")
+        kind, owner, name, what, _, *rest = (*words, "", "", "", "")
         repository, path = f"{kind}/{owner}/{name}", "/".join(rest).rstrip("/")
         files, commit = self.server.repositories.get(repository), self.server.commits.get(repository, COMMIT)
         if files is None:
@@ -352,7 +378,14 @@ class Answer(BaseHTTPRequestHandler):
         elif what == "paths-info":
             self.send(200, [entry(files, path) for path in paths if path in files])
         else:
-            self.send(200, {"id": f"{owner}/{name}", "sha": commit, "siblings": [{"rfilename": path} for path in files]})
+            self.send(
+                200,
+                {
+                    "id": f"{owner}/{name}",
+                    "sha": commit,
+                    "siblings": [{"rfilename": path, "size": len(data)} for path, data in files.items()],
+                },
+            )
 
     def file(self, files, path, commit):
         if path not in files:
@@ -409,6 +442,21 @@ def server(checkpoint):
     running.shutdown()
 
 
+def test_what_will_be_downloaded_is_said_before_it_starts(server, tmp_path):
+    run = ["-m", "model=custom", "model.path=org/name,org/none", "task=xnli", "mt=gold", f"output_dir={tmp_path / 'out'}"]
+    done = launch(tmp_path, *run, offline=False, HF_ENDPOINT=server.address)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    files = server.repositories["models/org/name"]
+    size = decimal(sum(len(files[name]) for name in hub.wanted(list(files))))
+    assert lines[0] == f"downloads backbone org/name at main: {size} into {tmp_path / 'hub'}"
+    data = decimal(sum(len(data) for name, data in server.repositories["datasets/facebook/xnli"].items() if name[:3] == "en/"))
+    assert f"downloads data set facebook/xnli (en) at {XNLI.revision}: {data} into {tmp_path / 'datasets'}" in lines
+    assert "flare_exp: backbone org/none at main: there is no such repository" in done.stderr
+    assert lines[-1] == "Nothing was run."
+    assert server.got == []
+
+
 @pytest.mark.slow
 def test_prefetch_then_run_without_network(server, tmp_path):
     run = ["model=custom", "model.path=org/name", "task=xnli", "mt=gold", "trainer=debug", "trainer.enable_progress_bar=false",
@@ -433,7 +481,7 @@ def test_prefetch_then_run_without_network(server, tmp_path):
     assert again.stdout.count("there already") == 3
     assert server.got == []
 
-    done = launch(tmp_path, *run, f"output_dir={tmp_path / 'out'}", HF_ENDPOINT=NOWHERE)
+    done = launch(tmp_path, *run, f"output_dir={tmp_path / 'out'}", offline=False, HF_ENDPOINT=NOWHERE)
     assert done.returncode == 0, done.stderr
     assert "sw test 0" in str(pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()[0])
 
