@@ -28,6 +28,7 @@ def notes(cfg: Config, folder: Path) -> list[str]:
         found.append(f"{test['cut_off']} of {test['examples']} gold answers are beyond what the model reads")
     if test["unparsable"]:
         found.append(f"{test['unparsable']} of {test['examples']} predictions are no answer: counted as wrong")
+    found += data_notes(facts["data"])
     said = (translation_note(name, info) for name, info in facts["translations"].items())
     found += [note for note in said if note]
     if cfg.mt.name == "gold" and METHODS[cfg.method.name].reads_translated_tests:
@@ -43,6 +44,25 @@ def notes(cfg: Config, folder: Path) -> list[str]:
     if cfg.source.shuffle or cfg.source.empty:
         found.append(f"ablation: source.{'shuffle' if cfg.source.shuffle else 'empty'}=true")
     return found
+
+
+def data_notes(data: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return one warning for each kind of doubtful data, with counts; `data` is what `pipeline.check_data` returns."""
+
+    def where(key: str) -> list[str]:
+        return [f"{facts[key]:,} of {facts['examples']:,} in {name}" for name, facts in data.items() if facts.get(key)]
+
+    said = {
+        "examples with an empty text": where("empty"),
+        "examples without an answer": where("unanswered"),
+        "a single example, which says nothing": [name for name, facts in data.items() if facts["examples"] == 1],
+        "classes without an example": [
+            f"{', '.join(facts['missing'])} in {name} (0 of {facts['examples']:,})"
+            for name, facts in data.items()
+            if facts.get("missing")
+        ],
+    }
+    return [f"warning: {kind}: {'; '.join(places)}" for kind, places in said.items() if places]
 
 
 def translation_note(name: str, info: Mapping[str, Any]) -> str | None:

@@ -25,7 +25,7 @@ from flare_exp.loggers import Tracker
 from flare_exp.methods import METHODS, Method
 from flare_exp.stages import Stages
 from flare_exp.tasks import ROLES, TASKS, Task, fingerprint
-from flare_exp.tasks.base import check_labels
+from flare_exp.tasks.base import check_labels, doubts
 from flare_exp.translation import Translator
 
 
@@ -184,7 +184,7 @@ def load_task(cfg: Config) -> Task:
 
 
 def check_data(task: Task, lang: str) -> dict[str, dict[str, Any]]:
-    """Load every split before any model; returns sizes and fingerprints for the provenance.
+    """Load every split before any model; returns sizes, fingerprints and doubts for the provenance.
 
     Raises:
         UserError: unreadable data, or (in a parallel benchmark) test examples among the training examples, or labels that
@@ -198,7 +198,7 @@ def check_data(task: Task, lang: str) -> dict[str, dict[str, Any]]:
             raise UserError(f"{len(leaked)} test examples are translations of training or validation examples, e.g. {leaked[0]}")
         check_labels(task, loaded[f"{lang}/test"], loaded[f"{task.english}/test"])
     facts: dict[str, dict[str, Any]] = {
-        name: {"examples": len(rows), "fingerprint": fingerprint(rows)} for name, rows in loaded.items()
+        name: {"examples": len(rows), "fingerprint": fingerprint(rows), **doubts(task, rows)} for name, rows in loaded.items()
     }
     if left_out := len(task.shared(task.english)):
         facts[f"{task.english}/train"]["left_out"] = left_out

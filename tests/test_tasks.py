@@ -520,6 +520,32 @@ def test_labels_of_translations_that_disagree_are_refused(tmp_path):
     ParallelTranslator(same).translate(same.load("eng", "train"), "ace")
 
 
+def test_doubtful_data_are_read_and_said_with_counts(tmp_path):
+    from flare_exp import pipeline
+    from flare_exp.notes import data_notes
+
+    for number, (split, size) in enumerate({"train": 6, "validation": 1, "test": 4}.items()):
+        for lang in ("eng", "ace"):
+            rows = [nusax(10 * number + i, 0 if split == "test" else i % 3) for i in range(size)]
+            if lang == "ace" or split == "train":
+                rows[0]["text"] = " \n"
+            write(tmp_path / lang / f"{split}.parquet", rows)
+    assert data_notes(pipeline.check_data(NusaX(data_dir=str(tmp_path)), "ace")) == [
+        "warning: examples with an empty text: 1 of 6 in eng/train; 1 of 4 in ace/test",
+        "warning: a single example, which says nothing: eng/validation",
+        "warning: classes without an example: neutral, positive in eng/validation (0 of 1); "
+        "neutral, positive in eng/test (0 of 4); neutral, positive in ace/test (0 of 4)",
+    ]
+    for lang, split in (("en", "train"), ("en", "validation"), ("sw", "validation")):
+        rows = [question(i, f"{lang}{split}", context=f"{lang} {split} {i} Nile") for i in range(3)]
+        write(tmp_path / lang / f"{split}.parquet", [*rows[:2], {**rows[2], "answers": {"text": [""], "answer_start": [0]}}])
+    splits = {"test": "validation", "validation": "train[:1]", "train": "train[1:]"}
+    task = TyDiQA(data_dir=str(tmp_path), splits=splits)
+    (said,) = (note for note in data_notes(pipeline.check_data(task, "sw")) if "answer" in note)
+    assert said == "warning: examples without an answer: 1 of 2 in en/train; 1 of 3 in en/test; 1 of 3 in sw/test"
+    assert data_notes(pipeline.check_data(TASKS["toy_sentiment"](limit=64), "far")) == []
+
+
 BAD_CELLS = [
     ("text", pa.array(["a", None, "c"]), "row 1 (from 0), column text: null instead of text"),
     ("text", pa.array([b"a", b"b", b"c"]), "row 0 (from 0), column text: b'a' instead of text"),

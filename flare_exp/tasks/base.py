@@ -238,6 +238,22 @@ def check_labels(task: Task, examples: Sequence[Example], others: Sequence[Examp
         )
 
 
+def doubts(task: Task, examples: Sequence[Example]) -> dict[str, Any]:
+    """Count what makes a split of little use, though it can be read.
+
+    Returns:
+        `empty`: examples with a text of white space alone; `unanswered`: examples without an answer that has words; `missing`:
+        classes without an example. Only what there is.
+    """
+    asked = [] if task.labels else examples
+    found = {
+        "empty": sum(not all(text.strip() for text in e.texts) for e in examples),
+        "unanswered": sum(not any(a.text.strip() for a in e.answers) for e in asked),
+        "missing": [name for number, name in enumerate(task.labels) if number not in {e.label for e in examples}],
+    }
+    return {name: value for name, value in found.items() if value}
+
+
 def _split_and_key(example: Example) -> tuple[str, str]:
     return example.id.split("/")[2], example.key
 
