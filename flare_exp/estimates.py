@@ -322,8 +322,9 @@ def _arithmetic(stages: Sketch, todo: set[str]) -> Estimate:
             taken = _steps(stages, rows) / max(1, -(-rows // stages.cfg.data.batch_size))
             epoch = taken * work.train * tokens["train"] + work.evaluate * tokens.get("validation", 0.0)
             found.seconds[name] = stage.epochs * epoch / speed
-            found.memory = max(found.memory, work.memory)
+            found.memory = max(found.memory, work.training)
         for test, view in tests.items():
+            found.memory = max(found.memory, work.testing)
             tested, part = stages.data(view).dataset("test"), stages.parts(view)["test"]
             found.seconds[test] = part * (work.evaluate * sum(tested.costs) + work.written * len(tested) / DECODING) / speed
     base = results.peak_memory() if stages.cfg.trainer.accelerator == "cpu" else 0
@@ -346,34 +347,64 @@ def _work(stages: Sketch, model: nn.Module, source: Source | None, data: PairedD
 
 
 class Work:
-    """What the costliest batch takes: `memory` in bytes; FLOPs per token (source included) to `train` and to `evaluate`, and per
-    example for tokens that are `written` one by one."""
+    """Count what the largest passes take, with as many rows as a pass has at most, all as long as the longest text.
+
+    Bytes of a process that takes a `step`, that is `testing`, and that is `training`, which includes validation. FLOPs per token
+    (source included) to `train` and to `evaluate`, and per example for tokens that are `written` one by one.
+    """
 
     def __init__(self, stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule):
         from torch._subclasses.fake_tensor import FakeTensorMode
 
         kept, cfg = _weights(stages, model), stages.cfg
-        module = stages.module(model, source)
-        with FakeTensorMode():
-            storages = _without_content(module)
-            candidates = max(1, len(stages.decoding.candidates)) if stages.form_name == "prompt" else 1
-            half = cfg.trainer.precision in ("bf16-mixed", "16-mixed")
-            dtype = torch.float16 if cfg.trainer.precision == "16-mixed" else torch.bfloat16
-            batch, tokens = _batch(stages, data, cfg.data.batch_size)
-            model.train()
-            with Counter(storages) as training, torch.autocast("cpu", dtype, enabled=half):
-                loss = _sum(_passed(module, batch, batch.get("answer")))
-                evaluating = training.flops
-                loss.backward()
-            if candidates > 1:
-                answers = {k: x.repeat(candidates, 1) for k, x in batch["answer"].items()}
-                with torch.no_grad(), Counter(storages) as scoring, torch.autocast("cpu", dtype, enabled=half):
-                    _passed(module, batch, answers)
-                evaluating = scoring.flops
-        self.memory = kept + training.peak + _optimizer_states(model, cfg.optim._target_)
-        self.train, self.evaluate = training.flops / tokens, evaluating / tokens
         free = stages.form_name == "prompt" and not stages.decoding.candidates
+        module = stages.module(model, source)
+        with FakeTensorMode(), _autocast(cfg.trainer.precision):
+            storages = _without_content(module)
+            rows = min(cfg.data.batch_size, cfg.data.micro_batch_size or cfg.data.batch_size)
+            batch, tokens = _batch(stages, data, rows)
+            model.train()
+            with Counter(storages) as training:
+                _sum(_passed(module, batch, batch.get("answer"))).backward()
+            model.zero_grad()
+            model.eval()
+            candidates = max(1, len(stages.decoding.candidates))
+            answers = {k: x.repeat(candidates, 1) for k, x in batch.get("answer", {}).items()}
+            with torch.no_grad(), Counter(storages) as reading:
+                _passed(module, batch, answers)
+            written = _written(stages, module, batch, storages) if free else 0
+        # gradients of earlier micro-batches
+        begun = sum(p.nbytes for p in model.parameters() if p.requires_grad) if data.passes > 1 else 0
+        states = _optimizer_states(model, cfg.optim._target_)
+        self.step = kept + training.peak + begun + states
+        self.testing = kept + max(reading.peak, written)
+        self.training = max(self.step, self.testing + states)
+        self.train, self.evaluate = training.flops / tokens, reading.flops / tokens
         self.written = 2.0 * backbones.parameter_counts(model)["total"] * stages.decoding.max_new_tokens if free else 0.0
+
+
+def _autocast(precision: str | None) -> torch.autocast:
+    half = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    return torch.autocast("cpu", half, enabled=precision in ("bf16-mixed", "16-mixed"))
+
+
+def _written(stages: Sketch, module: Any, batch: dict[str, Any], storages: set[int]) -> int:
+    """Bytes of a pass that writes freely: the prompts' pass, and the key-value cache of the longest answer."""
+    answers, length = stages.decoding, batch["target"]["input_ids"].shape[1]
+    with torch.no_grad(), Counter(storages) as counter:
+        module.read_source(batch)
+        inputs = {name: x.repeat_interleave(answers.beams, 0) for name, x in batch["target"].items()}
+        if module.model.config.is_encoder_decoder:
+            encoded = module.model.get_encoder()(**batch["target"]).last_hidden_state
+            inputs["encoder_outputs"] = (encoded.repeat_interleave(answers.beams, 0),)
+            inputs["decoder_input_ids"] = inputs.pop("input_ids")[:, :1]
+            length = 1
+        else:
+            inputs["logits_to_keep"] = 1
+        cache = module.model(**inputs, use_cache=True).past_key_values
+        layers = getattr(cache, "self_attention_cache", cache).layers
+        token = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) // length
+    return counter.peak + token * answers.max_new_tokens
 
 
 def _batch(stages: Sketch, data: PairedDataModule, rows: int) -> tuple[dict[str, Any], int]:

@@ -1,4 +1,5 @@
-"""`python -m flare_exp plan [-m] key=value ...`: what a run or a grid would build, need and take, before it is started.
+"""`python -m flare_exp plan [-m] [memory=80GB] key=value ...`: what a run or a grid would build, need and take, before it is
+started. With memory=, also the largest data.micro_batch_size that fits a device of that size.
 
 Nothing is fetched or built. What it takes is measured on a few batches of every stage, or counted where a model is not here:
 docs/plan.md.
@@ -6,6 +7,10 @@ docs/plan.md.
 
 from __future__ import annotations
 
+import bisect
+import functools
+import math
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -81,8 +86,11 @@ class Job:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the plan of a command line; the exit code is 2 when it has mistakes."""
-    overrides, multirun = commandline.overrides(arguments), any(a in ("-m", "--multirun") for a in arguments)
+    limits = [a.partition("=")[2] for a in arguments if a.startswith("memory=")]
+    overrides = commandline.overrides([a for a in arguments if not a.startswith("memory=")])
+    multirun = any(a in ("-m", "--multirun") for a in arguments)
     composed, problems = config.check(overrides, multirun)
+    problems += [f"memory={text}: must be a size above 0 like 80GB or 40GiB" for text in limits if not bytes_of(text)]
     if problems:
         return commandline.refuse(problems)
     jobs = [(o, _typed(c)) for o, c in zip(config.cells(overrides), composed, strict=True)]
@@ -90,8 +98,16 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="flare_exp_plan_") as scratch:
         found = looked_up(jobs, multirun, Path(scratch))
         price(found, Path(scratch))
+        fits = [fitting(found, bytes_of(text), Path(scratch)) for text in limits]
     show(found, len(jobs) - len(found))
-    return 0
+    for limit, sizes in zip(limits, fits, strict=True):
+        for job, (rows, memory) in sizes.items():
+            name = f"job {job}: " if multirun else ""
+            if rows:
+                print(f"{name}data.micro_batch_size={rows} fits {limit} ({size(memory)})")
+            else:
+                print(f"{name}not even data.micro_batch_size=1 fits {limit} ({size(memory)})")
+    return 0 if all(rows for sizes in fits for rows, _ in sizes.values()) else 1
 
 
 def _typed(composed: Any) -> config.Config:
@@ -167,6 +183,51 @@ def _progress(jobs: Sequence[Any], doing: str) -> Iterable[Any]:
     from rich.progress import track
 
     return track(jobs, description=f"{doing} {len(jobs)} jobs", console=Console(stderr=True), transient=True)
+
+
+def bytes_of(text: str) -> int:
+    """Read a size like 80GB or 40GiB; 0: it is none."""
+    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)([kMGT])(i?)B", text)):
+        return 0
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** ("kMGT".index(unit) + 1))
+
+
+def fitting(jobs: Sequence[Job], limit: int, scratch: Path) -> dict[int, tuple[int, float]]:
+    """Find each job's largest micro-batch whose estimate stays below `limit` bytes: powers of two, and the whole batch.
+
+    Of a GPU's memory a tenth is left to its context and to the allocator's reserve.
+
+    Returns:
+        number of the job -> rows (0: not even one row fits), and the bytes that they, or one row, take.
+    """
+    found: dict[int, tuple[int, float]] = {}
+    known: dict[str, tuple[int, float]] = {}
+    for job in jobs:
+        if not job.todo:
+            continue
+        room = limit * (0.9 if job.cfg.trainer.accelerator == "gpu" else 1)
+        share = -(-job.cfg.data.batch_size // job.cfg.trainer.devices)
+        sizes = [*(1 << n for n in range((share - 1).bit_length())), share]
+        alike = repr((sorted(job.todo), replace(job.cfg, seed=0, output_dir="")))
+        if alike not in known:
+            taken = functools.cache(lambda rows, job=job: _memory(job, rows, scratch))
+            count = bisect.bisect_right(sizes, room, key=taken)  # memory grows with the rows
+            rows = sizes[count - 1] if count else 0
+            known[alike] = rows, taken(rows or 1)
+        found[job.number] = known[alike]
+    return found
+
+
+def _memory(job: Job, rows: int, scratch: Path) -> float:
+    """Bytes that a job takes with so many rows in a pass."""
+    import torch
+
+    cfg = replace(job.cfg, data=replace(job.cfg.data, micro_batch_size=rows))
+    try:
+        return _estimated(replace(job, cfg=cfg), scratch).memory
+    except torch.OutOfMemoryError:  # in a probe
+        return math.inf
 
 
 def settled(cfg: config.Config) -> config.Config:

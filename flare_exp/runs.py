@@ -33,7 +33,8 @@ VOLATILE = {
     "trainer.strategy",
     "trainer.checkpoint_minutes",
     "trainer.enable_progress_bar",
-    "data.micro_batch_size",  # the loss is that of the whole batch
+    "data.micro_batch_size",  # loss and gradient are those of the whole batch
+    "model.gradient_checkpointing",  # computes the same activations twice
     "data.workers",
 }
 

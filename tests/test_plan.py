@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,7 +124,130 @@ def test_arithmetic_counts_the_tensors_that_a_real_step_has(architecture, checkp
     monkeypatch.setattr(preview, "weights_here", lambda *_: False)
     sketch = preview.preview(plan.settled(cfg), tmp_path)
     ((_, model, source, data, _),) = estimates._walk(sketch, {"transfer"})
-    assert estimates.Work(sketch, model, source, data).memory == pytest.approx(kept + counter.peak, rel=0.1)
+    assert estimates.Work(sketch, model, source, data).step == pytest.approx(kept + counter.peak, rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A tiny decoder; its arguments on a command line."""
+    folder = tmp_path_factory.mktemp("llama")
+    torch.manual_seed(0)
+    pretrain(folder / "model", architecture="llama", world_seed=0, documents=500, steps=1, batch_size=4, lr=1e-3,
+             vocab_size=600, hidden_size=64, layers=3, heads=4, target_share=0.05)  # fmt: skip
+    return ["model=custom", f"model.path={folder / 'model'}", "task.limit=64", "trainer=cpu", f"cache_dir={folder / 'cache'}"]
+
+
+def stages_of(given: list[str], folder: Path) -> preview.Preview:
+    (cfg,) = (plan._typed(c) for c in config.check(given, False)[0])
+    return preview.preview(plan.settled(cfg), folder)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["task=toy_nli"], ["task=toy_nli", "data.micro_batch_size=4"], ["task=toy_qa", "decode=generate", "decode.beams=2"]],
+    ids=["scored", "scored in parts", "written"],
+)
+def test_arithmetic_counts_the_tensors_that_a_real_prediction_has(llama, given, tmp_path, monkeypatch):
+    given = [*llama, *given, *(["decode.max_new_tokens=20"] if "task=toy_qa" in given else [])]
+    stages = stages_of(given, tmp_path)
+    ((_, model, source, data, _),) = estimates._walk(stages, {"transfer"})
+    module = stages.module(model.eval(), source)
+    batch, _ = estimates._batch(stages, data, stages.cfg.data.micro_batch_size or stages.cfg.data.batch_size)
+    batch["index"] = torch.arange(len(batch["target"]["input_ids"]))
+    # whose EOS no model writes, so that the longest answer is
+    module.tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=-1, batch_decode=lambda ids, **_: map(str, ids.tolist()))
+    with estimates.Counter({p.untyped_storage()._cdata for p in model.parameters()}) as counter, torch.no_grad():
+        module.predict(batch)
+    kept = sum(p.nbytes for p in model.parameters())
+    monkeypatch.setattr(preview, "weights_here", lambda *_: False)
+    sketch = stages_of(given, tmp_path)
+    ((_, model, source, data, _),) = estimates._walk(sketch, {"transfer"})
+    assert estimates.Work(sketch, model, source, data).testing == pytest.approx(kept + counter.peak, rel=0.15)
+
+
+def test_fewer_rows_in_a_pass_need_less_memory(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(preview, "weights_here", lambda *_: False)
+    found = []
+    for rows in (32, 4):
+        stages = stages_of([*llama, "task=toy_nli", f"data.micro_batch_size={rows}"], tmp_path)
+        ((_, model, source, data, _),) = estimates._walk(stages, {"transfer"})
+        found.append(estimates.Work(stages, model, source, data))
+    assert found[1].step < 0.5 * found[0].step
+    assert found[1].testing < 0.5 * found[0].testing
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("80GB", 80 * 10**9), ("40GiB", 40 * 2**30), ("1.5TB", 1.5e12), ("512MB", 512e6), ("80", 0), ("80gb", 0), ("0GB", 0),
+     ("-1GB", 0), ("GB", 0)],
+)  # fmt: skip
+def test_sizes(text, size):
+    assert plan.bytes_of(text) == size
+
+
+def test_a_wrong_size_is_told_with_the_other_mistakes(capsys):
+    assert main(["plan", "memory=much", "seed=-1"]) == 2
+    told = capsys.readouterr().err
+    assert "2 problems" in told
+    assert "memory=much: must be a size above 0 like 80GB or 40GiB" in told
+
+
+@pytest.fixture
+def five_bytes_a_row(monkeypatch):
+    """Estimates of 10 bytes, and 5 for each row of a pass; the rows that were asked for."""
+    asked = []
+
+    def estimated(job, scratch):
+        asked.append(job.cfg.data.micro_batch_size or job.cfg.data.batch_size)
+        counts = {stage: {"trainable": 1, "total": 1} for stage in ("finetune", "transfer")}
+        return estimates.Estimate([], parameters=counts, memory=10 + 5 * asked[-1])
+
+    monkeypatch.setattr(plan, "_estimated", estimated)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("limit", "rows", "device", "expected"),
+    [
+        (100, 32, "cpu", 16),
+        (170, 32, "cpu", 32),
+        (130, 24, "cpu", 24),
+        (110, 24, "gpu", 16),  # a tenth is left
+        (14, 32, "cpu", 0),
+        (15, 1, "cpu", 1),
+    ],
+)
+def test_the_largest_micro_batch_that_fits(limit, rows, device, expected, five_bytes_a_row):
+    (cfg,) = (plan._typed(c) for c in config.check([f"data.batch_size={rows}", f"trainer={device}"], False)[0])
+    jobs = [plan.Job(n, [], replace(cfg, seed=n), {}, {"transfer": None}) for n in range(2)]
+    found = plan.fitting(jobs, limit, Path())
+    assert found == {n: (expected, 10 + 5 * max(1, expected)) for n in range(2)}
+    assert len(five_bytes_a_row) == len({*five_bytes_a_row}), "nothing is estimated twice"
+
+
+@pytest.mark.parametrize(
+    ("limit", "code", "told"),
+    [
+        ("0.1kB", 0, "\ndata.micro_batch_size=16 fits 0.1kB (90 B)"),
+        ("0.01kB", 1, "\nnot even data.micro_batch_size=1 fits 0.01kB (15 B)"),
+    ],
+)
+def test_plan_says_which_micro_batch_fits(llama, five_bytes_a_row, limit, code, told, capsys):
+    assert main(["plan", f"memory={limit}", *llama, "task=toy_nli", "method=zero_shot"]) == code
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_missions_own_command_fits_an_80_gb_gpu(tmp_path):
+    """As it is written in the README, with every row as long as it may be."""
+    for model in ("llama3", "llama31", "gemma2"):
+        (cfg,) = (plan._typed(c) for c in config.check([f"model={model}", "task=tydiqa"], False)[0])
+        assert cfg.model.gradient_checkpointing
+        assert cfg.data.micro_batch_size == 8
+    (job,) = jobs("model=llama31", "task=tydiqa", "trainer=gpu", f"cache_dir={tmp_path / 'cache'}", scratch=tmp_path)
+    stages = preview.preview(job.cfg, tmp_path)
+    ((_, model, source, data, _),) = estimates._walk(stages, {"transfer"})
+    assert estimates.Work(stages, model, source, data).training < 0.5 * 80e9
 
 
 def test_llama_has_its_published_size_and_lora_its_closed_formula(tmp_path):
