@@ -129,18 +129,21 @@ class PairedDataset(Dataset):
         return [target + source for target, source in zip(self.lengths, sources, strict=True)]
 
 
-def check_known(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, place: str) -> None:
+def check_known(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase | None, place: str) -> None:
     """Check that a tokenizer knows the texts that it has encoded.
 
     Tokenizers of characters or with byte fallback know everything.
 
     Args:
         items: of a form, from `encode`.
+        tokenizer: None where a plan only counts lengths.
         place: the texts, for the message.
 
     Raises:
         UserError: more than UNKNOWN of the tokens stand for text that it does not know.
     """
+    if tokenizer is None:
+        return
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
         return
