@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 2  # raise when the code changes what any kind of artefact contains
+SCHEMA = 3  # raise when artifacts of one key hold something else than before; flare_exp.code tells most changes of the code
 MANIFEST = "manifest.json"
 SPENT = ".seconds"  # what earlier builders of an unfinished artefact took
 LEASE = 120.0  # seconds without a sign of life after which another machine's builder is taken for dead
@@ -39,7 +39,8 @@ LEASE = 120.0  # seconds without a sign of life after which another machine's bu
 class Artifact:
     """A finished, verified artefact.
 
-    `info` is what its builder returned, `seconds` what building took, `reused` whether it was there before this call.
+    `info` is what its builder returned, `seconds` what building took, `reused` whether it was there before this call, `code` the
+    hash of the code that decides its content (flare_exp.code), where its key has one.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Artifact:
     info: dict[str, Any]
     seconds: float
     reused: bool
+    code: str | None = None
 
 
 def digest_of(value: Any) -> str:
@@ -100,7 +102,7 @@ class ArtifactStore:
             if together and (folder := self.team.agree()) is not None:
                 build(Path(folder))
             left = self._awaited(place, kind, key)
-            return Artifact(place, kind, digest, left["info"], left["seconds"], True)
+            return Artifact(place, kind, digest, left["info"], left["seconds"], True, key.get("code"))
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with self._locked(place) as lock:
@@ -113,13 +115,13 @@ class ArtifactStore:
                     self.team.agree(None)
         except OSError as error:
             raise UserError(f"cache_dir={self.root}: cannot write the artefact {kind}/{place.name}: {error}") from error
-        return Artifact(place, kind, digest, manifest["info"], manifest["seconds"], reused)
+        return Artifact(place, kind, digest, manifest["info"], manifest["seconds"], reused, key.get("code"))
 
     def find(self, kind: str, key: Mapping[str, Any]) -> Artifact:
         """What `get` would return, without building it: `reused` says whether it is there, and whole."""
         key, digest, place = self._identified(kind, key)
         manifest = self._verified(place, kind, key) or {"info": {}, "seconds": 0.0}
-        return Artifact(place, kind, digest, manifest["info"], manifest["seconds"], "key" in manifest)
+        return Artifact(place, kind, digest, manifest["info"], manifest["seconds"], "key" in manifest, key.get("code"))
 
     def _identified(self, kind: str, key: Mapping[str, Any]) -> tuple[dict[str, Any], str, Path]:
         """The key as a manifest holds it, its digest, and where the artefact belongs."""

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flare_exp import backbones, mt
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
+from flare_exp.code import code_of
 from flare_exp.config import Config
 from flare_exp.hub import files_read, is_commit, looks_local
 from flare_exp.tasks import Task
@@ -26,7 +27,7 @@ def prepare_backbone(cfg: Config, store: ArtifactStore) -> Artifact:
     """The pre-trained checkpoint: built on first use (model=tiny), or wherever model.path points, with its identity."""
     if cfg.model.path is None:
         options = {**asdict(cfg.model.pretrain), "world_seed": cfg.task.world_seed}  # type: ignore[arg-type]
-        return store.get("backbone", {"model": cfg.model.name, **options}, lambda folder: pretrain(folder, **options))
+        return store.get("backbone", {**options, "code": code_of("backbone")}, lambda folder: pretrain(folder, **options))
     if looks_local(cfg.model.path):
         backbones.family_of(cfg.model.path)
     return existing_checkpoint(cfg.model.path, cfg.model.revision)
@@ -56,13 +57,25 @@ class MT:
     @functools.cached_property
     def origin(self) -> Any:
         """Identity of the checkpoint, known without building anything."""
-        return self.options if self.cfg.path is None else existing_checkpoint(self.cfg.path, self.cfg.revision).digest
+        if self.cfg.path is None:
+            return {**self.options, "code": code_of("mt")}
+        return existing_checkpoint(self.cfg.path, self.cfg.revision).digest
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a text's translation depends on."""
-        runs = {"backend": self.cfg.backend, "quantization": self.quantization, "rules": mt.RULES}
+        runs = {"backend": self.cfg.backend, "weights": self.quantization or self.weights, "engine": code_of("engine")}
         return {"by": "machine", "checkpoint": self.origin, **runs, **asdict(self.decoding)}
+
+    @property
+    def encoder_identity(self) -> dict[str, Any]:
+        """What the encoder's states depend on, besides the texts."""
+        return {"checkpoint": self.origin, "weights": self.weights, "code": code_of("encoder")}
+
+    @property
+    def weights(self) -> str:
+        """How transformers keeps them: which 16 bits, bfloat16 or float16, is up to the GPU."""
+        return "float32" if self.device == "cpu" else "16 bits"
 
     @property
     def quantization(self) -> str | None:
@@ -90,15 +103,14 @@ class MT:
     def checkpoint(self) -> str:
         if self.cfg.path is not None:
             return self.cfg.path
-        key = {"mt": self.cfg.name, **self.options}
-        return str(self.store.get("mt", key, lambda folder: train_mt(folder, **self.options)).path)
+        return str(self.store.get("mt", self.origin, lambda folder: train_mt(folder, **self.options)).path)
 
     @functools.cached_property
     def engine(self) -> mt.Engine:
         how = (self.decoding, self.cfg.batch_tokens, self.device)
         if not self.quantization:
             return mt.TransformersEngine(self.checkpoint, self.cfg.revision, *how)
-        key = {"checkpoint": self.origin, "quantization": self.quantization}
+        key = {"checkpoint": self.origin, "quantization": self.quantization, "code": code_of("ctranslate2")}
 
         def build(folder: Path) -> None:
             mt.convert(self.checkpoint, self.cfg.revision, folder, str(self.quantization))

@@ -24,16 +24,21 @@ FUSION_OPTIONS = {"query": "cross_attn", "heads": "cross_attn", "bias": "gated"}
 HUMAN_MT = ("toy", "gold")  # translations by the benchmark itself
 MACHINES = ("toy_nllb", "nllb_600m", "nllb_1b3_distilled", "nllb_1b3", "nllb_3b3", "custom")  # translations by a model
 
+SHARED = "loss and gradients are those of the whole batch, up to rounding and dropout masks"
 OPTIMIZERS = ("torch.optim.AdamW", "torch.optim.Adam", "bitsandbytes.optim.AdamW8bit", "bitsandbytes.optim.PagedAdamW8bit")
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help and rules: `min`, `above` (exclusive), `max`, `choices`, `refused` (value -> why)."""
+    """A field with its help and rules: `min`, `above` (exclusive), `max`, `choices`, `refused` (value -> why).
+
+    `no_effect`: why its value cannot change a result; every option without it belongs in the key of an artifact.
+    """
     return field(default=default, metadata={"help": help, **rules})
 
 
-def section(cls: type) -> Any:
-    return field(default_factory=cls)
+def section(cls: type, **rules: Any) -> Any:
+    """A field of options; `no_effect` holds for all of them."""
+    return field(default_factory=cls, metadata=rules)
 
 
 @dataclass
@@ -53,7 +58,8 @@ class PretrainConfig:
 
 @dataclass
 class ModelConfig:
-    name: str = option("???", "name of the model in results")
+    name: str = option("???", "name of the model in results",
+                       no_effect="model.path or model.pretrain say which model it is")  # fmt: skip
     path: str | None = option(None, "hub id or checkpoint folder (model=custom needs it)")
     revision: str | None = option(None, "commit or branch of the hub checkpoint; null: its newest commit")
     dtype: str = option("float32", "of the weights", choices=("float32", "bfloat16"))
@@ -61,7 +67,8 @@ class ModelConfig:
     double_quant: bool = option(True, "quantise the 4-bit constants too")
     compute_dtype: str = option("bfloat16", "matrix products of 4-bit weights", choices=("bfloat16", "float32", "float16"))
     attention: str | None = option(None, "implementation; null: the fastest that works", choices=("sdpa", "eager"))
-    gradient_checkpointing: bool = option(False, "compute activations again in the backward pass, to save memory")
+    gradient_checkpointing: bool = option(False, "compute activations again in the backward pass, to save memory",
+                                          no_effect="the same activations, computed twice")  # fmt: skip
     pretrain: PretrainConfig | None = option(None, "how the embedded model is built (model=tiny...)")
 
 
@@ -100,7 +107,8 @@ class DecodeConfig:
     name: str = option("???", "how a generative model answers")
     beams: int = option(1, "generation: 1 is greedy", min=1)
     max_new_tokens: int = option(100, "generation: longest answer in tokens", min=1)
-    cache: str = option("dynamic", "generation: key-value cache", choices=("dynamic", "static"))
+    cache: str = option("dynamic", "generation: key-value cache", choices=("dynamic", "static"),
+                        no_effect="the same tokens from other memory")  # fmt: skip
 
 
 @dataclass
@@ -116,7 +124,7 @@ class SourceConfig:
 @dataclass
 class MethodConfig:
     name: str = option("???", "method")
-    label: str = option("${.name}", "")  # with its fusion, if it has one
+    label: str = option("${.name}", "", no_effect="a name for curves")  # with its fusion, if it has one
 
 
 @dataclass
@@ -147,10 +155,12 @@ class MtConfig:
     beams: int = option(1, "models: 1 is greedy", min=1)
     max_length: int = option(256, "models: longest piece in tokens; longer texts are split into sentences", min=16, max=1024)
     no_repeat_ngram: int = option(0, "models: no n-gram twice in a translation, against loops (0: off)", min=0)
-    batch_tokens: int | None = option(None, "models: tokens per batch; null: by device", min=1)
+    batch_tokens: int | None = option(None, "models: tokens per batch; null: by device", min=1,
+                                      no_effect="a translation does not depend on the texts beside it")  # fmt: skip
     marker: str = option("quotes", "question answering: how an answer is marked in translation",
                          choices=("quotes", "brackets", "tags"))  # fmt: skip
-    shard: int = option(512, "models: texts between two saved pieces of work", min=1)
+    shard: int = option(512, "models: texts between two saved pieces of work", min=1,
+                        no_effect="a translation does not depend on the texts beside it")  # fmt: skip
     pretrain: MtPretrainConfig | None = option(None, "how mt=toy_nllb is built")
 
 
@@ -177,7 +187,7 @@ class FinetuneConfig(StageConfig):
 @dataclass
 class OptimConfig:
     _target_: str = option("torch.optim.AdamW", "optimiser", choices=OPTIMIZERS)
-    _partial_: bool = option(True, "")
+    _partial_: bool = option(True, "", no_effect="not read")
     weight_decay: float = option(0.01, "decoupled weight decay", min=0)
     eps: float = option(1e-8, "denominator term", above=0)
 
@@ -185,20 +195,24 @@ class OptimConfig:
 @dataclass
 class DataConfig:
     batch_size: int = option(32, "examples per optimiser step, over all devices", min=1)
-    micro_batch_size: int | None = option(None, "rows per forward pass and device, to save memory; null: all of the batch", min=1)
+    micro_batch_size: int | None = option(None, "rows per forward pass and device, to save memory; null: all of the batch", min=1,
+                                          no_effect=SHARED)  # fmt: skip
     max_length: int = option(128, "longest text in tokens; longer ones are cut and counted", min=4)
     truncation_side: str = option("right", "which end of a text that is too long is cut", choices=("right", "left"))
-    workers: int = option(0, "loader processes", min=0)
+    workers: int = option(0, "loader processes", min=0, no_effect="the same batches in the same order")
 
 
 @dataclass
 class TrainerConfig:
-    _target_: str = option("lightning.pytorch.Trainer", "", choices=("lightning.pytorch.Trainer",))
+    _target_: str = option("lightning.pytorch.Trainer", "", choices=("lightning.pytorch.Trainer",),
+                           no_effect="has one value")  # fmt: skip
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
-    devices: int = option(1, "devices, with a process for each; data.batch_size is shared out among them", min=1)
-    nodes: int = option(1, "machines with so many devices each; more than one inside a SLURM job only", min=1)
+    devices: int = option(1, "devices, with a process for each; data.batch_size is shared out among them", min=1,
+                          no_effect=SHARED)  # fmt: skip
+    nodes: int = option(1, "machines with so many devices each; more than one inside a SLURM job only", min=1,
+                        no_effect=SHARED)  # fmt: skip
     strategy: str | None = option(None, "several devices: each with the whole model (ddp), or with a part of it (fsdp)",
-                                  choices=("ddp", "fsdp"))  # fmt: skip
+                                  choices=("ddp", "fsdp"), no_effect="the same weights, kept in other places")  # fmt: skip
     precision: str | None = option(None, "null: bf16-mixed on GPUs, 32-true on CPUs",
                                    choices=("32-true", "64-true", "bf16-mixed", "16-mixed"),
                                    refused={"bf16-true": "trained weights of 16 bits lose most of their updates; choose "
@@ -206,8 +220,9 @@ class TrainerConfig:
     max_epochs: int | None = option(None, "caps finetune.epochs and transfer.epochs", min=1)
     limit_train_batches: int | None = option(None, "only so many batches per epoch", min=1)
     gradient_clip_val: float | None = option(1.0, "clip the gradient's norm", above=0)
-    checkpoint_minutes: float = option(10.0, "minutes between the states that a killed training goes on from", above=0)
-    enable_progress_bar: bool = option(True, "show progress")
+    checkpoint_minutes: float = option(10.0, "minutes between the states that a killed training goes on from", above=0,
+                                       no_effect="a resumed training equals an uninterrupted one")  # fmt: skip
+    enable_progress_bar: bool = option(True, "show progress", no_effect="only what is shown")
 
 
 @dataclass
@@ -226,12 +241,16 @@ class LoggerConfig:
 @dataclass
 class Config:
     seed: int = option(0, "training seed; the toy world and its checkpoints have seeds of their own", min=0)
-    output_dir: str = option("???", "the run folder; in multirun the parent of the run folders")
-    cache_dir: str = option("???", "artefacts shared by all runs (FLARE_EXP_CACHE, else ~/.cache/flare_exp)")
-    offline: bool = option(False, "never ask the network; tell what is missing before anything runs (see prefetch)")
-    print_config: bool = option(False, "print the resolved configuration and stop")
-    resume: bool = option(True, "an output_dir with this same configuration continues or returns its result")
-    experiment: str | None = option(None, "the preset in use")
+    output_dir: str = option("???", "the run folder; in multirun the parent of the run folders",
+                             no_effect="a place, not content")  # fmt: skip
+    cache_dir: str = option("???", "artefacts shared by all runs (FLARE_EXP_CACHE, else ~/.cache/flare_exp)",
+                            no_effect="a place, not content")  # fmt: skip
+    offline: bool = option(False, "never ask the network; tell what is missing before anything runs (see prefetch)",
+                           no_effect="what is read is known by commit or content")  # fmt: skip
+    print_config: bool = option(False, "print the resolved configuration and stop", no_effect="nothing runs")
+    resume: bool = option(True, "an output_dir with this same configuration continues or returns its result",
+                          no_effect="whether a run is taken up, not what it gives")  # fmt: skip
+    experiment: str | None = option(None, "the preset in use", no_effect="a name; the preset's values count")
     model: ModelConfig = section(ModelConfig)
     task: TaskConfig = section(TaskConfig)
     fusion: FusionConfig = section(FusionConfig)
@@ -245,7 +264,7 @@ class Config:
     optim: OptimConfig = section(OptimConfig)
     data: DataConfig = section(DataConfig)
     trainer: TrainerConfig = section(TrainerConfig)
-    logger: LoggerConfig = section(LoggerConfig)
+    logger: LoggerConfig = section(LoggerConfig, no_effect="where curves are shown")
 
 
 def conf_dir() -> Path:
@@ -271,6 +290,17 @@ def keys(cls: type = Config, prefix: str = "") -> dict[str, Any]:
         found[prefix + f.name] = f
         if inner:
             found |= keys(inner[0], f"{prefix}{f.name}.")  # type: ignore[arg-type]
+    return found
+
+
+def no_effect() -> dict[str, str]:
+    """Dotted key -> why it cannot change a result, for every option of which that is said."""
+    every = keys()
+    found = {}
+    for key, f in every.items():
+        parent = every.get(key.rpartition(".")[0], f)
+        if reason := f.metadata.get("no_effect") or parent.metadata.get("no_effect"):
+            found[key] = reason
     return found
 
 

@@ -27,7 +27,6 @@ from flare_exp.errors import UserError
 from flare_exp.finite import check_finite
 from flare_exp.hub import local, looks_local
 
-RULES = 1  # raise when the same texts and options come out otherwise: splitting, limits, joining
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 NARROWEST = 16  # a shorter row counts as this many tokens: its logits over the vocabulary cost as much as any row's
 QUANTIZATIONS = ("float32", "float16", "bfloat16", "int8", "int8_float32", "int8_float16", "int8_bfloat16")

@@ -82,7 +82,7 @@ def leave(folder: Path, measured: Mapping[str, Any], made: Mapping[str, Artifact
         "test": made["test"].info,
         "translations": {name: a.info for name, a in made.items() if a.kind == "translation"},
         "seconds": measured["seconds"],
-        "artefacts": {name: {"kind": a.kind, "digest": a.digest, "reused": a.reused} for name, a in made.items()},
+        "artefacts": {name: {"kind": a.kind, "digest": a.digest, "reused": a.reused, "code": a.code} for name, a in made.items()},
     }
     facts = {**provenance(), **facts}
     write_json(folder / "provenance.json", facts)

@@ -11,32 +11,15 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from flare_exp import checksums, config, preemption
 from flare_exp.errors import UserError
 
-# Options that do not change a result, so that a run folder may be taken up again with others.
-VOLATILE = {
-    "output_dir",
-    "cache_dir",
-    "resume",
-    "print_config",
-    "offline",
-    "experiment",
-    "method.label",
-    *(f"logger.{f.name}" for f in fields(config.LoggerConfig)),
-    "trainer.devices",
-    "trainer.nodes",
-    "trainer.strategy",
-    "trainer.checkpoint_minutes",
-    "trainer.enable_progress_bar",
-    "data.micro_batch_size",  # loss and gradient are those of the whole batch
-    "model.gradient_checkpointing",  # computes the same activations twice
-    "data.workers",
-}
+# Options that do not change a result, so that a run folder may be taken up again with others. The model's name changes none
+# either, but stands in metrics.json.
+VOLATILE = {*config.no_effect()} - {"model.name"}
 
 
 def check_writable(folder: Path) -> Iterator[str]:

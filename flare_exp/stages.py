@@ -23,11 +23,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import PeftModel
 from torch import nn
 
-from flare_exp import adapter, backbones, metrics, results, sources, states
-from flare_exp import fusion as fusions
-from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
+from flare_exp import adapter, backbones, metrics, results
+from flare_exp.artifacts import Artifact, ArtifactStore, digest_of
 from flare_exp.backbones import Backbone
 from flare_exp.checkpoints import MT, make_translator
+from flare_exp.code import code_of
 from flare_exp.config import FUSION_OPTIONS, Config, StageConfig
 from flare_exp.data import DATAMODULES, PairedDataModule
 from flare_exp.divergence import NotFinite, StopIfNotFinite
@@ -64,20 +64,28 @@ class Stages:
         self.form = self._form()
         self.translations: dict[str, Artifact] = {}
         self._data: dict[str, PairedDataModule] = {}
-        # how an example becomes what the model reads
+        family = backbones.family_of(str(self.backbone.path), cfg.model.revision)
+        prompted = self.form_name == "prompt"
+        # what training (which selects on validation) and testing depend on, besides data and model
         self.reading = {
             "form": self.form_name,
             "max_length": self.form.max_length,
             "truncation_side": cfg.data.truncation_side,
-        }
-        # what every trained artefact depends on, besides its data and its predecessor
-        self.recipe = {
-            "optim": asdict(cfg.optim),
-            "batch_size": cfg.data.batch_size,
+            "prompt": task.prompt if prompted else None,
+            "task": [task.fields, task.labels, task.metric],
+            "answers": asdict(replace(self.decoding, cache="")) if prompted else None,
+            "max_answer_length": cfg.task.max_answer_length if self.form_name == "span" else None,
+            "family": asdict(family),
+            "attention": cfg.model.attention or family.attention[0],
             "precision": cfg.trainer.precision,
-            "weights": asdict(self.precision),
+            "weights": asdict(self.precision) if cfg.model.quantize else cfg.model.dtype,
+            "code": code_of("model", task=type(task).__module__),
+        }
+        # what training depends on besides
+        self.recipe = {
             **self.reading,
-            "family": asdict(backbones.family_of(str(self.backbone.path), cfg.model.revision)),
+            "optim": {name: value for name, value in asdict(cfg.optim).items() if name != "_partial_"},
+            "batch_size": cfg.data.batch_size,
             "select": cfg.task.select,
             "clip": cfg.trainer.gradient_clip_val,
             "limit_train_batches": cfg.trainer.limit_train_batches,
@@ -91,8 +99,7 @@ class Stages:
         data = self.data("english")
         stage, lora = self.capped(self.cfg.finetune), self.cfg.finetune.tuning == "lora"
         key = {"stage": "finetune", "backbone": self.backbone.digest, "data": pairs_digest(data, *self.task.training_roles),
-               "labels": self.task.labels, "adapter": asdict(self.cfg.adapter) if lora else None, "hyper": asdict(stage),
-               **self.recipe}  # fmt: skip
+               "adapter": asdict(self.cfg.adapter) if lora else None, "hyper": asdict(stage), **self.recipe}  # fmt: skip
 
         def build(folder: Path) -> dict[str, Any]:
             backbone = self.fresh_backbone()
@@ -107,14 +114,15 @@ class Stages:
         """Translations of `examples` into `lang`, made once and kept as an artefact."""
         identity, o = self.translator.identity(examples, lang), self.cfg.mt
         artifact = self._kept_translation(
-            {"task": self.task.name, "data": fingerprint(examples), "lang": lang, **identity},
+            {"task": self.task.name, "data": fingerprint(examples), "lang": lang, **identity, "code": code_of("translation")},
             examples, lang, lambda: self.translator.flagged(examples, lang), identity,
         )  # fmt: skip
         made = read_translation(artifact, examples)
         if o.noise:
             errors = {"of": artifact.digest, "noise": o.noise, "errors": o.errors, "noise_seed": o.seed}
             noisy = corrupt_examples(made, lang, o.noise, o.errors, o.seed, self.task.context)
-            keep = functools.partial(self._kept_translation, errors, examples, lang)
+            key = {**errors, "code": code_of("noise", "translation")}
+            keep = functools.partial(self._kept_translation, key, examples, lang)
             artifact = keep(lambda: [(e, {}) for e in noisy], {**identity, **errors})
             made = noisy
         self.translations.setdefault(f"translation of {examples[0].id.rpartition('/')[0]} into {lang}", artifact)
@@ -153,19 +161,20 @@ class Stages:
         stage = self.capped(self.cfg.transfer)
         fusion = self.fusion_options(view) if fuses else None
         key = {"stage": "transfer", "english": english.digest, "data": pairs_digest(data, *self.task.training_roles),
-               "fusion": fusion and [fusion, file_sha256(Path(fusions.__file__))],  # other code, other weights
+               "fusion": fusion and {**fusion, "code": code_of("fusion")},
                "adapter": asdict(self.cfg.adapter), "hyper": asdict(stage), **self.recipe}  # fmt: skip
         if fusion and self.cfg.source.cache != "off" and self.cfg.source.dtype:
             key["states"] = self.cfg.source.dtype  # rounded
         if view == "latent":
-            key["encoder"] = self.mt.origin
+            assert data.source_form
+            key["encoder"] = {**self.mt.encoder_identity, "max_length": data.source_form.max_length}
 
         def build(folder: Path) -> dict[str, Any]:
             self.mt.release()  # its translations are made
             model = self.add_adapter(self.english_model(english), **(fusion or {}))
             source = self.source(model) if fusion else None
             if source and self.cfg.source.cache != "off":
-                self.cache_states(source, data, self.mt.origin if view == "latent" else english.digest)
+                self.cache_states(source, data, self.mt.encoder_identity if view == "latent" else english.digest)
             facts = self.fit(model, source, data, stage, folder, "transfer", "adapter")
             data.drop_states()
             return facts
@@ -177,12 +186,10 @@ class Stages:
     def test(self, trained: Artifact, view: str, english: Artifact | None = None) -> Artifact:
         """Predict and score the test split. `english` is the model that `trained` is an adapter of, if it is one."""
         data, back = self.data(view), self.answers_back(view)
-        key = {"stage": "test", "model": trained.digest, "data": pairs_digest(data, "test"), **self.reading,
-               "precision": self.cfg.trainer.precision, "weights": asdict(self.precision),
-               "answers": asdict(self.decoding) if self.form_name == "prompt" else self.cfg.task.max_answer_length}  # fmt: skip
+        key = {"stage": "test", "model": trained.digest, "data": pairs_digest(data, "test"), **self.reading}
 
         if back:
-            key["back"] = back.texts_identity(self.task.english, self.cfg.task.lang)
+            key["back"] = {**back.texts_identity(self.task.english, self.cfg.task.lang), "code": code_of("translation")}
 
         def build(folder: Path) -> dict[str, Any]:
             self.mt.release()
@@ -328,8 +335,8 @@ class Stages:
                 if dataset.source is None:
                     continue
                 form = data.source_form or data.form
-                place = {"reader": reader, **source.reads, "code": source_code(), "weights": asdict(self.precision),
-                         "attention": self.cfg.model.attention, "precision": self.cfg.trainer.precision,
+                place = {"reader": reader, **source.reads, "code": code_of("states"),
+                         **{name: self.reading[name] for name in ("attention", "precision", "weights")},
                          "texts": digest_of([item["inputs"]["input_ids"] for item in dataset.source])}  # fmt: skip
                 store = self.store if options.cache == "disk" else None
                 kept = getattr(torch, options.dtype) if options.dtype else None
@@ -480,12 +487,6 @@ class Stages:
 def saved_weights(folder: Path) -> Path:
     """Return where weights are: in an artefact's `adapter` or `model`, or (of a run folder) right there."""
     return next((folder / name for name in ("adapter", "model") if (folder / name).is_dir()), folder)
-
-
-@functools.cache
-def source_code() -> str:
-    """Identity of the code that decides source states."""
-    return digest_of([file_sha256(Path(str(module.__file__))) for module in (sources, adapter, states)])[:20]
 
 
 def read_translation(artifact: Artifact, examples: Sequence[Example]) -> list[Example]:

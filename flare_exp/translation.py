@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from flare_exp import projection
 from flare_exp.artifacts import ArtifactStore, digest_of, file_sha256
+from flare_exp.code import code_of
 from flare_exp.errors import UserError
 from flare_exp.languages import language
 from flare_exp.tasks import Example, Task, fingerprint
@@ -283,7 +284,8 @@ class MachineTranslator(Translator):
     def _shard(self, texts: Sequence[str], source: str, target: str, advance: Callable[[int], None]) -> list[dict[str, Any]]:
         from flare_exp import mt, results
 
-        key = {**self.model.identity, "from": source, "to": target, "protect": self.marker, "texts": digest_of(list(texts))}
+        protected = None if self.task.labels else [self.marker, code_of("marks")]
+        key = {**self.model.identity, "from": source, "to": target, "protect": protected, "texts": digest_of(list(texts))}
 
         def build(folder: Path) -> dict[str, Any]:
             protect = None if self.task.labels else lambda text: projection.marked_range(text, self.marker)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -141,6 +143,23 @@ def last_of_each(words: Sequence[str]) -> list[str]:
     """Keep the last word of each key: a test's own overrides come after the defaults."""
     last = {word.partition("=")[0]: number for number, word in enumerate(words)}
     return [word for number, word in enumerate(words) if "=" not in word or last[word.partition("=")[0]] == number]
+
+
+COMMIT = "a" * 40
+
+
+def put(cache: Path, hub_id: str, folder: Path, commit: str = COMMIT, ref: str = "main") -> Path:
+    """A checkpoint in a hub cache, as huggingface_hub lays it out; the snapshot's folder."""
+    place = cache / f"models--{hub_id.replace('/', '--')}"
+    snapshot = place / "snapshots" / commit
+    for each in (place / "blobs", place / "refs", snapshot):
+        each.mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        blob = place / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        shutil.copy(file, blob)
+        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+    (place / "refs" / ref).write_text(commit)
+    return snapshot
 
 
 SHARED = Path(os.environ.get("FLARE_EXP_SHARED", Path(__file__).parents[2] / "shared" / "data"))

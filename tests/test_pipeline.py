@@ -48,7 +48,7 @@ def flare_run(cache_dir, tmp_path_factory):
     return out, done
 
 
-def test_run_folder_holds_everything(flare_run):
+def test_run_folder_holds_everything(flare_run, cache_dir):
     out, done = flare_run
     measured = result(out)
     assert {k: measured[k] for k in ("task", "lang", "model", "method", "fusion", "mt", "seed")} == {
@@ -74,6 +74,8 @@ def test_run_folder_holds_everything(flare_run):
     assert provenance["parameters"]["trainable"] < provenance["parameters"]["total"]
     assert provenance["data"]["far/test"]["examples"] == 64
     assert provenance["packages"]["torch"]
+    manifests = [json.loads(path.read_text())["key"]["code"] for path in cache_dir.glob("transfer/*/manifest.json")]
+    assert provenance["artefacts"]["transfer"]["code"] in manifests
     assert provenance["peak_memory_bytes"] > 10**8
     assert "zero-shot" in done.stdout
     assert "flare (add_relu)" in done.stdout

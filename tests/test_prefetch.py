@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers as hf
-from conftest import SMALL
+from conftest import COMMIT, SMALL, put
 from omegaconf import OmegaConf
 from rich.filesize import decimal
 from safetensors.torch import load_file
@@ -34,7 +34,7 @@ from flare_exp.checkpoints import existing_checkpoint
 from flare_exp.errors import UserError
 from flare_exp.tasks import XNLI
 
-COMMIT, OTHER = "a" * 40, "b" * 40
+OTHER = "b" * 40
 NLLB = "facebook/nllb-200-3.3B"
 NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 
@@ -62,20 +62,6 @@ def checkpoint(tmp_path_factory) -> Path:
     options = SMALL | {"max_position_embeddings": 140}
     hf.XLMRobertaForMaskedLM(hf.XLMRobertaConfig(**options, type_vocab_size=1, pad_token_id=1)).save_pretrained(folder)
     return folder
-
-
-def put(cache: Path, hub_id: str, folder: Path, commit: str = COMMIT, ref: str = "main") -> Path:
-    """A checkpoint in a hub cache, as huggingface_hub lays it out; the snapshot's folder."""
-    place = cache / f"models--{hub_id.replace('/', '--')}"
-    snapshot = place / "snapshots" / commit
-    for each in (place / "blobs", place / "refs", snapshot):
-        each.mkdir(parents=True, exist_ok=True)
-    for file in folder.iterdir():
-        blob = place / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
-        shutil.copy(file, blob)
-        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
-    (place / "refs" / ref).write_text(commit)
-    return snapshot
 
 
 def launch(home: Path, *arguments: str, offline: bool = True, **env: str) -> subprocess.CompletedProcess:

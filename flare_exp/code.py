@@ -1,0 +1,90 @@
+"""Hash the code that decides what an artifact holds, so that a changed program never finds what another one left.
+
+Comments, docstrings and formatting do not count, nor does the version of Python that computes the hash.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from flare_exp.artifacts import digest_of
+
+WORLD = ("tiny.world", "tiny.lexicon")
+# What an artifact's content depends on -> modules of this package that decide it, or functions and classes of them
+# (`module:name`) where the rest of a module decides nothing.
+CODE = {
+    "backbone": ("tiny.pretrain", *WORLD),
+    "mt": ("tiny.mt", "tiny.pretrain", "languages", *WORLD),
+    "ctranslate2": ("mt:convert", "mt:load_model"),
+    "engine": ("mt",),
+    "marks": ("projection",),
+    "translation": ("metrics:translation", "projection", "stages:quality", "translation"),
+    "noise": ("noise",),
+    # how examples are prepared, trained on, answered and scored; the row of the model's family is a part of the key
+    "model": ("adapter", "data", "forms", "metrics", "modules", "parallel:gathered", "sources:positions", "stages", "tasks.base",
+              "backbones:Precision", "backbones:_auto_class", "backbones:_quantisation", "backbones:load",
+              "backbones:load_tokenizer", "backbones:longest_input", "backbones:wrap"),
+    "fusion": ("fusion", "sources", "states"),
+    "states": ("adapter", "sources", "states"),
+    "encoder": ("mt:_dtype", "mt:load_encoder", "mt:load_model"),
+}  # fmt: skip
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def code_of(*kinds: str, task: str | None = None) -> str:
+    """Hash the code behind `kinds` (keys of CODE), and behind a task, whose module is `task`.
+
+    Raises:
+        LookupError: CODE names something that is not there.
+    """
+    names = sorted({f"{__package__}.{name}" for kind in kinds for name in CODE[kind]})
+    found = {}
+    for name in [*names, *([task] if task else [])]:
+        module, _, member = name.partition(":")
+        found[name] = _hash(module, source_of(module), member)
+    return digest_of(found)[:16]
+
+
+@functools.cache
+def source_of(module: str) -> str:
+    """Read a module's source."""
+    try:
+        spec = find_spec(module)
+    except ValueError:  # __main__
+        spec = None
+    if spec is None or spec.origin is None:
+        raise LookupError(f"flare_exp/code.py: there is no module {module}")
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _hash(module: str, source: str, member: str) -> str:
+    """Hash a module, or one function or class of it."""
+    tree: ast.AST = ast.parse(source)
+    if member:
+        found = [node for node in tree.body if getattr(node, "name", None) == member]  # type: ignore[attr-defined]
+        if not found:
+            raise LookupError(f"flare_exp/code.py: {module} has no {member}")
+        tree = found[0]
+    return digest_of(_structure(tree))
+
+
+def _structure(node: Any) -> Any:
+    """Give a syntax tree as nested lists and strings, without docstrings.
+
+    `ast.dump` and `ast.unparse` do the same differently in every version of Python: fields are added, which are empty, and
+    strings are quoted in other ways.
+    """
+    if isinstance(node, list):
+        return [_structure(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = {name: value for name, value in ast.iter_fields(node) if value is not None and value != []}
+    if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+        fields["body"] = node.body[1:]
+    return [type(node).__name__, *([name, _structure(value)] for name, value in fields.items())]
