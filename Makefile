@@ -8,7 +8,7 @@ PINS   := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.ve
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-slurm test-sweeps setup-sweeps lint types format wheel nusax xnli-tydiqa toy-table toy-tasks mt-gain clean
+.PHONY: help setup run test test-fast test-slurm test-sweeps setup-sweeps test-newest test-gpu lint types format wheel nusax xnli-tydiqa toy-table toy-tasks mt-gain clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,12 @@ test-fast: setup  ## the tests that train nothing
 test-slurm: setup  ## the tests on a real SLURM (with one core each, minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_slurm.py -m slurm
 
+GPU_REPORT := outputs/gpu_report.json
+
+test-gpu: setup  ## what has to be seen the first time a GPU is at hand (minutes; its measurements: outputs/gpu_report.json)
+	FLARE_EXP_GPU_REPORT=$(GPU_REPORT) $(BIN)/python -m pytest tests/test_gpu.py -rs
+	@echo "what was measured: $(GPU_REPORT)"
+
 # W&B's package for sweeps needs numpy < 2, so it has an environment of its own
 SWEEPS := .venv-sweeps
 
@@ -51,6 +57,17 @@ $(SWEEPS)/.installed:
 	$(PYTHON) -m venv $(SWEEPS)
 	$(SWEEPS)/bin/pip install --quiet --disable-pip-version-check 'sweeps==0.3.0' 'numpy<2'
 	@touch $@
+
+# the invariants on what PEFT and transformers have published last, whatever pyproject.toml and constraints.txt allow
+NEWEST := .venv-newest
+
+test-newest:  ## the invariants and fusion functions with the newest PEFT and transformers (in .venv-newest; may fail)
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check $(PINS) torch==2.13.0
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check $(PINS) -e '.[dev]'
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --upgrade peft transformers
+	@$(NEWEST)/bin/python -c 'import peft, torch, transformers as t; print(f"peft {peft.__version__}, transformers {t.__version__}, torch {torch.__version__}")'
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2 tests/test_invariants.py tests/test_fusion.py
 
 toy-table: setup  ## the embedded world's table: methods, ablations, fusion functions, 3 seeds (an hour of one core)
 	PYTHON=$(BIN)/python sweeps/toy_table.sh
@@ -82,4 +99,4 @@ wheel: setup  ## build dist/*.whl (contains conf/)
 	$(BIN)/python -m build --wheel
 
 clean:  ## remove the virtual environment and build products (keeps outputs/ and the artefact cache)
-	rm -rf $(VENV) $(SWEEPS) dist build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(SWEEPS) $(NEWEST) dist build *.egg-info .pytest_cache .ruff_cache .mypy_cache
