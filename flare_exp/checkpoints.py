@@ -27,7 +27,8 @@ def prepare_backbone(cfg: Config, store: ArtifactStore) -> Artifact:
     """The pre-trained checkpoint: built on first use (model=tiny), or wherever model.path points, with its identity."""
     if cfg.model.path is None:
         options = {**asdict(cfg.model.pretrain), "world_seed": cfg.task.world_seed}  # type: ignore[arg-type]
-        return store.get("backbone", {**options, "code": code_of("backbone")}, lambda folder: pretrain(folder, **options))
+        key = {**options, "code": code_of("backbone")}
+        return store.get("backbone", key, lambda folder: pretrain(folder, **options), resumable=True)
     if looks_local(cfg.model.path):
         backbones.family_of(cfg.model.path)
     return existing_checkpoint(cfg.model.path, cfg.model.revision)
@@ -103,7 +104,7 @@ class MT:
     def checkpoint(self) -> str:
         if self.cfg.path is not None:
             return self.cfg.path
-        return str(self.store.get("mt", self.origin, lambda folder: train_mt(folder, **self.options)).path)
+        return str(self.store.get("mt", self.origin, lambda folder: train_mt(folder, **self.options), resumable=True).path)
 
     @functools.cached_property
     def engine(self) -> mt.Engine:

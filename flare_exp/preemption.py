@@ -2,11 +2,11 @@
 
 SLURM warns a job before its time limit or a preemption with SIGUSR1 (`--signal=USR1@300`); SIGTERM asks any process to end.
 Neither interrupts anything: a run looks for them where its state can be kept, at the boundary of a training step and before each
-stage.
+stage. Ctrl-C (SIGINT) is the same while something is trained (`deferred`), and ends a run at once elsewhere: nothing is lost.
 
-They stay blocked, and pending, instead of having a handler: they can come while Python still imports, or while a library holds
-a lock, and neither is disturbed. Every process that is started later inherits this, so that a signal to all of a job's processes
-reaches the one that leads, and ends none of the others.
+SIGUSR1 and SIGTERM stay blocked, and pending, instead of having a handler: they can come while Python still imports, or while a
+library holds a lock, and neither is disturbed. Every process that is started later inherits this, so that a signal to all of a
+job's processes reaches the one that leads, and ends none of the others.
 """
 
 from __future__ import annotations
@@ -14,8 +14,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+SHARE = 0.02  # of the time of a training that keeping its states may take
+_interrupted = threading.Event()  # by Ctrl-C
 
 
 class Stopped(Exception):
@@ -29,13 +35,66 @@ class Stopped(Exception):
 def listen() -> None:
     """Keep SIGNALS from ending this process at once. Call it before any thread starts: one that does not block a signal
     receives it."""
+    _interrupted.clear()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def asked() -> signal.Signals | None:
     """The signal that asked this process to stop, if one did."""
+    if _interrupted.is_set():
+        return signal.SIGINT
     pending = signal.sigpending()
     return next((s for s in SIGNALS if s in pending), None)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let Ctrl-C ask for a stop as the other signals do; a second one interrupts at once.
+
+    Where SIGINT is ignored, as in a process that a shell has started in the background, it stays ignored.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        if _interrupted.is_set():
+            raise KeyboardInterrupt
+        _interrupted.set()
+        os.write(2, b"\nCtrl-C: finishing and keeping this step; once more ends at once, without it\n")
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Pace:
+    """When the state of a training is to be kept: every `minutes`, or less often where that takes more than SHARE of the time."""
+
+    def __init__(self, minutes: float):
+        self.seconds, self.took, self.last = 60 * minutes, 0.0, time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        return self.affordable and time.monotonic() - self.last > self.seconds
+
+    @property
+    def affordable(self) -> bool:
+        """Whether enough time has passed since the last state for what it took to be SHARE of it."""
+        return SHARE * (time.monotonic() - self.last) >= self.took
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Measure what keeping a state takes."""
+        start = time.monotonic()
+        yield
+        self.last = time.monotonic()
+        self.took = self.last - start
 
 
 def check(where: str) -> None:

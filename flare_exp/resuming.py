@@ -6,7 +6,6 @@ import csv
 import logging
 import os
 import random
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,20 +23,21 @@ log = logging.getLogger(__name__)
 
 
 class StepCheckpoint(pl.Callback):
-    """Keeps the state of a training at the boundary of a step: every `minutes`, and when a signal asks the run to stop.
+    """Keeps the state of a training at the boundary of a step: every `minutes`, after each epoch, and when a signal asks the run
+    to stop; the first two less often where that is slow (`preemption.Pace`).
 
     The state is Lightning's (trained weights, optimizer, schedule, progress, best epoch), the position in the epoch's
     order (`data.ResumableLoader`), and the random states of all processes.
 
-    Not after the last batch of an epoch: validation comes next, and belongs to the same epoch.
+    Not after the last batch of an epoch: validation comes next, and belongs to the same epoch. What it gave is kept with the
+    first step of the next epoch.
 
     Raises:
         Stopped: once the state is kept.
     """
 
     def __init__(self, path: Path, team: Team, minutes: float):
-        self.path, self.team, self.seconds = path, team, 60 * minutes
-        self.due = time.monotonic() + self.seconds
+        self.path, self.team, self.pace, self.epoch_ended = path, team, preemption.Pace(minutes), False
         self.order: dict[str, int] | None = None
         self.random: dict[str, Any] | None = None
 
@@ -45,11 +45,18 @@ class StepCheckpoint(pl.Callback):
         loop = trainer.fit_loop.epoch_loop
         if loop.batch_progress.is_last_batch or loop._should_accumulate():  # the gradients of a begun step are not kept
             return
-        by, due = self.team.agree((preemption.asked(), time.monotonic() > self.due))
+        due = self.pace.due or (self.epoch_ended and self.pace.affordable)
+        self.epoch_ended = False
+        by, due = self.team.agree((preemption.asked(), due))
         if by or due:
-            self.save(trainer)
+            with self.pace.keeping():
+                self.save(trainer)
         if by:
+            log.info("kept the state after %d steps", trainer.global_step)
             raise preemption.Stopped(by, f"after {trainer.global_step} steps")
+
+    def on_train_epoch_end(self, *_) -> None:
+        self.epoch_ended = True
 
     def save(self, trainer: pl.Trainer) -> None:
         """Replace the state on disk, all or nothing."""
@@ -61,8 +68,6 @@ class StepCheckpoint(pl.Callback):
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(self.path)
-            log.info("kept the state after %d steps", trainer.global_step)
-        self.due = time.monotonic() + self.seconds
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["order"] = trainer.train_dataloader.state_dict()  # type: ignore[union-attr]

@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import PeftModel
 from torch import nn
 
-from flare_exp import adapter, backbones, metrics, results
+from flare_exp import adapter, backbones, metrics, preemption, results
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of
 from flare_exp.backbones import Backbone
 from flare_exp.checkpoints import MT, make_translator
@@ -434,7 +434,7 @@ class Stages:
             log.info("%s: goes on after %d steps", name, steps)
         elif self.team.leads:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        with continued_curves(folder / "metrics.csv", steps) if self.team.leads else nullcontext():
+        with preemption.deferred(), continued_curves(folder / "metrics.csv", steps) if self.team.leads else nullcontext():
             try:
                 trainer.fit(module, data, ckpt_path=str(kept.path) if steps else None, weights_only=True)
             except NotFinite:

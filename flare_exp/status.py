@@ -86,9 +86,10 @@ def running(folder: Path) -> Iterator[None]:
         yield
         write(folder, "done")
     except BaseException as error:
-        asked = isinstance(error, (Stopped, KeyboardInterrupt, SystemExit))
+        interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))  # Lightning turns Ctrl-C into an exit
+        reason = "stopped by SIGINT" if interrupted else str(error).split("\n")[0] or type(error).__name__
         with suppress(OSError):  # the disk may be full
-            write(folder, "stopped" if asked else "failed", str(error).split("\n")[0] or type(error).__name__)
+            write(folder, "stopped" if interrupted or isinstance(error, Stopped) else "failed", reason)
         raise
     finally:
         lease.release()

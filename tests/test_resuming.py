@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from conftest import last_of_each, tiny_checkpoint
 from omegaconf import OmegaConf
 
-from flare_exp import config, pipeline, preemption, resuming
+from flare_exp import config, pipeline, preemption, resuming, status
 from flare_exp.data import BucketSampler, ResumableLoader, Shares
 
 SMALL = ["task.limit=100", "finetune.epochs=2", "transfer.epochs=2", "transfer.lr=1e-3", "data.batch_size=20", "trainer=cpu",
@@ -107,31 +108,34 @@ def test_a_step_read_in_micro_batches_is_the_same_step_and_their_size_may_change
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["cpu", "ddp_cpu"])
-def test_a_signal_stops_and_the_same_command_goes_on(checkpoint, tmp_path, trainer):
-    """Also with several processes, all of which get the signal, as from SLURM."""
+@pytest.mark.parametrize(("trainer", "by"), [("cpu", signal.SIGINT), ("ddp_cpu", signal.SIGUSR1)])
+def test_a_signal_stops_and_the_same_command_goes_on(checkpoint, tmp_path, trainer, by):
+    """Also with several processes, all of which get the signal, as from SLURM; then in the background, where a shell has SIGINT
+    ignored."""
 
-    def start(folder, epochs=200):
+    def start(folder, epochs=200, **options):
         words = arguments(checkpoint, folder, f"trainer={trainer}", f"finetune.epochs={epochs}", "method=zero_shot")
-        return subprocess.Popen([sys.executable, "-m", "flare_exp", *words], text=True, start_new_session=True,
+        return subprocess.Popen([sys.executable, "-m", "flare_exp", *words], text=True, start_new_session=True, **options,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
     process = start(tmp_path)
     wait_for(lambda: list(tmp_path.glob("cache/finetune/.*/checkpoints")), process)
     group = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout.split()
     for pid in [*group, process.pid]:
-        subprocess.run(["kill", "-USR1", str(pid)], check=True)
+        os.kill(int(pid), by)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGUSR1, said
-    assert said.count("flare_exp: stopped by SIGUSR1 after ") == 1
+    assert process.returncode == 128 + by, said
+    assert said.count(f"flare_exp: stopped by {by.name} after ") == 1
     assert "Traceback" not in said
+    assert status.read(tmp_path / "out").reason.startswith(f"stopped by {by.name} after ")
     assert len(group) == (trainer == "ddp_cpu")
     assert not list(tmp_path.glob("out/process*.log"))
     (state,) = tmp_path.glob("cache/finetune/.*/state.ckpt")
     steps = resuming.steps_kept(state)
     assert steps > 5
-    process = start(tmp_path)
+    process = start(tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     wait_for(lambda: "goes on after" in (tmp_path / "out" / "flare_exp.log").read_text(), process)
+    process.send_signal(signal.SIGINT)
     time.sleep(1)  # to train, as a rule
     process.terminate()
     said, _ = process.communicate(timeout=60)
@@ -155,6 +159,58 @@ def test_killed_without_a_warning_goes_on_from_the_last_state(checkpoint, tmp_pa
     with (tmp_path / "out" / "curves" / "finetune.csv").open(newline="") as file:
         validated = [int(row["epoch"]) for row in csv.DictReader(file) if row["validation/loss"]]
     assert validated == list(range(100))  # no row is lost, none is there twice
+
+
+def test_ctrl_c_asks_once_and_interrupts_the_second_time(capfd):
+    preemption.listen()
+    with preemption.deferred():
+        assert preemption.asked() is None
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.asked() is signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err.count("once more ends at once") == 1
+    with pytest.raises(KeyboardInterrupt):  # nothing is trained: nothing is lost
+        os.kill(os.getpid(), signal.SIGINT)
+    preemption.listen()
+    assert preemption.asked() is None
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with preemption.deferred():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert preemption.asked() is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_states_are_kept_as_often_as_two_percent_of_the_time_allows(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(preemption.time, "monotonic", lambda: now)
+    pace = preemption.Pace(1.0)
+    assert pace.affordable  # what it takes is not known yet
+    now = 61.0
+    assert pace.due
+    with pace.keeping():
+        now += 3.0
+    now += 100.0
+    assert not pace.due
+    assert not pace.affordable
+    now += 51.0
+    assert pace.due
+
+
+def test_a_state_is_kept_after_every_epoch(checkpoint, tmp_path, monkeypatch):
+    kept = []
+    save = resuming.StepCheckpoint.save
+    monkeypatch.setattr(
+        resuming.StepCheckpoint, "save", lambda self, trainer: kept.append(trainer.global_step) or save(self, trainer)
+    )
+    monkeypatch.setattr(preemption, "SHARE", 1e9)  # whatever it takes
+    run(checkpoint, tmp_path, "finetune.epochs=3", "method=zero_shot")
+    assert kept == [6, 11]  # with the first step after an epoch of 5
 
 
 def wait_for(condition, process, seconds=120):

@@ -1,12 +1,15 @@
 """The embedded models: every architecture is built, loads like any checkpoint and reads every prompt."""
 
+import signal
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from flare_exp import preemption
 from flare_exp.tasks.toy import ToyNLI, ToyQA, ToySentiment
-from flare_exp.tiny.pretrain import ARCHITECTURES, SENTINELS, pretrain
+from flare_exp.tiny.pretrain import ARCHITECTURES, SENTINELS, STATE, kept_state, pretrain
 from flare_exp.tiny.world import World
 
 OPTIONS = {"world_seed": 0, "documents": 1500, "steps": 4, "batch_size": 4, "lr": 1e-3, "vocab_size": 700,
@@ -17,6 +20,35 @@ CLASSES = {
     "gemma2": (AutoModelForCausalLM, "Gemma2ForCausalLM", "GemmaTokenizer"),
     "mt5": (AutoModelForSeq2SeqLM, "MT5ForConditionalGeneration", "T5Tokenizer"),
 }
+
+
+@pytest.mark.parametrize("architecture", ["xlm-roberta", "mt5"])
+def test_pre_training_that_is_stopped_goes_on_to_the_same_weights(architecture, tmp_path, monkeypatch):
+    options = {**OPTIONS, "architecture": architecture, "documents": 300}
+    whole = pretrain(tmp_path, **options)
+    looks, stops = 0, {5, 10}  # three looks before the steps, then one after each
+
+    def asked():
+        nonlocal looks
+        looks += 1
+        return signal.SIGTERM if looks in stops else None
+
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    monkeypatch.setattr(preemption, "asked", asked)
+    for steps in (2, 4):
+        with pytest.raises(preemption.Stopped, match=f"stopped by SIGTERM after {steps} steps of pre-training"):
+            pretrain(folder, **options)
+    assert pretrain(folder, **options) == whole
+    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+    assert not (folder / STATE).exists()
+
+
+def test_a_damaged_state_of_pre_training_is_named_and_removed(tmp_path, caplog):
+    (tmp_path / STATE).write_bytes(b"half a state")
+    assert kept_state(tmp_path / STATE) is None
+    assert f"damaged state {tmp_path / STATE}" in caplog.text
+    assert not (tmp_path / STATE).exists()
 
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))

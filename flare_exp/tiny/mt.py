@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flare_exp.languages import language
-from flare_exp.tiny.pretrain import byte_pairs, padded, reproducible, save, train
+from flare_exp.tiny.pretrain import STATE, byte_pairs, padded, reproducible, save, train
 from flare_exp.tiny.world import SPLITS, Inquiry, Review, Sampler, T, World
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def learn(
         torch.manual_seed(seed)
         model = blank_nllb(tokenizer, hidden_size, layers, heads)
         rows = encoded(tokenizer, texts)
-        losses = train(model, rows, translation(tokenizer), steps, batch_size, lr, length=lambda row: len(row[0]))
+        losses = train(model, rows, translation(tokenizer), steps, batch_size, lr, length=lambda row: len(row[0]),
+                       state=folder / STATE)  # fmt: skip
     return save(folder, model, tokenizer, "translation", losses)
 
 

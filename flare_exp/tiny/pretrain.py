@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from flare_exp import preemption
 from flare_exp.tiny.world import World
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_LENGTH = 128  # tokens of a pre-training document, and of what XLM-R's learned positions reach
 SENTINELS = 100  # T5's
+STATE = "state.ckpt"  # of an unfinished training, beside which nothing is there yet
 Row = TypeVar("Row", bound=Sized)
 
 log = logging.getLogger(__name__)
@@ -52,11 +54,14 @@ def pretrain(
     kind = ARCHITECTURES[architecture]
     with reproducible():
         texts = World(world_seed).corpus(documents, target_share, recall)
+        preemption.check("before pre-training")
         tokenizer = kind.tokenizer(texts, vocab_size)
+        preemption.check("before pre-training")
         torch.manual_seed(seed)
         model = kind.blank(tokenizer, hidden_size, layers, heads)
         rows = tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
-        losses = train(model, rows, kind.collate(tokenizer), steps, batch_size, lr)
+        preemption.check("before pre-training")
+        losses = train(model, rows, kind.collate(tokenizer), steps, batch_size, lr, state=folder / STATE)
     for name in kind.dropout:  # for fine-tuning; pre-training is one pass over little text: dropout only delays it
         setattr(model.config, name, 0.1)
     return save(folder, model, tokenizer, kind.objective, losses)
@@ -98,8 +103,16 @@ def train(
     batch_size: int,
     lr: float,
     length: Callable[[Row], int] = len,
+    state: Path | None = None,
 ) -> list[float]:
-    """Minimise the model's own loss on batches of `rows`, with a progress bar; returns the loss of every step."""
+    """Minimise the model's own loss on batches of `rows`, with a progress bar; returns the loss of every step.
+
+    Args:
+        state: file that holds the state of a training that was stopped; it goes on from there, and removes it at its end.
+
+    Raises:
+        Stopped: a signal asked for it.
+    """
     import torch
     from rich.progress import track
     from transformers import get_linear_schedule_with_warmup
@@ -107,19 +120,65 @@ def train(
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    losses = []
-    for _ in track(range(steps), description="pre-training the tiny model (once)", transient=True):
-        # batches of similar length: draw four times as many, sort, take a run
-        drawn = sorted(torch.randint(len(rows), (4 * batch_size,)).tolist(), key=lambda i: length(rows[i]))
-        start = int(torch.randint(3 * batch_size + 1, ()))
-        loss = model(**collate([rows[i] for i in drawn[start : start + batch_size]])).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+    losses: list[float] = []
+    if state and (kept := kept_state(state)):
+        for name, part in (("model", model), ("optimizer", optimizer), ("schedule", schedule)):
+            part.load_state_dict(kept[name])
+        losses = kept["losses"]
+        torch.set_rng_state(kept["random"])
+        log.info("tiny model: pre-training goes on after %d steps", len(losses))
+    pace = preemption.Pace(1.0)
+    todo = range(len(losses), steps)
+    with preemption.deferred():
+        for _ in track(
+            todo, total=steps, completed=len(losses), description="pre-training the tiny model (once)", transient=True
+        ):
+            # batches of similar length: draw four times as many, sort, take a run
+            drawn = sorted(torch.randint(len(rows), (4 * batch_size,)).tolist(), key=lambda i: length(rows[i]))
+            start = int(torch.randint(3 * batch_size + 1, ()))
+            loss = model(**collate([rows[i] for i in drawn[start : start + batch_size]])).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            by = preemption.asked()
+            if state and (by or pace.due):
+                with pace.keeping():
+                    keep_state(state, model=model.state_dict(), optimizer=optimizer.state_dict(), schedule=schedule.state_dict(),
+                               losses=losses, random=torch.get_rng_state())  # fmt: skip
+            if by:
+                raise preemption.Stopped(by, f"after {len(losses)} steps of pre-training")
+    if state:
+        state.unlink(missing_ok=True)
     return losses
+
+
+def keep_state(path: Path, **state: Any) -> None:
+    """Write the state of a training, whole or not at all."""
+    import torch
+
+    partial = path.with_suffix(".partial")
+    try:
+        torch.save(state, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def kept_state(path: Path) -> dict[str, Any] | None:
+    """Read the state of a training; None where there is none, or a damaged one, which is named and removed."""
+    import torch
+
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:  # torch, zip and pickle raise many kinds
+        log.warning("damaged state %s (%s); pre-training starts anew", path, str(error).splitlines()[0])
+        path.unlink()
+        return None
 
 
 # --- tokenizers: whole words for English, fragments for the rest -----------------------------------------------------
