@@ -120,6 +120,7 @@ class FlareVariant(LoraVariant):
     def _fuse(self, phi: fusions.Fusion, down: nn.Module, target: Tensor) -> Tensor:
         """phi(A v^S, target): the source is projected first and aligned then, so that no copy of width d is kept."""
         batch, length = target.shape[:2]
+        self.states.use(batch)
         found = self.states.of(self.block, linear_dtype(down.weight))  # type: ignore[arg-type]
         if found is None:
             return phi(torch.zeros_like(target), target, torch.zeros_like(target[..., 0], dtype=torch.bool))
@@ -212,8 +213,9 @@ class FlareModel(LoraModel):
                 variant.states = states
                 if variant.block is not None and variant.block not in states.blocks:
                     states.blocks.append(variant.block)
-        if config.padding_side == "left":  # a decoder: tell the states where in the target a forward begins
-            self.model.base_model.register_forward_pre_hook(functools.partial(_enter, states), with_kwargs=True)
+        # the module that runs the first fusing stack: the encoder's, or the decoder without its head
+        stack = self.model.get_submodule(next(iter(config.stacks.values())).rpartition(".")[0])
+        stack.register_forward_pre_hook(functools.partial(_enter, states), with_kwargs=True)
 
     def merge_and_unload(self, *args, **options) -> nn.Module:
         self._refuse_merge()
@@ -253,8 +255,10 @@ PEFT_TYPE_TO_PREFIX_MAPPING[FlarePeftType.FLARE] = FlareModel.prefix  # type: ig
 
 
 def _enter(states: SourceStates, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Tell the states where in the target a forward of the first fusing stack begins."""
     if not states.recording:
-        tokens = next(x for x in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None)
+        named = (kwargs.get(name) for name in ("hidden_states", "input_ids", "inputs_embeds"))
+        tokens = next(x for x in (*args, *named) if x is not None)
         cache = kwargs.get("past_key_values")
         states.enter(int(cache.get_seq_length()) if cache is not None else 0, tokens.shape[1])
 

@@ -289,10 +289,13 @@ class GenerationModule(FusionModule):
         repeats = len(answers["input_ids"]) // count
         at_once = max(1, self.rows // count) if self.rows else repeats
         by_prompt = {name: x.reshape(count, repeats, -1) for name, x in answers.items()}
-        scored = [
-            self._score(prompt, encoded, {name: x[:, i : i + at_once].flatten(0, 1) for name, x in by_prompt.items()})
-            for i in range(0, repeats, at_once)
-        ]
+        scored = []
+        for i in range(0, repeats, at_once):
+            if i and self.source is not None and encoded is None:
+                self.source.states.allow_pass()  # all candidates have the source of their prompt
+            scored.append(
+                self._score(prompt, encoded, {name: x[:, i : i + at_once].flatten(0, 1) for name, x in by_prompt.items()})
+            )
         chosen = torch.cat([part.view(count, -1, part.shape[1]) for part in scored], 1).flatten(0, 1)
         return chosen, answers["attention_mask"]
 

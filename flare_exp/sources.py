@@ -52,8 +52,9 @@ class SourceStates:
     """The source states of one batch, shared by every fused layer of an adapter.
 
     Filled by a recording pass or given, read by the target pass and again by gradient checkpointing's recomputation, so they
-    live until the next source overwrites them. A target pass may come in pieces (generation with a cache): `enter` says
-    where each piece begins, and the first piece is the prompt unless `prompt` says how long that is.
+    live until the next source overwrites them. They belong to one target pass: the next pass needs a new source, or `allow_pass`.
+    A pass may come in pieces (generation with a cache): `enter` says where each piece begins, and the first piece is the prompt
+    unless `prompt` says how long that is.
 
     Args:
         source_layer: "ahead" gives block i what block i+1 read (the last one the model's final hidden state), "same"
@@ -84,16 +85,41 @@ class SourceStates:
         self.clear()
 
     def clear(self, prompt: int | None = None) -> None:
-        """Forget the source: every fused layer falls back to the target alone. `prompt`: as in `BackboneSource.read`."""
+        """Forget the source. `prompt`: as in `Source.read`."""
+        self._allowed, self._begins = False, False
         self._states: dict[BlockKey, Tensor] = {}  # by `_key`
         self._mask: Tensor | None = None
         self._known_prompt, self._prompt, self._start = prompt, prompt or 0, 0
 
+    def allow_pass(self) -> None:
+        """Let one more pass fuse the present source, or none where there is none."""
+        self._allowed = True
+
     def enter(self, start: int, length: int) -> None:
-        """A target pass over positions start .. start + length - 1 begins."""
+        """Begin a target pass over positions start .. start + length - 1."""
         self._start = start
-        if start == 0 and self._known_prompt is None:
+        self._begins = start == 0
+        if self._begins and self._known_prompt is None:
             self._prompt = length
+
+    def use(self, rows: int) -> None:
+        """Take the source for the present pass, which has `rows` rows; every fused layer calls this.
+
+        Raises:
+            ValueError: no source was read for this pass, or the source is of another batch.
+        """
+        if self._begins:
+            self._begins = False
+            if not self._allowed:
+                raise ValueError(
+                    "this adapter fuses a source, and none was read for this forward: call source.read(english_batch) "
+                    "before every forward, or source.read(None) to fuse nothing"
+                )
+            self._allowed = False
+        if self._mask is not None and rows % len(self._mask):
+            raise ValueError(
+                f"the source that was read has {len(self._mask)} rows, and the target has {rows}: they are not of one batch"
+            )
 
     def _key(self, block: BlockKey) -> BlockKey:
         """Where v^S of a block comes from: what block number `index` reads; past the last one, the stack's final state."""
@@ -201,6 +227,7 @@ class Source:
         self.states.clear(prompt)
         if inputs is not None:
             self.fill(inputs)
+        self.states.allow_pass()
 
     def fill(self, inputs: Mapping[str, Tensor]) -> None:
         raise NotImplementedError  # pragma: no cover

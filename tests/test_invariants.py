@@ -188,6 +188,7 @@ def test_i4_source_pass_builds_no_graph_and_gradients_are_right(make_model, kind
     direction = torch.randn_like(weight)
 
     def loss():
+        stream.states.allow_pass()
         return outputs(model, target).tanh().sum()
 
     (gradient,) = torch.autograd.grad(loss(), weight)
@@ -247,6 +248,24 @@ def test_i6_source_changes_output_and_swapping_changes_both(make_model, kind, ta
     assert not torch.allclose(swapped[0], own[0])
     assert not torch.allclose(swapped[1], own[1])
     torch.testing.assert_close(swapped[2], own[2], **tolerance(kind))
+
+
+def test_a_source_belongs_to_one_forward(make_model, target, source):
+    """A forgotten or stale source would give plausible answers."""
+    model, stream = fused(make_model)
+    forgotten = "none was read for this forward"
+    with pytest.raises(ValueError, match=forgotten):
+        outputs(model, target)
+    said(model, stream, target, source)
+    with pytest.raises(ValueError, match=forgotten):
+        outputs(model, target)
+    said(model, stream, target, None)  # no source, asked for
+    with pytest.raises(ValueError, match=forgotten):
+        outputs(model, target)
+    with pytest.raises(ValueError, match="has 2 rows, and the target has 3"):
+        said(model, stream, target, rows(source, 0, 1))
+    with model.disable_adapter():
+        outputs(model, target)  # nothing fuses
 
 
 # --- I7: decoders generate what they were trained to say -------------------------------------------------------------

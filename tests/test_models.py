@@ -215,9 +215,11 @@ def test_four_bit_weights_keep_their_gradient_after_an_evaluation(architecture, 
     ids = torch.randint(4, 100, (2, 6))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     more = {"decoder_input_ids": ids} if architecture == "mt5" else {}
+    source = BackboneSource(model)
+    source.read(None)
     with torch.no_grad():
         model.eval()(**batch, **more)
-    source = BackboneSource(model.train())
+    model.train()
     source.read(batch)
     model(**batch, **more).logits.float().square().sum().backward()
     ups = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
