@@ -259,7 +259,8 @@ def _enter(states: SourceStates, _: nn.Module, args: tuple, kwargs: dict[str, An
     if not states.recording:
         named = (kwargs.get(name) for name in ("hidden_states", "input_ids", "inputs_embeds"))
         tokens = next(x for x in (*args, *named) if x is not None)
-        cache = kwargs.get("past_key_values")
+        # transformers 5.24 calls it `cache`; a name that is missed would make every step the first
+        cache = next((c for c in map(kwargs.get, ("past_key_values", "cache")) if c is not None), None)
         states.enter(int(cache.get_seq_length()) if cache is not None else 0, tokens.shape[1])
 
 
