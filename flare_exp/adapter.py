@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +29,8 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from flare_exp import fusion as fusions
-from flare_exp.backbones import Backbone
+from flare_exp.backbones import FAMILIES, Backbone
+from flare_exp.errors import UserError
 from flare_exp.finite import check_finite
 from flare_exp.sources import BlockKey, SourceStates, linear_dtype
 
@@ -305,11 +307,16 @@ def add_adapter(
     source_state: str = "layer_input",
     answer_source: str = "last",
     source_width: int | None = None,
+    also_train: Sequence[str] = (),
 ) -> PeftModel:
     """Put a new adapter (and a trainable copy of the head) on a backbone; everything else is frozen.
 
     `targets`: "qv" adapts query and value, "all_linear" the block's other linear layers too; fusion is in query and
-    value only. A model that has an adapter already (the frozen English one) gets a second.
+    value only. `also_train`: "embeddings" and "lm_head" are trained in full beside it. A model that has an adapter already (the
+    frozen English one) gets a second.
+
+    Raises:
+        UserError: `also_train` is not possible for this model.
     """
     family = backbone.family
     names = [*family.fused, *family.plain, *(family.linear if targets == "all_linear" else ())]
@@ -322,7 +329,7 @@ def add_adapter(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=rf"({blocks})\.\d+\.(.*\.)?({'|'.join(re.escape(name) for name in names)})",
-        modules_to_save=list(backbone.head) or None,
+        modules_to_save=[*backbone.head, *_vocabulary(backbone, also_train)] or None,
         fusion=fusion,
         fusion_options=dict(fusion_options or {}),
         fused_modules=list(family.fused),
@@ -334,6 +341,18 @@ def add_adapter(
         padding_side=family.padding_side,
     )
     return _attach(backbone, config)
+
+
+def _vocabulary(backbone: Backbone, also_train: Sequence[str]) -> list[str]:
+    """Modules of the vocabulary that are trained in full."""
+    asked = f"adapter.also_train=[{','.join(also_train)}]"
+    if not set(also_train) <= backbone.family.vocabulary.keys():
+        have = ", ".join(name for name, family in FAMILIES.items() if family.vocabulary)
+        raise UserError(f"{asked}: only families with a name for it in FAMILIES have it ({have}); leave it out")
+    model = backbone.model
+    if also_train and model.get_input_embeddings().weight is model.get_output_embeddings().weight:
+        raise UserError(f"{asked}: this model's embeddings and LM head are one weight, which would be two; leave it out")
+    return [backbone.family.vocabulary[name] for name in also_train]
 
 
 def _attach(backbone: Backbone, config: FlareConfig) -> PeftModel:
@@ -357,11 +376,15 @@ def _attach(backbone: Backbone, config: FlareConfig) -> PeftModel:
 def in_full_precision(module: nn.Module) -> None:
     """Keep a module that is trained in 32-bit floats at least: 16-bit weights lose updates that are small beside them.
 
-    It is called with states of the backbone, so its inputs are brought to the precision of its weights.
+    It is called with states of the backbone, so its inputs are brought to the precision of its weights. Embeddings give states
+    to the backbone, so these are brought to the backbone's.
     """
-    if any(p.is_floating_point() and p.itemsize < 4 for p in module.parameters()):
+    narrow = [p.dtype for p in module.parameters() if p.is_floating_point() and p.itemsize < 4]
+    if narrow:
         module.float()
         module.register_forward_pre_hook(_as_weights, with_kwargs=True)
+        if isinstance(module, nn.Embedding):
+            module.register_forward_hook(functools.partial(_as_backbone, narrow[0]))
 
 
 def _as_weights(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -371,6 +394,10 @@ def _as_weights(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
         return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
     return tuple(map(cast, args)), {name: cast(x) for name, x in kwargs.items()}
+
+
+def _as_backbone(dtype: torch.dtype, _: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    return output.to(dtype) if output.dtype == torch.float32 else output
 
 
 def english_model(backbone: Backbone, folder: str, merge: bool) -> Backbone:
@@ -388,8 +415,8 @@ def english_model(backbone: Backbone, folder: str, merge: bool) -> Backbone:
 def add_frozen(backbone: Backbone, folder: str) -> Backbone:
     """Put a saved English adapter on a backbone as a first, frozen one.
 
-    Two adapters cannot both own a head, so its head becomes the backbone's: without modules_to_save, its weights have the names
-    of the backbone's own.
+    Two adapters cannot both own a head (or embeddings), so these become the backbone's: without modules_to_save, their weights
+    have the names of the backbone's own.
     """
     backbone = frozen(backbone, FlareConfig.from_pretrained(folder))
     _load_weights(backbone.model, folder, ENGLISH)
@@ -398,11 +425,11 @@ def add_frozen(backbone: Backbone, folder: str) -> Backbone:
 
 def frozen(backbone: Backbone, config: FlareConfig) -> Backbone:
     """A first, frozen adapter like the English one of `config`, without its weights."""
-    config.modules_to_save, config.lora_dropout = None, 0.0
+    trained, config.modules_to_save, config.lora_dropout = tuple(config.modules_to_save or ()), None, 0.0
     if backbone.form != "prompt":
         config.task_type = None  # with a type, peft gives the adapter a copy of the head
     for name, module in backbone.model.named_modules():
-        if name.rpartition(".")[2] in backbone.head:
+        if name.rpartition(".")[2] in trained:
             in_full_precision(module)
     model = get_peft_model(backbone.model, config, adapter_name=ENGLISH)
     model.requires_grad_(False)

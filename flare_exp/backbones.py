@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class Family:
     projections that fuse; `plain`: those that are adapted beside them, without fusion; `linear`: the block's other linear
     layers (adapter.targets=all_linear). `heads`: form -> modules trained in full with the adapter, so the forms it can take,
     the preferred one for each kind of task first; `new`: modules that join the label head when the checkpoint has no weights
-    for them. `attention`: implementations that work, preferred first. `reserved`: position embeddings that are not positions.
+    for them. `vocabulary`: option of adapter.also_train -> module.
+    `attention`: implementations that work, preferred first. `reserved`: position embeddings that are not positions.
     """
 
     stacks: dict[str, str]
@@ -49,6 +50,7 @@ class Family:
     heads: dict[str, tuple[str, ...]]
     plain: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
+    vocabulary: dict[str, str] = field(default_factory=dict)
     padding_side: str = "right"
     attention: tuple[str, ...] = ("sdpa", "eager")
     reserved: int = 0
@@ -68,7 +70,9 @@ def _encoder(**options) -> Family:
 def _decoder(**options) -> Family:
     """Llama's descendants: no head, so nothing beside the adapter is trained."""
     linear = ("k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    return Family({"decoder": "layers"}, "q_proj", "v_proj", linear, {"prompt": ()}, padding_side="left", **options)
+    vocabulary = {"embeddings": "embed_tokens", "lm_head": "lm_head"}
+    return Family({"decoder": "layers"}, "q_proj", "v_proj", linear, {"prompt": ()}, padding_side="left",
+                  vocabulary=vocabulary, **options)  # fmt: skip
 
 
 FAMILIES = {
@@ -285,8 +289,8 @@ def _misfits(model: nn.Module, family: Family, stacks: Iterable[str]) -> Iterato
                 found = [name for name in names if name.startswith(f"{block}.") and name.endswith(f".{projection}")]
                 if len(found) != 1:
                     yield f"{block} has {len(found)} layers called {projection!r} instead of one"
-    for name in (*family.plain, *family.linear):
-        if not any(n.endswith(f".{name}") for n in names):
+    for name in (*family.plain, *family.linear, *family.vocabulary.values()):
+        if not any(f".{n}".endswith(f".{name}") for n in names):
             yield f"no layer is called {name!r}"
 
 

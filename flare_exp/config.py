@@ -170,6 +170,9 @@ class AdapterConfig:
     alpha: int = option(16, "scale is alpha / r", min=1)
     dropout: float = option(0.0, "dropout on the adapter's target input", min=0, max=0.99)
     targets: str = option("qv", "adapted projections; fusion is in query and value only", choices=("qv", "all_linear"))
+    also_train: list[str] = field(default_factory=list, metadata={
+        "help": "decoders: trained in full with the adapter, as the paper's Llama is", "each": ("embeddings", "lm_head"),
+        "may_be_empty": True})  # fmt: skip
 
 
 @dataclass
@@ -505,6 +508,8 @@ def _check_rules(cfg: Any, prefix: str = "") -> Iterator[str]:
             yield f"{key}={value}: {rules['refused'][value]}"
         elif "choices" in rules and value not in rules["choices"]:
             yield f"{key}={value}: {_allowed(str(value), rules['choices'])}"
+        elif value == [] and "may_be_empty" in rules:
+            continue
         elif "each" in rules and (wrong := [v for v in value if v not in rules["each"]] or ([] if value else ["[]"])):
             yield f"{key}={wrong[0]}: {_allowed(wrong[0], rules['each'])}"
         elif "min" in rules and value < rules["min"]:

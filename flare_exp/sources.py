@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 SOURCE_LAYERS = ("ahead", "same")
@@ -285,7 +286,7 @@ class BackboneSource(Source):
         outputs = {"output_hidden_states": self.states.reads_outputs}
         if not self.encoder_decoder:
             counted = {"position_ids": positions(inputs["attention_mask"])} if self.states.padding_side == "left" else {}
-            self._keep(self.stacks[0], self.backbone(**inputs, **counted, **outputs, use_cache=False))
+            self._keep(self.stacks[0], self.backbone(**self._embedded(inputs), **counted, **outputs, use_cache=False))
             return
         encoded = self.backbone.encoder(**inputs, **outputs)  # type: ignore[operator]
         self._keep("encoder", encoded)
@@ -298,6 +299,14 @@ class BackboneSource(Source):
                 **outputs,
             )
             self._keep("decoder", decoded)
+
+    def _embedded(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Inputs of the backbone. Trained embeddings are the target's: a source reads the frozen ones below them."""
+        embeddings = self.backbone.get_input_embeddings()  # type: ignore[operator]
+        if not isinstance(embeddings, ModulesToSaveWrapper):
+            return dict(inputs)
+        inputs = dict(inputs)
+        return {"inputs_embeds": embeddings.original_module(inputs.pop("input_ids")), **inputs}
 
     def _keep(self, stack: str, output: Any) -> None:
         """Keep a stack's hidden states, or its final one alone."""

@@ -366,7 +366,8 @@ class Stages:
 
     def add_adapter(self, backbone: Backbone, **fusion) -> PeftModel:
         a = self.cfg.adapter
-        return adapter.add_adapter(backbone, r=a.r, alpha=a.alpha, dropout=a.dropout, targets=a.targets, **fusion)
+        own: dict[str, Any] = {"r": a.r, "alpha": a.alpha, "dropout": a.dropout, "targets": a.targets, "also_train": a.also_train}
+        return adapter.add_adapter(backbone, **own, **fusion)
 
     def english_model(self, english: Artifact) -> Backbone:
         """The English model: its LoRA merged where the weights can hold it, else beside them as a frozen adapter."""

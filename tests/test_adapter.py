@@ -11,6 +11,7 @@ from test_invariants import batches, randomise, said
 
 from flare_exp import adapter
 from flare_exp.backbones import Precision
+from flare_exp.errors import UserError
 from flare_exp.sources import BackboneSource
 
 HEADS = [("bert", "label"), ("xlm-roberta", "label"), ("xlm-roberta", "span"), ("mt5", "label"), ("mt5", "span")]
@@ -150,3 +151,87 @@ def test_only_states_that_are_read_are_kept(kind, layer, state, monkeypatch):
     first = int(layer == "ahead")
     assert set(source.states._states) == {(name, i + first) for name in stacks for i in range(3)}
     assert asked == [state == "block_output"]
+
+
+# --- embeddings and LM head, trained in full -------------------------------------------------------------------------
+
+ALSO = ("embeddings", "lm_head")
+
+
+def with_embeddings(backbone, fusion="add_relu"):
+    model = adapter.add_adapter(backbone, r=4, alpha=8, fusion=fusion, also_train=ALSO)
+    torch.manual_seed(3)
+    for name, parameter in trained(model).items():
+        if "modules_to_save" in name or "lora_B" in name:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
+def test_trained_embeddings_are_the_targets_and_the_source_reads_the_frozen_ones(family):
+    kind = (family, "prompt")
+    target, english = batches(kind)
+    plain = adapter.add_adapter(untied(kind), r=4, alpha=8, fusion="add_relu").to(torch.float64).eval()
+    model = with_embeddings(untied(kind)).to(torch.float64)
+    changed = {name.split(".modules_to_save")[0].rpartition(".")[2] for name in trained(model) if "modules_to_save" in name}
+    assert changed == {"embed_tokens", "lm_head"}
+    states = []
+    for one in (plain, model):
+        source = BackboneSource(one)
+        source.read(english)
+        states.append([source.states.of(block)[0] for block in source.states.blocks])
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+    # the target reads the trained ones: it is what a model with these embeddings says
+    source.read(None)
+    own = untied(kind).model
+    own.get_input_embeddings().weight.data = model.get_input_embeddings().modules_to_save["default"].weight.data
+    own.lm_head.weight.data = model.get_base_model().lm_head.modules_to_save["default"].weight.data
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.lora_B["default"].weight.data.zero_()
+    torch.testing.assert_close(outputs(model, target), outputs(own, target), rtol=1e-6, atol=1e-6)
+
+
+def untied(kind):
+    """Gemma ties its embeddings; a checkpoint of its kind may have them apart."""
+    backbone = random_backbone(kind)
+    backbone.model.lm_head.weight = torch.nn.Parameter(backbone.model.lm_head.weight.detach().clone(), requires_grad=False)
+    backbone.model.config.tie_word_embeddings = False
+    return backbone
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_trained_embeddings_are_kept_in_32_bits_and_come_back(dtype, tmp_path):
+    """Through English training, transfer and loading, merged or beside."""
+    kind = ("llama", "prompt")
+    target, source = batches(kind)
+
+    def backbone():
+        made = random_backbone(kind)
+        made.model.to(dtype)
+        return made
+
+    english = with_embeddings(backbone(), fusion=None)
+    english.save_pretrained(tmp_path / "english", save_embedding_layers=False)
+
+    def start():
+        return adapter.english_model(backbone(), str(tmp_path / "english"), merge=dtype == torch.float32)
+
+    rounding = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
+    torch.testing.assert_close(outputs(start().model.eval(), target), outputs(english, target), **rounding)
+    model = with_embeddings(start())
+    assert {p.dtype for p in trained(model).values()} == {torch.float32}
+    model.train()
+    said(model, BackboneSource(model), target, source).float().tanh().sum().backward()
+    assert all(p.grad is not None for p in trained(model).values())
+    expected = said(model.eval(), BackboneSource(model), target, source)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False, selected_adapters=["default"])
+    again = adapter.load_adapter(start(), str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(said(again, BackboneSource(again), target, source), expected, rtol=0, atol=0)
+
+
+def test_embeddings_that_cannot_be_trained_are_refused():
+    with pytest.raises(UserError, match=r"adapter\.also_train=\[embeddings\]: only families with a name for it .*llama"):
+        adapter.add_adapter(random_backbone(("xlm-roberta", "label")), r=2, alpha=4, also_train=["embeddings"])
+    with pytest.raises(UserError, match=r"adapter\.also_train=\[lm_head\]: this model's embeddings and LM head are one weight"):
+        adapter.add_adapter(random_backbone(("gemma2", "prompt")), r=2, alpha=4, also_train=["lm_head"])

@@ -160,6 +160,10 @@ WRONG = [
         "trainer.precision=bf16-true: trained weights of 16 bits lose most of their updates; choose bf16-mixed",
     ),
     (["finetune.tuning=full", "model.dtype=bfloat16"], "choose model.dtype=float32 (with trainer.precision=bf16-mixed"),
+    (
+        ["adapter.also_train=[embedding]"],
+        "adapter.also_train=embedding: choose one of embeddings, lm_head; did you mean embeddings?",
+    ),
     (["trainer.devices=0"], "trainer.devices=0: must be 1 or more"),
     (["trainer=ddp_cpu", "source.empty=true", "fusion=gated"], "choose trainer.devices=1"),
     (["fusion.heads=2"], "only fusion=cross_attn has it"),
