@@ -162,6 +162,16 @@ def put(cache: Path, hub_id: str, folder: Path, commit: str = COMMIT, ref: str =
     return snapshot
 
 
+def untied(checkpoint: Path, folder: Path) -> Path:
+    """A tiny decoder whose LM head is a weight of its own, as in the 8B models."""
+    model = hf.AutoModelForCausalLM.from_pretrained(checkpoint)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    model.save_pretrained(folder)
+    hf.AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
+    return folder
+
+
 SHARED = Path(os.environ.get("FLARE_EXP_SHARED", Path(__file__).parents[2] / "shared" / "data"))
 
 

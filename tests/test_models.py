@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import random_backbone
+from conftest import random_backbone, untied
 from safetensors.torch import load_file
 
 from flare_exp import adapter, backbones, config
@@ -204,14 +204,16 @@ def test_a_form_that_a_family_lacks_is_a_users_error(checkpoints, benchmarks, tm
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "mt5"])
-def test_four_bit_weights_keep_their_gradient_after_an_evaluation(architecture, checkpoints):
+def test_four_bit_weights_keep_their_gradient_after_an_evaluation(architecture, checkpoints, tmp_path):
     """bitsandbytes repacks weights in passes without gradient, unless it is told not to."""
     from flare_exp import adapter
     from flare_exp.sources import BackboneSource
 
     precision = backbones.Precision("bfloat16", "nf4")
-    backbone = backbones.load(str(checkpoints / architecture), "prompt", precision=precision)
-    model = adapter.add_adapter(backbone, r=2, alpha=4, fusion="add_relu", targets="all_linear")
+    also = ["embeddings", "lm_head"] if architecture == "llama" else []  # which are kept in 16 bits
+    path = untied(checkpoints / architecture, tmp_path) if also else checkpoints / architecture
+    backbone = backbones.load(str(path), "prompt", precision=precision)
+    model = adapter.add_adapter(backbone, r=2, alpha=4, fusion="add_relu", targets="all_linear", also_train=also)
     ids = torch.randint(4, 100, (2, 6))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     more = {"decoder_input_ids": ids} if architecture == "mt5" else {}
@@ -224,8 +226,11 @@ def test_four_bit_weights_keep_their_gradient_after_an_evaluation(architecture, 
     model(**batch, **more).logits.float().square().sum().backward()
     ups = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
     assert all(g is not None and g.abs().max() > 0 for g in ups)
+    whole = {n: p.grad for n, p in model.named_parameters() if "modules_to_save" in n}
+    assert len(whole) == len(also)
+    assert all(g.dtype == torch.float32 and g.abs().max() > 0 for g in whole.values())
     counts = backbones.parameter_counts(model)
-    exact = backbones.parameter_counts(backbones.load(str(checkpoints / architecture), "prompt").model)
+    exact = backbones.parameter_counts(backbones.load(str(path), "prompt").model)
     assert counts["total"] - counts["trainable"] == exact["total"]
 
 

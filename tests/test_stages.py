@@ -5,8 +5,9 @@ import weakref
 
 import pytest
 import torch
-from conftest import tiny_checkpoint
+from conftest import tiny_checkpoint, untied
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
 from flare_exp import checkpoints, config, parallel, pipeline
 from flare_exp.artifacts import ArtifactStore
@@ -28,8 +29,8 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def make_stages(checkpoint, tmp_path):
-    def make(*overrides, cache="cache"):
-        given = [*TINY, f"model.path={checkpoint}", f"cache_dir={tmp_path / cache}", f"output_dir={tmp_path}", *overrides]
+    def make(*overrides, cache="cache", path=checkpoint):
+        given = [*TINY, f"model.path={path}", f"cache_dir={tmp_path / cache}", f"output_dir={tmp_path}", *overrides]
         (composed,), problems = config.check(given, False)
         assert problems == []
         cfg = pipeline.settle(OmegaConf.to_object(composed))
@@ -137,3 +138,21 @@ def test_a_translation_model_is_given_up_when_its_work_is_done(make_stages, monk
     assert alive["transfer"] == []
     stages.test(adapted, view, english)
     assert loaded[-1][0] == ("engine" if method == "flare" else "encoder"), "loaded again for the test"
+
+
+def test_trained_embeddings_of_a_bfloat16_decoder_go_through_the_stages(make_stages, tmp_path):
+    (tmp_path / "tied").mkdir()
+    path = untied(tiny_checkpoint(tmp_path / "tied", "llama"), tmp_path / "untied")
+    chosen = ["model.dtype=bfloat16", "adapter.also_train=[embeddings,lm_head]", "finetune.lr=1e-3", "transfer.lr=1e-3"]
+    stages = make_stages(*chosen, path=path)
+    english = stages.finetune_source()
+    adapted = stages.transfer(english, "paired", fuses=True)
+    stages.test(adapted, "paired", english)
+    before = load_file(path / "model.safetensors")
+    for artifact in (english, adapted):
+        weights = load_file(artifact.path / "adapter" / "adapter_model.safetensors")
+        now = weights["base_model.model.model.embed_tokens.weight"]
+        assert now.dtype == torch.float32
+        assert 0 < (now - before["model.embed_tokens.weight"]).abs().max() < 0.1
+        before = {"model.embed_tokens.weight": now}  # the transfer begins with the English ones
+        assert "base_model.model.lm_head.weight" in weights
