@@ -50,6 +50,7 @@ ANOTHER = {
     "mt.path": "{}/files",
     "mt.revision": OTHER,
     "mt.errors": ["drop"],
+    "adapter.also_train": ["embeddings"],
     "logger.tags": ["other"],
     "data.max_length": 24,
     "trainer.precision": "64-true",
