@@ -80,6 +80,9 @@ class TaskConfig:
     limit: int | None = option(None, "only the first N examples of every split", min=1)
     world_seed: int = option(0, "seed of the generated world (toy tasks)", min=0)
     form: str = option("auto", "by a head where the model has one, or as a prompt", choices=("auto", "head", "generative"))
+    window: int | None = option(None, "question answering by a head: tokens of a window (null: data.max_length)", min=8)
+    doc_stride: int | None = option(None, "question answering by a head: long contexts are read in windows that share so many "
+                                    "tokens (null: they are cut)", min=0)  # fmt: skip
     max_answer_length: int = option(30, "question answering by a head: longest answer in tokens", min=1)
     train_split: str = option("train", "split or slice to train on, e.g. validation[:2000]")
     validation_split: str | None = option("validation", "split or slice that selects the checkpoint (null: none is held out)")
@@ -591,8 +594,18 @@ def _check_task(cfg: Config, task) -> Iterator[str]:
             yield f"task.data_dir={cfg.task.data_dir}: it has no folder {task.english}/ (expected <language>/<split>.parquet)"
         elif cfg.task.lang in task.languages and not (folder / cfg.task.lang).is_dir():
             yield f"task.data_dir={cfg.task.data_dir}: it has no folder {cfg.task.lang}/ (expected <language>/<split>.parquet)"
+    yield from _check_windows(cfg, task)
     yield from _check_translation(cfg, task)
     yield from _check_splits(cfg, task)
+
+
+def _check_windows(cfg: Config, task) -> Iterator[str]:
+    stride, window = cfg.task.doc_stride, cfg.task.window
+    name, longest = ("data.max_length", cfg.data.max_length) if window is None else ("task.window", window)
+    if stride is not None and task.labels:
+        yield f"task.doc_stride={stride} with task={task.name}: only question answering reads in windows; leave it null"
+    elif stride is not None and stride >= longest:
+        yield f"task.doc_stride={stride}: must be less than the window, {name}={longest}"
 
 
 # option -> the kinds of mt that have it

@@ -6,7 +6,7 @@ import itertools
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
 from flare_exp.errors import UserError
-from flare_exp.forms import Form, Item
+from flare_exp.forms import Form, Item, Prediction, same_part
 from flare_exp.states import StateCache, padded_states
 from flare_exp.tasks import XNLI, Example, NusaX, Task, ToyNLI, ToyQA, ToySentiment, TyDiQA
 
@@ -75,11 +75,16 @@ def shuffled_sources(pairs: Sequence[Pair], seed: int) -> list[Pair]:
 
 
 class PairedDataset(Dataset):
-    """Encoded pairs. `truncated` counts the texts that a form cut, `cut_off` the examples whose answers were cut off with them.
+    """Encoded pairs, one row each, or several where the form reads long ones in windows. `truncated` counts the texts that a form
+    cut, `cut_off` the examples whose answers were cut off with them.
 
     A row is asked for by its number, alone or with the batch that it belongs to (`Shares`). Number ~i is row i as a stand-in,
     which counts for nothing.
 
+    The source of a window is the source's question with that part of its context which stands at the same relative place
+    (`forms.same_part`), and is cut as any source is.
+
+    `examples`: number of the pair that each row belongs to.
     `cache`: the sources' states, once they have been computed; None: sources are read anew every time.
 
     Args:
@@ -88,21 +93,41 @@ class PairedDataset(Dataset):
 
     def __init__(self, pairs: Sequence[Pair], form: Form, source_form: Form | None = None, training: bool = False):
         self.form, self.cache = form, None
-        encoded = list(zip(pairs, form.encode([p.target for p in pairs]), strict=True))
-        self.cut_off = sum(item.get("cut_off", False) for _, item in encoded)
-        if training:
-            encoded = [(pair, item) for pair, item in encoded if not item.get("cut_off")]
-        self.pairs, self.target = [pair for pair, _ in encoded], [item for _, item in encoded]
-        sources = [p.source for p in self.pairs if p.source is not None]
-        if sources and len(sources) != len(self.pairs):
+        rows: list[list[Item]] = [[] for _ in pairs]
+        for number, item in enumerate(form.encode([p.target for p in pairs])):
+            rows[item.get("example", number)].append(item)
+        lost = {i for i, items in enumerate(rows) if all(item.get("cut_off") for item in items)}
+        self.cut_off = len(lost)
+        kept = [i for i in range(len(pairs)) if not (training and i in lost)]
+        self.pairs, self.target = [pairs[i] for i in kept], [item for i in kept for item in rows[i]]
+        self.examples = [number for number, i in enumerate(kept) for _ in rows[i]]
+        sources = [
+            pairs[i].source if len(rows[i]) == 1 else self._source_of_window(pairs[i], item) for i in kept for item in rows[i]
+        ]
+        known = [source for source in sources if source is not None]
+        if known and len(known) != len(sources):
             raise ValueError("either every pair has a source or none has")
-        self.source = (source_form or form).encode(sources) if sources else None
+        self.source = (source_form or form).encode_sources(known) if known else None
         self.truncated = sum(item["cut"] for item in [*self.target, *(self.source or ())])
+
+    def _source_of_window(self, pair: Pair, item: Item) -> Example | None:
+        context = self.form.task.context
+        if pair.source is None or context is None:
+            return pair.source
+        return same_part(pair.source, pair.target, context, item["window"])
+
+    def texts(self, found: Mapping[int, Prediction]) -> list[str]:
+        """Return the text of each pair's best prediction, of all rows' (row -> prediction)."""
+        best: dict[int, Prediction] = {}
+        for row, number in enumerate(self.examples):
+            if number not in best or found[row].score > best[number].score:
+                best[number] = found[row]
+        return [best[number].text for number in range(len(self.pairs))]
 
     cache: StateCache | None
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.target)
 
     def __getitem__(self, asked: int | tuple[int, Whole]) -> dict[str, Any]:
         index, whole = asked if isinstance(asked, tuple) else (asked, None)

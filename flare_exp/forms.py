@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,13 @@ from flare_exp.errors import UserError
 from flare_exp.tasks import Answer, Example, Task
 
 Item = dict[str, Any]
+
+
+class Prediction(NamedTuple):
+    """What a model says of a row, and how sure it is: comparable among the rows of one example."""
+
+    text: str
+    score: float = 0.0
 
 
 class Form:
@@ -41,8 +49,16 @@ class Form:
         return range(len(self.task.fields))
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:
-        """One item per example: `inputs` (tokenizer output, lists), `cut` (text was cut), and what the form learns from."""
+        """One item per example: `inputs` (tokenizer output, lists), `cut` (text was cut), and what the form learns from.
+
+        A form that reads long examples in windows makes several items of one, one after the other; they have `example` (its
+        number) and `window` (first and last character of the context).
+        """
         raise NotImplementedError  # pragma: no cover
+
+    def encode_sources(self, examples: Sequence[Example]) -> list[Item]:
+        """One item per example, whose text is cut where it is too long."""
+        return self.encode(examples)
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
         """The batch without its source: `target` (tokenizer output [B, T]) and what the form learns from."""
@@ -131,13 +147,36 @@ class LabelForm(Form):
 
 
 class SpanForm(Form):
-    """Extractive question answering by a start/end head: (question, context), the context is cut where it is too long.
+    """Extractive question answering by a start/end head: (question, context).
 
-    A question is cut only where it would leave the context less than half of the tokens, and no more than that.
+    A context that is too long is cut, or, with a `stride`, read in overlapping windows, as in the scripts published for SQuAD
+    and TyDiQA: each window has the whole question and `stride` tokens of the window before. A window that does not hold the
+    answer is trained to point at the row's first special token ([CLS] or <s>; mT5, which begins with none, has the </s> that
+    ends the question), so that spans of different windows can be compared by their scores.
+
+    A question is cut only where it would leave the context too little room: less than half of the tokens, without windows.
 
     Batch: target, offsets [B, T, 2] (characters of the context; -1 outside it), span [B, 2] (first and last token of the
-    first answer that fits; -1 when all are cut off or lost), contexts (texts).
+    first answer that fits; `null` twice where an answer is in another window; -1 when all are cut off or lost), null [B]
+    (the first special token; -1 without windows), contexts (texts).
+
+    Args:
+        task, tokenizer, max_length: as of any form; with windows max_length is theirs.
+        stride: tokens that two successive windows share; None: no windows.
+
+    Raises:
+        UserError: the windows are too small for the stride.
     """
+
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int | None = None):
+        super().__init__(task, tokenizer, max_length)
+        self.stride = stride
+        self.room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
+        if stride is not None and self.room < stride + 2:
+            raise UserError(
+                f"task.doc_stride={stride}: windows of {max_length} tokens have room for {self.room} beside the special ones, "
+                "and a question needs some of it; choose less"
+            )
 
     @property
     def order(self) -> Sequence[int]:
@@ -145,42 +184,53 @@ class SpanForm(Form):
         return (*(i for i in range(len(self.task.fields)) if i != context), context)
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:
+        return self._encode(examples, self.stride)
+
+    def encode_sources(self, examples: Sequence[Example]) -> list[Item]:
+        return self._encode(examples, None)
+
+    def _encode(self, examples: Sequence[Example], stride: int | None) -> list[Item]:
         questions, contexts = (list(column) for column in zip(*(self._question_first(e) for e in examples), strict=True))
         whole = self.tokenizer(questions, contexts, truncation=False, verbose=False, return_offsets_mapping=True)
         asked = [
-            self._question(*pair) if len(ids) > self.max_length else pair[1]
-            for *pair, ids in zip(examples, questions, whole["input_ids"], strict=True)
+            self._question(example, question, stride or 0) if len(ids) > self.max_length else question
+            for example, question, ids in zip(examples, questions, whole["input_ids"], strict=True)
         ]
+        windows = {} if stride is None else {"stride": stride, "return_overflowing_tokens": True}
         encoded = self.tokenizer(
-            asked, contexts, truncation="only_second", max_length=self.max_length, return_offsets_mapping=True
+            asked, contexts, truncation="only_second", max_length=self.max_length, return_offsets_mapping=True, **windows
         )
         spans = encoded.pop("offset_mapping")
+        owners = range(len(examples)) if stride is None else encoded.pop("overflow_to_sample_mapping")
         items = []
-        for i, example in enumerate(examples):
-            context, cut = contexts[i], len(whole["input_ids"][i]) > self.max_length
-            offsets = context_offsets(spans[i], encoded.sequence_ids(i), context)
-            first, last = 0, len(context)
-            if cut:
+        for row, i in enumerate(owners):
+            example, context, parts = examples[i], contexts[i], encoded.sequence_ids(row)
+            offsets, window = context_offsets(spans[row], parts, context), (0, len(context))
+            long = len(whole["input_ids"][i]) > self.max_length
+            if long:
                 every = context_offsets(whole["offset_mapping"][i], whole.sequence_ids(i), context)
-                first, last = part_read(offsets, every, context)
-            fitting = readable(example.answers, first, last)
+                window = part_read(offsets, every, context)
+            null = -1 if stride is None else parts.index(None)
+            fitting = readable(example.answers, *window)
+            elsewhere = null if not fitting and example.answers else -1
             items.append({
-                "inputs": {name: encoded[name][i] for name in encoded}, "cut": cut,
-                "cut_off": bool(example.answers) and not fitting, "offsets": offsets, "context": context,
-                "span": next((token_span(offsets, a) for a in fitting if a.start >= 0), (-1, -1)),
+                "example": i, "window": window, "offsets": offsets, "context": context, "null": null,
+                "inputs": {name: encoded[name][row] for name in encoded},
+                "cut": long and (stride is None or asked[i] != questions[i]),
+                "cut_off": bool(example.answers) and not fitting,
+                "span": next((token_span(offsets, a) for a in fitting if a.start >= 0), (elsewhere, elsewhere)),
             })  # fmt: skip
         return items
 
     def _question_first(self, example: Example) -> list[str]:
         return [example.texts[i] for i in self.order]
 
-    def _question(self, example: Example, question: str) -> str:
-        """The question of an example that is too long, cut where it leaves the context less than half of the room."""
-        room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
-        if room < 2:
+    def _question(self, example: Example, question: str, stride: int) -> str:
+        """The question of an example that is too long, cut where it leaves the context too little room."""
+        if self.room < 2:
             raise self._too_short(example)
         context = self._tokens(self._question_first(example)[1])
-        return self._shortened(question, max(room // 2, room - context))
+        return self._shortened(question, max((self.room - stride) // 2, self.room - context))
 
     def terms(self, item: Item) -> int:
         """Count start and end; an answer that is cut off or lost has none."""
@@ -191,8 +241,8 @@ class SpanForm(Form):
         offsets = torch.full((*target["input_ids"].shape, 2), -1)
         for row, item in zip(offsets, items, strict=True):
             row[: len(item["offsets"])] = torch.tensor(item["offsets"])
-        span = torch.tensor([item["span"] for item in items])
-        return {"target": target, "offsets": offsets, "span": span, "contexts": [item["context"] for item in items]}
+        numbers = {name: torch.tensor([item[name] for item in items]) for name in ("span", "null")}
+        return {"target": target, "offsets": offsets, **numbers, "contexts": [item["context"] for item in items]}
 
 
 def context_offsets(
@@ -232,9 +282,29 @@ def token_span(offsets: Sequence[tuple[int, int]], answer: Answer) -> tuple[int,
     return (inside[0], inside[-1]) if inside else (-1, -1)
 
 
-def best_spans(start: Tensor, end: Tensor, offsets: Tensor, contexts: Sequence[str], longest: int) -> list[str]:
-    """The text of the best legal span of each example: start <= end, at most `longest` tokens, inside the context.
+def same_part(source: Example, target: Example, field: int, window: tuple[int, int]) -> Example:
+    """The source, its context cut to what stands where a window of the target's context does, measured in characters.
 
+    That is whole words, but of the target's own context, which is a translation encoder's source, just the window.
+
+    Args:
+        field: which text is the context.
+        window: first and last character of the target's.
+    """
+    own, other = target.texts[field], source.texts[field]
+    first, last = (at * len(other) // max(1, len(own)) for at in window)
+    if own != other:
+        first = other.rfind(" ", 0, first + 1) + 1
+        last = end if (end := other.find(" ", last)) >= 0 else len(other)
+    if window[1] >= len(own):
+        last = len(other)
+    return replace(source, texts=(*source.texts[:field], other[first:last], *source.texts[field + 1 :]), answers=())
+
+
+def best_spans(start: Tensor, end: Tensor, offsets: Tensor, contexts: Sequence[str], longest: int) -> list[Prediction]:
+    """The best legal span of each row: start <= end, at most `longest` tokens, inside the context.
+
+    Its score is the sum of its two logits, as in the scripts published for SQuAD, so that rows of one example are comparable.
     Every legal pair is scored, so no n-best list can miss the best.
 
     Args:
@@ -252,7 +322,10 @@ def best_spans(start: Tensor, end: Tensor, offsets: Tensor, contexts: Sequence[s
     rows = torch.arange(len(start), device=start.device)
     begin, stop = offsets[rows, first, 0].tolist(), offsets[rows, last, 1].tolist()
     found = torch.isfinite(best).tolist()
-    return [text[b:s] if ok else "" for text, b, s, ok in zip(contexts, begin, stop, found, strict=True)]
+    return [
+        Prediction(text[b:s] if ok else "", score)
+        for text, b, s, ok, score in zip(contexts, begin, stop, found, best.tolist(), strict=True)
+    ]
 
 
 class PromptForm(Form):

@@ -80,8 +80,8 @@ class LoadedRun:
         )
         module = self.stages.module(self.model, self.source).eval()
         trainer = self.stages.trainer(enable_checkpointing=False, logger=False)
-        found = {row: text for output in trainer.predict(module, loader) or () for row, text in output.items()}  # type: ignore[union-attr]
-        return [found[row] for row in range(len(dataset))]
+        found = {row: one for output in trainer.predict(module, loader) or () for row, one in output.items()}  # type: ignore[union-attr]
+        return dataset.texts(found)
 
     def _examples(self, texts: Sequence[Text], name: str) -> list[Example]:
         found = []

@@ -17,11 +17,11 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, get_linear_s
 
 from flare_exp import parallel
 from flare_exp.backbones import blocks
-from flare_exp.forms import best_spans, padded_answers
+from flare_exp.forms import Prediction, best_spans, padded_answers
 from flare_exp.sources import Source, positions
 
 IGNORED = -100  # label of a row that counts for nothing
-Score = Callable[[Mapping[int, str]], Mapping[str, float]]
+Score = Callable[[Mapping[int, Prediction]], Mapping[str, float]]
 
 
 class FusionModule(LightningModule):
@@ -51,7 +51,7 @@ class FusionModule(LightningModule):
         super().__init__()
         self.strict_loading = False  # checkpoints hold the trained weights only
         self.model, self.source, self.score, self.optimizer, self.warmup = model, source, score, optimizer, warmup
-        self.found: dict[int, str] = {}
+        self.found: dict[int, Prediction] = {}
         self.parts: list[Tensor] = []  # losses of the present global batch
 
     model: Any
@@ -60,11 +60,11 @@ class FusionModule(LightningModule):
         """Mean loss of a batch."""
         raise NotImplementedError  # pragma: no cover
 
-    def predict(self, batch: dict[str, Any]) -> list[str]:
-        """One text per example."""
+    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+        """Return one prediction per row."""
         raise NotImplementedError  # pragma: no cover
 
-    def evaluate(self, batch: dict[str, Any]) -> tuple[Tensor, list[str]]:
+    def evaluate(self, batch: dict[str, Any]) -> tuple[Tensor, list[Prediction]]:
         """Loss and predictions."""
         return self.loss(batch), self.predict(batch)
 
@@ -98,9 +98,9 @@ class FusionModule(LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
-        loss, texts = self.evaluate(batch)
+        loss, found = self.evaluate(batch)
         self.log("validation/loss", loss, batch_size=rows_of(batch), sync_dist=True)
-        self.found |= by_row(batch, texts)
+        self.found |= by_row(batch, found)
 
     def on_validation_epoch_end(self) -> None:
         if self.score is None:
@@ -110,7 +110,7 @@ class FusionModule(LightningModule):
         self.log_dict({f"validation/{k}": v for k, v in scores.items()}, prog_bar=True, sync_dist=True, reduce_fx="max")
         self.found = {}
 
-    def predict_step(self, batch: dict[str, Any], _: int) -> dict[int, str]:
+    def predict_step(self, batch: dict[str, Any], _: int) -> dict[int, Prediction]:
         """Row of the dataset -> prediction."""
         return by_row(batch, self.predict(batch))
 
@@ -156,9 +156,9 @@ def counted(batch: Mapping[str, Any]) -> Tensor:
     return batch.get("index", torch.zeros(len(ids), device=ids.device)) >= 0
 
 
-def by_row(batch: Mapping[str, Any], texts: Sequence[str]) -> dict[int, str]:
-    """Row of the dataset -> text, without stand-ins."""
-    return {row: text for row, text in zip(batch["index"].tolist(), texts, strict=True) if row >= 0}
+def by_row(batch: Mapping[str, Any], found: Sequence[Prediction]) -> dict[int, Prediction]:
+    """Row of the dataset -> prediction, without stand-ins."""
+    return {row: one for row, one in zip(batch["index"].tolist(), found, strict=True) if row >= 0}
 
 
 def rows_of(batch: Mapping[str, Any]) -> int:
@@ -172,18 +172,18 @@ class HeadModule(FusionModule):
     def loss_of(self, output: Any, batch: dict[str, Any]) -> Tensor:
         raise NotImplementedError  # pragma: no cover
 
-    def texts_of(self, output: Any, batch: dict[str, Any]) -> list[str]:
+    def predictions_of(self, output: Any, batch: dict[str, Any]) -> list[Prediction]:
         raise NotImplementedError  # pragma: no cover
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         return self.loss_of(self(batch), batch)
 
-    def predict(self, batch: dict[str, Any]) -> list[str]:
-        return self.texts_of(self(batch), batch)
+    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+        return self.predictions_of(self(batch), batch)
 
-    def evaluate(self, batch: dict[str, Any]) -> tuple[Tensor, list[str]]:
+    def evaluate(self, batch: dict[str, Any]) -> tuple[Tensor, list[Prediction]]:
         output = self(batch)
-        return self.loss_of(output, batch), self.texts_of(output, batch)
+        return self.loss_of(output, batch), self.predictions_of(output, batch)
 
 
 class ClassificationModule(HeadModule):
@@ -203,8 +203,8 @@ class ClassificationModule(HeadModule):
         total = nn.functional.cross_entropy(wide(output), labels, ignore_index=IGNORED, reduction="sum")
         return mean(total, (labels != IGNORED).sum(), batch)
 
-    def texts_of(self, output: Tensor, batch: dict[str, Any]) -> list[str]:
-        return [self.labels[i] for i in output.argmax(-1).tolist()]
+    def predictions_of(self, output: Tensor, batch: dict[str, Any]) -> list[Prediction]:
+        return [Prediction(self.labels[i]) for i in output.argmax(-1).tolist()]
 
 
 class SpanModule(HeadModule):
@@ -221,15 +221,20 @@ class SpanModule(HeadModule):
         return output.start_logits, output.end_logits
 
     def loss_of(self, output: tuple[Tensor, Tensor], batch: dict[str, Any]) -> Tensor:
-        """Cross-entropy of start and end over the context's tokens; an answer that is cut off or lost teaches nothing."""
+        """Cross-entropy of start and end over the context's tokens; an answer that is cut off or lost teaches nothing.
+
+        In windows the first special token competes with them, for a window that does not hold the answer points at it.
+        """
         legal, known = batch["offsets"][..., 0] >= 0, (batch["span"][:, 0] >= 0) & counted(batch)
+        if (null := batch.get("null")) is not None:
+            legal = legal | (torch.arange(legal.shape[1], device=legal.device) == null[:, None])
         total = torch.zeros((), device=legal.device)
         for logits, wanted in zip(output, batch["span"].T, strict=True):
             logits = wide(logits).masked_fill(~legal, float("-inf"))
             total = total + nn.functional.cross_entropy(logits[known], wanted[known], reduction="sum")
         return mean(total, 2 * known.sum(), batch)
 
-    def texts_of(self, output: tuple[Tensor, Tensor], batch: dict[str, Any]) -> list[str]:
+    def predictions_of(self, output: tuple[Tensor, Tensor], batch: dict[str, Any]) -> list[Prediction]:
         start, end = output
         return best_spans(start, end, batch["offsets"], batch["contexts"], self.longest)
 
@@ -328,8 +333,8 @@ class GenerationModule(FusionModule):
         mask = mask * counted(batch)[:, None]
         return mean(-(chosen * mask).sum(), mask.sum(), batch)
 
-    def predict(self, batch: dict[str, Any]) -> list[str]:
-        return self.choose(batch) if self.candidates else self.generate(batch)
+    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+        return [Prediction(text) for text in (self.choose(batch) if self.candidates else self.generate(batch))]
 
     def choose(self, batch: dict[str, Any]) -> list[str]:
         """The likeliest candidate of each prompt, EOS included, scored exactly."""

@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
@@ -35,6 +35,8 @@ from flare_exp.config import Config
 from flare_exp.errors import UserError
 from flare_exp.preemption import Stopped
 
+T = TypeVar("T")
+
 LOCALHOST = "127.0.0.1"
 PATIENCE = timedelta(days=30)  # of a process that waits for the leader, which may be translating
 GRACE = 20  # seconds that the leader has to notice by itself that another process is gone
@@ -43,13 +45,13 @@ GRACE = 20  # seconds that the leader has to notice by itself that another proce
 # --- over the processes of a team, if there is one -------------------------------------------------------------------
 
 
-def gathered(found: dict[int, str]) -> dict[int, str]:
+def gathered(found: dict[int, T]) -> dict[int, T]:
     """The union of all processes' dictionaries, the same on each."""
     if not _several():
         return found
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, found)
-    return {row: text for part in parts for row, text in part.items()}
+    return {row: one for part in parts for row, one in part.items()}
 
 
 def _several() -> bool:

@@ -184,18 +184,41 @@ class Preview(Stages):
 
 
 class CountedForm(PromptForm):
-    """Lengths of texts without a tokenizer: CHARACTERS to a token; an example without text is as long as it may be."""
+    """Lengths of texts without a tokenizer: CHARACTERS to a token; an example without text has `unknown` tokens.
 
-    def __init__(self, task: Task, max_length: int):
+    `stride`: of windows (`forms.SpanForm`); the question, which every window repeats, is not counted.
+    """
+
+    def __init__(self, task: Task, max_length: int, unknown: int, stride: int | None):
         Form.__init__(self, task, None, max_length)  # type: ignore[arg-type]
+        self.unknown, self.stride = unknown, stride
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:
-        return [{"inputs": {"input_ids": range(self._length(e))}, "cut": False} for e in examples]
+        return [
+            {
+                "inputs": {"input_ids": range(stop - start)},
+                "cut": False,
+                "example": i,
+                "window": (start * CHARACTERS, stop * CHARACTERS),
+            }
+            for i, example in enumerate(examples)
+            for start, stop in self._windows(self._length(example))
+        ]
+
+    def encode_sources(self, examples: Sequence[Example]) -> list[Item]:
+        return [{"inputs": {"input_ids": range(min(self._length(e), self.max_length))}, "cut": False} for e in examples]
+
+    def _windows(self, length: int) -> list[tuple[int, int]]:
+        """First and last token of each window of a text, or of what is left of the one that is cut."""
+        if self.stride is None or length <= self.max_length:
+            return [(0, min(length, self.max_length))]
+        starts = range(0, length - self.stride, self.max_length - self.stride)
+        return [(start, min(start + self.max_length, length)) for start in starts]
 
     def _length(self, example: Example) -> int:
         if not any(example.texts):
-            return self.max_length
-        return min(self.max_length, 2 + len(self.prompt(example.texts)) // CHARACTERS)
+            return self.unknown
+        return 2 + len(self.prompt(example.texts)) // CHARACTERS
 
     def answer(self, text: str) -> list[int]:
         return [0] * (1 + -(-len(text) // CHARACTERS))
@@ -205,14 +228,15 @@ class Sketch(Preview):
     """The stages of a run whose checkpoint is not here: models have shapes, and no weights."""
 
     def _form(self) -> Form:
-        wanted, m = self.cfg.data.max_length, self.cfg.model
+        wanted, m = self.wanted_length, self.cfg.model
         wanted = min(wanted, backbones.longest_input(str(self.backbone.path)) or wanted)
+        counted = CountedForm(self.task, wanted, self.cfg.data.max_length, self.stride)
         if self.task.assumed:  # type: ignore[attr-defined]
-            return CountedForm(self.task, wanted)
+            return counted
         try:
             return self._form_of(backbones.load_tokenizer(str(m.path), m.revision), wanted)
         except UserError:
-            return CountedForm(self.task, wanted)
+            return counted
 
     def _mt_form(self) -> Form:  # type: ignore[override]
         return self.form

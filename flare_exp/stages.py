@@ -71,6 +71,7 @@ class Stages:
             "form": self.form_name,
             "max_length": self.form.max_length,
             "truncation_side": cfg.data.truncation_side,
+            "doc_stride": self.stride,
             "prompt": task.prompt if prompted else None,
             "task": [task.fields, task.labels, task.metric],
             "answers": asdict(replace(self.decoding, cache="")) if prompted else None,
@@ -200,7 +201,7 @@ class Stages:
             if not self.team.leads:
                 return {}
             dataset = data.dataset("test")
-            said = [found[row] for row in range(len(dataset))]
+            said = dataset.texts(found)
             predicted = back.texts(said, self.task.english, self.cfg.task.lang) if back else said
             gold = [self.task.gold(p.scored) for p in dataset.pairs]
             rows = [
@@ -269,15 +270,27 @@ class Stages:
 
     def _form(self) -> Form:
         path, revision = str(self.backbone.path), self.cfg.model.revision
-        longest, wanted = backbones.longest_input(path, revision), self.cfg.data.max_length
+        longest, wanted = backbones.longest_input(path, revision), self.wanted_length
         if longest is not None and longest < wanted:
-            log.info("data.max_length=%d: this model reads %d tokens at most, so texts are cut there", wanted, longest)
+            log.info("texts of %d tokens are asked for: this model reads %d at most", wanted, longest)
             wanted = longest
         return self._form_of(backbones.load_tokenizer(path, revision), wanted)
 
     def _form_of(self, tokenizer: Any, longest: int) -> Form:
         tokenizer.truncation_side = self.cfg.data.truncation_side
-        return FORM_CLASSES[self.form_name](self.task, tokenizer, longest)
+        options = {"stride": self.stride} if self.form_name == "span" else {}
+        return FORM_CLASSES[self.form_name](self.task, tokenizer, longest, **options)
+
+    @property
+    def stride(self) -> int | None:
+        """Tokens that two windows share; None: texts are not read in windows."""
+        return self.cfg.task.doc_stride if self.form_name == "span" else None
+
+    @property
+    def wanted_length(self) -> int:
+        """The longest text, or the longest window, that is asked for."""
+        window = self.cfg.task.window if self.stride is not None else None
+        return window or self.cfg.data.max_length
 
     @property
     def precision(self) -> backbones.Precision:
@@ -463,7 +476,7 @@ class Stages:
         """Return what scores the predictions of the validation set."""
         dataset = data.dataset("validation")
         examples = [p.scored for p in dataset.pairs]
-        return lambda found: self.task.score([found[row] for row in range(len(dataset))], examples)
+        return lambda found: self.task.score(dataset.texts(found), examples)
 
     def causes_of_divergence(self, name: str, stage: StageConfig) -> str:
         """Name what makes losses infinite or NaN, as far as the configuration tells."""

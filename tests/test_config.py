@@ -70,6 +70,7 @@ def test_xnli_has_the_papers_three_epochs():
 def test_tydiqa_has_no_test_split_and_long_contexts(tmp_path):
     job = config.check(["task=tydiqa"], False)[0][0]
     assert (job.data.max_length, job.task.select) == (768, "last")
+    assert (job.task.window, job.task.doc_stride) == (384, 128)
     assert (job.task.train_split, job.task.validation_split) == ("train", None), "the last epoch is kept: nothing is held out"
     assert (config.check([], False)[0][0].data.max_length, config.check([], False)[0][0].task.select) == (128, "best")
     assert config.check(["task=tydiqa", "data.max_length=64"], False)[0][0].data.max_length == 64

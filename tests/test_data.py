@@ -21,7 +21,7 @@ from flare_exp.data import (
     shuffled_sources,
 )
 from flare_exp.errors import UserError
-from flare_exp.forms import FORM_CLASSES, LabelForm
+from flare_exp.forms import FORM_CLASSES, LabelForm, Prediction, SourceTextForm, SpanForm
 from flare_exp.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
 from flare_exp.noise import ERRORS, corrupt_examples
 from flare_exp.sources import BackboneSource
@@ -225,6 +225,37 @@ def test_what_is_scored_when_translations_are_read(tokenizer):
     assert [p.scored for p in human] == [p.target for p in human]
     assert [p.target for p in human] == [p.target for p in machine]
     assert [p.scored for p in machine] == far != [p.target for p in machine]
+
+
+def test_an_example_in_windows_has_one_prediction_and_every_window_its_part_of_the_source(tokenizer):
+    task = ToyQA(limit=12)
+
+    def data(view, longest=48, **options):
+        form = SpanForm(task, tokenizer, longest, stride=16)
+        source_form = SourceTextForm(task, tokenizer, 200, form.order) if view == "latent" else None
+        translate = ParallelTranslator(task).translate
+        return ToyQADataModule(task, "far", form, translate, view=view, source_form=source_form, batch_size=8, **options)
+
+    dataset = data("paired").dataset("test")
+    assert len(dataset.pairs) == 12 < len(dataset) == len(dataset.target) == len(dataset.source)
+    assert dataset.cut_off == 0, "every answer is in some window"
+    assert len(data("paired").dataset("train").pairs) == 12
+    # the best of an example's windows is its prediction
+    found = {row: Prediction(f"row {row}", row % 5) for row in range(len(dataset))}
+    for number, text in enumerate(dataset.texts(found)):
+        rows = [row for row, example in enumerate(dataset.examples) if example == number]
+        assert text == f"row {max(rows, key=lambda row: (row % 5, -row))}"
+    # sources are read beside their windows: the question, and what stands at the same place
+    latent = data("latent").dataset("test")
+    for seen, same in ((dataset, False), (latent, True)):
+        for row, example in enumerate(seen.examples):
+            pair, (first, last) = seen.pairs[example], seen.target[row]["window"]
+            said = tokenizer.decode(seen.source[row]["inputs"]["input_ids"], skip_special_tokens=True)
+            context = said.replace(pair.source.texts[1], "", 1).strip()
+            assert context in pair.source.texts[0]
+            if same:
+                assert context == pair.target.texts[0][first:last].strip()
+    assert max(len(item["inputs"]["input_ids"]) for item in data("paired").dataset("test").source) <= 48
 
 
 def test_pairs_must_be_the_same_examples(task):

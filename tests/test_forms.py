@@ -75,7 +75,7 @@ def test_offsets_lead_back_to_the_answers_text(name):
     # and the model's best span of these logits is that text again
     batch = form.collate(items)
     start, end = (torch.nn.functional.one_hot(batch["span"][:, i], batch["offsets"].shape[1]).float() for i in (0, 1))
-    texts = forms.best_spans(start, end, batch["offsets"], batch["contexts"], longest=200)
+    texts = [found.text for found in forms.best_spans(start, end, batch["offsets"], batch["contexts"], longest=200)]
     assert texts == [e.answers[0].text for e in examples]
 
 
@@ -91,8 +91,10 @@ def test_best_span_is_the_best_of_all_legal_ones():
     for row in range(8):
         legal = [(i, j) for i in range(4, 11) for j in range(i, min(i + 3, 11))]
         i, j = max(legal, key=lambda span: float(start[row, span[0]] + end[row, span[1]]))
-        assert found[row] == context[2 * i : 2 * j + 1]
-    assert forms.best_spans(start, end, torch.full_like(offsets, -1), [context] * 8, 3) == [""] * 8
+        assert found[row].text == context[2 * i : 2 * j + 1]
+        assert found[row].score == pytest.approx(float(start[row, i] + end[row, j]))
+    nothing = forms.best_spans(start, end, torch.full_like(offsets, -1), [context] * 8, 3)
+    assert {(found.text, found.score) for found in nothing} == {("", float("-inf"))}
 
 
 def test_an_answer_that_is_cut_off_is_counted_and_teaches_nothing():
@@ -252,13 +254,91 @@ def test_predictions_are_texts():
     batch = {"target": {"input_ids": torch.tensor([[5, 6, 3], [7, 8, 3]]), "attention_mask": torch.ones(2, 3).long()},
              "index": torch.tensor([0, 1])}  # fmt: skip
     labels = ("negative", "neutral", "positive")
-    assert set(ClassificationModule(random_backbone(("bert", "label")).model, labels).predict(batch)) <= set(labels)
+    assert set(ClassificationModule(random_backbone(("bert", "label")).model, labels).predict(batch)) <= {
+        (label, 0.0) for label in labels
+    }
     tokenizer, llama = byte_level(), random_backbone(("llama", "prompt")).model
     encode = {label: [4 + i, 9, 3] for i, label in enumerate(labels)}.__getitem__
-    assert set(GenerationModule(llama, tokenizer, encode, Decoding(labels)).predict(batch)) <= set(labels)
+    assert set(GenerationModule(llama, tokenizer, encode, Decoding(labels)).predict(batch)) <= {(label, 0.0) for label in labels}
     free = GenerationModule(llama, tokenizer, encode, Decoding(max_new_tokens=4)).predict(batch)
     assert len(free) == 2
-    assert all(isinstance(text, str) for text in free)
+    assert all(isinstance(found.text, str) for found in free)
+
+
+# --- overlapping windows ---------------------------------------------------------------------------------------------
+
+NUMBERED = " ".join(f"{letter}{letter} {word}" for letter in "abdegimnorstuw" for word in ("the soup", "in rome"))
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_windows_are_those_of_the_published_scripts(name):
+    """Every window is the question and a run of the context's tokens, `stride` of them again in the next; none is lost."""
+    tokenizer = TOKENIZERS[name]()
+    form = forms.SpanForm(TyDiQA(), tokenizer, 60, stride=20)
+    example = question(NUMBERED, "mm", asked="who ?")
+    items = form.encode([question("the soup", "soup"), example])
+    assert [item["example"] for item in items] == [0, *[1] * (len(items) - 1)]
+    assert len(items) > 2
+    assert not any(item["cut"] for item in items)
+    whole = [span for span in forms.SpanForm(TyDiQA(), tokenizer, 1000).encode([example])[0]["offsets"] if span[0] >= 0]
+    read = [[span for span in item["offsets"] if span[0] >= 0] for item in items[1:]]
+    assert all(len(item["inputs"]["input_ids"]) <= 60 for item in items)
+    at = 0
+    for window in read:
+        assert window == whole[at : at + len(window)]
+        at += len(window) - 20
+    assert at + 20 == len(whole)
+    # the answer is learned in every window that holds it, and the others are trained to point at the first special token
+    start = NUMBERED.index("mm")
+    for item, window in zip(items[1:], read, strict=True):
+        holds = window[0][0] <= start and start + 2 <= window[-1][1]
+        first, last = item["span"]
+        if holds:
+            assert example.texts[0][item["offsets"][first][0] : item["offsets"][last][1]] == "mm"
+        else:
+            assert first == last == item["null"]
+            assert item["inputs"]["input_ids"][first] in tokenizer.all_special_ids
+        assert item["cut_off"] == (not holds)
+    assert {item["cut_off"] for item in items[1:]} == {True, False}
+
+
+def test_a_window_of_an_unknown_answer_teaches_nothing():
+    form = forms.SpanForm(TyDiQA(), wordpiece(), 24, stride=8)
+    items = form.encode([question(LONG, ""), question(LONG, "congo", -1)])
+    assert len(items) > 4
+    assert {item["span"] for item in items} == {(-1, -1)}
+    assert {item["cut_off"] for item in items} == {False}
+
+
+def test_in_windows_the_first_special_token_competes_with_the_context():
+    """Without windows it does not."""
+    start = torch.tensor([[1.0, 5.0, 2.0, 3.0]])
+    module = SpanModule(torch.nn.Identity())
+    batch = {"target": {"input_ids": torch.ones(1, 4)}, "offsets": torch.tensor([[[-1, -1], [-1, -1], [0, 1], [2, 3]]])}
+
+    def loss(span, null):
+        return float(module.loss_of((start, start), {**batch, "span": torch.tensor([span]), "null": torch.tensor([null])}))
+
+    def expected(seen, at):
+        return float(-torch.tensor(seen).log_softmax(0)[at])
+
+    assert loss([3, 3], -1) == pytest.approx(expected([2.0, 3.0], 1))
+    assert loss([3, 3], 0) == pytest.approx(expected([1.0, 2.0, 3.0], 2))
+    assert loss([0, 0], 0) == pytest.approx(expected([1.0, 2.0, 3.0], 0))
+
+
+def test_a_stride_that_leaves_no_room_is_a_users_error():
+    with pytest.raises(UserError, match=r"task\.doc_stride=20: windows of 24 tokens have room for 21"):
+        forms.SpanForm(TyDiQA(), wordpiece(), 24, stride=20)
+
+
+def test_the_same_part_of_another_text():
+    source = Example("x", "0", ("one two three four", "who ?"), answers=(Answer("two", 4),))
+    target = Example("x", "0", ("ein zwei drei vier", "wer ?"))
+    found = forms.same_part(source, target, 0, (4, 8))
+    assert found == Example("x", "0", ("two three", "who ?")), "whole words, and no answers"
+    assert forms.same_part(source, target, 0, (0, 18)).texts == source.texts
+    assert forms.same_part(target, target, 0, (5, 8)).texts == ("wei", "wer ?"), "of the text itself just that part"
 
 
 @pytest.mark.parametrize("family", ["llama", "mt5"])
