@@ -197,7 +197,7 @@ def show(task: str, cells: Cells, console: Console) -> None:
     for name in ("model", "lang", "mt", "method", *options, "seeds"):
         table.add_column(name, overflow="fold")
     for name in (*metrics, *(f"English {name}" for name in metrics), "transfer s", "test s"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for row in rows(dict(sorted(cells.items(), key=_place)), options, metrics):
         table.add_row(*row)
     console.print(table)

@@ -225,7 +225,7 @@ def print_table(metrics: Mapping[str, Any], notes: Sequence[str], folder: Path) 
     table.add_column("method")
     table.add_column("scored on")
     for name in [*names, "training seconds"]:
-        table.add_column(name, justify="right")
+        table.add_column(name.replace("_", " "), justify="right")  # spaces let a long head wrap
     for row, scored, values, spent in rows:
         table.add_row(row, scored, *(f"{100 * values[n]:.1f}" for n in names), "" if spent is None else f"{spent:.0f}")
     console = Console(width=max(100, Console().width) if not sys.stdout.isatty() else None)
