@@ -183,7 +183,7 @@ def quiet(cfg: config.Config) -> None:
     warnings.filterwarnings("ignore", message=".*number of training batches.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*directory .* exists and is not empty.*")  # as it must be to go on
-    warnings.filterwarnings("ignore", message=".*`base_model_name_or_path` was renamed.*")  # a run folder's model has another place
+    warnings.filterwarnings("ignore", message=".*`base_model_name_or_path` was renamed.*")  # to the run folder
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
     warnings.filterwarnings("ignore", message=".*custom batch sampler `Shares` for prediction.*")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses optional kernels, and says so when peft looks at it
