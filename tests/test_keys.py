@@ -24,7 +24,7 @@ ARCHITECTURES = {"tiny": "xlm-roberta", "decoder": "llama", "seq2seq": "mt5"}
 # Kinds of runs that have all options between them; {} is the folder of what they read.
 RUNS = {
     "label": ["source.cache=memory", "source.dtype=bfloat16"],
-    "span": ["task=toy_qa", "fusion=cross_attn", "mt=toy_nllb"],
+    "span": ["task=toy_qa", "task.window=48", "task.doc_stride=8", "fusion=cross_attn", "mt=toy_nllb"],
     "prompt": ["model=custom", "model.path={}/decoder", "model.quantize=nf4", "task=toy_nli", "decode=generate", "method=lora"],
     "latent": ["model=custom", "model.path=org/model", f"model.revision={COMMIT}", "method=flare_mt", "fusion=gated",
                "mt=custom", "mt.path=org/mt", f"mt.revision={COMMIT}", "mt.backend=ctranslate2"],
