@@ -15,8 +15,6 @@ from flare_exp import adapter, backbones, divergence, mt
 from flare_exp.divergence import StopIfNotFinite
 from flare_exp.errors import UserError
 from flare_exp.finite import check_finite
-from flare_exp.parallel import ALONE
-from flare_exp.resuming import StepCheckpoint
 from flare_exp.tiny.pretrain import pretrain
 
 
@@ -73,11 +71,14 @@ def test_no_state_is_saved_after_a_step_that_is_not_finite(tmp_path, monkeypatch
     monkeypatch.setattr(StopIfNotFinite, "_look", lambda self, given: look(self, given or 0) if given == 0 else None)
     monkeypatch.setattr(StopIfNotFinite, "on_train_batch_end", lambda self, trainer, module, outputs, *_: self.pending.append(
         (trainer.global_step, outputs["loss"], None, ~torch.isfinite(outputs["loss"]))))  # fmt: skip
-    monkeypatch.setattr(StepCheckpoint, "on_save_checkpoint", lambda *_: None)
-    kept = StepCheckpoint(tmp_path / "state.ckpt", ALONE, minutes=1e-9)
+
+    class Saver(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.save_checkpoint(tmp_path / "state.ckpt")
+
     with pytest.raises(UserError, match="the loss is nan at step 3"):
-        train(Diverging("loss", math.nan, at=2), StopIfNotFinite("transfer", ""), kept)
-    assert torch.load(kept.path, weights_only=True)["global_step"] == 2
+        train(Diverging("loss", math.nan, at=2), StopIfNotFinite("transfer", ""), Saver())
+    assert torch.load(tmp_path / "state.ckpt", weights_only=True)["global_step"] == 2
 
 
 def test_weights_that_are_not_finite_are_named():

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import random_backbone, untied
+from conftest import last_of_each, random_backbone, untied
 from safetensors.torch import load_file
 
 from flare_exp import adapter, backbones, config
@@ -90,7 +90,7 @@ def run(tmp_path, *overrides):
     small = ["task.limit=16", "trainer=cpu", "trainer.max_epochs=1", "data.batch_size=8", "trainer.enable_progress_bar=false"]
     rates = ["finetune.lr=1e-3", "transfer.lr=1e-3"]
     places = [f"output_dir={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}"]
-    jobs, problems = config.check([*small, *rates, *places, *overrides], False)
+    jobs, problems = config.check(last_of_each([*small, *rates, *places, *overrides]), False)
     assert problems == []
     measured = run_job(jobs[0], tmp_path / "out")
     return measured, json.loads((tmp_path / "out" / "provenance.json").read_text())

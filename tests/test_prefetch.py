@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import socket
+import string
 import subprocess
 import sys
 import threading
@@ -26,7 +27,7 @@ from conftest import COMMIT, SMALL, put
 from omegaconf import OmegaConf
 from rich.filesize import decimal
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from flare_exp import config, hub, pipeline, prefetch
 from flare_exp.__main__ import main
@@ -49,11 +50,10 @@ def needed(*overrides):
 def checkpoint(tmp_path_factory) -> Path:
     """A random XLM-R with a tokenizer of its own."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    words = {word: i for i, word in enumerate(("<s>", "<pad>", "</s>", "<unk>", "the", "food", "was", "good"))}
-    known = ("en", "sw", "train", "validation", "test", *map(str, range(24)), "unused 1", "unused 2", "unused 3")
-    words |= {word: i for i, word in enumerate(known, len(words))}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    characters = ("<s>", "<pad>", "</s>", "<unk>", *string.ascii_lowercase, *string.digits)
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Split("", "isolated")])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
