@@ -77,7 +77,7 @@ def _command(name: str, arguments: Sequence[str]) -> int:
     known, _ = commandline.COMMANDS[name]
     try:
         if unknown := [a for a in arguments if a.startswith("-") and a not in known]:
-            raise UserError(f"{unknown[0]}: there is no such flag; allowed: {', '.join(known)}")
+            raise UserError(f"{unknown[0]}: there is no such flag; allowed: {', '.join((*known, '--help'))}")
         return module.main(commandline.normalised(arguments, name == "prefetch"))
     except UserError as error:
         print(f"flare_exp {name}: {error}", file=sys.stderr)

@@ -45,7 +45,8 @@ def draw_curves(folder: Path, target: Path, metric: str, lang: str) -> None:
         for panel in (loss, score):
             panel.grid(alpha=0.3)
     panels[0, 0].set_ylabel("loss")
-    panels[0, 0].legend()
+    if panels[0, 0].lines:
+        panels[0, 0].legend()
     panels[1, 0].set_ylabel(f"validation {metric}")
     canvas.print_png(target)
 
