@@ -14,12 +14,12 @@ from typing import Any
 
 from flare_exp import commandline, config, preemption, prefetch
 from flare_exp.errors import UserError
-from flare_exp.runs import assists, attempt, attempt_in_grid, check_folder, check_writable
+from flare_exp.runs import assists, attempt, attempt_in_grid, check_folder, check_writable, crashed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 2 a mistake in the command line, data or files, 1 a failed grid, 128 + n
-    stopped by signal n."""
+    """Entry point; returns the exit code: 0 done, 2 a mistake in the command line, data or files, 1 a failed grid or a crash,
+    128 + n stopped by signal n."""
     given = list(sys.argv[1:] if argv is None else argv)
     if given and given[0] in commandline.COMMANDS:
         return _command(given[0], given[1:])
@@ -171,6 +171,7 @@ class _Outcome:
     def __init__(self, grid: _Grid | None):
         self.grid = grid
         self.failed: list[tuple[Path, str]] = []
+        self.crashed = False
 
     def job(self, cfg: Any) -> None:
         """One job of Hydra's; a user's mistake is told and remembered, so that a grid goes on."""
@@ -179,7 +180,11 @@ class _Outcome:
         hydra_cfg = HydraConfig.get()
         folder = Path(hydra_cfg.runtime.output_dir)
         if self.grid is None:
-            self._remember(folder, attempt(cfg, folder))
+            try:
+                self._remember(folder, attempt(cfg, folder))
+            except Exception as error:
+                self.crashed = True
+                self._remember(folder, crashed(error, folder))
             return
         number = hydra_cfg.job.num
         if number in self.grid.numbers:
@@ -199,7 +204,10 @@ class _Outcome:
         if self.failed and self.grid:
             print(f"{len(self.failed)} of {len(self.grid.numbers)} jobs of the grid failed:", file=sys.stderr)
             for folder, reason in self.failed:
-                print(f"  {folder}: {reason}; see {folder / 'flare_exp.log'}", file=sys.stderr)
+                log = folder / "flare_exp.log"
+                print(f"  {folder}: {reason}{'' if str(log) in reason else f'; see {log}'}", file=sys.stderr)
+            return 1
+        if self.crashed:
             return 1
         return 2 if self.failed else 0
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import SoftFileLease, Timeout
 
 from flare_exp import __version__, preemption
-from flare_exp.errors import UserError
+from flare_exp.errors import UserError, out_of_room
 
 if TYPE_CHECKING:
     from flare_exp.parallel import Team
@@ -113,8 +113,14 @@ class ArtifactStore:
                     manifest = self._build(place, lock, kind, key, build, together, resumable)
                 elif together and self.team:
                     self.team.agree(None)
-        except OSError as error:
-            raise UserError(f"cache_dir={self.root}: cannot write the artefact {kind}/{place.name}: {error}") from error
+        except (UserError, preemption.Stopped):
+            raise
+        except Exception as error:
+            full = out_of_room(error)
+            if full is None and not isinstance(error, OSError):
+                raise
+            reason = f"{full}; when there is room, the same command goes on" if full else error
+            raise UserError(f"cache_dir={self.root}: cannot write the artefact {kind}/{place.name}: {reason}") from error
         return Artifact(place, kind, digest, manifest["info"], manifest["seconds"], reused, key.get("code"))
 
     def find(self, kind: str, key: Mapping[str, Any]) -> Artifact:

@@ -1,5 +1,22 @@
-"""The one exception for mistakes a user can mend: shown as a message, never as a traceback."""
+"""The one exception for mistakes a user can mend, shown as a message, never as a traceback; and what a full disk looks like."""
+
+import errno
+import os
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
     """A wrong option, a missing or damaged file. The message names the key, the value and what is allowed."""
+
+
+def out_of_room(error: BaseException) -> str | None:
+    """Say why nothing more can be written, if that is what `error` comes from: every library has an error of its own for it."""
+    found: BaseException | None = error
+    while found is not None:
+        for number in FULL:
+            reason = os.strerror(number)
+            if (isinstance(found, OSError) and found.errno == number) or reason in str(found):
+                return reason
+        found = found.__cause__ or found.__context__
+    return None

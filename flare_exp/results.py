@@ -67,6 +67,17 @@ def leave(folder: Path, measured: Mapping[str, Any], made: Mapping[str, Artifact
     `adapter/` and `english/` are the transfer and the English model as saved (PEFT or transformers format), `curves/` has
     their training metrics, `curves.png` shows them, with the task's `metric`.
     """
+    try:
+        _leave(folder, measured, made, data, metric)
+    except OSError:  # the disk is full: what is written in part is taken away, but for the configuration and the log
+        for name in ("english", "adapter", "curves"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("predictions.parquet", "provenance.json", "curves.png", ".metrics.json", CHECKSUMS, "README.md"):
+            (folder / name).unlink(missing_ok=True)
+        raise
+
+
+def _leave(folder: Path, measured: Mapping[str, Any], made: Mapping[str, Artifact], data: Mapping[str, Any], metric: str) -> None:
     (folder / "curves").mkdir(exist_ok=True)
     for name, stage in (("english", "finetune"), ("adapter", "transfer")):
         if stage in made:

@@ -61,7 +61,11 @@ class StepCheckpoint(pl.Callback):
     def save(self, trainer: pl.Trainer) -> None:
         """Replace the state on disk, all or nothing."""
         partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
+        try:
+            trainer.save_checkpoint(partial)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
         for logger in trainer.loggers:
             logger.save()
         if self.team.leads:

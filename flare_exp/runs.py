@@ -5,17 +5,17 @@ Nothing heavy is imported before the attempt.
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from flare_exp import checksums, config, preemption
-from flare_exp.errors import UserError
+from flare_exp.errors import UserError, out_of_room
 
 # Options that do not change a result, so that a run folder may be taken up again with others. The model's name changes none
 # either, but stands in metrics.json.
@@ -95,8 +95,11 @@ def attempt(cfg: Any, folder: Path, brief: bool = False) -> str | None:
     Raises:
         SystemExit: it was stopped; what it had done is kept.
     """
+    import logging
+
     from flare_exp import status
 
+    logging.raiseExceptions = False  # a log on a full disk is not worth a traceback for each of its lines
     discard_damaged(folder)
     done = (folder / "metrics.json").is_file()
     try:
@@ -104,27 +107,38 @@ def attempt(cfg: Any, folder: Path, brief: bool = False) -> str | None:
             run_job(cfg, folder, brief)
     except UserError as error:
         return str(error)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        return f"no more can be written to {error.filename or folder}: {error.strerror}"
     except preemption.Stopped as stop:
         raise SystemExit(_stopped(stop)) from None
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C during training into an exit
         print("\nstopped; finished stages are kept, and the same command goes on after them", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception as error:  # every library has its own for a full disk
+        if (reason := out_of_room(error)) is None:
+            raise
+        place = getattr(error, "filename2", None) or getattr(error, "filename", None) or folder  # a copy has two
+        return f"no more can be written to {place}: {reason}; when there is room, the same command goes on"
     return None
 
 
 def attempt_in_grid(cfg: Any, folder: Path) -> str | None:
-    """Like `attempt`; what nobody foresaw is a reason too, with its traceback in the log, so that the other jobs go on."""
+    """Like `attempt`; what nobody foresaw is a reason too, so that the other jobs go on."""
     try:
         return attempt(cfg, folder, brief=True)
     except Exception as error:
-        import logging
+        return crashed(error, folder)
 
-        logging.getLogger(__name__).exception("the job in %s failed", folder)
-        return f"{type(error).__name__}: {error}"
+
+def crashed(error: Exception, folder: Path) -> str:
+    """Leave the traceback of what nobody foresaw in the log of the run in `folder`; returns a line about it."""
+    log = folder / "flare_exp.log"
+    try:
+        with log.open("a") as file:
+            traceback.print_exception(error, file=file)
+        where = f"; the traceback is in {log}"
+    except OSError:
+        where = ""
+        traceback.print_exception(error)
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}{where}"
 
 
 def _stopped(stop: preemption.Stopped) -> int:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import torch
 from conftest import last_of_each, tiny_checkpoint
 from omegaconf import OmegaConf
 
-from flare_exp import config, pipeline, preemption, resuming, status
+from flare_exp import config, pipeline, preemption, resuming, runs, status
+from flare_exp.__main__ import main
 from flare_exp.data import BucketSampler, ResumableLoader, Shares
+from flare_exp.errors import out_of_room
 
 SMALL = ["task.limit=100", "finetune.epochs=2", "transfer.epochs=2", "transfer.lr=1e-3", "data.batch_size=20", "trainer=cpu",
          "trainer.enable_progress_bar=false", "model=custom"]  # fmt: skip
@@ -159,6 +162,82 @@ def test_killed_without_a_warning_goes_on_from_the_last_state(checkpoint, tmp_pa
     with (tmp_path / "out" / "curves" / "finetune.csv").open(newline="") as file:
         validated = [int(row["epoch"]) for row in csv.DictReader(file) if row["validation/loss"]]
     assert validated == list(range(100))  # no row is lost, none is there twice
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system of its own: its folder, and a function that sets its size in kilobytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+
+    def resize(kilobytes):
+        subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", folder], check=True)
+
+    yield folder, resize
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("filled", ["cache", "out"])
+def test_a_full_disk_at_any_stage_is_one_message_and_the_same_command_goes_on(checkpoint, tmp_path, disk, filled):
+    """The disk grows a little whenever it was full, so that it is full in one stage after the other."""
+    place, resize = disk
+    run(checkpoint, tmp_path / "whole")
+    room = tmp_path / "room"
+    if filled == "out":
+        shutil.copytree(tmp_path / "whole" / "cache", room / "cache")
+    folders = {name: (place if name == filled else room) / name for name in ("cache", "out")}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    given = [*SMALL, f"model.path={checkpoint}", f"cache_dir={folders['cache']}", f"output_dir={folders['out']}"]
+    (job,), _ = config.check(given, False)
+    reasons, kilobytes = [], 16
+    while (reason := runs.attempt(job, folders["out"])) is not None:
+        reasons.append(reason)
+        assert "No space left on device" in reason
+        assert len(reason.splitlines()) == 1
+        assert str(place) in reason
+        assert reason.endswith("when there is room, the same command goes on")
+        assert not (folders["out"] / "metrics.json").exists()
+        assert {p.name for p in folders["out"].iterdir()} <= {"config.yaml", "states.jsonl"}
+        for manifest in folders["cache"].glob("*/[!.]*/manifest.json"):
+            files = json.loads(manifest.read_text())["files"]
+            assert all((manifest.parent / name).stat().st_size == facts["bytes"] for name, facts in files.items())
+        assert not list(folders["cache"].rglob("*.partial"))
+        assert kilobytes < 20_000, reasons
+        kilobytes = round(1.5 * kilobytes)
+        resize(kilobytes)
+    assert len(reasons) >= 2
+    if filled == "cache":
+        kinds = {kind for kind in ("finetune", "transfer", "test", "translation") for r in reasons if f"artefact {kind}/" in r}
+        assert len(kinds) >= 2, reasons
+    for name in ("english/adapter_model.safetensors", "adapter/adapter_model.safetensors", "predictions.parquet"):
+        assert (folders["out"] / name).read_bytes() == (tmp_path / "whole" / "out" / name).read_bytes()
+
+
+def test_libraries_errors_of_a_full_disk_are_told():
+    wrapped = RuntimeError("could not be saved")
+    wrapped.__cause__ = OSError(28, os.strerror(28))
+    for error in (wrapped.__cause__, wrapped, Exception("I/O error: No space left on device (os error 28)")):
+        assert out_of_room(error) == "No space left on device"
+    assert out_of_room(ValueError("no")) is None
+
+
+def test_a_crash_is_one_line_and_its_traceback_is_in_the_log(tmp_path, monkeypatch, capsys):
+    def crash(*_):
+        raise ZeroDivisionError("by\nnothing")
+
+    monkeypatch.setattr(runs, "run_job", crash)
+    assert main([f"output_dir={tmp_path}"]) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1] == f"flare_exp: ZeroDivisionError: by; the traceback is in {tmp_path / 'flare_exp.log'}"
+    assert "Traceback" not in said.out + said.err
+    log = (tmp_path / "flare_exp.log").read_text()
+    assert "Traceback (most recent call last)" in log
+    assert "in crash" in log
+    assert status.read(tmp_path).state == "failed"
 
 
 def test_ctrl_c_asks_once_and_interrupts_the_second_time(capfd):

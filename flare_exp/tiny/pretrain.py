@@ -3,6 +3,7 @@ languages under-represented on purpose."""
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -159,9 +160,10 @@ def keep_state(path: Path, **state: Any) -> None:
     """Write the state of a training, whole or not at all."""
     import torch
 
-    partial = path.with_suffix(".partial")
+    partial, buffer = path.with_suffix(".partial"), io.BytesIO()
+    torch.save(state, buffer)  # to a file it does not say that the disk is full
     try:
-        torch.save(state, partial)
+        partial.write_bytes(buffer.getbuffer())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
