@@ -65,8 +65,15 @@ class MT:
     @property
     def identity(self) -> dict[str, Any]:
         """What a text's translation depends on."""
-        runs = {"backend": self.cfg.backend, "weights": self.quantization or self.weights, "engine": code_of("engine")}
-        return {"by": "machine", "checkpoint": self.origin, **runs, **asdict(self.decoding)}
+        return {
+            "by": "machine",
+            "checkpoint": self.origin,
+            "backend": self.cfg.backend,
+            "quantization": self.quantization,
+            "weights": None if self.quantization else self.weights,
+            "engine": code_of("engine"),
+            **asdict(self.decoding),
+        }
 
     @property
     def encoder_identity(self) -> dict[str, Any]:
