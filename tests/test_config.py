@@ -311,7 +311,7 @@ def test_a_stored_result_is_shown_without_heavy_imports(tmp_path):
     measured = {"task": "toy_sentiment", "lang": "far", "model": "tiny", "method": "flare", "fusion": "add_relu", "mt": "toy",
                 "seed": 0, "test": scores, "english": scores, "zero_shot": scores, "seconds": spent}  # fmt: skip
     (tmp_path / "metrics.json").write_text(json.dumps(measured))
-    facts = {"parameters": {"trainable": 1, "total": 2}, "test": {"cut_off": 0, "unparsable": 0}, "artefacts": {},
+    facts = {"data": {}, "parameters": {"trainable": 1, "total": 2}, "test": {"cut_off": 0, "unparsable": 0}, "artefacts": {},
              "translations": {}}  # fmt: skip
     (tmp_path / "provenance.json").write_text(json.dumps(facts))
     code = f"""
