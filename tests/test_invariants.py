@@ -172,6 +172,26 @@ def test_i3_whole_layer_equals_the_papers_equation(make_model, kind, target, sou
                     torch.testing.assert_close(own[t], expected, **tolerance(kind))
 
 
+@pytest.mark.parametrize("answer_source", ANSWER_SOURCES)
+def test_i3_answer_tokens_attend_to_the_source_or_stand_alone(answer_source):
+    """cross_attn takes any lengths, so that alignment does not keep answers from the source."""
+    kind = ("llama", "prompt")
+    model, stream = fused(lambda: random_backbone(kind), "cross_attn", answer_source=answer_source)
+    target, source = batches(kind)
+    prompt = target["input_ids"].shape[1] - 2  # the last two tokens are an answer
+    seen = {}
+    for modules in fused_blocks(model).values():
+        modules[0].register_forward_hook(lambda m, args, out: seen.__setitem__(m, (args[0], out)))
+    stream.read(source, prompt=prompt)
+    outputs(model, target)
+    for module, (v, h) in seen.items():
+        a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+        alone = v @ module.base_layer.weight.T + (ALPHA / 4) * v @ a.T @ b.T
+        equal = torch.isclose(h, alone, **tolerance(kind)).all(-1) | ~target["attention_mask"].bool()
+        assert equal[:, prompt:].all() == (answer_source == "none")
+        assert not equal[:, :prompt].all()
+
+
 @pytest.mark.parametrize("name", FUSIONS)
 def test_i4_source_pass_builds_no_graph_and_gradients_are_right(make_model, kind, target, source, name):
     model, stream = fused(make_model, name)
