@@ -39,6 +39,7 @@ from flare_exp.loggers import Tracker
 from flare_exp.modules import ClassificationModule, Decoding, FusionModule, GenerationModule, Score, SpanModule
 from flare_exp.noise import corrupt_examples
 from flare_exp.parallel import ALONE, Team, gathered
+from flare_exp.progress import StageProgress
 from flare_exp.resuming import Interruptible, StepCheckpoint, continued_curves, steps_kept
 from flare_exp.sources import BackboneSource, MTSource, Source
 from flare_exp.states import cached_states
@@ -195,7 +196,7 @@ class Stages:
         def build(folder: Path) -> dict[str, Any]:
             self.mt.release()
             module = self.module(*self.trained_model(trained, english))
-            trainer = self.trainer(enable_checkpointing=False, logger=False, callbacks=[Interruptible(self.team)])
+            trainer = self.trainer("test", [Interruptible(self.team)], enable_checkpointing=False, logger=False)
             outputs = trainer.predict(module, data)
             found = gathered({row: text for output in outputs for row, text in output.items()})  # type: ignore[union-attr]
             if not self.team.leads:
@@ -399,10 +400,12 @@ class Stages:
         fuses = getattr(model.peft_config["default"], "fusion", None) is not None
         return model, self.source(model) if fuses else None
 
-    def trainer(self, **options) -> pl.Trainer:
+    def trainer(self, stage: str = "", callbacks: Sequence[pl.Callback] = (), **options) -> pl.Trainer:
+        """Return a Trainer for this machine; `stage` names its progress line."""
         t = self.cfg.trainer
         machine = {k: getattr(t, k) for k in ("accelerator", "devices", "enable_progress_bar")}
         machine |= self.team.trainer_options(t.strategy, str(t.precision))
+        machine["callbacks"] = [*callbacks, *([StageProgress(stage)] if t.enable_progress_bar else ())]
         return pl.Trainer(**machine, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=10, **options)
 
     def fit(
@@ -434,8 +437,9 @@ class Stages:
         finite = StopIfNotFinite(name, self.causes_of_divergence(name, stage))
         kept = StepCheckpoint(folder / "state.ckpt", self.team, self.cfg.trainer.checkpoint_minutes)
         trainer = self.trainer(
+            name,
+            [finite, kept, *([saver] if best else [])],
             max_epochs=stage.epochs,
-            callbacks=[finite, kept, *([saver] if best else [])],
             enable_checkpointing=best,
             logger=self.tracker.loggers(name, folder),
             gradient_clip_val=self.cfg.trainer.gradient_clip_val,

@@ -1,6 +1,12 @@
 """What a run leaves for people: its page, its picture, and large weights that are linked."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
 
 from flare_exp import results
 from flare_exp.curves import draw_curves
@@ -64,3 +70,18 @@ def test_large_weights_are_linked_and_outlive_the_cache(tmp_path, monkeypatch):
 
 def test_a_line_says_how_a_job_of_a_grid_ended():
     assert results.one_line(json.loads(json.dumps(MEASURED))) == "flare (add), far, seed 3: exact_match 50.0, f1 62.5 (12 s)"
+
+
+@pytest.mark.slow
+def test_a_stage_has_one_line_of_progress_that_fits(cache_dir, tmp_path):
+    """On a terminal of 80 columns: counted from epoch 1, no line wraps."""
+    words = ["model.pretrain.steps=60", "model.pretrain.documents=2000", "task.limit=64", "finetune.epochs=2", "trainer=cpu",
+             "method=zero_shot", f"cache_dir={cache_dir}", f"output_dir={tmp_path / 'out'}"]  # fmt: skip
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "FORCE_COLOR": "1", "TTY_COMPATIBLE": "1"}
+    done = subprocess.run([sys.executable, "-m", "flare_exp", *words], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", done.stdout)
+    shown = [line for line in re.split(r"[\r\n]+", plain) if line.startswith("finetune: epoch")]
+    assert any(line.startswith("finetune: epoch 2 of 2") for line in shown)
+    assert not any("epoch 0" in line for line in shown)
+    assert max(map(len, shown)) <= 80
