@@ -233,7 +233,7 @@ def print_table(metrics: Mapping[str, Any], notes: Sequence[str], folder: Path) 
     table = Table(
         title=f"{metrics['task']} · {metrics['lang']} · {metrics['model']} · mt={metrics['mt']} · seed {metrics['seed']}"
     )
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     table.add_column("scored on")
     for name in [*names, "training seconds"]:
         table.add_column(name.replace("_", " "), justify="right")  # spaces let a long head wrap

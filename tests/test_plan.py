@@ -373,7 +373,7 @@ def peaks(tmp_path, monkeypatch):
             return {}
 
         monkeypatch.setattr(pipeline, "run", job)
-        monkeypatch.setattr(pipeline, "notes", lambda *_: [])
+        monkeypatch.setattr("flare_exp.notes.notes", lambda *_: [])
         monkeypatch.setattr(results, "print_table", lambda *_: None)
         monkeypatch.setattr(results, "PEAK", results.PeakMemory())
         for number in range(len(sizes)):
