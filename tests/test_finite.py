@@ -142,3 +142,17 @@ def test_a_run_that_diverges_exits_2_and_keeps_nothing(tmp_path, capsys):
     assert not (tmp_path / "out/metrics.json").exists()
     assert json.loads((tmp_path / "out/states.jsonl").read_text().splitlines()[-1])["state"] == "failed"
     assert divergence.LAG > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_comes_in_eval_mode_is_trained_with_dropout():
+    """from_pretrained gives eval mode, and Lightning leaves it."""
+    from flare_exp.modules import FusionModule
+
+    class Watched(FusionModule):
+        def training_step(self, batch, number):
+            assert self.model.training
+            return self.model(batch).sum()
+
+    model = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Dropout(0.5)).eval()
+    train(Watched(model, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), warmup=0.0))

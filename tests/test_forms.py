@@ -371,3 +371,8 @@ def test_offsets_on_real_questions(name, shared_data):
         assert all(g in f for f, g in zip(found, gold, strict=True))
         same = sum(f.strip(" \u200e") == g for f, g in zip(found, gold, strict=True)) / len(gold)
         assert same == 1 if name == "byte-level" else same > 0.75
+
+
+def test_a_token_that_ends_where_an_answer_begins_is_no_part_of_it():
+    """In "(1997)" nothing stands between the bracket and the year."""
+    assert forms.token_span([(-1, -1), (0, 1), (1, 5), (5, 6)], Answer("1997", 1)) == (2, 2)

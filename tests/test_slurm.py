@@ -125,8 +125,9 @@ def test_what_was_submitted_is_what_runs_and_submit_does_not_wait(cluster, check
 @pytest.mark.slurm
 def test_two_machines_leave_what_one_leaves(cluster, checkpoint, tmp_path):
     """Two tasks of one node stand for them."""
-    words = [w for w in grid(checkpoint, tmp_path) if not w.startswith(("-m", "hydra", "trainer=cpu", "output_dir", "cache_dir"))]
-    words = [words[0], "-m", *words[1:], "trainer.precision=64-true", "method=zero_shot"]
+    words = grid(checkpoint, tmp_path, "trainer.precision=64-true", "method=zero_shot")
+    words = [w for w in words if not w.startswith(("-m", "hydra", "trainer=cpu", "output_dir", "cache_dir"))]
+    words = [words[0], "-m", *words[1:]]
     outs = [tmp_path / "one", tmp_path / "two"]
     for out, own in zip(outs, ([], ["trainer=ddp_cpu", "trainer.devices=1", "trainer.nodes=2"]), strict=True):
         step = ["srun", "--ntasks=2", "--nodes=1", "--mem=4G", "--kill-on-bad-exit=1"] if own else []
