@@ -20,7 +20,7 @@ from typing import Any
 from flare_exp.artifacts import Artifact
 from flare_exp.checksums import CHECKSUMS, seal, seal_of
 from flare_exp.curves import draw_curves
-from flare_exp.run_page import run_page
+from flare_exp.run_page import label_of, run_page
 
 LINKED_FROM = 50_000_000  # bytes; smaller files are copied
 PACKAGES = (
@@ -204,11 +204,6 @@ def _commit() -> dict[str, Any] | None:
         return {"hash": head, "dirty": bool(status)}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def label_of(metrics: Mapping[str, Any]) -> str:
-    """Return the method with its fusion, as tables name it."""
-    return metrics["method"] + (f" ({metrics['fusion']})" if metrics["fusion"] else "")
 
 
 def one_line(metrics: Mapping[str, Any]) -> str:

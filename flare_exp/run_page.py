@@ -20,6 +20,11 @@ FILES = {
 }
 
 
+def label_of(measured: Mapping[str, Any]) -> str:
+    """Return the method with its fusion, as tables name it."""
+    return measured["method"] + (f" ({measured['fusion']})" if measured["fusion"] else "")
+
+
 def run_page(measured: Mapping[str, Any], facts: Mapping[str, Any], folder: Path) -> str:
     """Return the page in Markdown.
 
@@ -28,7 +33,7 @@ def run_page(measured: Mapping[str, Any], facts: Mapping[str, Any], folder: Path
         facts: what provenance.json holds.
         folder: the run folder. Files that it does not hold are not listed, metrics.json aside.
     """
-    method = measured["method"] + (f" ({measured['fusion']})" if measured["fusion"] else "")
+    method = label_of(measured)
     listed = [name for name in FILES if name == "metrics.json" or (folder / name).exists()]
     counts, commit = facts["parameters"], facts["commit"]
     code = "an installed package" if commit is None else commit["hash"][:12] + (" with local changes" if commit["dirty"] else "")
