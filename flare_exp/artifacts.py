@@ -16,16 +16,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from filelock import SoftFileLease, Timeout
 
-from flare_exp import __version__, preemption
+from flare_exp import preemption
 from flare_exp.errors import UserError, out_of_room
-
-if TYPE_CHECKING:
-    from flare_exp.parallel import Team
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +65,17 @@ def _sha256(file) -> str:  # Python 3.10
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
+
+
+class Team(Protocol):
+    """The processes of a run, as far as the store needs them (flare_exp.parallel)."""
+
+    @property
+    def leads(self) -> bool:
+        """Tell the process that builds."""
+
+    def agree(self, value: Any = None) -> Any:
+        """Give the leader's value to every process."""
 
 
 class ArtifactStore:
@@ -205,7 +214,7 @@ class ArtifactStore:
                 "key": key,
                 "info": info,
                 "seconds": round(time.perf_counter() - start, 3),
-                "flare_exp": __version__,
+                "flare_exp": version("flare-exp"),
                 "files": {
                     str(path.relative_to(folder)): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
                     for path in sorted(folder.rglob("*"))

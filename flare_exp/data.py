@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from flare_exp.errors import UserError
 from flare_exp.forms import Form, Item, Prediction, same_part
 from flare_exp.states import StateCache, padded_states
-from flare_exp.tasks import XNLI, Example, NusaX, Task, ToyNLI, ToyQA, ToySentiment, TyDiQA
+from flare_exp.tasks import Example, Task
 
 log = logging.getLogger(__name__)
 
@@ -328,7 +328,7 @@ class PairedDataModule(LightningDataModule):
     its translation into English (PAPER: translate-train). With view="english" all three roles are English originals.
 
     Args:
-        task: the benchmark; must be of the class `benchmark` of a subclass.
+        task: the benchmark.
         lang: the target language.
         form: how examples are read (flare_exp.forms).
         translate: (examples, language) -> the same examples in that language.
@@ -342,8 +342,6 @@ class PairedDataModule(LightningDataModule):
         scores_originals: compare predictions on translations (view="translated") with the original examples.
         share: rank and number of the processes that share the batches out.
     """
-
-    benchmark: ClassVar[type[Task]]
 
     def __init__(
         self,
@@ -364,8 +362,6 @@ class PairedDataModule(LightningDataModule):
         share: tuple[int, int] = (0, 1),
     ):
         super().__init__()
-        if not isinstance(task, self.benchmark):
-            raise TypeError(f"{type(self).__name__} serves {self.benchmark.__name__}, not {type(task).__name__}")
         if view not in VIEWS:
             raise ValueError(f"view={view!r} is none of {', '.join(VIEWS)}")
         self.task, self.lang, self.form, self.translate, self.view = task, lang, form, translate, view
@@ -461,30 +457,3 @@ class PairedDataModule(LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-class ToySentimentDataModule(PairedDataModule):
-    benchmark = ToySentiment
-
-
-class ToyNLIDataModule(PairedDataModule):
-    benchmark = ToyNLI
-
-
-class ToyQADataModule(PairedDataModule):
-    benchmark = ToyQA
-
-
-class NusaXDataModule(PairedDataModule):
-    benchmark = NusaX
-
-
-class XNLIDataModule(PairedDataModule):
-    benchmark = XNLI
-
-
-class TyDiQADataModule(PairedDataModule):
-    benchmark = TyDiQA
-
-
-DATAMODULES: dict[type[Task], type[PairedDataModule]] = {cls.benchmark: cls for cls in PairedDataModule.__subclasses__()}

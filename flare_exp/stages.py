@@ -29,7 +29,7 @@ from flare_exp.backbones import Backbone
 from flare_exp.checkpoints import MT, make_translator
 from flare_exp.code import code_of
 from flare_exp.config import FUSION_OPTIONS, Config, StageConfig
-from flare_exp.data import DATAMODULES, PairedDataModule
+from flare_exp.data import PairedDataModule
 from flare_exp.divergence import NotFinite, StopIfNotFinite
 from flare_exp.errors import UserError
 from flare_exp.finite import check_finite
@@ -246,7 +246,7 @@ class Stages:
         options: dict[str, Any] = {"scores_originals": self.answers_back(view) is not None}
         if fuses:
             options |= {"shuffle_source": self.cfg.source.shuffle, "empty_source": self.cfg.source.empty}
-        return DATAMODULES[type(self.task)](
+        return PairedDataModule(
             self.task, self.cfg.task.lang, self.form, self.translate, source_form=self._mt_form() if view == "latent" else None,
             view=view, batch_size=self.cfg.data.batch_size, micro_batch_size=self.cfg.data.micro_batch_size,
             workers=self.cfg.data.workers, seed=self.cfg.seed, share=(self.team.rank, self.team.size), **options,

@@ -11,11 +11,9 @@ from flare_exp import adapter
 from flare_exp.data import (
     VIEWS,
     BucketSampler,
-    NusaXDataModule,
     PairedCollator,
+    PairedDataModule,
     PairedDataset,
-    ToyQADataModule,
-    ToySentimentDataModule,
     check_known,
     make_pairs,
     shuffled_sources,
@@ -46,7 +44,7 @@ def module(task, tokenizer, view, **options):
         return corrupt_examples(ParallelTranslator(task).translate(examples, lang), lang, 0.1, ERRORS[:3], 0)
 
     form = LabelForm(task, tokenizer, max_length=128)
-    return ToySentimentDataModule(task, "far", form, translate, view=view, batch_size=8, **options)
+    return PairedDataModule(task, "far", form, translate, view=view, batch_size=8, **options)
 
 
 def texts(examples):
@@ -103,8 +101,7 @@ def learner(form, tokenizer, fused):
         "span": lambda: SpanModule(model, source=source),
         "prompt": lambda: GenerationModule(model, own, reading.answer, Decoding(), source=source),
     }
-    kinds = {"label": ToySentimentDataModule, "span": ToyQADataModule, "prompt": ToyQADataModule}
-    make = functools.partial(kinds[form], task, "far", reading, ParallelTranslator(task).translate,
+    make = functools.partial(PairedDataModule, task, "far", reading, ParallelTranslator(task).translate,
                              view="paired" if fused else "target")  # fmt: skip
     return make, modules[form]()
 
@@ -195,7 +192,7 @@ def test_nothing_is_learned_from_answers_that_are_cut_off(tokenizer, name, caplo
 
     def module(longest):
         form = FORM_CLASSES[name](task, tokenizer, longest)
-        return ToyQADataModule(task, "far", form, ParallelTranslator(task).translate, batch_size=8)
+        return PairedDataModule(task, "far", form, ParallelTranslator(task).translate, batch_size=8)
 
     whole, short = module(1000), module(70)
     assert [len(whole.dataset(role)) for role in ("train", "validation")] == [40, 40]
@@ -219,7 +216,7 @@ def test_what_is_scored_when_translations_are_read(tokenizer):
 
     def pairs(**options):
         form = FORM_CLASSES["span"](task, tokenizer, 200)
-        return ToyQADataModule(task, "far", form, ParallelTranslator(task).translate, view="translated", **options).pairs("test")
+        return PairedDataModule(task, "far", form, ParallelTranslator(task).translate, view="translated", **options).pairs("test")
 
     human, machine = pairs(), pairs(scores_originals=True)
     assert [p.scored for p in human] == [p.target for p in human]
@@ -234,7 +231,7 @@ def test_an_example_in_windows_has_one_prediction_and_every_window_its_part_of_t
         form = SpanForm(task, tokenizer, longest, stride=16)
         source_form = SourceTextForm(task, tokenizer, 200, form.order) if view == "latent" else None
         translate = ParallelTranslator(task).translate
-        return ToyQADataModule(task, "far", form, translate, view=view, source_form=source_form, batch_size=8, **options)
+        return PairedDataModule(task, "far", form, translate, view=view, source_form=source_form, batch_size=8, **options)
 
     dataset = data("paired").dataset("test")
     assert len(dataset.pairs) == 12 < len(dataset) == len(dataset.target) == len(dataset.source)
@@ -346,7 +343,6 @@ def test_real_nusax(shared_data):
         assert [(e.key, e.label) for e in english] == [(t.key, t.label) for t in translated]
         own = {e.key: e for e in task.load(lang, "train")}
         assert all(own[t.key].texts == t.texts and own[t.key].label == t.label for t in translated)
-    assert NusaXDataModule.benchmark is NusaX
 
 
 def test_lightning_gives_every_epoch_another_order():
