@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flare_exp import commandline, config, preemption, prefetch
+from flare_exp import commandline, config, prefetch
 from flare_exp.errors import UserError
 from flare_exp.runs import assists, attempt, attempt_in_grid, check_folder, check_writable, crashed
+from flare_exp.utils import signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if given and given[0] in commandline.COMMANDS:
         return _command(given[0], given[1:])
-    preemption.listen()
+    signals.listen()
     wait = given[:1] != ["submit"]
     unknown = commandline.unknown_command(given) if wait else None
     arguments = commandline.normalised(given if wait else ["-m", "hydra/launcher=slurm", *given[1:]])
@@ -144,7 +145,7 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
             return 2
         try:
             slurm.wait(missing, array)
-        except (KeyboardInterrupt, preemption.Stopped, UserError) as error:
+        except (KeyboardInterrupt, signals.Stopped, UserError) as error:
             print(f"\nno longer waiting{f' ({error})' if str(error) else ''}; the jobs go on (scancel {array} ends them)",
                   file=sys.stderr)  # fmt: skip
             return 130

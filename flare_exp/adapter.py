@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from flare_exp import fusion as fusions
 from flare_exp.backbones import FAMILIES, Backbone
 from flare_exp.errors import UserError
-from flare_exp.finite import check_finite
 from flare_exp.sources import BlockKey, SourceStates, linear_dtype
+from flare_exp.utils.finite import check_finite
 
 ENGLISH = "english"  # the frozen English adapter, where it cannot be merged
 # attributes of LoRA layers, modules by adapter name: the fusion functions; and, on the first fused layer, FLARE MT's map

@@ -22,8 +22,8 @@ from typing import Any, Protocol
 
 from filelock import SoftFileLease, Timeout
 
-from flare_exp import preemption
 from flare_exp.errors import UserError, out_of_room
+from flare_exp.utils import signals
 
 log = logging.getLogger(__name__)
 
@@ -118,11 +118,11 @@ class ArtifactStore:
                 manifest = self._verified(place, kind, key)
                 reused = manifest is not None
                 if manifest is None:
-                    preemption.check(f"before {kind}")
+                    signals.check(f"before {kind}")
                     manifest = self._build(place, lock, kind, key, build, together, resumable)
                 elif together and self.team:
                     self.team.agree(None)
-        except (UserError, preemption.Stopped):
+        except (UserError, signals.Stopped):
             raise
         except Exception as error:
             full = out_of_room(error)
@@ -151,7 +151,7 @@ class ArtifactStore:
         except Timeout:
             log.info("waiting for %s/%s: another process is building it", place.parent.name, place.name)
             while not lock.is_locked:
-                preemption.check(f"while another process was building {place.parent.name}")
+                signals.check(f"while another process was building {place.parent.name}")
                 with suppress(Timeout):
                     lock.acquire(timeout=2, poll_interval=0.5)
         return lock
@@ -227,7 +227,7 @@ class ArtifactStore:
                 shutil.rmtree(place)
             folder.rename(place)
             _fsync_path(place.parent)
-        except preemption.Stopped:
+        except signals.Stopped:
             spent.write_text(str(time.perf_counter() - start))
             raise
         finally:

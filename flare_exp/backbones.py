@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from flare_exp.errors import UserError
-from flare_exp.finite import check_finite
 from flare_exp.hub import local, looks_local
+from flare_exp.utils.finite import check_finite
 
 log = logging.getLogger(__name__)
 

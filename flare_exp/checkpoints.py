@@ -18,8 +18,8 @@ from flare_exp.code import code_of
 from flare_exp.config import Config
 from flare_exp.hub import files_read, is_commit, looks_local
 from flare_exp.tasks import Task
-from flare_exp.tiny.mt import train_mt
-from flare_exp.tiny.pretrain import pretrain
+from flare_exp.toy.pretrain import pretrain
+from flare_exp.toy.translation_model import train_mt
 from flare_exp.translation import MachineTranslator, Translator, translator
 
 

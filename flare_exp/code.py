@@ -13,20 +13,20 @@ from typing import Any
 
 from flare_exp.artifacts import digest_of
 
-WORLD = ("tiny.world", "tiny.lexicon")
+WORLD = ("toy.grammar", "toy.meaning", "toy.world", "toy.lexicon")
 # What an artifact's content depends on -> modules of this package that decide it, or functions and classes of them
 # (`module:name`) where the rest of a module decides nothing.
 CODE = {
-    "backbone": ("tiny.pretrain", *WORLD),
-    "mt": ("tiny.mt", "tiny.pretrain", "languages", *WORLD),
+    "backbone": ("toy.pretrain", "toy.tokenizers", *WORLD),
+    "mt": ("toy.translation_model", "toy.pretrain", "toy.tokenizers", "languages", *WORLD),
     "ctranslate2": ("mt:convert", "mt:load_model"),
     "engine": ("mt",),
     "marks": ("projection",),
-    "translation": ("metrics:translation", "projection", "stages:quality", "translation"),
+    "translation": ("tasks.metrics:translation", "projection", "stages:quality", "translation"),
     "noise": ("noise",),
     # how examples are prepared, trained on, answered and scored; the row of the model's family is a part of the key
-    "model": ("adapter", "data", "forms", "metrics", "modules", "parallel:gathered", "sources:positions", "stages", "tasks.base",
-              "backbones:Precision", "backbones:_auto_class", "backbones:_quantisation", "backbones:load",
+    "model": ("adapter", "data", "forms", "tasks.metrics", "modules", "parallel:gathered", "sources:positions", "stages",
+              "tasks.base", "backbones:Precision", "backbones:_auto_class", "backbones:_quantisation", "backbones:load",
               "backbones:load_tokenizer", "backbones:longest_input", "backbones:wrap"),
     "fusion": ("fusion", "sources", "states"),
     "states": ("adapter", "sources", "states"),

@@ -33,7 +33,7 @@ from flare_exp.methods import METHODS
 from flare_exp.preview import CHARACTERS, CountedForm, Preview, Sketch, config_of, pretraining, preview
 from flare_exp.sources import Source
 from flare_exp.stages import save_model
-from flare_exp.tiny.mt import train_mt
+from flare_exp.toy.translation_model import train_mt
 
 GPU = ("an A100 (bf16)", 312e12)  # the device of plans for a GPU that is not here: name, peak FLOP/s
 SHARE = 0.35  # of the peak that training reaches
@@ -218,7 +218,7 @@ def _probe(stages: Preview, todo: set[str]) -> Estimate:
     """A few real batches of every stage: the costliest, for memory, then some that are typical, for time."""
     found = Estimate([])
     if "backbone" in todo:
-        from flare_exp.tiny.pretrain import pretrain
+        from flare_exp.toy.pretrain import pretrain
 
         found.seconds["backbone"] = _building(stages, pretrain, pretraining(stages.cfg), {"documents": 2000})
     if "mt" in todo:

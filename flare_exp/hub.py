@@ -6,6 +6,7 @@ The hub's libraries are imported inside functions only: they read HF_HUB_OFFLINE
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from abc import ABC, abstractmethod
@@ -13,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from flare_exp.errors import UserError
-from flare_exp.tasks.base import load_hub
 
 # in the order in which transformers looks for them
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -264,3 +265,24 @@ def reason(error: Exception) -> str:
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such revision"
     return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+log = logging.getLogger(__name__)
+
+
+def load_hub(hub_id: str, config: str, revision: str, split: str | None = None) -> Any:
+    """A split of a hub data set at a pinned revision, or (None) all; either way all are prepared in the local cache.
+
+    Raises:
+        UserError: it cannot be reached, or has no such config or split.
+    """
+    import datasets
+
+    try:
+        return datasets.load_dataset(hub_id, config, split=split, revision=revision)
+    except (OSError, ValueError, ConnectionError, RuntimeError) as error:
+        raise UserError(
+            f"the data set {hub_id} ({config}{f', {split}' if split else ''}) could not be loaded: {str(error).splitlines()[0]}\n"
+            "  without network, fetch it beforehand (python -m flare_exp prefetch), or point task.data_dir at a folder of "
+            "<language>/<split>.parquet files"
+        ) from error

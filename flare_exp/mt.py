@@ -24,8 +24,8 @@ from transformers.utils import cached_file
 
 from flare_exp.backbones import check_vocabulary
 from flare_exp.errors import UserError
-from flare_exp.finite import check_finite
 from flare_exp.hub import local, looks_local
+from flare_exp.utils.finite import check_finite
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 NARROWEST = 16  # a shorter row counts as this many tokens: its logits over the vocabulary cost as much as any row's

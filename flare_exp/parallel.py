@@ -33,7 +33,7 @@ from torch import nn
 
 from flare_exp.config import Config
 from flare_exp.errors import UserError
-from flare_exp.preemption import Stopped
+from flare_exp.utils.signals import Stopped
 
 T = TypeVar("T")
 

@@ -30,7 +30,7 @@ from flare_exp.pipeline import load_task
 from flare_exp.stages import Stages
 from flare_exp.tasks import Answer, Example, Task
 from flare_exp.tasks.base import Benchmark
-from flare_exp.tiny.mt import train_mt
+from flare_exp.toy.translation_model import train_mt
 
 CHARACTERS = 4  # per token, where there is no tokenizer to ask
 FEW = 256  # rows that stand for a split that is not here
@@ -276,7 +276,7 @@ def preview(cfg: Config, scratch: Path) -> Preview:
         return Sketch(cfg, store, task, _sketched(cfg, scratch))
     backbone = prepare_backbone(cfg, store)
     if cfg.model.path is None and not backbone.reused:
-        from flare_exp.tiny.pretrain import pretrain
+        from flare_exp.toy.pretrain import pretrain
 
         backbone = replace(backbone, path=first_step(scratch / "backbone" / backbone.digest, pretrain, pretraining(cfg)))
     return Preview(cfg, store, task, backbone)

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from flare_exp import preemption
 from flare_exp.parallel import Team
+from flare_exp.utils import signals
 
 log = logging.getLogger(__name__)
 
 
 class StepCheckpoint(pl.Callback):
     """Keeps the state of a training at the boundary of a step: every `minutes`, after each epoch, and when a signal asks the run
-    to stop; the first two less often where that is slow (`preemption.Pace`).
+    to stop; the first two less often where that is slow (`signals.Pace`).
 
     The state is Lightning's (trained weights, optimizer, schedule, progress, best epoch), the position in the epoch's
     order (`data.ResumableLoader`), and the random states of all processes.
@@ -37,7 +37,7 @@ class StepCheckpoint(pl.Callback):
     """
 
     def __init__(self, path: Path, team: Team, minutes: float):
-        self.path, self.team, self.pace, self.epoch_ended = path, team, preemption.Pace(minutes), False
+        self.path, self.team, self.pace, self.epoch_ended = path, team, signals.Pace(minutes), False
         self.order: dict[str, int] | None = None
         self.random: dict[str, Any] | None = None
 
@@ -47,13 +47,13 @@ class StepCheckpoint(pl.Callback):
             return
         due = self.pace.due or (self.epoch_ended and self.pace.affordable)
         self.epoch_ended = False
-        by, due = self.team.agree((preemption.asked(), due))
+        by, due = self.team.agree((signals.asked(), due))
         if by or due:
             with self.pace.keeping():
                 self.save(trainer)
         if by:
             log.info("kept the state after %d steps", trainer.global_step)
-            raise preemption.Stopped(by, f"after {trainer.global_step} steps")
+            raise signals.Stopped(by, f"after {trainer.global_step} steps")
 
     def on_train_epoch_end(self, *_) -> None:
         self.epoch_ended = True
@@ -117,8 +117,8 @@ class Interruptible(pl.Callback):
         self.team = team
 
     def on_predict_batch_end(self, *_) -> None:
-        if by := self.team.agree(preemption.asked()):
-            raise preemption.Stopped(by, "while predicting")
+        if by := self.team.agree(signals.asked()):
+            raise signals.Stopped(by, "while predicting")
 
 
 def random_state() -> dict[str, Any]:

@@ -14,8 +14,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from flare_exp import checksums, config, preemption
+from flare_exp import checksums, config
 from flare_exp.errors import UserError, out_of_room
+from flare_exp.utils import signals
 
 # Options that do not change a result, so that a run folder may be taken up again with others. The model's name changes none
 # either, but stands in metrics.json.
@@ -107,7 +108,7 @@ def attempt(cfg: Any, folder: Path, brief: bool = False) -> str | None:
             run_job(cfg, folder, brief)
     except UserError as error:
         return str(error)
-    except preemption.Stopped as stop:
+    except signals.Stopped as stop:
         raise SystemExit(_stopped(stop)) from None
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C during training into an exit
         print("\nstopped; finished stages are kept, and the same command goes on after them", file=sys.stderr)
@@ -141,12 +142,12 @@ def crashed(error: Exception, folder: Path) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}{where}"
 
 
-def _stopped(stop: preemption.Stopped) -> int:
+def _stopped(stop: signals.Stopped) -> int:
     """Say so, and have SLURM start the job again if it gave the warning; returns the exit code."""
     print(f"flare_exp: {stop}", file=sys.stderr, flush=True)
     if stop.by is signal.SIGUSR1:
         try:
-            if job := preemption.requeue():
+            if job := signals.requeue():
                 print(f"flare_exp: SLURM job {job} is back in the queue", file=sys.stderr, flush=True)
         except RuntimeError as error:
             print(f"flare_exp: {error}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 submitit makes the job array. What each job runs is the configuration as it was composed at submission, so that editing a file
 later changes nothing. A job that SLURM warns (SIGUSR1, before its time limit or a preemption) keeps its state and goes back
-into the queue (flare_exp.preemption); submitit's own handling of another signal would start it from the beginning.
+into the queue (flare_exp.utils.signals); submitit's own handling of another signal would start it from the beginning.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flare_exp import preemption, prefetch, status
+from flare_exp import prefetch, status
 from flare_exp.config import Config
 from flare_exp.errors import UserError
+from flare_exp.utils import signals
 
 POLL = 5.0  # seconds between looks at the queue
 # Before Python has started, the shell ignores the signals; from then on they are pending until the job looks for them.
@@ -131,7 +132,7 @@ def wait(jobs: Sequence[Job], array: str) -> None:
             said = now
         if not queued:
             return
-        preemption.check("while it waited")
+        signals.check("while it waited")
         time.sleep(POLL)
 
 

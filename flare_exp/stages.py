@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import PeftModel
 from torch import nn
 
-from flare_exp import adapter, backbones, metrics, preemption, results
+from flare_exp import adapter, backbones, results
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of
 from flare_exp.backbones import Backbone
 from flare_exp.checkpoints import MT, make_translator
@@ -32,7 +32,6 @@ from flare_exp.config import FUSION_OPTIONS, Config, StageConfig
 from flare_exp.data import PairedDataModule
 from flare_exp.divergence import NotFinite, StopIfNotFinite
 from flare_exp.errors import UserError
-from flare_exp.finite import check_finite
 from flare_exp.forms import FORM_CLASSES, Form, PromptForm, SourceTextForm
 from flare_exp.languages import language
 from flare_exp.loggers import Tracker
@@ -43,9 +42,11 @@ from flare_exp.progress import StageProgress
 from flare_exp.resuming import Interruptible, StepCheckpoint, continued_curves, steps_kept
 from flare_exp.sources import BackboneSource, MTSource, Source
 from flare_exp.states import cached_states
-from flare_exp.tasks import Example, Task, fingerprint
+from flare_exp.tasks import Example, Task, fingerprint, metrics
 from flare_exp.tasks.base import read_answers
 from flare_exp.translation import Flagged, MachineTranslator, ParallelTranslator, has_span
+from flare_exp.utils import signals
+from flare_exp.utils.finite import check_finite
 
 log = logging.getLogger(__name__)
 
@@ -452,7 +453,7 @@ class Stages:
             log.info("%s: goes on after %d steps", name, steps)
         elif self.team.leads:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        with preemption.deferred(), continued_curves(folder / "metrics.csv", steps) if self.team.leads else nullcontext():
+        with signals.deferred(), continued_curves(folder / "metrics.csv", steps) if self.team.leads else nullcontext():
             try:
                 trainer.fit(module, data, ckpt_path=str(kept.path) if steps else None, weights_only=True)
             except NotFinite:

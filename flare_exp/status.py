@@ -19,7 +19,7 @@ from filelock import SoftFileLease, Timeout
 from flare_exp.artifacts import LEASE
 from flare_exp.checksums import damage
 from flare_exp.errors import UserError
-from flare_exp.preemption import Stopped
+from flare_exp.utils.signals import Stopped
 
 GRID, STATES, SIGN = "grid.json", "states.jsonl", ".running"
 STYLES = {"done": "green", "running": "cyan", "waiting": "blue", "stopped": "yellow", "failed": "red", "missing": "red"}

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from flare_exp.tasks import NusaX
-from flare_exp.tiny.mt import learn
+from flare_exp.toy.translation_model import learn
 
 LANGS = ("eng", "ace", "ban", "ind", "jav", "min", "sun")
 

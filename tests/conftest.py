@@ -19,7 +19,7 @@ import transformers as hf
 
 from flare_exp import backbones
 from flare_exp.sources import positions
-from flare_exp.tiny.pretrain import pretrain
+from flare_exp.toy.pretrain import pretrain
 
 SMALL = {
     "vocab_size": 40,

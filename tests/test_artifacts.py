@@ -11,9 +11,10 @@ import time
 import pytest
 from filelock import SoftFileLease
 
-from flare_exp import artifacts, preemption
+from flare_exp import artifacts
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.errors import UserError
+from flare_exp.utils import signals
 
 
 def builder(calls=None, text="content"):
@@ -74,7 +75,8 @@ def test_a_failing_builder_leaves_nothing(tmp_path):
 
 KILLED = """
 import sys, time
-from flare_exp import artifacts, preemption
+from flare_exp import artifacts
+from flare_exp.utils import signals
 from flare_exp.artifacts import ArtifactStore
 def build(folder):
     (folder / "half.txt").write_text("half")
@@ -162,6 +164,6 @@ def test_who_waits_for_another_builder_can_be_stopped(tmp_path, monkeypatch):
     held = SoftFileLease(tmp_path / "kind" / "x.lock", lease_duration=artifacts.LEASE)
     (tmp_path / "kind").mkdir()
     with held:
-        monkeypatch.setattr(preemption, "asked", lambda: signal.SIGUSR1)
-        with pytest.raises(preemption.Stopped, match="while another process was building kind"):
+        monkeypatch.setattr(signals, "asked", lambda: signal.SIGUSR1)
+        with pytest.raises(signals.Stopped, match="while another process was building kind"):
             ArtifactStore(tmp_path)._locked(tmp_path / "kind" / "x")

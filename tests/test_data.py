@@ -24,8 +24,8 @@ from flare_exp.modules import ClassificationModule, Decoding, GenerationModule, 
 from flare_exp.noise import ERRORS, corrupt_examples
 from flare_exp.sources import BackboneSource
 from flare_exp.tasks import NusaX, Slice, ToyQA, ToySentiment, fingerprint
-from flare_exp.tiny.pretrain import train_tokenizer
-from flare_exp.tiny.world import World
+from flare_exp.toy.tokenizers import train_tokenizer
+from flare_exp.toy.world import World
 from flare_exp.translation import ParallelTranslator
 
 

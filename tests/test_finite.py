@@ -14,8 +14,8 @@ from transformers import M2M100Config, M2M100ForConditionalGeneration
 from flare_exp import adapter, backbones, divergence, mt
 from flare_exp.divergence import StopIfNotFinite
 from flare_exp.errors import UserError
-from flare_exp.finite import check_finite
-from flare_exp.tiny.pretrain import pretrain
+from flare_exp.toy.pretrain import pretrain
+from flare_exp.utils.finite import check_finite
 
 
 class Diverging(pl.LightningModule):

@@ -13,8 +13,8 @@ from flare_exp.errors import UserError
 from flare_exp.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
 from flare_exp.tasks import NusaX, TyDiQA
 from flare_exp.tasks.base import Answer, Example
-from flare_exp.tiny.pretrain import train_tokenizer
-from flare_exp.tiny.world import World
+from flare_exp.toy.tokenizers import train_tokenizer
+from flare_exp.toy.world import World
 
 WORDS = "the soup was good and bad in rome on monday where when who ? . answer context question sentiment :".split()
 

@@ -25,7 +25,7 @@ from torch import nn
 from flare_exp import adapter, backbones, config, estimates, plan, results
 from flare_exp.mt import CTranslate2Engine, TransformersEngine
 from flare_exp.sources import BackboneSource, positions
-from flare_exp.tiny.pretrain import pretrain
+from flare_exp.toy.pretrain import pretrain
 
 CUDA = pytest.param(
     "cuda",

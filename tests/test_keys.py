@@ -16,7 +16,7 @@ from flare_exp import backbones, checkpoints, code, config, mt, pipeline, previe
 from flare_exp.errors import UserError
 from flare_exp.methods import METHODS
 from flare_exp.tasks import TASKS
-from flare_exp.tiny.mt import train_mt
+from flare_exp.toy.translation_model import train_mt
 
 OTHER = "b" * 40
 ARCHITECTURES = {"tiny": "xlm-roberta", "decoder": "llama", "seq2seq": "mt5"}

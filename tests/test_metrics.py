@@ -6,8 +6,7 @@ import unicodedata
 import pytest
 from torchmetrics.functional.text import squad
 
-from flare_exp import metrics
-from flare_exp.tasks import XNLI, Answer, Example, TyDiQA
+from flare_exp.tasks import XNLI, Answer, Example, TyDiQA, metrics
 
 LABELS = ("entailment", "neutral", "contradiction")
 

@@ -12,11 +12,11 @@ from conftest import last_of_each, random_backbone, untied
 from safetensors.torch import load_file
 
 from flare_exp import adapter, backbones, config
-from flare_exp.metrics import answers
 from flare_exp.runs import run_job
 from flare_exp.stages import save_model
 from flare_exp.tasks import ToyNLI, ToyQA, ToySentiment
-from flare_exp.tiny.pretrain import pretrain
+from flare_exp.tasks.metrics import answers
+from flare_exp.toy.pretrain import pretrain
 
 SIZE = {"documents": 400, "steps": 15, "batch_size": 8, "lr": 2e-3, "vocab_size": 320, "hidden_size": 32, "layers": 2,
         "heads": 2, "target_share": 0.2, "world_seed": 0}  # fmt: skip

@@ -16,8 +16,9 @@ from conftest import last_of_each
 from test_docs import PAGES
 
 import flare_exp
-from flare_exp import backbones, metrics
+from flare_exp import backbones
 from flare_exp.errors import UserError
+from flare_exp.tasks import metrics
 
 pytestmark = pytest.mark.slow
 

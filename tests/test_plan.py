@@ -13,7 +13,7 @@ import torch
 
 from flare_exp import backbones, config, estimates, pipeline, plan, preview, results, runs
 from flare_exp.__main__ import main
-from flare_exp.tiny.pretrain import pretrain
+from flare_exp.toy.pretrain import pretrain
 
 SMALL = ["model.pretrain.steps=20", "model.pretrain.documents=2000", "task.limit=96", "finetune.epochs=1", "transfer.epochs=1",
          "trainer=cpu", "trainer.enable_progress_bar=false"]  # fmt: skip

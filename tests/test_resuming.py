@@ -15,10 +15,11 @@ import torch
 from conftest import last_of_each, tiny_checkpoint
 from omegaconf import OmegaConf
 
-from flare_exp import config, pipeline, preemption, resuming, runs, status
+from flare_exp import config, pipeline, resuming, runs, status
 from flare_exp.__main__ import main
 from flare_exp.data import BucketSampler, ResumableLoader, Shares
 from flare_exp.errors import out_of_room
+from flare_exp.utils import signals
 
 SMALL = ["task.limit=100", "finetune.epochs=2", "transfer.epochs=2", "transfer.lr=1e-3", "data.batch_size=20", "trainer=cpu",
          "trainer.enable_progress_bar=false", "model=custom"]  # fmt: skip
@@ -66,9 +67,9 @@ def test_i12_stopped_at_any_step_equals_uninterrupted(checkpoint, tmp_path, monk
         looks += 1
         return signal.SIGUSR1 if looks in stops else None
 
-    monkeypatch.setattr(preemption, "asked", asked)
+    monkeypatch.setattr(signals, "asked", asked)
     for _ in stops:
-        with pytest.raises(preemption.Stopped, match="stopped by SIGUSR1"):
+        with pytest.raises(signals.Stopped, match="stopped by SIGUSR1"):
             run(checkpoint, tmp_path / "parts")
     run(checkpoint, tmp_path / "parts")
     assert left(tmp_path / "parts") == left(tmp_path / "whole")
@@ -92,9 +93,9 @@ def test_a_step_read_in_micro_batches_is_the_same_step_and_their_size_may_change
         looks += 1
         return signal.SIGUSR1 if looks in stops else None
 
-    monkeypatch.setattr(preemption, "asked", asked)
+    monkeypatch.setattr(signals, "asked", asked)
     for size in ("7", "null", "3"):
-        with pytest.raises(preemption.Stopped):
+        with pytest.raises(signals.Stopped):
             run(checkpoint, tmp_path / "parts", *exact, f"data.micro_batch_size={size}")
     run(checkpoint, tmp_path / "parts", *exact, "data.micro_batch_size=20")
     assert caplog.text.count("goes on after") >= 2
@@ -241,34 +242,34 @@ def test_a_crash_is_one_line_and_its_traceback_is_in_the_log(tmp_path, monkeypat
 
 
 def test_ctrl_c_asks_once_and_interrupts_the_second_time(capfd):
-    preemption.listen()
-    with preemption.deferred():
-        assert preemption.asked() is None
+    signals.listen()
+    with signals.deferred():
+        assert signals.asked() is None
         os.kill(os.getpid(), signal.SIGINT)
-        assert preemption.asked() is signal.SIGINT
+        assert signals.asked() is signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert capfd.readouterr().err.count("once more ends at once") == 1
     with pytest.raises(KeyboardInterrupt):  # nothing is trained: nothing is lost
         os.kill(os.getpid(), signal.SIGINT)
-    preemption.listen()
-    assert preemption.asked() is None
+    signals.listen()
+    assert signals.asked() is None
 
 
 def test_an_ignored_ctrl_c_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with preemption.deferred():
+        with signals.deferred():
             os.kill(os.getpid(), signal.SIGINT)
-            assert preemption.asked() is None
+            assert signals.asked() is None
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def test_states_are_kept_as_often_as_two_percent_of_the_time_allows(monkeypatch):
     now = 0.0
-    monkeypatch.setattr(preemption.time, "monotonic", lambda: now)
-    pace = preemption.Pace(1.0)
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now)
+    pace = signals.Pace(1.0)
     assert pace.affordable  # what it takes is not known yet
     now = 61.0
     assert pace.due
@@ -287,7 +288,7 @@ def test_a_state_is_kept_after_every_epoch(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(
         resuming.StepCheckpoint, "save", lambda self, trainer: kept.append(trainer.global_step) or save(self, trainer)
     )
-    monkeypatch.setattr(preemption, "SHARE", 1e9)  # whatever it takes
+    monkeypatch.setattr(signals, "SHARE", 1e9)  # whatever it takes
     run(checkpoint, tmp_path, "finetune.epochs=3", "method=zero_shot")
     assert kept == [6, 11]  # with the first step after an epoch of 5
 
@@ -371,12 +372,12 @@ def test_requeue_names_the_array_task(monkeypatch):
     called = []
     monkeypatch.setattr(subprocess, "run", lambda words, **_: called.append(words))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert preemption.requeue() is None
+    assert signals.requeue() is None
     monkeypatch.setenv("SLURM_JOB_ID", "8")
-    assert preemption.requeue() == "8"
+    assert signals.requeue() == "8"
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
-    assert preemption.requeue() == "7_3"
+    assert signals.requeue() == "7_3"
     assert called == [["scontrol", "requeue", "8"], ["scontrol", "requeue", "7_3"]]
 
 
@@ -388,4 +389,4 @@ def test_slurm_may_refuse_to_requeue(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
     with pytest.raises(RuntimeError, match="SLURM job 8 could not be requeued: Requested operation is presently disabled"):
-        preemption.requeue()
+        signals.requeue()

@@ -10,7 +10,7 @@ import pytest
 
 from flare_exp import status
 from flare_exp.errors import UserError
-from flare_exp.preemption import Stopped
+from flare_exp.utils.signals import Stopped
 
 
 def leave(folder, state, **more):

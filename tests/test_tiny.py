@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from flare_exp import preemption
 from flare_exp.tasks.toy import ToyNLI, ToyQA, ToySentiment
-from flare_exp.tiny.pretrain import ARCHITECTURES, SENTINELS, STATE, kept_state, pretrain
-from flare_exp.tiny.world import World
+from flare_exp.toy.pretrain import ARCHITECTURES, STATE, kept_state, pretrain
+from flare_exp.toy.tokenizers import SENTINELS
+from flare_exp.toy.world import World
+from flare_exp.utils import signals
 
 OPTIONS = {"world_seed": 0, "documents": 1500, "steps": 4, "batch_size": 4, "lr": 1e-3, "vocab_size": 700,
            "hidden_size": 16, "layers": 2, "heads": 2, "target_share": 0.1}  # fmt: skip
@@ -35,9 +36,9 @@ def test_pre_training_that_is_stopped_goes_on_to_the_same_weights(architecture, 
 
     folder = tmp_path / "parts"
     folder.mkdir()
-    monkeypatch.setattr(preemption, "asked", asked)
+    monkeypatch.setattr(signals, "asked", asked)
     for steps in (2, 4):
-        with pytest.raises(preemption.Stopped, match=f"stopped by SIGTERM after {steps} steps of pre-training"):
+        with pytest.raises(signals.Stopped, match=f"stopped by SIGTERM after {steps} steps of pre-training"):
             pretrain(folder, **options)
     assert pretrain(folder, **options) == whole
     assert (folder / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()

@@ -9,8 +9,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from flare_exp.languages import language
 from flare_exp.tasks.toy import ToyNLI, ToyQA, ToySentiment
-from flare_exp.tiny.mt import LANGS, MARKS, encoded, parallel, train_mt
-from flare_exp.tiny.world import SPLITS, World
+from flare_exp.toy.translation_model import LANGS, MARKS, encoded, parallel, train_mt
+from flare_exp.toy.world import SPLITS, World
 
 CODES = {lang: language(lang).flores for lang in LANGS}
 OPTIONS = {"world_seed": 0, "pairs": 1500, "steps": 4, "batch_size": 4, "lr": 1e-3, "vocab_size": 500, "hidden_size": 16,

@@ -8,7 +8,8 @@ import pytest
 
 from flare_exp.noise import corrupt
 from flare_exp.tasks.toy import ToyNLI, ToyQA, ToySentiment, ToyTask
-from flare_exp.tiny.world import LABELS, RELATIONS, SPLITS, World
+from flare_exp.toy.meaning import LABELS, RELATIONS
+from flare_exp.toy.world import SPLITS, World
 
 TOYS = (ToySentiment, ToyNLI, ToyQA)
 
@@ -101,7 +102,7 @@ def test_lexica_are_disjoint_and_word_order_differs():
 
 def test_sentiment_needs_composition():
     """The same words in another structure have another label: a bag of words cannot solve the task."""
-    from flare_exp.tiny.world import Review, State
+    from flare_exp.toy.meaning import Review, State
 
     world = World()
     good, bad = State("soup", ("good",), None, False, 1), State("waiter", ("rude",), None, False, -1)

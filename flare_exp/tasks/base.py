@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from flare_exp.artifacts import digest_of
 from flare_exp.errors import UserError
+from flare_exp.hub import load_hub
 from flare_exp.tasks.tables import LABEL, bad_cell, check_row, rows_of
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class Task(ABC):
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
         """The benchmark's metrics, fractions in 0..1, of one prediction per example."""
-        from flare_exp import metrics
+        from flare_exp.tasks import metrics
 
         gold = [self.gold(example) for example in examples]
         if not self.labels:
@@ -297,24 +298,6 @@ def _checked(rows: list[dict[str, Any]], columns: Sequence[str] | Mapping[str, s
         for number, row in enumerate(rows):
             check_row(row, columns, place, number)
     return rows
-
-
-def load_hub(hub_id: str, config: str, revision: str, split: str | None = None) -> Any:
-    """A split of a hub data set at a pinned revision, or (None) all; either way all are prepared in the local cache.
-
-    Raises:
-        UserError: it cannot be reached, or has no such config or split.
-    """
-    import datasets
-
-    try:
-        return datasets.load_dataset(hub_id, config, split=split, revision=revision)
-    except (OSError, ValueError, ConnectionError, RuntimeError) as error:
-        raise UserError(
-            f"the data set {hub_id} ({config}{f', {split}' if split else ''}) could not be loaded: {str(error).splitlines()[0]}\n"
-            "  without network, fetch it beforehand (python -m flare_exp prefetch), or point task.data_dir at a folder of "
-            "<language>/<split>.parquet files"
-        ) from error
 
 
 def read_hub(hub_id: str, config: str, split: str, revision: str, columns: Mapping[str, str]) -> list[dict[str, Any]]:

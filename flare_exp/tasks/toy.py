@@ -1,4 +1,4 @@
-"""The embedded tasks: generated, so that a first look needs no network (see flare_exp.tiny.world)."""
+"""The embedded tasks: generated, so that a first look needs no network (see flare_exp.toy.world)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from flare_exp.errors import UserError
 from flare_exp.tasks.base import Answer, Example, Task
-from flare_exp.tiny.world import LABELS, RELATIONS, SPLITS, Inference, Inquiry, Review, World
+from flare_exp.toy.meaning import LABELS, RELATIONS, Inference, Inquiry, Review
+from flare_exp.toy.world import SPLITS, World
 
 
 class ToyTask(Task):

@@ -4,25 +4,22 @@ languages under-represented on purpose."""
 from __future__ import annotations
 
 import io
-import json
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flare_exp import preemption
-from flare_exp.tiny.world import World
+from flare_exp.toy.tokenizers import MAX_LENGTH, SENTINELS, bpe_tokenizer, t5_tokenizer, train_tokenizer
+from flare_exp.toy.world import World
+from flare_exp.utils import signals
 
 if TYPE_CHECKING:
-    from tokenizers.pre_tokenizers import PreTokenizer
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, XLMRobertaTokenizer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-MAX_LENGTH = 128  # tokens of a pre-training document, and of what XLM-R's learned positions reach
-SENTINELS = 100  # T5's
+
 STATE = "state.ckpt"  # of an unfinished training, beside which nothing is there yet
 Row = TypeVar("Row", bound=Sized)
 
@@ -55,13 +52,13 @@ def pretrain(
     kind = ARCHITECTURES[architecture]
     with reproducible():
         texts = World(world_seed).corpus(documents, target_share, recall)
-        preemption.check("before pre-training")
+        signals.check("before pre-training")
         tokenizer = kind.tokenizer(texts, vocab_size)
-        preemption.check("before pre-training")
+        signals.check("before pre-training")
         torch.manual_seed(seed)
         model = kind.blank(tokenizer, hidden_size, layers, heads)
         rows = tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
-        preemption.check("before pre-training")
+        signals.check("before pre-training")
         losses = train(model, rows, kind.collate(tokenizer), steps, batch_size, lr, state=folder / STATE)
     for name in kind.dropout:  # for fine-tuning; pre-training is one pass over little text: dropout only delays it
         setattr(model.config, name, 0.1)
@@ -86,7 +83,7 @@ def save(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, objective: str, losses: list[float]
 ) -> dict[str, Any]:
     """Write an ordinary checkpoint; returns its facts."""
-    from flare_exp.finite import check_finite  # with torch
+    from flare_exp.utils.finite import check_finite  # with torch
 
     check_finite(model.named_parameters(), f"the embedded model, after {len(losses)} steps (too high a learning rate?)")
     model.eval().save_pretrained(folder)
@@ -128,9 +125,9 @@ def train(
         losses = kept["losses"]
         torch.set_rng_state(kept["random"])
         log.info("tiny model: pre-training goes on after %d steps", len(losses))
-    pace = preemption.Pace(1.0)
+    pace = signals.Pace(1.0)
     todo = range(len(losses), steps)
-    with preemption.deferred():
+    with signals.deferred():
         for _ in track(
             todo, total=steps, completed=len(losses), description="pre-training the tiny model (once)", transient=True
         ):
@@ -144,13 +141,13 @@ def train(
             schedule.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-            by = preemption.asked()
+            by = signals.asked()
             if state and (by or pace.due):
                 with pace.keeping():
                     keep_state(state, model=model.state_dict(), optimizer=optimizer.state_dict(), schedule=schedule.state_dict(),
                                losses=losses, random=torch.get_rng_state())  # fmt: skip
             if by:
-                raise preemption.Stopped(by, f"after {len(losses)} steps of pre-training")
+                raise signals.Stopped(by, f"after {len(losses)} steps of pre-training")
     if state:
         state.unlink(missing_ok=True)
     return losses
@@ -181,66 +178,6 @@ def kept_state(path: Path) -> dict[str, Any] | None:
         log.warning("damaged state %s (%s); pre-training starts anew", path, str(error).splitlines()[0])
         path.unlink()
         return None
-
-
-# --- tokenizers: whole words for English, fragments for the rest -----------------------------------------------------
-
-
-def unigram_pieces(documents: list[str], vocab_size: int) -> list[tuple[str, float]]:
-    """Pieces learned from `documents`, with scores.
-
-    They come from byte-pair merges, scored by their rank: the unigram learner prunes frequent words of a corpus as small
-    as this one.
-    """
-    return [(token, -math.log(rank + 10)) for rank, token in enumerate(byte_pairs(documents, vocab_size)["vocab"])]
-
-
-def byte_pairs(documents: Iterable[str], vocab_size: int, splits: Sequence[PreTokenizer] = ()) -> dict[str, Any]:
-    """Byte-pair merges within words, which begin with ▁, and within what `splits` makes of them: `vocab` in order, `merges`."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(), *splits])
-    learner.train_from_iterator(documents, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
-    return json.loads(learner.to_str())["model"]
-
-
-def train_tokenizer(documents: list[str], vocab_size: int, max_length: int = MAX_LENGTH) -> XLMRobertaTokenizer:
-    from transformers import XLMRobertaTokenizer
-
-    vocab = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
-    vocab += [*unigram_pieces(documents, vocab_size), ("<mask>", 0.0)]
-    return XLMRobertaTokenizer(vocab=vocab, model_max_length=max_length)
-
-
-def t5_tokenizer(documents: list[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    from transformers import T5Tokenizer
-
-    vocab = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")] + unigram_pieces(documents, vocab_size)
-    vocab += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(SENTINELS))]
-    return T5Tokenizer(vocab=vocab, extra_ids=SENTINELS)
-
-
-def bpe_tokenizer(name: str, special: tuple[str, ...], prefix: str) -> Callable[[list[str], int], PreTrainedTokenizerBase]:
-    """Tokenizers of decoders: byte-pair merges within words and lines, bytes for what is left. `prefix` is what the
-    tokenizer itself puts before a text."""
-
-    def build(documents: list[str], vocab_size: int) -> PreTrainedTokenizerBase:
-        import transformers
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-
-        learner = Tokenizer(models.BPE())
-        learner.normalizer = normalizers.Replace(" ", "▁")
-        splits = [("\n", "isolated"), (":", "isolated"), ("▁", "merged_with_next")]
-        learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(*split) for split in splits])
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False)
-        learner.train_from_iterator((prefix + text for text in documents), trainer)
-        learned = json.loads(learner.to_str())["model"]
-        tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *learned["vocab"]]
-        vocab = {token: i for i, token in enumerate(tokens)}
-        return getattr(transformers, name)(vocab=vocab, merges=[tuple(merge) for merge in learned["merges"]], add_bos_token=True)
-
-    return build
 
 
 # --- models ----------------------------------------------------------------------------------------------------------

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flare_exp.languages import language
-from flare_exp.tiny.pretrain import STATE, byte_pairs, padded, reproducible, save, train
-from flare_exp.tiny.world import SPLITS, Inquiry, Review, Sampler, T, World
+from flare_exp.toy.meaning import Inquiry, Review
+from flare_exp.toy.pretrain import STATE, padded, reproducible, save, train
+from flare_exp.toy.tokenizers import byte_pairs
+from flare_exp.toy.world import SPLITS, Sampler, T, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
     from transformers import NllbTokenizer, PreTrainedModel
+
 
 LANGS = ("en", "near", "far")
 MARKS = ('"{}"', "[{}]", "<a>{}</a>")

@@ -1,5 +1,7 @@
 """English words of the generated world, by what they do in a sentence. Order is frequency rank: the first are common."""
 
+from __future__ import annotations
+
 POSITIVE = """
 good great nice lovely excellent wonderful pleasant superb charming delightful amazing fantastic brilliant splendid
 perfect helpful friendly tasty elegant comfortable impressive enjoyable beautiful reliable generous honest

@@ -1,0 +1,228 @@
+"""Turn meanings into sentences: English, and two target languages with their own word order and endings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TypeVar
+
+from flare_exp.toy.meaning import Act, Asked, Clause, Review, Setting, Slot
+
+T = TypeVar("T")
+
+
+def coordinated(words: Sequence[str], conjunction: str) -> list[str]:
+    """`a , b and c`."""
+    commas = [token for word in words[:-1] for token in (word, ",")][:-1]
+    return [*commas, conjunction, words[-1]] if len(words) > 1 else list(words)
+
+
+class Grammar(ABC):
+    """A language: a renderer of trees. `stems` are its words by their English ones."""
+
+    we_were: tuple[str, ...] = ("we", "were")  # what stands between the phrases of a setting
+
+    def __init__(self, stems: dict[str, str]):
+        self.stems = stems
+
+    @abstractmethod
+    def clause(self, c: Clause) -> list[str]: ...
+
+    @abstractmethod
+    def slot(self, kind: Slot, word: str) -> list[str]:
+        """The phrase of a time, place or person; its last word is the one that names it."""
+
+    @abstractmethod
+    def thought(self, c: Clause) -> list[str]:
+        """`i think that (clause)`."""
+
+    @abstractmethod
+    def speaker(self, person: str) -> list[str]:
+        """`my (person)`, as the one who speaks; named by the last word."""
+
+    @abstractmethod
+    def said(self, person: str, c: Clause) -> list[str]:
+        """`my (person) said that (clause)`."""
+
+    @abstractmethod
+    def setting(self, s: Setting) -> list[str]: ...
+
+    @abstractmethod
+    def question(self, asked: Asked, given: list[str]) -> list[str]:
+        """`when were we (given)`, `who said that`."""
+
+    @abstractmethod
+    def render(self, r: Review) -> list[str]: ...
+
+    def again(self, s: Setting, given: Slot, asked: Slot) -> list[str]:
+        """Two slots of a setting: `on monday we were at the station`."""
+        first, second = (self.slot(slot, getattr(s, slot)) for slot in (given, asked))
+        return [*first, *(self.stems[word] for word in self.we_were), *second]
+
+    def opinion(self, r: Review) -> list[str]:
+        """The main clause, with its holder where the frame is about that."""
+        if r.frame == "said":
+            return self.said(str(r.person), r.main)
+        return self.thought(r.main) if r.frame == "thought" else self.clause(r.main)
+
+
+class English(Grammar):
+    """Subject verb object, free negation, subordinators first."""
+
+    def thought(self, c: Clause) -> list[str]:
+        return ["i", "think", "that", *self.clause(c)]
+
+    def speaker(self, person: str) -> list[str]:
+        return ["my", person]
+
+    def said(self, person: str, c: Clause) -> list[str]:
+        return [*self.speaker(person), "said", "that", *self.clause(c)]
+
+    def slot(self, kind: Slot, word: str) -> list[str]:
+        return [*{"time": ["on"], "place": ["at", "the"], "person": ["with", "my"]}[kind], word]
+
+    def setting(self, s: Setting) -> list[str]:
+        return [*self.slot("time", s.time), "we", "were", *self.slot("place", s.place), *self.slot("person", s.person)]
+
+    def question(self, asked: Asked, given: list[str]) -> list[str]:
+        if asked == "speaker":
+            return ["who", "said", "that"]
+        return [*{"time": ["when"], "place": ["where"], "person": ["with", "whom"]}[asked], "were", "we", *given]
+
+    def clause(self, c: Clause) -> list[str]:
+        if isinstance(c, Act):
+            return ["i", *(["did", "not"] if c.negated else []), *coordinated(c.verbs, "and"), "the", c.topic]
+        no, degree = ["not"] if c.negated else [], [c.degree] if c.degree else []
+        return ["the", c.topic, "was", *no, *degree, *coordinated(c.qualities, "and")]
+
+    def render(self, r: Review) -> list[str]:
+        words = [*self.setting(r.setting), ","] if r.setting else []
+        main = self.opinion(r)
+        if r.frame == "expected":
+            return [*words, "i", "expected", "that", *main]
+        if r.other is None:
+            return words + main
+        other = self.clause(r.other)
+        if r.frame == "but":
+            return [*words, *other, "but", *main]
+        if r.frame == "although":
+            return [*words, "although", *other, ",", *main]
+        return [*words, *self.said(str(r.person), r.other), "but", *self.thought(r.main)]
+
+
+class Near(Grammar):
+    """Subject verb object; a third of the words are cognates; qualities follow and agree with the noun's class;
+    negation follows what it negates; definite nouns take a suffix."""
+
+    def noun(self, word: str) -> str:
+        stem = self.stems[word]
+        return stem + ("en" if stem[-1] in "bdgklmnprst" else "t")
+
+    def quality(self, word: str, noun: str) -> str:
+        return self.stems[word] + ("a" if self.stems[noun][-1] in "bdgklmnprst" else "o")
+
+    def clause(self, c: Clause) -> list[str]:
+        s, no = self.stems, [self.stems["not"]] if c.negated else []
+        if isinstance(c, Act):
+            return [s["i"], *coordinated([s[verb] + "er" for verb in c.verbs], s["and"]), *no, self.noun(c.topic)]
+        qualities = coordinated([self.quality(q, c.topic) for q in c.qualities], s["and"])
+        return [self.noun(c.topic), s["was"], *qualities, *([s[c.degree]] if c.degree else []), *no]
+
+    def thought(self, c: Clause) -> list[str]:
+        s = self.stems
+        return [s["i"], s["think"] + "er", s["that"], *self.clause(c)]
+
+    def speaker(self, person: str) -> list[str]:
+        return [self.stems["my"], self.noun(person)]
+
+    def said(self, person: str, c: Clause) -> list[str]:
+        return [*self.speaker(person), self.stems["said"], self.stems["that"], *self.clause(c)]
+
+    def slot(self, kind: Slot, word: str) -> list[str]:
+        s = self.stems
+        if kind == "time":
+            return [s["on"], s[word]]
+        return [*([s["at"]] if kind == "place" else [s["with"], s["my"]]), self.noun(word)]
+
+    def setting(self, s: Setting) -> list[str]:
+        person, place, time = self.slot("person", s.person), self.slot("place", s.place), self.slot("time", s.time)
+        return [*person, self.stems["we"], self.stems["were"], *place, *time]
+
+    def question(self, asked: Asked, given: list[str]) -> list[str]:
+        s = self.stems
+        if asked == "speaker":
+            return [s["who"], s["said"], s["that"]]
+        word = {"time": [s["when"]], "place": [s["where"]], "person": [s["with"], s["whom"]]}[asked]
+        return [*word, s["we"], s["were"], *given]
+
+    def render(self, r: Review) -> list[str]:
+        s, words = self.stems, [*self.setting(r.setting), ","] if r.setting else []
+        main = self.opinion(r)
+        if r.frame == "expected":
+            return [*words, s["i"], s["expected"] + "er", s["that"], *main]
+        if r.other is None:
+            return words + main
+        other = self.clause(r.other)
+        if r.frame == "but":
+            return [*words, *other, s["but"], *main]
+        if r.frame == "although":
+            return [*words, *main, s["although"], *other]
+        return [*words, *self.said(str(r.person), r.other), s["but"], *self.thought(r.main)]
+
+
+class Far(Grammar):
+    """Subject object verb with vowel harmony; no copula; negation, person and 'although' are suffixes of the predicate,
+    case is a suffix of the noun, coordination one of all but the last; the main clause comes before what it is
+    contrasted with."""
+
+    we_were = ("were",)
+
+    def suffixed(self, stem: str, *suffixes: str) -> str:
+        """Suffixes written with A take the vowel class of the stem's last vowel."""
+        for suffix in suffixes:
+            last = next(v for v in reversed(stem) if v in "aeiouyöü")
+            stem += suffix.replace("A", "o" if last in "aou" else "ü")
+        return stem
+
+    def clause(self, c: Clause, *endings: str) -> list[str]:
+        *linked, last = [self.stems[word] for word in (c.verbs if isinstance(c, Act) else c.qualities)]
+        tail = [*(["mAz"] if c.negated else []), "Aq" if isinstance(c, Act) else "dA", *endings]
+        predicate = [*(self.suffixed(stem, "fA") for stem in linked), self.suffixed(last, *tail)]
+        if isinstance(c, Act):
+            return [self.suffixed(self.stems[c.topic], "vA"), *predicate]
+        return [self.stems[c.topic], *([self.stems[c.degree]] if c.degree else []), *predicate]
+
+    def thought(self, c: Clause) -> list[str]:
+        return [*self.clause(c), self.suffixed(self.stems["think"], "Aq")]
+
+    def speaker(self, person: str) -> list[str]:
+        return [self.suffixed(self.stems[person], "mA")]
+
+    def said(self, person: str, c: Clause) -> list[str]:
+        return [*self.speaker(person), *self.clause(c, "xA"), self.suffixed(self.stems["said"], "dA")]
+
+    def slot(self, kind: Slot, word: str) -> list[str]:
+        case = {"time": ["n"], "place": ["zAk"], "person": ["mA", "lA"]}[kind]
+        return [self.suffixed(self.stems[word], *case)]
+
+    def setting(self, s: Setting) -> list[str]:
+        return [*self.slot("time", s.time), *self.slot("person", s.person), *self.slot("place", s.place), self.stems["were"]]
+
+    def question(self, asked: Asked, given: list[str]) -> list[str]:
+        if asked == "speaker":
+            return [self.stems["who"], self.suffixed(self.stems["said"], "dA")]
+        word, case = {"time": ("when", "n"), "place": ("where", "zAk"), "person": ("whom", "lA")}[asked]
+        return [*given, self.suffixed(self.stems[word], case), self.stems["were"]]
+
+    def render(self, r: Review) -> list[str]:
+        s, words = self.stems, self.setting(r.setting) if r.setting else []
+        if r.frame == "expected":
+            return [*self.clause(r.main, "xA"), self.suffixed(s["expected"], "Aq"), *words]
+        main = self.opinion(r)
+        if r.other is None:
+            return words + main
+        if r.frame == "but":
+            return [*words, *main, s["but"], *self.clause(r.other)]
+        if r.frame == "although":
+            return [*words, *main, *self.clause(r.other, "rAq")]
+        return [*words, *self.thought(r.main), s["but"], *self.said(str(r.person), r.other)]
