@@ -45,7 +45,7 @@ def blank(tokenizer, **options) -> hf.M2M100ForConditionalGeneration:
 
 # the parameter marks what uses it: it trains
 @pytest.fixture(scope="session", params=[pytest.param("tiny", marks=pytest.mark.slow)])
-def nllb(tmp_path_factory) -> str:
+def nllb_folder(tmp_path_factory) -> str:
     """Folder of a checkpoint that copies short texts, after seconds of training."""
     pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", ".", "。", *LETTERS, *(f"▁{c}" for c in LETTERS)]
     merges = [("▁", c) for c in LETTERS]
@@ -77,8 +77,8 @@ def nllb(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def engine(nllb) -> TransformersEngine:
-    return TransformersEngine(nllb, decoding=SHORT)
+def engine(nllb_folder) -> TransformersEngine:
+    return TransformersEngine(nllb_folder, decoding=SHORT)
 
 
 def translate(engine, these, **options) -> list[Translated]:
@@ -96,8 +96,8 @@ def test_the_checkpoint_of_these_tests_tells_orders_and_ends_apart(engine):
 
 
 @pytest.mark.parametrize("decoding", [SHORT, Decoding(3, 48), Decoding(1, 48, 2)], ids=["greedy", "beams", "no repeats"])
-def test_a_text_is_translated_the_same_whatever_is_beside_it(nllb, decoding):
-    engine = TransformersEngine(nllb, decoding=decoding, batch_tokens=1024)
+def test_a_text_is_translated_the_same_whatever_is_beside_it(nllb_folder, decoding):
+    engine = TransformersEngine(nllb_folder, decoding=decoding, batch_tokens=1024)
     these = texts(24)
     together = translate(engine, these)
     engine.batch_tokens = 30
@@ -153,8 +153,8 @@ def test_habits_of_the_checkpoint_do_not_count(engine):
     assert max(len(one.text) for one in translate(engine, texts(20))) > 10  # its max_length is 7
 
 
-def test_a_long_text_is_translated_to_its_end(nllb):
-    engine = TransformersEngine(nllb, decoding=Decoding(max_length=12))
+def test_a_long_text_is_translated_to_its_end(nllb_folder):
+    engine = TransformersEngine(nllb_folder, decoding=Decoding(max_length=12))
     long = " ".join(texts(30, seed=3, words=2)) + "\nab c."
     parts = mt.segments(long, lambda part: engine._length(part) <= 12)
     assert len(parts) > 15
@@ -181,8 +181,8 @@ def test_blank_texts_stay_blank(engine):
     assert translate(engine, []) == []
 
 
-def test_a_translation_without_an_end_is_cut_at_its_limit(nllb):
-    engine = TransformersEngine(nllb, decoding=Decoding(max_length=60))
+def test_a_translation_without_an_end_is_cut_at_its_limit(nllb_folder):
+    engine = TransformersEngine(nllb_folder, decoding=Decoding(max_length=60))
     engine.model.generation_config.suppress_tokens = [engine.tokenizer.eos_token_id]
     these = ["ab.", "ab c " * 4 + "."]
     assert [one.truncated for one in translate(engine, these)] == [True, True]
@@ -349,8 +349,8 @@ def test_signs_of_bad_translations(source, translation, expected):
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
-def test_check_accepts_nllb(nllb):
-    assert mt.language_id(mt.check(nllb, decoding=SHORT), "quy_Latn") > 0
+def test_check_accepts_nllb(nllb_folder):
+    assert mt.language_id(mt.check(nllb_folder, decoding=SHORT), "quy_Latn") > 0
 
 
 def test_check_names_a_missing_folder(tmp_path):
@@ -379,13 +379,13 @@ def test_check_refuses_other_tokenizers(tmp_path):
         mt.check(str(tmp_path))
 
 
-def test_weights_that_are_missing_or_damaged_are_named(nllb, tmp_path):
+def test_weights_that_are_missing_or_damaged_are_named(nllb_folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    tokenizer = hf.AutoTokenizer.from_pretrained(nllb)
+    tokenizer = hf.AutoTokenizer.from_pretrained(nllb_folder)
     tokenizer.save_pretrained(tmp_path)
-    hf.AutoConfig.from_pretrained(nllb).save_pretrained(tmp_path)
-    weights = load_file(f"{nllb}/model.safetensors")
+    hf.AutoConfig.from_pretrained(nllb_folder).save_pretrained(tmp_path)
+    weights = load_file(f"{nllb_folder}/model.safetensors")
     weights.pop("model.decoder.layer_norm.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="lacks 1 weights"):
@@ -396,13 +396,13 @@ def test_weights_that_are_missing_or_damaged_are_named(nllb, tmp_path):
         TransformersEngine(str(tmp_path), decoding=SHORT)
 
 
-def test_lengths_that_the_positions_do_not_reach_are_refused(nllb):
+def test_lengths_that_the_positions_do_not_reach_are_refused(nllb_folder):
     with pytest.raises(UserError, match=r"mt\.max_length=63.*64 positions"):
-        mt.check(nllb, decoding=Decoding(max_length=63))
+        mt.check(nllb_folder, decoding=Decoding(max_length=63))
 
 
-def test_the_encoder_alone_gives_the_states_of_the_full_model(nllb, engine):
-    encoder, tokenizer = mt.load_encoder(nllb)
+def test_the_encoder_alone_gives_the_states_of_the_full_model(nllb_folder, engine):
+    encoder, tokenizer = mt.load_encoder(nllb_folder)
     assert not any(p.requires_grad for p in encoder.parameters())
     assert encoder.layerdrop == 0
     assert not encoder.training
@@ -422,38 +422,38 @@ def test_the_encoder_alone_gives_the_states_of_the_full_model(nllb, engine):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_translates_in_16_bits(nllb, engine):
-    on_gpu = TransformersEngine(nllb, decoding=SHORT, device="cuda")
+def test_a_gpu_translates_in_16_bits(nllb_folder, engine):
+    on_gpu = TransformersEngine(nllb_folder, decoding=SHORT, device="cuda")
     assert next(on_gpu.model.parameters()).dtype in (torch.bfloat16, torch.float16)
     same = sum(a == b for a, b in zip(translate(on_gpu, texts(40)), translate(engine, texts(40)), strict=True))
     assert same > 20
 
 
-def test_a_gpu_that_is_not_there_is_said(nllb, monkeypatch):
+def test_a_gpu_that_is_not_there_is_said(nllb_folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="torch finds none"):
-        TransformersEngine(nllb, decoding=SHORT, device="cuda")
+        TransformersEngine(nllb_folder, decoding=SHORT, device="cuda")
 
 
 # --- CTranslate2 -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
-def converted(nllb, tmp_path_factory) -> dict[str, str]:
+def converted(nllb_folder, tmp_path_factory) -> dict[str, str]:
     pytest.importorskip("ctranslate2", reason="the extra ct2 is not installed")
     folders = {name: tmp_path_factory.mktemp(name) for name in ("float32", "int8")}
     for name, folder in folders.items():
-        mt.convert(nllb, None, folder, name)
+        mt.convert(nllb_folder, None, folder, name)
     return {name: str(folder) for name, folder in folders.items()}
 
 
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("no_repeat_ngram", [0, 3])
-def test_ctranslate2_translates_as_transformers_does(nllb, converted, beams, no_repeat_ngram):
+def test_ctranslate2_translates_as_transformers_does(nllb_folder, converted, beams, no_repeat_ngram):
     decoding = Decoding(beams, 48, no_repeat_ngram)
     other = CTranslate2Engine(converted["float32"], decoding)
     these = [*texts(40), " ".join(texts(12, words=4)), "", "ab."]
-    ours = translate(TransformersEngine(nllb, decoding=decoding), these)
+    ours = translate(TransformersEngine(nllb_folder, decoding=decoding), these)
     # beam search ranks hypotheses that are cut at the limit in its own way
     told = [i for i, one in enumerate(ours) if beams == 1 or not one.truncated]
     assert len(told) > 35
@@ -463,7 +463,7 @@ def test_ctranslate2_translates_as_transformers_does(nllb, converted, beams, no_
     assert translate(other, these) == theirs
 
 
-def test_ctranslate2_cuts_at_the_same_limit(nllb, converted):
+def test_ctranslate2_cuts_at_the_same_limit(nllb_folder, converted):
     decoding = Decoding(max_length=40)
     code, end = "quy_Latn", "</s>"
     engine = CTranslate2Engine(converted["float32"], decoding)
@@ -479,19 +479,19 @@ def test_eight_bits_are_near(engine, converted):
     assert same > 20
 
 
-def test_what_ctranslate2_cannot_use_is_named(nllb, converted, tmp_path):
+def test_what_ctranslate2_cannot_use_is_named(nllb_folder, converted, tmp_path):
     with pytest.raises(UserError, match=r"mt\.quantization=int4: choose one of float32"):
-        mt.convert(nllb, None, tmp_path, "int4")
+        mt.convert(nllb_folder, None, tmp_path, "int4")
     with pytest.raises(UserError, match="there is no converted model"):
-        CTranslate2Engine(nllb)
+        CTranslate2Engine(nllb_folder)
     with pytest.raises(UserError, match=r"mt\.max_length=63"):
         CTranslate2Engine(converted["int8"], Decoding(max_length=63))
     with pytest.raises(UserError, match="CTranslate2 cannot use it"):
         CTranslate2Engine(converted["int8"], SHORT, dtype="float16")  # on a CPU
 
 
-def test_ctranslate2_is_asked_for_by_name_when_it_is_missing(nllb, tmp_path, monkeypatch):
+def test_ctranslate2_is_asked_for_by_name_when_it_is_missing(nllb_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ctranslate2", None)
-    for use in (lambda: mt.convert(nllb, None, tmp_path, "int8"), lambda: CTranslate2Engine(str(tmp_path))):
+    for use in (lambda: mt.convert(nllb_folder, None, tmp_path, "int8"), lambda: CTranslate2Engine(str(tmp_path))):
         with pytest.raises(UserError, match=r"flare_exp\[ct2\].*mt\.backend=transformers"):
             use()
