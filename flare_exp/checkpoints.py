@@ -12,15 +12,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from flare_exp import backbones, mt
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
 from flare_exp.code import code_of
 from flare_exp.config import Config
 from flare_exp.hub import files_read, is_commit, looks_local
+from flare_exp.models import backbones
 from flare_exp.tasks import Task
 from flare_exp.toy.pretrain import pretrain
 from flare_exp.toy.translation_model import train_mt
-from flare_exp.translation import MachineTranslator, Translator, translator
+from flare_exp.translation import engines, nllb
+from flare_exp.translation.translators import MachineTranslator, Translator, translator
 
 
 def prepare_backbone(cfg: Config, store: ArtifactStore) -> Artifact:
@@ -92,20 +93,20 @@ class MT:
         return self.cfg.quantization or ("int8_float16" if self.device == "cuda" else "int8")
 
     @property
-    def decoding(self) -> mt.Decoding:
-        return mt.Decoding(self.cfg.beams, self.cfg.max_length, self.cfg.no_repeat_ngram)
+    def decoding(self) -> nllb.Decoding:
+        return nllb.Decoding(self.cfg.beams, self.cfg.max_length, self.cfg.no_repeat_ngram)
 
     def check(self, *codes: str) -> None:
         """UserError when the checkpoint, the backend or a language cannot be had."""
         if self.cfg.backend == "ctranslate2":
-            mt.ctranslate2()
+            engines.ctranslate2()
         if self.cfg.path is not None:
             for code in codes:
-                mt.language_id(self._checked, code)
+                nllb.language_id(self._checked, code)
 
     @functools.cached_property
     def _checked(self) -> PreTrainedTokenizerBase:
-        return mt.check(str(self.cfg.path), self.cfg.revision, self.decoding)
+        return nllb.check(str(self.cfg.path), self.cfg.revision, self.decoding)
 
     @functools.cached_property
     def checkpoint(self) -> str:
@@ -114,28 +115,28 @@ class MT:
         return str(self.store.get("mt", self.origin, lambda folder: train_mt(folder, **self.options), resumable=True).path)
 
     @functools.cached_property
-    def engine(self) -> mt.Engine:
+    def engine(self) -> engines.Engine:
         how = (self.decoding, self.cfg.batch_tokens, self.device)
         if not self.quantization:
-            return mt.TransformersEngine(self.checkpoint, self.cfg.revision, *how)
+            return engines.TransformersEngine(self.checkpoint, self.cfg.revision, *how)
         key = {"checkpoint": self.origin, "quantization": self.quantization, "code": code_of("ctranslate2")}
 
         def build(folder: Path) -> None:
-            mt.convert(self.checkpoint, self.cfg.revision, folder, str(self.quantization))
+            engines.convert(self.checkpoint, self.cfg.revision, folder, str(self.quantization))
 
-        return mt.CTranslate2Engine(str(self.store.get("ctranslate2", key, build).path), *how)
+        return engines.CTranslate2Engine(str(self.store.get("ctranslate2", key, build).path), *how)
 
     @functools.cached_property
     def encoder(self) -> nn.Module:
-        return mt.load_encoder(self.checkpoint, self.cfg.revision, self.device)[0]
+        return nllb.load_encoder(self.checkpoint, self.cfg.revision, self.device)[0]
 
     @functools.cached_property
     def encoder_config(self) -> Any:
-        return mt.read_config(self.checkpoint, self.cfg.revision)
+        return nllb.read_config(self.checkpoint, self.cfg.revision)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return mt.check(self.checkpoint, self.cfg.revision)
+        return nllb.check(self.checkpoint, self.cfg.revision)
 
     def release(self) -> None:
         """Give up the weights: they are loaded again where they are needed again."""

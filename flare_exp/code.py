@@ -19,19 +19,56 @@ WORLD = ("toy.grammar", "toy.meaning", "toy.world", "toy.lexicon")
 CODE = {
     "backbone": ("toy.pretrain", "toy.tokenizers", *WORLD),
     "mt": ("toy.translation_model", "toy.pretrain", "toy.tokenizers", "languages", *WORLD),
-    "ctranslate2": ("mt:convert", "mt:load_model"),
-    "engine": ("mt",),
-    "marks": ("projection",),
-    "translation": ("tasks.metrics:translation", "projection", "stages:quality", "translation"),
-    "noise": ("noise",),
-    # how examples are prepared, trained on, answered and scored; the row of the model's family is a part of the key
-    "model": ("adapter", "data", "forms", "tasks.metrics", "modules", "parallel:gathered", "sources:positions", "stages",
-              "tasks.base", "backbones:Precision", "backbones:_auto_class", "backbones:_quantisation", "backbones:load",
-              "backbones:load_tokenizer", "backbones:longest_input", "backbones:wrap"),
-    "fusion": ("fusion", "sources", "states"),
-    "states": ("adapter", "sources", "states"),
-    "encoder": ("mt:_dtype", "mt:load_encoder", "mt:load_model"),
-}  # fmt: skip
+    "ctranslate2": ("translation.engines:convert", "translation.nllb:load_model"),
+    "engine": (
+        "translation.engines",
+        "translation.nllb",
+        "translation.quality",
+        "translation.segmentation",
+    ),
+    "marks": ("translation.projection",),
+    "translation": (
+        "stages:quality",
+        "tasks.metrics:translation",
+        "translation.projection",
+        "translation.translators",
+    ),
+    "noise": ("translation.noise",),
+    # how examples are prepared, trained on, answered and scored; the row of the model's family is a
+    # part of the key
+    "model": (
+        "data",
+        "flare.adapter",
+        "flare.peft_method",
+        "flare.source_states:positions",
+        "forms",
+        "models.backbones:Precision",
+        "models.backbones:_auto_class",
+        "models.backbones:_quantisation",
+        "models.backbones:load",
+        "models.backbones:load_tokenizer",
+        "models.backbones:longest_input",
+        "models.backbones:wrap",
+        "modules",
+        "parallel:gathered",
+        "stages",
+        "tasks.base",
+        "tasks.metrics",
+    ),
+    "fusion": ("flare.fusion", "flare.source_encoders", "flare.source_states", "states"),
+    "states": (
+        "flare.adapter",
+        "flare.peft_method",
+        "flare.source_encoders",
+        "flare.source_states",
+        "states",
+    ),
+    "encoder": (
+        "translation.nllb:_dtype",
+        "translation.nllb:load_encoder",
+        "translation.nllb:load_model",
+    ),
+}
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from flare_exp.noise import ERRORS
 from flare_exp.tasks import ROLES, TASKS, Slice
+from flare_exp.translation.noise import ERRORS
 
 FUSING_METHODS = ("flare", "flare_mt")
 LEARNED_FUSIONS = ("cross_attn", "gated")  # those with weights of their own

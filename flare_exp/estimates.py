@@ -24,14 +24,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from transformers import AutoModelForSeq2SeqLM
 
-from flare_exp import backbones, results
+from flare_exp import results
 from flare_exp.artifacts import Artifact, digest_of
 from flare_exp.config import Config, StageConfig
 from flare_exp.data import BucketSampler, PairedDataModule, PairedDataset
+from flare_exp.flare.source_encoders import Source
 from flare_exp.forms import PromptForm
 from flare_exp.methods import METHODS
+from flare_exp.models import backbones
 from flare_exp.preview import CHARACTERS, CountedForm, Preview, Sketch, config_of, pretraining, preview
-from flare_exp.sources import Source
 from flare_exp.stages import save_model
 from flare_exp.toy.translation_model import train_mt
 

@@ -16,9 +16,10 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import GenerationConfig, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
 from flare_exp import parallel
-from flare_exp.backbones import blocks
+from flare_exp.flare.source_encoders import Source
+from flare_exp.flare.source_states import positions
 from flare_exp.forms import Prediction, best_spans, padded_answers
-from flare_exp.sources import Source, positions
+from flare_exp.models.backbones import blocks
 
 IGNORED = -100  # label of a row that counts for nothing
 Score = Callable[[Mapping[int, Prediction]], Mapping[str, float]]

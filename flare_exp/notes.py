@@ -13,7 +13,7 @@ from typing import Any
 from flare_exp.config import MACHINES, Config
 from flare_exp.methods import METHODS
 from flare_exp.tasks import TASKS
-from flare_exp.translation import FLAGS
+from flare_exp.translation.translators import FLAGS
 
 
 def notes(cfg: Config, folder: Path) -> list[str]:

@@ -17,16 +17,16 @@ import torch
 
 from flare_exp import hub, parallel, results
 from flare_exp.artifacts import Artifact, ArtifactStore
-from flare_exp.backbones import quantisation_problem
 from flare_exp.checkpoints import MT, make_translator, prepare_backbone
 from flare_exp.config import MACHINES, Config, flat
 from flare_exp.errors import UserError
 from flare_exp.loggers import Tracker
 from flare_exp.methods import METHODS, Method
+from flare_exp.models.backbones import quantisation_problem
 from flare_exp.stages import Stages
 from flare_exp.tasks import ROLES, TASKS, Task, fingerprint
 from flare_exp.tasks.base import check_labels, doubts
-from flare_exp.translation import Translator
+from flare_exp.translation.translators import Translator
 
 
 def run(cfg: Config, folder: Path, team: parallel.Team | None = None) -> dict[str, Any]:

@@ -18,14 +18,15 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from flare_exp import adapter, backbones
 from flare_exp.artifacts import Artifact, ArtifactStore
-from flare_exp.backbones import Backbone
 from flare_exp.checkpoints import MT, existing_checkpoint, make_translator, prepare_backbone
 from flare_exp.config import MACHINES, Config
 from flare_exp.errors import UserError
+from flare_exp.flare import adapter
 from flare_exp.forms import Form, Item, PromptForm
 from flare_exp.hub import Checkpoint, local, looks_local
+from flare_exp.models import backbones
+from flare_exp.models.backbones import Backbone
 from flare_exp.pipeline import load_task
 from flare_exp.stages import Stages
 from flare_exp.tasks import Answer, Example, Task

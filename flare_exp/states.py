@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.errors import UserError
-from flare_exp.sources import Source
+from flare_exp.flare.source_encoders import Source
 
 if TYPE_CHECKING:
     from flare_exp.forms import Form, Item

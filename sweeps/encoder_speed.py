@@ -19,11 +19,11 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from flare_exp import mt
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.forms import SourceTextForm
 from flare_exp.states import cached_states
 from flare_exp.tasks import Example, NusaX
+from flare_exp.translation import nllb
 
 RELEASED_LENGTH = 256
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
-    encoder, tokenizer = mt.load_encoder(args.mt, None, args.device)
+    encoder, tokenizer = nllb.load_encoder(args.mt, None, args.device)
     tokenizer.src_lang = args.source
     texts = pq.read_table(args.texts, columns=["text"])["text"].to_pylist()
     form, source, device = SourceTextForm(NusaX(), tokenizer, RELEASED_LENGTH), Encoder(encoder), torch.device(args.device)

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from flare_exp import mt
+from flare_exp.translation import engines, nllb
+from flare_exp.utils import progress
 
 RELEASED_BATCH, RELEASED_LENGTH = 64, 256
 
@@ -38,11 +39,11 @@ class RowLimits(StoppingCriteria):
 
 
 @torch.inference_mode()
-def released(engine: mt.TransformersEngine, texts: list[str], source: str, target: str) -> list[str]:
+def released(engine: engines.TransformersEngine, texts: list[str], source: str, target: str) -> list[str]:
     """Translations by the released pattern."""
     found, tokenizer = [], engine.tokenizer
     tokenizer.src_lang = source
-    code = mt.language_id(tokenizer, target)
+    code = nllb.language_id(tokenizer, target)
     for start in range(0, len(texts), RELEASED_BATCH):
         options = {"padding": "max_length", "truncation": True, "max_length": RELEASED_LENGTH, "return_tensors": "pt"}
         inputs = tokenizer(texts[start : start + RELEASED_BATCH], **options).to(engine.device)
@@ -57,7 +58,7 @@ def released(engine: mt.TransformersEngine, texts: list[str], source: str, targe
     return found
 
 
-def translated(engine: mt.Engine, source: str, target: str, texts: list[str]) -> list[str]:
+def translated(engine: engines.Engine, source: str, target: str, texts: list[str]) -> list[str]:
     return [one.text for one in engine.translate(texts, source, target)]
 
 
@@ -67,7 +68,7 @@ def measure(arms: dict[str, Callable[[list[str]], list[str]]], texts: list[str],
     found: dict[str, list[str]] = {name: [] for name in arms}
     for arm in arms.values():
         arm(texts[:2])  # the first call allocates
-    with mt.bar("translating", len(texts)) as moved:
+    with progress.bar("translating", len(texts)) as moved:
         for number, start in enumerate(range(0, len(texts), run)):
             chunk = texts[start : start + run]
             for name in list(arms)[:: (-1) ** number]:
@@ -114,8 +115,8 @@ def main() -> None:
     args = arguments()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    decoding = mt.Decoding(beams=args.beams, max_length=RELEASED_LENGTH)
-    engine = mt.TransformersEngine(args.mt, args.revision, decoding, args.batch_tokens, args.device)
+    decoding = engines.Decoding(beams=args.beams, max_length=RELEASED_LENGTH)
+    engine = engines.TransformersEngine(args.mt, args.revision, decoding, args.batch_tokens, args.device)
     everything = pq.read_table(args.texts, columns=[args.column])[args.column].to_pylist()[: args.limit]
     engine.tokenizer.src_lang = args.source
     lengths = map(len, engine.tokenizer(everything, verbose=False)["input_ids"])
@@ -128,8 +129,8 @@ def main() -> None:
         for quantization in args.ct2:
             place = Path(folder) / quantization
             place.mkdir()
-            mt.convert(args.mt, args.revision, place, quantization)
-            faster = mt.CTranslate2Engine(str(place), decoding, args.batch_tokens, args.device)
+            engines.convert(args.mt, args.revision, place, quantization)
+            faster = engines.CTranslate2Engine(str(place), decoding, args.batch_tokens, args.device)
             arms[f"CTranslate2, {quantization}"] = functools.partial(translated, faster, args.source, args.target)
         seconds, found = measure(arms, texts, args.run)
     result = {

@@ -17,8 +17,8 @@ import pytest
 import torch
 import transformers as hf
 
-from flare_exp import backbones
-from flare_exp.sources import positions
+from flare_exp.flare.source_states import positions
+from flare_exp.models import backbones
 from flare_exp.toy.pretrain import pretrain
 
 SMALL = {

@@ -9,10 +9,10 @@ from conftest import outputs, random_backbone
 from peft.tuners.lora import LoraLayer
 from test_invariants import batches, randomise, said
 
-from flare_exp import adapter
-from flare_exp.backbones import Precision
 from flare_exp.errors import UserError
-from flare_exp.sources import BackboneSource
+from flare_exp.flare import adapter
+from flare_exp.flare.source_encoders import BackboneSource
+from flare_exp.models.backbones import Precision
 
 HEADS = [("bert", "label"), ("xlm-roberta", "label"), ("xlm-roberta", "span"), ("mt5", "label"), ("mt5", "span")]
 

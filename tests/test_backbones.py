@@ -8,8 +8,9 @@ import torch
 from conftest import SMALL, random_backbone, tiny_checkpoint
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
-from flare_exp import adapter, backbones
 from flare_exp.errors import UserError
+from flare_exp.flare import adapter
+from flare_exp.models import backbones
 
 
 def bert(cls, folder):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import random_backbone
 
-from flare_exp import adapter
 from flare_exp.data import (
     VIEWS,
     BucketSampler,
@@ -19,14 +18,15 @@ from flare_exp.data import (
     shuffled_sources,
 )
 from flare_exp.errors import UserError
+from flare_exp.flare import adapter
+from flare_exp.flare.source_encoders import BackboneSource
 from flare_exp.forms import FORM_CLASSES, LabelForm, Prediction, SourceTextForm, SpanForm
 from flare_exp.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
-from flare_exp.noise import ERRORS, corrupt_examples
-from flare_exp.sources import BackboneSource
 from flare_exp.tasks import NusaX, Slice, ToyQA, ToySentiment, fingerprint
 from flare_exp.toy.tokenizers import train_tokenizer
 from flare_exp.toy.world import World
-from flare_exp.translation import ParallelTranslator
+from flare_exp.translation.noise import ERRORS, corrupt_examples
+from flare_exp.translation.translators import ParallelTranslator
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import M2M100Config, M2M100ForConditionalGeneration
 
-from flare_exp import adapter, backbones, divergence, mt
+from flare_exp import divergence
 from flare_exp.divergence import StopIfNotFinite
 from flare_exp.errors import UserError
+from flare_exp.flare import adapter
+from flare_exp.models import backbones
 from flare_exp.toy.pretrain import pretrain
+from flare_exp.translation import nllb
 from flare_exp.utils.finite import check_finite
 
 
@@ -112,10 +115,10 @@ def test_no_loader_takes_weights_that_are_not_finite(tmp_path):
     size = {"d_model": 8, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "encoder_layers": 1, "decoder_layers": 1,
             "encoder_attention_heads": 1, "decoder_attention_heads": 1, "vocab_size": 20}  # fmt: skip
     M2M100ForConditionalGeneration(M2M100Config(**size)).save_pretrained(tmp_path / "mt")
-    mt.load_model(str(tmp_path / "mt"), None, "cpu")
+    nllb.load_model(str(tmp_path / "mt"), None, "cpu")
     spoil(tmp_path / "mt/model.safetensors")
     with pytest.raises(UserError, match=r"mt\.path=.*: 1 weights hold NaN"):
-        mt.load_model(str(tmp_path / "mt"), None, "cpu")
+        nllb.load_model(str(tmp_path / "mt"), None, "cpu")
 
 
 def test_no_embedded_model_is_saved_that_is_not_finite(tmp_path):

@@ -11,11 +11,12 @@ from conftest import BUILDERS, dtype_of, outputs, random_backbone, rows
 from peft import PeftModel
 from test_invariants import ALPHA, batches, forced, fused, fused_blocks, randomise, said, side, tolerance
 
-from flare_exp import adapter, states
+from flare_exp import states
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.errors import UserError
-from flare_exp.fusion import FUSIONS
-from flare_exp.sources import BackboneSource, MTSource
+from flare_exp.flare import adapter
+from flare_exp.flare.fusion import FUSIONS
+from flare_exp.flare.source_encoders import BackboneSource, MTSource
 from flare_exp.states import StateCache, cached_states, padded_states
 
 WIDTH = 12  # of the encoder

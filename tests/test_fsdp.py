@@ -26,9 +26,11 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from flare_exp import adapter, backbones, parallel
+from flare_exp import parallel
+from flare_exp.flare import adapter
+from flare_exp.flare.source_encoders import BackboneSource
+from flare_exp.models import backbones
 from flare_exp.modules import Decoding, GenerationModule
-from flare_exp.sources import BackboneSource
 
 ON_CPU = ["trainer.accelerator=cpu"]
 

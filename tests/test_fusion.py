@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from flare_exp import config, fusion
+from flare_exp import config
+from flare_exp.flare import fusion
 
 B, T, R = 2, 5, 4
 NAMES = list(fusion.FUSIONS)

@@ -22,10 +22,13 @@ from conftest import token_batch
 from test_mt import SHORT, converted, engine, nllb, texts, translate  # noqa: F401 (fixtures)
 from torch import nn
 
-from flare_exp import adapter, backbones, config, estimates, plan, results
-from flare_exp.mt import CTranslate2Engine, TransformersEngine
-from flare_exp.sources import BackboneSource, positions
+from flare_exp import config, estimates, plan, results
+from flare_exp.flare import adapter
+from flare_exp.flare.source_encoders import BackboneSource
+from flare_exp.flare.source_states import positions
+from flare_exp.models import backbones
 from flare_exp.toy.pretrain import pretrain
+from flare_exp.translation.engines import CTranslate2Engine, TransformersEngine
 
 CUDA = pytest.param(
     "cuda",

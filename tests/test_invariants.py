@@ -11,11 +11,12 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from flare_exp import adapter, fusion
-from flare_exp.adapter import FlareConfig
-from flare_exp.backbones import FAMILIES, parameter_counts
+from flare_exp.flare import adapter, fusion, peft_method
+from flare_exp.flare.peft_method import FlareConfig
+from flare_exp.flare.source_encoders import BackboneSource
+from flare_exp.flare.source_states import ANSWER_SOURCES, SOURCE_LAYERS, SOURCE_STATES, align, positions
+from flare_exp.models.backbones import FAMILIES, parameter_counts
 from flare_exp.modules import Decoding, GenerationModule
-from flare_exp.sources import ANSWER_SOURCES, SOURCE_LAYERS, SOURCE_STATES, BackboneSource, align, positions
 
 FUSIONS = list(fusion.FUSIONS)
 ALPHA = 12  # alpha / r = 3: no power of two, so that bit-for-bit tests see the order of operations
@@ -492,9 +493,9 @@ import sys, torch, pathlib
 sys.path.insert(0, sys.argv[2])
 from conftest import BUILDERS, dtype_of, outputs
 from peft import PeftModel
-import flare_exp.adapter
-from flare_exp.backbones import Precision, load
-from flare_exp.sources import BackboneSource
+import flare_exp.flare.peft_method
+from flare_exp.models.backbones import Precision, load
+from flare_exp.flare.source_states import BackboneSource
 made = {}
 for number, (family, form) in enumerate(BUILDERS):
     folder = pathlib.Path(sys.argv[1], str(number))
@@ -586,7 +587,7 @@ def test_fusion_is_a_variant_in_pefts_registry():
     model, stream = fused(lambda: random_backbone(("llama", "prompt")), targets="all_linear")
     layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
     config = model.peft_config["default"]
-    assert all(isinstance(layer.lora_variants["fusion",](), adapter.FlareVariant) for layer in layers)
+    assert all(isinstance(layer.lora_variants["fusion",](), peft_method.FlareVariant) for layer in layers)
     assert all(layer.lora_variant["default"].states is stream.states for layer in layers)
     assert layers[0].resolve_lora_variant(config=FlareConfig(fusion=None)) is None
     with pytest.raises(ValueError, match="unsupported variant combination"):

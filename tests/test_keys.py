@@ -12,11 +12,13 @@ import pytest
 from conftest import COMMIT, put, tiny_checkpoint
 from omegaconf import OmegaConf
 
-from flare_exp import backbones, checkpoints, code, config, mt, pipeline, preview
+from flare_exp import checkpoints, code, config, pipeline, preview
 from flare_exp.errors import UserError
 from flare_exp.methods import METHODS
+from flare_exp.models import backbones
 from flare_exp.tasks import TASKS
 from flare_exp.toy.translation_model import train_mt
+from flare_exp.translation import nllb
 
 OTHER = "b" * 40
 ARCHITECTURES = {"tiny": "xlm-roberta", "decoder": "llama", "seq2seq": "mt5"}
@@ -93,7 +95,7 @@ def digests(place):
     """(configuration) -> name and digest of every artifact of that run, which is only looked at."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "hub"))
-        for module, names in ((backbones, ("family_of", "longest_input", "load_tokenizer")), (mt, ("check", "load_encoder")),
+        for module, names in ((backbones, ("family_of", "longest_input", "load_tokenizer")), (nllb, ("check", "load_encoder")),
                               (preview, ("load_task", "weights_here")), (checkpoints, ("existing_checkpoint",))):  # fmt: skip
             for name in names:
                 patch.setattr(module, name, cached(getattr(module, name)))

@@ -11,7 +11,9 @@ import torch
 from conftest import last_of_each, random_backbone, untied
 from safetensors.torch import load_file
 
-from flare_exp import adapter, backbones, config
+from flare_exp import config
+from flare_exp.flare import adapter
+from flare_exp.models import backbones
 from flare_exp.runs import run_job
 from flare_exp.stages import save_model
 from flare_exp.tasks import ToyNLI, ToyQA, ToySentiment
@@ -227,8 +229,8 @@ def test_a_form_that_a_family_lacks_is_a_users_error(checkpoints, benchmarks, tm
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "mt5"])
 def test_four_bit_weights_keep_their_gradient_after_an_evaluation(architecture, checkpoints, tmp_path):
     """bitsandbytes repacks weights in passes without gradient, unless it is told not to."""
-    from flare_exp import adapter
-    from flare_exp.sources import BackboneSource
+    from flare_exp.flare import adapter
+    from flare_exp.flare.source_encoders import BackboneSource
 
     precision = backbones.Precision("bfloat16", "nf4")
     also = ["embeddings", "lm_head"] if architecture == "llama" else []  # which are kept in 16 bits

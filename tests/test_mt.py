@@ -15,9 +15,12 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flare_exp import mt
 from flare_exp.errors import UserError
-from flare_exp.mt import CTranslate2Engine, Decoding, TransformersEngine, Translated
+from flare_exp.translation import engines, nllb, quality, segmentation
+from flare_exp.translation.engines import CTranslate2Engine, TransformersEngine
+from flare_exp.translation.nllb import Decoding
+from flare_exp.translation.segmentation import Translated
+from flare_exp.utils import progress
 
 LETTERS = "abcdefgh"
 CODES = ["eng_Latn", "quy_Latn", "zho_Hans"]
@@ -61,7 +64,7 @@ def nllb_folder(tmp_path_factory) -> str:
             lines = [" ".join(text(rng, rng.randint(1, 3)) for _ in range(rng.randint(1, 2))) for _ in range(24)]
             batch = tokenizer(lines, padding=True, return_tensors="pt")
             labels = batch["input_ids"].clone()
-            labels[:, 0] = mt.language_id(tokenizer, "quy_Latn")
+            labels[:, 0] = nllb.language_id(tokenizer, "quy_Latn")
             labels[labels == tokenizer.pad_token_id] = -100
             model(**batch, labels=labels).loss.backward()
             optimizer.step()
@@ -156,7 +159,7 @@ def test_habits_of_the_checkpoint_do_not_count(engine):
 def test_a_long_text_is_translated_to_its_end(nllb_folder):
     engine = TransformersEngine(nllb_folder, decoding=Decoding(max_length=12))
     long = " ".join(texts(30, seed=3, words=2)) + "\nab c."
-    parts = mt.segments(long, lambda part: engine._length(part) <= 12)
+    parts = segmentation.segments(long, lambda part: engine._length(part) <= 12)
     assert len(parts) > 15
     alone = translate(engine, [part for part, _ in parts])
     expected = "".join(one.text + separator for one, (_, separator) in zip(alone, parts, strict=True))
@@ -169,7 +172,7 @@ def test_a_long_text_is_translated_to_its_end(nllb_folder):
 def test_what_is_protected_stays_in_one_segment(engine, monkeypatch):
     seen = rows_of(engine, monkeypatch)
     long = " ".join(texts(12, seed=3, words=4)).replace(" ", "")
-    start = len(mt.segments(long, lambda part: engine._length(part) <= 48)[0][0]) - 5
+    start = len(segmentation.segments(long, lambda part: engine._length(part) <= 48)[0][0]) - 5
     translate(engine, [long], protect=lambda _: (start, start + 10))
     inside = [engine.tokenizer.decode(row, skip_special_tokens=True) for row in seen]
     assert sum(long[start : start + 10] in part for part in inside) == 1
@@ -186,7 +189,7 @@ def test_a_translation_without_an_end_is_cut_at_its_limit(nllb_folder):
     engine.model.generation_config.suppress_tokens = [engine.tokenizer.eos_token_id]
     these = ["ab.", "ab c " * 4 + "."]
     assert [one.truncated for one in translate(engine, these)] == [True, True]
-    target = mt.language_id(engine.tokenizer, "quy_Latn")
+    target = nllb.language_id(engine.tokenizer, "quy_Latn")
     for own in these:
         length = engine._length(own)
         (row,) = engine._decode([engine.tokenizer(own)["input_ids"]], target, engine.decoding.limit(length))
@@ -208,7 +211,7 @@ def test_a_progress_bar_moves(capsys, monkeypatch):
     rich.get_console()  # somebody asked for it before, elsewhere than on a terminal
     for key, value in {"FORCE_COLOR": "1", "TERM": "xterm"}.items():  # as on a terminal, wherever the tests run
         monkeypatch.setenv(key, value)
-    with mt.bar("translating", 3) as moved:
+    with progress.bar("translating", 3) as moved:
         moved(1)
         moved(2)
     said = "".join(capsys.readouterr())
@@ -232,7 +235,7 @@ def test_too_little_memory_is_said(engine, monkeypatch):
 @given(st.lists(st.integers(3, 256)), st.integers(1, 5), st.integers(16, 4096))
 def test_batches_hold_every_row_once_within_the_budget(lengths, beams, budget):
     decoding = Decoding(beams)
-    found = list(mt.batches(lengths, decoding, budget))
+    found = list(engines.batches(lengths, decoding, budget))
     assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
     for batch in found:
         widest = max(lengths[i] for i in batch)
@@ -264,7 +267,7 @@ CHARACTERS = st.text("ab .。！\n的กี่?\u0301", max_size=60)
 @exhaustive
 def test_nothing_is_lost_all_fits_and_what_is_kept_is_whole(text, longest, ends):
     keep = (min(ends), min(max(ends), len(text)))
-    found = mt.segments(text, lambda part: len(part) <= longest, keep if keep[0] < keep[1] else None)
+    found = segmentation.segments(text, lambda part: len(part) <= longest, keep if keep[0] < keep[1] else None)
     assert "".join(segment + separator for segment, separator in found) == text
     assert all(len(segment) <= longest for segment, _ in found)
     assert not any(separator.strip() for _, separator in found)
@@ -279,14 +282,14 @@ def test_nothing_is_lost_all_fits_and_what_is_kept_is_whole(text, longest, ends)
 @given(CHARACTERS, st.randoms())
 @exhaustive
 def test_nothing_is_lost_where_lengths_make_no_sense(text, rng):
-    found = mt.segments(text, lambda part: rng.random() < 0.5)
+    found = segmentation.segments(text, lambda part: rng.random() < 0.5)
     assert "".join(segment + separator for segment, separator in found) == text
 
 
 @given(st.lists(st.sampled_from(["a b. ", "c? ", "的。", "ab\n", "ü! "]), min_size=1, max_size=20))
 @exhaustive
 def test_sentences_that_fit_are_not_broken(sentences):
-    found = mt.segments("".join(sentences), lambda part: len(part) <= 8)
+    found = segmentation.segments("".join(sentences), lambda part: len(part) <= 8)
     rest = list(sentences)
     for segment, separator in found:
         taken = ""
@@ -295,7 +298,7 @@ def test_sentences_that_fit_are_not_broken(sentences):
         assert taken == segment + separator
     # greedily: the next sentence would not have fitted
     for (one, space), (two, _) in itertools.pairwise(found):
-        first = mt.SENTENCE_END.search(two + "\n")
+        first = segmentation.SENTENCE_END.search(two + "\n")
         assert len((one + space + two[: first.end()]).rstrip()) > 8
 
 
@@ -310,13 +313,13 @@ def test_sentences_that_fit_are_not_broken(sentences):
     ],
 )
 def test_where_texts_are_split(whole, expected):
-    assert ["".join(pair) for pair in mt.segments(whole, lambda part: len(part) <= 13)] == expected
+    assert ["".join(pair) for pair in segmentation.segments(whole, lambda part: len(part) <= 13)] == expected
 
 
 def test_segments_are_joined_as_the_target_is_written():
     parts = [(Translated("One.", False), ""), (Translated("Two.", True), "\n"), (Translated("Three.", False), " ")]
-    assert mt.joined(parts, "eng_Latn") == Translated("One. Two.\nThree.", True)
-    assert mt.joined(parts, "jpn_Jpan").text == "One.Two.\nThree."
+    assert segmentation.joined(parts, "eng_Latn") == Translated("One. Two.\nThree.", True)
+    assert segmentation.joined(parts, "jpn_Jpan").text == "One.Two.\nThree."
 
 
 # --- flags -----------------------------------------------------------------------------------------------------------
@@ -340,43 +343,43 @@ def test_segments_are_joined_as_the_target_is_written():
     ],
 )
 def test_signs_of_bad_translations(source, translation, expected):
-    found = mt.flags(source, Translated(translation, False))
+    found = quality.flags(source, Translated(translation, False))
     assert {name for name, is_so in found.items() if is_so} == expected
     assert set(found) == {"truncated", "empty", "repetitive", "copy"}
-    assert mt.flags(source, Translated(translation, True))["truncated"]
+    assert quality.flags(source, Translated(translation, True))["truncated"]
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
 def test_check_accepts_nllb(nllb_folder):
-    assert mt.language_id(mt.check(nllb_folder, decoding=SHORT), "quy_Latn") > 0
+    assert nllb.language_id(nllb.check(nllb_folder, decoding=SHORT), "quy_Latn") > 0
 
 
 def test_check_names_a_missing_folder(tmp_path):
     with pytest.raises(UserError, match=r"mt\.path=.*nowhere: there is no checkpoint"):
-        mt.check(str(tmp_path / "nowhere"))
+        nllb.check(str(tmp_path / "nowhere"))
 
 
 def test_check_names_an_unknown_hub_id():
     with pytest.raises(UserError, match=r"mt\.path=no-such/checkpoint: its configuration could not be read"):
-        mt.check("no-such/checkpoint")
+        nllb.check("no-such/checkpoint")
 
 
 def test_check_refuses_other_architectures(tmp_path):
     hf.BertConfig(vocab_size=8).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"'bert' is not NLLB's"):
-        mt.check(str(tmp_path))
+        nllb.check(str(tmp_path))
 
 
 def test_check_refuses_other_tokenizers(tmp_path):
     hf.M2M100Config(vocab_size=8).save_pretrained(tmp_path)
     hf.XLMRobertaTokenizer(vocab=[("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="its tokenizer is XLMRobertaTokenizer"):
-        mt.check(str(tmp_path))
+        nllb.check(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"mt\.path=.*tokenizer"):
-        mt.check(str(tmp_path))
+        nllb.check(str(tmp_path))
 
 
 def test_weights_that_are_missing_or_damaged_are_named(nllb_folder, tmp_path):
@@ -398,11 +401,11 @@ def test_weights_that_are_missing_or_damaged_are_named(nllb_folder, tmp_path):
 
 def test_lengths_that_the_positions_do_not_reach_are_refused(nllb_folder):
     with pytest.raises(UserError, match=r"mt\.max_length=63.*64 positions"):
-        mt.check(nllb_folder, decoding=Decoding(max_length=63))
+        nllb.check(nllb_folder, decoding=Decoding(max_length=63))
 
 
 def test_the_encoder_alone_gives_the_states_of_the_full_model(nllb_folder, engine):
-    encoder, tokenizer = mt.load_encoder(nllb_folder)
+    encoder, tokenizer = nllb.load_encoder(nllb_folder)
     assert not any(p.requires_grad for p in encoder.parameters())
     assert encoder.layerdrop == 0
     assert not encoder.training
@@ -443,7 +446,7 @@ def converted(nllb_folder, tmp_path_factory) -> dict[str, str]:
     pytest.importorskip("ctranslate2", reason="the extra ct2 is not installed")
     folders = {name: tmp_path_factory.mktemp(name) for name in ("float32", "int8")}
     for name, folder in folders.items():
-        mt.convert(nllb_folder, None, folder, name)
+        engines.convert(nllb_folder, None, folder, name)
     return {name: str(folder) for name, folder in folders.items()}
 
 
@@ -481,7 +484,7 @@ def test_eight_bits_are_near(engine, converted):
 
 def test_what_ctranslate2_cannot_use_is_named(nllb_folder, converted, tmp_path):
     with pytest.raises(UserError, match=r"mt\.quantization=int4: choose one of float32"):
-        mt.convert(nllb_folder, None, tmp_path, "int4")
+        engines.convert(nllb_folder, None, tmp_path, "int4")
     with pytest.raises(UserError, match="there is no converted model"):
         CTranslate2Engine(nllb_folder)
     with pytest.raises(UserError, match=r"mt\.max_length=63"):
@@ -492,6 +495,6 @@ def test_what_ctranslate2_cannot_use_is_named(nllb_folder, converted, tmp_path):
 
 def test_ctranslate2_is_asked_for_by_name_when_it_is_missing(nllb_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ctranslate2", None)
-    for use in (lambda: mt.convert(nllb_folder, None, tmp_path, "int8"), lambda: CTranslate2Engine(str(tmp_path))):
+    for use in (lambda: engines.convert(nllb_folder, None, tmp_path, "int8"), lambda: CTranslate2Engine(str(tmp_path))):
         with pytest.raises(UserError, match=r"flare_exp\[ct2\].*mt\.backend=transformers"):
             use()

@@ -19,12 +19,13 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler
 
-from flare_exp import adapter, config, parallel, pipeline
+from flare_exp import config, parallel, pipeline
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.data import BucketSampler, Shares, passes_of
 from flare_exp.errors import UserError
+from flare_exp.flare import adapter
+from flare_exp.flare.source_encoders import BackboneSource, MTSource
 from flare_exp.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
-from flare_exp.sources import BackboneSource, MTSource
 
 FORMS = {"label": ("xlm-roberta", "label"), "span": ("bert", "span"), "prompt": ("llama", "prompt")}
 ROWS = 5  # odd: the shares are unequal

@@ -16,8 +16,8 @@ from conftest import last_of_each
 from test_docs import PAGES
 
 import flare_exp
-from flare_exp import backbones
 from flare_exp.errors import UserError
+from flare_exp.models import backbones
 from flare_exp.tasks import metrics
 
 pytestmark = pytest.mark.slow
@@ -104,10 +104,11 @@ def test_a_run_folders_models_load_with_peft_and_repeat_the_predictions(flare_ru
     import torch
     from peft import PeftModel
 
-    from flare_exp import adapter, backbones
-    from flare_exp.sources import BackboneSource
+    from flare_exp.flare import peft_method
+    from flare_exp.flare.source_encoders import BackboneSource
+    from flare_exp.models import backbones
 
-    assert adapter.FlarePeftType.FLARE  # importing it registers the method with peft
+    assert peft_method.FlarePeftType.FLARE  # importing it registers the method with peft
     out, _ = flare_run
     backbone = json.loads((out / "provenance.json").read_text())["artefacts"]["backbone"]["digest"]
     checkpoint = str(cache_dir / "backbone" / backbone)

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flare_exp import backbones, config, estimates, pipeline, plan, preview, results, runs
+from flare_exp import config, estimates, pipeline, plan, preview, results, runs
 from flare_exp.__main__ import main
+from flare_exp.models import backbones
 from flare_exp.toy.pretrain import pretrain
 
 SMALL = ["model.pretrain.steps=20", "model.pretrain.documents=2000", "task.limit=96", "finetune.epochs=1", "transfer.epochs=1",

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from flare_exp.projection import MARKERS, find, mark, own_marks_replaced
 from flare_exp.tasks import Answer, TyDiQA
+from flare_exp.translation.projection import MARKERS, find, mark, own_marks_replaced
 
 # what must not be left in a context, and the characters that may change to get there: said again, not read from the table
 OWN = {

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from flare_exp import checkpoints, config, parallel, pipeline
 from flare_exp.artifacts import ArtifactStore
+from flare_exp.flare.source_states import SourceStates
 from flare_exp.loggers import Tracker
-from flare_exp.sources import SourceStates
 from flare_exp.stages import Stages
 
 TINY = ["model=custom", "task.limit=8", "trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=1",

@@ -19,12 +19,12 @@ from flare_exp.artifacts import ArtifactStore, digest_of
 from flare_exp.data import PairedDataModule
 from flare_exp.errors import UserError
 from flare_exp.forms import LabelForm, SpanForm
-from flare_exp.noise import ERRORS, corrupt, corrupt_examples, corrupted, follow_words
 from flare_exp.notes import translation_note
 from flare_exp.stages import quality
 from flare_exp.tasks import TASKS, XNLI, Answer, Benchmark, Example, NusaX, Task, TyDiQA, base
 from flare_exp.tasks.tydiqa import PREFIXES, locate
-from flare_exp.translation import FileTranslator, ParallelTranslator, translator
+from flare_exp.translation.noise import ERRORS, corrupt, corrupt_examples, corrupted, follow_words
+from flare_exp.translation.translators import FileTranslator, ParallelTranslator, translator
 
 
 def write(path: Path, rows: list[dict]) -> Path:

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 
-from flare_exp import languages, mt
+from flare_exp import languages
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.errors import UserError
-from flare_exp.noise import ERRORS, corrupt_examples, corrupted
 from flare_exp.stages import quality
 from flare_exp.tasks import TASKS, Answer, Example, NusaX, ToyNLI, ToyQA, ToySentiment, TyDiQA
-from flare_exp.translation import FLAGS, MachineTranslator, ParallelTranslator
+from flare_exp.translation import engines
+from flare_exp.translation.noise import ERRORS, corrupt_examples, corrupted
+from flare_exp.translation.translators import FLAGS, MachineTranslator, ParallelTranslator
 
 
 class Reverser:
@@ -31,7 +32,7 @@ class Reverser:
         if progress:
             progress(len(texts))
         # a marked span is one word
-        return [mt.Translated(" ".join(reversed(re.findall(r'"[^"]*"|\S+', t))).upper(), "long" in t) for t in texts]
+        return [engines.Translated(" ".join(reversed(re.findall(r'"[^"]*"|\S+', t))).upper(), "long" in t) for t in texts]
 
 
 def maker(task, folder, engine, shard=4, check=lambda *codes: None, x=1):
@@ -109,7 +110,7 @@ def test_a_model_translates_texts_by_themselves(tmp_path):
 def test_answers_that_are_lost_or_were_never_there_are_none(tmp_path):
     class Loser(Reverser):
         def translate(self, texts, *more, **options):
-            return [mt.Translated(t.replace('"', "", 1), False) for t in texts]
+            return [engines.Translated(t.replace('"', "", 1), False) for t in texts]
 
     found = Example("tydiqa/en/train/0", "0", ("the nile is long", "what"), answers=(Answer("nile", 4),))
     absent = Example("tydiqa/en/train/1", "1", ('the "nile" is long', "what"), answers=(Answer("congo", -1),))

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from flare_exp.noise import corrupt
 from flare_exp.tasks.toy import ToyNLI, ToyQA, ToySentiment, ToyTask
 from flare_exp.toy.meaning import LABELS, RELATIONS
 from flare_exp.toy.world import SPLITS, World
+from flare_exp.translation.noise import corrupt
 
 TOYS = (ToySentiment, ToyNLI, ToyQA)
 

@@ -6,9 +6,9 @@ Translation changes glyphs and spacing; a pair of marks counts in every form tha
 else does: an answer is returned if the text holds exactly two marks and they are a pair.
 """
 
-# ruff: noqa: RUF001 (glyphs that look like others are what this is about)
 from __future__ import annotations
 
+# ruff: noqa: RUF001 (glyphs that look like others are what this is about)
 import re
 import unicodedata
 from dataclasses import dataclass

@@ -1,40 +1,23 @@
-"""The FLARE PEFT method: LoRA whose query and value adapters fuse a source state in their bottleneck.
-
-    S = A v^S,  T = A v^T,  h = W0 v^T + (alpha / r) B phi(S, T)        (arXiv 2501.06892, section 3)
-
-Importing this module registers the peft_type "FLARE", so that PeftModel.from_pretrained and friends load such adapters.
-`fusion=None` is plain LoRA: the English adapter, which can be merged; a fusion adapter cannot.
-
-FLARE is a LoRA variant in PEFT's sense. The layers name it in `lora_variants`; the configuration's field `fusion` has the
-metadata `is_lora_variant`; PEFT then makes and initialises it. What is private in peft 0.21.2, and has no public counterpart:
-`LoraConfig._register_custom_module` (documented in PEFT's guide to custom models), `_remove_adapter_name_from_key`, and the
-methods of `LoraVariant`, which PEFT may change.
-"""
+"""Define FLARE as a method of PEFT (arXiv 2501.06892, section 3): its configuration, layers and model."""
 
 from __future__ import annotations
 
 import enum
 import functools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from peft import LoraConfig, LoraModel, PeftModel, TaskType, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import LoraConfig, LoraModel
 from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
-from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from flare_exp import fusion as fusions
-from flare_exp.backbones import FAMILIES, Backbone
-from flare_exp.errors import UserError
-from flare_exp.sources import BlockKey, SourceStates, linear_dtype
-from flare_exp.utils.finite import check_finite
+from flare_exp.flare import fusion as fusions
+from flare_exp.flare.source_states import BlockKey, SourceStates, linear_dtype
 
-ENGLISH = "english"  # the frozen English adapter, where it cannot be merged
 # attributes of LoRA layers, modules by adapter name: the fusion functions; and, on the first fused layer, FLARE MT's map
 FUSION, SOURCE_MAP = LEARNED = ("flare_fusion", "flare_source")
 
@@ -48,7 +31,7 @@ class FlareConfig(LoraConfig):
     """LoRA's configuration plus the fusion.
 
     Args:
-        fusion: name of the fusion function (`flare_exp.fusion.FUSIONS`), or None for plain LoRA.
+        fusion: name of the fusion function (`flare_exp.flare.fusion.FUSIONS`), or None for plain LoRA.
         fusion_options: its options.
         fused_modules: names of the projections that fuse; other targets stay plain LoRA.
         stacks: name -> path of each stack of blocks that fuses, from the base model's root.
@@ -264,190 +247,3 @@ def _enter(states: SourceStates, _: nn.Module, args: tuple, kwargs: dict[str, An
         # transformers 5.24 calls it `cache`; a name that is missed would make every step the first
         cache = next((c for c in map(kwargs.get, ("past_key_values", "cache")) if c is not None), None)
         states.enter(int(cache.get_seq_length()) if cache is not None else 0, tokens.shape[1])
-
-
-def source_states(model: Any) -> tuple[SourceStates, list[str]]:
-    """The `SourceStates` that a PEFT model's fusion adapter reads, and the names of the stacks that fuse.
-
-    Raises:
-        ValueError: no adapter, or more than one, fuses.
-    """
-    found = model.base_model.__dict__.get("source_states", {})
-    if len(found) != 1:
-        raise ValueError(f"one adapter with a fusion is needed; of {', '.join(model.peft_config)} there are {len(found)}")
-    ((name, states),) = found.items()
-    return states, list(model.peft_config[name].stacks)
-
-
-def source_map(model: Any) -> nn.Linear:
-    """The linear map of a FLARE MT adapter.
-
-    Raises:
-        ValueError: the model has none.
-    """
-    found = [maps for name, maps in model.named_modules() if name.endswith(f".{SOURCE_MAP}")]
-    if len(found) != 1:
-        raise ValueError("the adapter has no map for the states of a translation model: its source_width is not set")
-    return next(iter(found[0].values()))
-
-
-TASK_TYPES = {"label": TaskType.SEQ_CLS, "span": TaskType.QUESTION_ANS, "prompt": TaskType.CAUSAL_LM}
-
-
-def add_adapter(
-    backbone: Backbone,
-    *,
-    r: int,
-    alpha: int,
-    dropout: float = 0.0,
-    targets: str = "qv",
-    fusion: str | None = None,
-    fusion_options: dict[str, Any] | None = None,
-    source_layer: str = "ahead",
-    source_state: str = "layer_input",
-    answer_source: str = "last",
-    source_width: int | None = None,
-    also_train: Sequence[str] = (),
-) -> PeftModel:
-    """Put a new adapter (and a trainable copy of the head) on a backbone; everything else is frozen.
-
-    `targets`: "qv" adapts query and value, "all_linear" the block's other linear layers too; fusion is in query and
-    value only. `also_train`: "embeddings" and "lm_head" are trained in full beside it. A model that has an adapter already (the
-    frozen English one) gets a second.
-
-    Raises:
-        UserError: `also_train` is not possible for this model.
-    """
-    family = backbone.family
-    names = [*family.fused, *family.plain, *(family.linear if targets == "all_linear" else ())]
-    blocks = "|".join(re.escape(path) for path in backbone.stacks.values())
-    fusing = ("encoder",) if backbone.form == "prompt" and backbone.encoder_decoder else tuple(backbone.stacks)
-    task_type = TaskType.SEQ_2_SEQ_LM if backbone.form == "prompt" and backbone.encoder_decoder else TASK_TYPES[backbone.form]
-    config = FlareConfig(
-        task_type=task_type,
-        r=r,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=rf"({blocks})\.\d+\.(.*\.)?({'|'.join(re.escape(name) for name in names)})",
-        modules_to_save=[*backbone.head, *_vocabulary(backbone, also_train)] or None,
-        fusion=fusion,
-        fusion_options=dict(fusion_options or {}),
-        fused_modules=list(family.fused),
-        stacks={name: backbone.stacks[name] for name in fusing},
-        source_layer=source_layer,
-        source_state=source_state,
-        answer_source=answer_source,
-        source_width=source_width,
-        padding_side=family.padding_side,
-    )
-    return _attach(backbone, config)
-
-
-def _vocabulary(backbone: Backbone, also_train: Sequence[str]) -> list[str]:
-    """Modules of the vocabulary that are trained in full."""
-    asked = f"adapter.also_train=[{','.join(also_train)}]"
-    if not set(also_train) <= backbone.family.vocabulary.keys():
-        have = ", ".join(name for name, family in FAMILIES.items() if family.vocabulary)
-        raise UserError(f"{asked}: only families with a name for it in FAMILIES have it ({have}); leave it out")
-    model = backbone.model
-    if also_train and model.get_input_embeddings().weight is model.get_output_embeddings().weight:
-        raise UserError(f"{asked}: this model's embeddings and LM head are one weight, which would be two; leave it out")
-    return [backbone.family.vocabulary[name] for name in also_train]
-
-
-def _attach(backbone: Backbone, config: FlareConfig) -> PeftModel:
-    """A new adapter on a backbone, beside the frozen English one where there is one; all that it trains is in 32-bit floats."""
-    model = backbone.model
-    if isinstance(model, PeftModel):
-        model.add_adapter("default", config)
-        model.base_model.set_adapter([*model.peft_config])  # type: ignore[operator]
-        for name, parameter in model.named_parameters():  # activating an adapter thaws it; the English one stays as it is
-            if f".{ENGLISH}." in name:
-                parameter.requires_grad_(False)
-    else:
-        model = get_peft_model(model, config)
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            for copy in module.modules_to_save.values():
-                in_full_precision(copy)
-    return model
-
-
-def in_full_precision(module: nn.Module) -> None:
-    """Keep a module that is trained in 32-bit floats at least: 16-bit weights lose updates that are small beside them.
-
-    It is called with states of the backbone, so its inputs are brought to the precision of its weights. Embeddings give states
-    to the backbone, so these are brought to the backbone's.
-    """
-    narrow = [p.dtype for p in module.parameters() if p.is_floating_point() and p.itemsize < 4]
-    if narrow:
-        module.float()
-        module.register_forward_pre_hook(_as_weights, with_kwargs=True)
-        if isinstance(module, nn.Embedding):
-            module.register_forward_hook(functools.partial(_as_backbone, narrow[0]))
-
-
-def _as_weights(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    dtype = next(module.parameters()).dtype
-
-    def cast(x: Any) -> Any:
-        return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
-
-    return tuple(map(cast, args)), {name: cast(x) for name, x in kwargs.items()}
-
-
-def _as_backbone(dtype: torch.dtype, _: nn.Module, args: tuple, output: Tensor) -> Tensor:
-    return output.to(dtype) if output.dtype == torch.float32 else output
-
-
-def english_model(backbone: Backbone, folder: str, merge: bool) -> Backbone:
-    """The English model of a saved adapter.
-
-    Args:
-        merge: into the backbone's weights; else the adapter stays beside them, frozen. Weights of 16 or 4 bits would lose the
-            update: most of it is below their resolution.
-    """
-    if merge:
-        return replace(backbone, model=load_adapter(backbone, folder).merge_and_unload())
-    return add_frozen(backbone, folder)
-
-
-def add_frozen(backbone: Backbone, folder: str) -> Backbone:
-    """Put a saved English adapter on a backbone as a first, frozen one.
-
-    Two adapters cannot both own a head (or embeddings), so these become the backbone's: without modules_to_save, their weights
-    have the names of the backbone's own.
-    """
-    backbone = frozen(backbone, FlareConfig.from_pretrained(folder))
-    _load_weights(backbone.model, folder, ENGLISH)
-    return backbone
-
-
-def frozen(backbone: Backbone, config: FlareConfig) -> Backbone:
-    """A first, frozen adapter like the English one of `config`, without its weights."""
-    trained, config.modules_to_save, config.lora_dropout = tuple(config.modules_to_save or ()), None, 0.0
-    if backbone.form != "prompt":
-        config.task_type = None  # with a type, peft gives the adapter a copy of the head
-    for name, module in backbone.model.named_modules():
-        if name.rpartition(".")[2] in trained:
-            in_full_precision(module)
-    model = get_peft_model(backbone.model, config, adapter_name=ENGLISH)
-    model.requires_grad_(False)
-    return replace(backbone, model=model)
-
-
-def load_adapter(backbone: Backbone, folder: str) -> PeftModel:
-    """Put a saved adapter on a backbone, for inference; beside the frozen English one where there is one."""
-    model = _attach(backbone, FlareConfig.from_pretrained(folder))
-    _load_weights(model, folder, "default")
-    model.requires_grad_(False)
-    return model
-
-
-def _load_weights(model: PeftModel, folder: str, name: str) -> None:
-    weights = load_peft_weights(folder, device="cpu")
-    check_finite(weights.items(), folder)
-    found: Any = set_peft_model_state_dict(model, weights, adapter_name=name)
-    wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if f".{name}." in key)]
-    if wrong:
-        raise ValueError(f"{folder}: {len(wrong)} weights are not those of its adapter_config.json, e.g. {wrong[0]}")

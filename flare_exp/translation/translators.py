@@ -1,8 +1,8 @@
 """Machine translation of benchmark texts: English training data into the target language, target test data into English.
 
 Three ways to come by it: a parallel benchmark's own translations (mt=gold and mt=toy), translations that exist in files
-(mt=file), and a translation model (every other mt; flare_exp.mt). A benchmark's own translations are human, but for the
-splits that it has translated by machine itself (`Task.machine_splits`).
+(mt=file), and a translation model (every other mt; flare_exp.translation.engines). A benchmark's own translations are
+human, but for the splits that it has translated by machine itself (`Task.machine_splits`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from flare_exp import projection
 from flare_exp.artifacts import ArtifactStore, digest_of, file_sha256
 from flare_exp.code import code_of
 from flare_exp.errors import UserError
@@ -22,11 +21,13 @@ from flare_exp.languages import language
 from flare_exp.tasks import Example, Task, fingerprint
 from flare_exp.tasks.base import check_labels, read_answers, read_parquet, warn_once
 from flare_exp.tasks.tables import ANSWERS, TEXT, check_row
+from flare_exp.translation import projection
 
 log = logging.getLogger(__name__)
 
 BENCHMARK = ("toy", "gold")
-FLAGS = ("truncated", "empty", "repetitive", "copy")  # what is suspicious about a translation (flare_exp.mt.flags)
+# what is suspicious about a translation (flare_exp.translation.quality.flags)
+FLAGS = ("truncated", "empty", "repetitive", "copy")
 Flagged = list[tuple[Example, dict[str, bool]]]
 
 
@@ -63,7 +64,7 @@ class Machine(Protocol):
 
     @property
     def engine(self) -> Any:
-        """Loads it: `flare_exp.mt.Engine`."""
+        """Loads it: `translation.engines.Engine`."""
         ...
 
     def check(self, *codes: str) -> None:
@@ -204,8 +205,8 @@ class MachineTranslator(Translator):
     killed goes on after its last finished shard.
 
     Answers go along into the target language only (training data): they are marked, and the marks are found again
-    (flare_exp.projection). Test data must not show where its answers are, so that their translations have none: an answer that is
-    found in one is translated back by itself (`texts`).
+    (flare_exp.translation.projection). Test data must not show where its answers are, so that their translations have
+    none: an answer that is found in one is translated back by itself (`texts`).
 
     Args:
         task: whose examples.
@@ -271,18 +272,19 @@ class MachineTranslator(Translator):
 
     def _texts(self, texts: Sequence[str], own: str, lang: str) -> dict[str, dict[str, Any]]:
         """text -> its row (original, translation, flags)."""
-        from flare_exp import mt
+        from flare_exp.utils import progress
 
         unique, source, target = list(dict.fromkeys(texts)), language(own).flores, language(lang).flores
         rows: dict[str, dict[str, Any]] = {}
-        with mt.bar(f"translating {own} -> {lang}", len(unique)) as advance:
+        with progress.bar(f"translating {own} -> {lang}", len(unique)) as advance:
             for first in range(0, len(unique), self.shard):
                 part = unique[first : first + self.shard]
                 rows |= {row["original"]: row for row in self._shard(part, source, target, advance)}
         return rows
 
     def _shard(self, texts: Sequence[str], source: str, target: str, advance: Callable[[int], None]) -> list[dict[str, Any]]:
-        from flare_exp import mt, results
+        from flare_exp import results
+        from flare_exp.translation import quality
 
         protected = None if self.task.labels else [self.marker, code_of("marks")]
         key = {**self.model.identity, "from": source, "to": target, "protect": protected, "texts": digest_of(list(texts))}
@@ -290,7 +292,7 @@ class MachineTranslator(Translator):
         def build(folder: Path) -> dict[str, Any]:
             protect = None if self.task.labels else lambda text: projection.marked_range(text, self.marker)
             made = self.model.engine.translate(texts, source, target, progress=advance, protect=protect)
-            rows = [{"original": t, "translation": m.text, **mt.flags(t, m)} for t, m in zip(texts, made, strict=True)]
+            rows = [{"original": t, "translation": m.text, **quality.flags(t, m)} for t, m in zip(texts, made, strict=True)]
             results.write_parquet(folder / "texts.parquet", rows)
             return {"texts": len(rows), **{flag: sum(row[flag] for row in rows) for flag in FLAGS}}
 

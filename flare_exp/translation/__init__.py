@@ -1,0 +1,1 @@
+"""Translators of examples (human, files, models), label projection, noise and quality. Nothing about training."""

@@ -1,0 +1,158 @@
+"""Load NLLB checkpoints: M2M100 models with FLORES-200 language codes (arXiv 2207.04672)."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, M2M100ForConditionalGeneration, NllbTokenizer
+
+from flare_exp.errors import UserError
+from flare_exp.hub import local, looks_local
+from flare_exp.models.backbones import check_vocabulary
+from flare_exp.utils.finite import check_finite
+
+RANDOM = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Options that change what comes out.
+
+    Args:
+        beams: hypotheses of beam search (length penalty 1); 1: greedy.
+        max_length: longest segment of a source text and longest translation of one, in tokens, language code and end included.
+        no_repeat_ngram: no run of so many tokens comes twice in a translation, against loops; 0: off.
+    """
+
+    beams: int = 1
+    max_length: int = 256
+    no_repeat_ngram: int = 0
+
+    def __post_init__(self):
+        for name, least in (("beams", 1), ("max_length", 8), ("no_repeat_ngram", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"mt.{name}={getattr(self, name)}: at least {least}")
+
+    def limit(self, source_tokens: int) -> int:
+        """Tokens that the translation of a segment may have.
+
+        Three for each of the source's and some more, so that a row which loops does not hold its batch up to max_length. In
+        steps of 32: rows of one limit make batches of their own, and neither engine needs to know limits of rows.
+        """
+        return min(self.max_length, 32 * -(-(3 * source_tokens + 32) // 32))
+
+
+def check(path: str, revision: str | None = None, decoding: Decoding | None = None) -> Any:
+    """Reads the configuration and the tokenizer of a checkpoint (hub id or folder), no weights.
+
+    Returns:
+        the tokenizer, for `language_id`.
+
+    Raises:
+        UserError: they cannot be read, are not those of an NLLB checkpoint or do not fit one another, or max_length is beyond its
+            positions.
+    """
+    config = read_config(path, revision)
+    positions = config.max_position_embeddings
+    # a translation starts with two tokens that do not count: the decoder's own and the language code
+    if decoding and decoding.max_length + 2 > positions:
+        raise UserError(f"mt.max_length={decoding.max_length}: the translation model knows {positions} positions; choose less")
+    tokenizer = _tokenizer(path, revision)
+    check_vocabulary(tokenizer, config.vocab_size, f"mt.path={path}")
+    return tokenizer
+
+
+def load_model(path: str, revision: str | None, device: str, dtype: str | None = None) -> Any:
+    """The whole model, frozen, without dropout. `dtype`: None: 32-bit floats on CPUs, 16-bit on GPUs.
+
+    Raises:
+        UserError: missing, truncated or incomplete weights, or NaN among them.
+    """
+    from safetensors import SafetensorError
+
+    read_config(path, revision)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("device: a GPU is asked for, but torch finds none")
+    # M2M100 leaves out a layer in twenty while it trains; nothing may bring that back
+    options: dict[str, Any] = dict.fromkeys(RANDOM, 0.0)
+    options |= {"revision": revision, "dtype": getattr(torch, dtype or _dtype(device)), "output_loading_info": True}
+    try:
+        loaded: Any = M2M100ForConditionalGeneration.from_pretrained(local(path), **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"mt.path={path}: its weights could not be read: {_first_line(error)}") from error
+    model, report = loaded
+    if lost := sorted(report["missing_keys"]):
+        raise UserError(f"mt.path={path}: the checkpoint lacks {len(lost)} weights ({', '.join(lost[:3])}, ...)")
+    check_finite(model.named_parameters(), f"mt.path={path}")
+    return model.requires_grad_(False).eval()
+
+
+def load_encoder(path: str, revision: str | None = None, device: str = "cpu") -> tuple[nn.Module, Any]:
+    """The encoder alone, frozen, and the tokenizer. encoder(input_ids, attention_mask).last_hidden_state, [B, S, d_mt], comes
+    after the final layer norm.
+
+    Raises:
+        UserError: see `check` and `load_model`.
+    """
+    tokenizer = check(path, revision)
+    # only the encoder is moved, and nothing holds the decoder when this returns
+    return load_model(path, revision, device).get_encoder().to(device), tokenizer
+
+
+def read_config(path: str, revision: str | None) -> Any:
+    if looks_local(path) and not (Path(path).expanduser() / "config.json").is_file():
+        raise UserError(f"mt.path={path}: there is no checkpoint (config.json) in this folder")
+    try:
+        config = AutoConfig.from_pretrained(local(path), revision=revision)
+    except (OSError, ValueError) as error:
+        instead = "" if looks_local(path) else "\n  without network, fetch it with prefetch, or choose mt=gold or mt=file"
+        raise UserError(f"mt.path={path}: its configuration could not be read: {_first_line(error)}{instead}") from error
+    if config.model_type != "m2m_100":
+        raise UserError(
+            f"mt.path={path}: the architecture {config.model_type!r} is not NLLB's; "
+            "give a dense NLLB checkpoint, e.g. facebook/nllb-200-distilled-600M"
+        )
+    return config
+
+
+def _tokenizer(path: str, revision: str | None) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(local(path), revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"mt.path={path}: its tokenizer could not be read: {_first_line(error)}") from error
+    if not isinstance(tokenizer, NllbTokenizer):
+        raise UserError(f"mt.path={path}: its tokenizer is {type(tokenizer).__name__}; NLLB's is needed, with FLORES-200 codes")
+    return tokenizer
+
+
+def language_id(tokenizer: Any, code: str) -> int:
+    """The token of a language code.
+
+    Raises:
+        UserError: the tokenizer does not know it; names similar codes.
+    """
+    # an ordinary piece of the vocabulary is no language, and an unknown code would silently become <unk>
+    usual = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token, tokenizer.mask_token}
+    codes = {token: number for token, number in tokenizer.get_added_vocab().items() if token not in usual}
+    if code not in codes:
+        near = difflib.get_close_matches(code, codes, 5, 0.5) or sorted(codes)[:5]
+        raise UserError(f"the translation model does not know the language {code!r}; it knows codes such as {', '.join(near)}")
+    return codes[code]
+
+
+def _dtype(device: str) -> str:
+    if not device.startswith("cuda"):
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,92 @@
+"""Split long texts into sentences that a translation model can read, and join them again."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+NARROWEST = 16  # a shorter row counts as this many tokens: its logits over the vocabulary cost as much as any row's
+UNSPACED = {"Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"}  # scripts without white space between sentences
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A text's translation. `truncated`: that of a segment reached its limit without coming to an end."""
+
+    text: str
+    truncated: bool
+
+
+Protect = Callable[[str], Span | None]
+
+
+# --- from texts to segments and back ---------------------------------------------------------------------------------
+
+# Ends of sentences with the white space after them. Where scripts write none there, none is needed.
+SENTENCE_END = re.compile(r"[.!?…؟۔।॥።]+[\"'”’»)\]]*\s+|[。！？｡]+[”’」』）]*\s*|\n\s*")  # noqa: RUF001
+WORD_END = re.compile(r"\s+")
+
+
+def segments(text: str, fits: Callable[[str], bool], keep: Span | None = None) -> list[tuple[str, str]]:
+    """`text` in segments that fit, each with the white space after it: as many whole sentences as fit, or else words, or else
+    characters.
+
+    Args:
+        fits: whether a segment is short enough; what is shorter should fit too.
+        keep: range of characters that no two segments share, unless it does not fit by itself.
+
+    Returns:
+        (segment, separator) pairs; put together they are `text`.
+    """
+    if fits(text):
+        return [(text, "")]
+    first, last = keep if keep and fits(text[slice(*keep)]) else (0, 0)
+    every = range(1, len(text))
+    cuts = (
+        [match.end() for match in SENTENCE_END.finditer(text)],
+        [match.end() for match in WORD_END.finditer(text)],
+        # not between a letter and its combining marks
+        [i for i in every if not unicodedata.category(text[i]).startswith("M")],
+    )
+    levels = [[i for i in level if not first < i < last] for level in cuts]
+    found, start = [], 0
+    while start < len(text):
+        stop = _farthest(text, start, [*levels, every], fits)
+        segment = text[start:stop].rstrip()
+        found.append((segment, text[start + len(segment) : stop]))
+        start = stop
+    return found
+
+
+def _farthest(text: str, start: int, levels: Sequence[Sequence[int]], fits: Callable[[str], bool]) -> int:
+    """The last place to cut, of the first level that has one, up to which `text` fits from `start` on."""
+    for level in levels:
+        cuts = [cut for cut in level if cut > start] + [len(text)]
+
+        def good(number: int, cuts: Sequence[int] = cuts) -> bool:
+            return number < len(cuts) and fits(text[start : cuts[number]].rstrip())
+
+        if not good(0):
+            continue
+        # doubling steps, then halving: texts to measure stay short
+        low, step = 0, 1
+        while good(low + step):
+            low, step = low + step, 2 * step
+        while step > 1:
+            step //= 2
+            if good(low + step):
+                low += step
+        return cuts[low]
+    return start + 1  # not even one character fits: it has to go as it is
+
+
+def joined(parts: Sequence[tuple[Translated, str]], target: str) -> Translated:
+    """The translation of a text, from those of its segments and the separators they had. Where the source writes no white
+    space between sentences, `target` may want some."""
+    space = "" if target.rpartition("_")[2] in UNSPACED else " "
+    text = "".join(part.text + (separator or space) for part, separator in parts[:-1]) + parts[-1][0].text
+    return Translated(text, any(part.truncated for part, _ in parts))
