@@ -68,7 +68,7 @@ def _sha256(file) -> str:  # Python 3.10
 
 
 class Team(Protocol):
-    """The processes of a run, as far as the store needs them (flare_exp.parallel)."""
+    """The processes of a run, as far as the store needs them (flare_exp.experiment.launch)."""
 
     @property
     def leads(self) -> bool:

@@ -1,6 +1,6 @@
 """What the stages of a run will cost: timed in a short probe where the weights are here, counted from shapes where they are not.
 
-Either way the models, batches and passes are those of flare_exp.stages and flare_exp.modules.
+Either way the models, batches and passes are those of flare_exp.stages and flare_exp.training.modules.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from transformers import AutoModelForSeq2SeqLM
 
-from flare_exp import results
 from flare_exp.artifacts import Artifact, digest_of
 from flare_exp.config import Config, StageConfig
-from flare_exp.data import BucketSampler, PairedDataModule, PairedDataset
+from flare_exp.data.datamodule import PairedDataModule
+from flare_exp.data.dataset import PairedDataset
+from flare_exp.data.generation import PromptForm
+from flare_exp.data.sampling import BucketSampler
+from flare_exp.experiment import provenance
 from flare_exp.flare.source_encoders import Source
-from flare_exp.forms import PromptForm
 from flare_exp.methods import METHODS
 from flare_exp.models import backbones
 from flare_exp.preview import CHARACTERS, CountedForm, Preview, Sketch, config_of, pretraining, preview
@@ -253,7 +255,7 @@ def _probe(stages: Preview, todo: set[str]) -> Estimate:
         del module, model, source
         started = time.perf_counter()
     gpu = stages.cfg.trainer.accelerator == "gpu"
-    found.memory = torch.cuda.max_memory_allocated() if gpu else results.peak_memory()
+    found.memory = torch.cuda.max_memory_allocated() if gpu else provenance.peak_memory()
     return replace(found, memory=found.memory + (found.states if stages.cfg.source.cache == "memory" and not gpu else 0))
 
 
@@ -328,7 +330,7 @@ def _arithmetic(stages: Sketch, todo: set[str]) -> Estimate:
             found.memory = max(found.memory, work.testing)
             tested, part = stages.data(view).dataset("test"), stages.parts(view)["test"]
             found.seconds[test] = part * (work.evaluate * sum(tested.costs) + work.written * len(tested) / DECODING) / speed
-    base = results.peak_memory() if stages.cfg.trainer.accelerator == "cpu" else 0
+    base = provenance.peak_memory() if stages.cfg.trainer.accelerator == "cpu" else 0
     return replace(found, memory=found.memory + base)
 
 

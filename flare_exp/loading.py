@@ -17,13 +17,14 @@ from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.checkpoints import prepare_backbone
 from flare_exp.checksums import damage
 from flare_exp.config import Config
-from flare_exp.data import Pair, PairedCollator, PairedDataset
+from flare_exp.data.dataset import PairedCollator, PairedDataset
+from flare_exp.data.pairing import Pair
 from flare_exp.errors import UserError
-from flare_exp.loggers import Tracker
 from flare_exp.methods import METHODS
 from flare_exp.runs import quiet
 from flare_exp.stages import Stages
 from flare_exp.tasks import Example
+from flare_exp.training.tracking import Tracker
 
 Text = str | Sequence[str]  # a sequence where a task has several fields, in the order of Task.fields
 

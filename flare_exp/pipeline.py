@@ -15,21 +15,23 @@ from typing import Any
 
 import torch
 
-from flare_exp import hub, parallel, results
+from flare_exp import hub
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.checkpoints import MT, make_translator, prepare_backbone
 from flare_exp.config import MACHINES, Config, flat
 from flare_exp.errors import UserError
-from flare_exp.loggers import Tracker
+from flare_exp.experiment import launch, results
 from flare_exp.methods import METHODS, Method
 from flare_exp.models.backbones import quantisation_problem
 from flare_exp.stages import Stages
 from flare_exp.tasks import ROLES, TASKS, Task, fingerprint
 from flare_exp.tasks.base import check_labels, doubts
+from flare_exp.training import distributed
+from flare_exp.training.tracking import Tracker
 from flare_exp.translation.translators import Translator
 
 
-def run(cfg: Config, folder: Path, team: parallel.Team | None = None) -> dict[str, Any]:
+def run(cfg: Config, folder: Path, team: distributed.Team | None = None) -> dict[str, Any]:
     """Run one configuration and leave everything in `folder`; returns what metrics.json holds.
 
     With several devices it starts a process for each of the others. `team`: this process is one of these, and leaves nothing.
@@ -43,12 +45,12 @@ def run(cfg: Config, folder: Path, team: parallel.Team | None = None) -> dict[st
     task = load_task(cfg)
     data = check_data(task, cfg.task.lang)
     check_translations(make_translator(cfg, task, MT(cfg, ArtifactStore(cfg.cache_dir))), task, cfg.task.lang, method)
-    with parallel.leading(cfg, folder) if team is None else nullcontext(team) as team:
+    with launch.leading(cfg, folder) if team is None else nullcontext(team) as team:
         return _walk(cfg, folder, method, task, data, team, start)
 
 
 def _walk(
-    cfg: Config, folder: Path, method: Method, task: Task, data: Mapping[str, Any], team: parallel.Team, start: float
+    cfg: Config, folder: Path, method: Method, task: Task, data: Mapping[str, Any], team: distributed.Team, start: float
 ) -> dict[str, Any]:
     """The stages in their order, and what the leader leaves of them."""
     store = ArtifactStore(cfg.cache_dir, team)

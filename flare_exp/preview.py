@@ -21,9 +21,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.checkpoints import MT, existing_checkpoint, make_translator, prepare_backbone
 from flare_exp.config import MACHINES, Config
+from flare_exp.data.generation import PromptForm
+from flare_exp.data.preprocessing import Form, Item
 from flare_exp.errors import UserError
 from flare_exp.flare import adapter
-from flare_exp.forms import Form, Item, PromptForm
 from flare_exp.hub import Checkpoint, local, looks_local
 from flare_exp.models import backbones
 from flare_exp.models.backbones import Backbone

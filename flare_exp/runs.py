@@ -69,9 +69,9 @@ def assists(cfg: Any) -> bool:
     """Whether this is one of the further machines of a run (trainer.nodes); if so it has done its part on return."""
     machine = int(os.environ.get("SLURM_PROCID", 0)) if cfg.trainer.nodes > 1 else 0
     if machine:
-        from flare_exp import parallel
+        from flare_exp.experiment import launch
 
-        parallel.assist(machine, cfg.trainer.devices, cfg.trainer.nodes, cfg.trainer.accelerator)
+        launch.assist(machine, cfg.trainer.devices, cfg.trainer.nodes, cfg.trainer.accelerator)
     return machine > 0
 
 
@@ -161,8 +161,9 @@ def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
 
     from omegaconf import OmegaConf
 
-    from flare_exp import results
+    from flare_exp.experiment import provenance, results
     from flare_exp.notes import notes
+    from flare_exp.utils import files
 
     typed: config.Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,8 +175,8 @@ def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
         quiet(typed)
         from flare_exp import pipeline
 
-        results.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        results.PEAK.begin()
+        files.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        provenance.PEAK.begin()
         measured = pipeline.run(typed, folder)
     if brief:
         print(f"{folder}: {results.one_line(measured)}", flush=True)

@@ -23,31 +23,32 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import PeftModel
 from torch import nn
 
-from flare_exp import results
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of
 from flare_exp.checkpoints import MT, make_translator
 from flare_exp.code import code_of
 from flare_exp.config import FUSION_OPTIONS, Config, StageConfig
-from flare_exp.data import PairedDataModule
-from flare_exp.divergence import NotFinite, StopIfNotFinite
+from flare_exp.data.datamodule import PairedDataModule
+from flare_exp.data.generation import PromptForm
+from flare_exp.data.preprocessing import Form, SourceTextForm
+from flare_exp.data.preprocessors import FORM_CLASSES
+from flare_exp.data.source_cache import cached_states
 from flare_exp.errors import UserError
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSource, MTSource, Source
-from flare_exp.forms import FORM_CLASSES, Form, PromptForm, SourceTextForm
 from flare_exp.languages import language
-from flare_exp.loggers import Tracker
 from flare_exp.models import backbones
 from flare_exp.models.backbones import Backbone
-from flare_exp.modules import ClassificationModule, Decoding, FusionModule, GenerationModule, Score, SpanModule
-from flare_exp.parallel import ALONE, Team, gathered
-from flare_exp.progress import StageProgress
-from flare_exp.resuming import Interruptible, StepCheckpoint, continued_curves, steps_kept
-from flare_exp.states import cached_states
 from flare_exp.tasks import Example, Task, fingerprint, metrics
 from flare_exp.tasks.base import read_answers
+from flare_exp.training.checkpointing import Interruptible, StepCheckpoint, continued_curves, steps_kept
+from flare_exp.training.distributed import ALONE, Team, gathered
+from flare_exp.training.divergence import NotFinite, StopIfNotFinite
+from flare_exp.training.modules import ClassificationModule, Decoding, FusionModule, GenerationModule, Score, SpanModule
+from flare_exp.training.progress import StageProgress
+from flare_exp.training.tracking import Tracker
 from flare_exp.translation.noise import corrupt_examples
 from flare_exp.translation.translators import Flagged, MachineTranslator, ParallelTranslator, has_span
-from flare_exp.utils import signals
+from flare_exp.utils import files, signals
 from flare_exp.utils.finite import check_finite
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ class Stages:
                 }
                 for e, (m, flags) in zip(examples, made, strict=True)
             ]
-            results.write_parquet(folder / "translations.parquet", rows)
+            files.write_parquet(folder / "translations.parquet", rows)
             return {"examples": len(rows), **facts, **quality(self.task, examples, made, lang)}
 
         return self.store.get("translation", key, build)
@@ -219,7 +220,7 @@ class Stages:
                 }
                 for p, text, english_text, g in zip(dataset.pairs, predicted, said, gold, strict=True)
             ]
-            results.write_parquet(folder / "predictions.parquet", rows)
+            files.write_parquet(folder / "predictions.parquet", rows)
             return {
                 "metrics": self.task.score(predicted, [p.scored for p in dataset.pairs]),
                 "examples": len(rows),

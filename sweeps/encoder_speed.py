@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flare_exp.artifacts import ArtifactStore
-from flare_exp.forms import SourceTextForm
-from flare_exp.states import cached_states
+from flare_exp.data.preprocessing import SourceTextForm
+from flare_exp.data.source_cache import cached_states
 from flare_exp.tasks import Example, NusaX
 from flare_exp.translation import nllb
 

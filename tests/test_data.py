@@ -7,24 +7,21 @@ import pytest
 import torch
 from conftest import random_backbone
 
-from flare_exp.data import (
-    VIEWS,
-    BucketSampler,
-    PairedCollator,
-    PairedDataModule,
-    PairedDataset,
-    check_known,
-    make_pairs,
-    shuffled_sources,
-)
+from flare_exp.data.classification import LabelForm
+from flare_exp.data.datamodule import PairedDataModule
+from flare_exp.data.dataset import PairedCollator, PairedDataset, check_known
+from flare_exp.data.pairing import VIEWS, make_pairs, shuffled_sources
+from flare_exp.data.preprocessing import Prediction, SourceTextForm
+from flare_exp.data.preprocessors import FORM_CLASSES
+from flare_exp.data.question_answering import SpanForm
+from flare_exp.data.sampling import BucketSampler
 from flare_exp.errors import UserError
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSource
-from flare_exp.forms import FORM_CLASSES, LabelForm, Prediction, SourceTextForm, SpanForm
-from flare_exp.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
 from flare_exp.tasks import NusaX, Slice, ToyQA, ToySentiment, fingerprint
 from flare_exp.toy.tokenizers import train_tokenizer
 from flare_exp.toy.world import World
+from flare_exp.training.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
 from flare_exp.translation.noise import ERRORS, corrupt_examples
 from flare_exp.translation.translators import ParallelTranslator
 

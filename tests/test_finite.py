@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import M2M100Config, M2M100ForConditionalGeneration
 
-from flare_exp import divergence
-from flare_exp.divergence import StopIfNotFinite
 from flare_exp.errors import UserError
 from flare_exp.flare import adapter
 from flare_exp.models import backbones
 from flare_exp.toy.pretrain import pretrain
+from flare_exp.training import divergence
+from flare_exp.training.divergence import StopIfNotFinite
 from flare_exp.translation import nllb
 from flare_exp.utils.finite import check_finite
 
@@ -150,7 +150,7 @@ def test_a_run_that_diverges_exits_2_and_keeps_nothing(tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_that_comes_in_eval_mode_is_trained_with_dropout():
     """from_pretrained gives eval mode, and Lightning leaves it."""
-    from flare_exp.modules import FusionModule
+    from flare_exp.training.modules import FusionModule
 
     class Watched(FusionModule):
         def training_step(self, batch, number):

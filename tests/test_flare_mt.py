@@ -11,13 +11,13 @@ from conftest import BUILDERS, dtype_of, outputs, random_backbone, rows
 from peft import PeftModel
 from test_invariants import ALPHA, batches, forced, fused, fused_blocks, randomise, said, side, tolerance
 
-from flare_exp import states
 from flare_exp.artifacts import ArtifactStore
+from flare_exp.data import source_cache
+from flare_exp.data.source_cache import StateCache, cached_states, padded_states
 from flare_exp.errors import UserError
 from flare_exp.flare import adapter
 from flare_exp.flare.fusion import FUSIONS
 from flare_exp.flare.source_encoders import BackboneSource, MTSource
-from flare_exp.states import StateCache, cached_states, padded_states
 
 WIDTH = 12  # of the encoder
 
@@ -228,7 +228,7 @@ def test_a_disk_cache_is_read_again_and_not_computed(tmp_path):
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path, monkeypatch):
     kind = ("xlm-roberta", "label")
     _, stream = latent(lambda: random_backbone(kind))
-    monkeypatch.setattr(states.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(source_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     items, device, store = as_items(batches(kind)[1]), torch.device("cpu"), ArtifactStore(tmp_path)
     with pytest.raises(UserError, match=r"source\.cache=disk: needs .* MB, and .* has 0\.0 MB left; choose source\.cache=memory"):
         cached_states(stream, items, Ids(kind), device, torch.float32, store, {})

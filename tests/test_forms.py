@@ -8,13 +8,13 @@ from conftest import random_backbone, rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-from flare_exp import forms
+from flare_exp.data import classification, generation, preprocessing, preprocessors, question_answering
 from flare_exp.errors import UserError
-from flare_exp.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
 from flare_exp.tasks import NusaX, TyDiQA
 from flare_exp.tasks.base import Answer, Example
 from flare_exp.toy.tokenizers import train_tokenizer
 from flare_exp.toy.world import World
+from flare_exp.training.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
 
 WORDS = "the soup was good and bad in rome on monday where when who ? . answer context question sentiment :".split()
 
@@ -56,7 +56,7 @@ def question(context, answer, start=None, asked="who was it ?"):
 def test_offsets_lead_back_to_the_answers_text(name):
     """For every word, and run of words, of contexts with odd spaces and punctuation."""
     rng, words = random.Random(0), ["soup", "rome", "good.", "(bad)", "'monday'", "and", "7", "naïve", "été", "мир", "是的"]
-    form = forms.SpanForm(TyDiQA(), TOKENIZERS[name](), 512)
+    form = question_answering.SpanForm(TyDiQA(), TOKENIZERS[name](), 512)
     examples = []
     for _ in range(60):
         chosen = rng.choices(words, k=rng.randint(3, 12))
@@ -75,7 +75,7 @@ def test_offsets_lead_back_to_the_answers_text(name):
     # and the model's best span of these logits is that text again
     batch = form.collate(items)
     start, end = (torch.nn.functional.one_hot(batch["span"][:, i], batch["offsets"].shape[1]).float() for i in (0, 1))
-    texts = [found.text for found in forms.best_spans(start, end, batch["offsets"], batch["contexts"], longest=200)]
+    texts = [found.text for found in question_answering.best_spans(start, end, batch["offsets"], batch["contexts"], longest=200)]
     assert texts == [e.answers[0].text for e in examples]
 
 
@@ -87,13 +87,13 @@ def test_best_span_is_the_best_of_all_legal_ones():
     offsets[:, :4] = -1  # question and special tokens
     offsets[:, 11] = -1
     context = "a b c d e f g h i j k l "
-    found = forms.best_spans(start, end, offsets, [context] * 8, longest=3)
+    found = question_answering.best_spans(start, end, offsets, [context] * 8, longest=3)
     for row in range(8):
         legal = [(i, j) for i in range(4, 11) for j in range(i, min(i + 3, 11))]
         i, j = max(legal, key=lambda span: float(start[row, span[0]] + end[row, span[1]]))
         assert found[row].text == context[2 * i : 2 * j + 1]
         assert found[row].score == pytest.approx(float(start[row, i] + end[row, j]))
-    nothing = forms.best_spans(start, end, torch.full_like(offsets, -1), [context] * 8, 3)
+    nothing = question_answering.best_spans(start, end, torch.full_like(offsets, -1), [context] * 8, 3)
     assert {(found.text, found.score) for found in nothing} == {("", float("-inf"))}
 
 
@@ -101,7 +101,7 @@ def test_an_answer_that_is_cut_off_is_counted_and_teaches_nothing():
     tokenizer = wordpiece()
     context = " ".join(["the soup was good and"] * 10) + " monday"
     examples = [question(context, "monday"), question(context, "soup")]
-    form = forms.SpanForm(TyDiQA(), tokenizer, 24)
+    form = question_answering.SpanForm(TyDiQA(), tokenizer, 24)
     items = form.encode(examples)
     assert [item["cut_off"] for item in items] == [True, False]
     assert all(item["cut"] for item in items)
@@ -127,9 +127,9 @@ def test_an_answer_that_is_cut_off_is_counted_and_teaches_nothing():
 
 def test_a_window_without_room_for_question_and_context_is_a_users_error():
     with pytest.raises(UserError, match=r"data\.max_length=4: .* does not fit"):
-        forms.SpanForm(TyDiQA(), wordpiece(), 4).encode([question("the soup", "soup", asked="who was in rome ?")])
+        question_answering.SpanForm(TyDiQA(), wordpiece(), 4).encode([question("the soup", "soup", asked="who was in rome ?")])
     with pytest.raises(UserError, match=r"data\.max_length=12: .* does not fit"):
-        forms.PromptForm(TyDiQA(), byte_level(), 12).encode([question("the soup", "soup")])
+        generation.PromptForm(TyDiQA(), byte_level(), 12).encode([question("the soup", "soup")])
 
 
 LONG = " ".join(["the soup was good and bad in rome"] * 6)
@@ -141,7 +141,7 @@ def test_the_longest_field_of_a_prompt_is_cut(side, long):
     """Whichever it is: a long question never ends a run."""
     tokenizer = byte_level()
     tokenizer.truncation_side = side
-    form = forms.PromptForm(TyDiQA(), tokenizer, 90)
+    form = generation.PromptForm(TyDiQA(), tokenizer, 90)
     context = LONG if long != "question" else "the soup"
     asked = LONG if long != "context" else "who was it ?"
     (item,) = form.encode([question(context, "soup", asked=asked)])
@@ -163,13 +163,13 @@ def test_the_longest_field_of_a_prompt_is_cut(side, long):
 def test_a_long_question_leaves_room_for_the_context(side):
     tokenizer = wordpiece()
     tokenizer.truncation_side = side
-    (item,) = forms.SpanForm(TyDiQA(), tokenizer, 43).encode([question(LONG + " on monday", "monday", asked=LONG)])
+    (item,) = question_answering.SpanForm(TyDiQA(), tokenizer, 43).encode([question(LONG + " on monday", "monday", asked=LONG)])
     ids, types = item["inputs"]["input_ids"], item["inputs"]["token_type_ids"]
     assert len(ids) == 43
     assert sum(types) - 1 == 20, "half of the 40 tokens beside the special ones"
     assert item["cut"]
     assert item["cut_off"] == (side == "right")
-    (whole,) = forms.SpanForm(TyDiQA(), tokenizer, 60).encode([question("the soup on monday", "soup", asked=LONG)])
+    (whole,) = question_answering.SpanForm(TyDiQA(), tokenizer, 60).encode([question("the soup on monday", "soup", asked=LONG)])
     assert sum(whole["inputs"]["token_type_ids"]) - 1 == 4, "a short context leaves the question more than half"
     assert len(whole["inputs"]["input_ids"]) == 4 + 48 + 3
 
@@ -178,7 +178,9 @@ def test_a_long_question_leaves_room_for_the_context(side):
 def test_long_texts_are_cut_on_the_side_that_the_tokenizer_says(side):
     tokenizer = wordpiece()
     tokenizer.truncation_side = side
-    (item,) = forms.LabelForm(NusaX(), tokenizer, 6).encode([Example("nusax/eng/train/0", "0", ("soup was good and bad",), 0)])
+    (item,) = classification.LabelForm(NusaX(), tokenizer, 6).encode(
+        [Example("nusax/eng/train/0", "0", ("soup was good and bad",), 0)]
+    )
     said = tokenizer.decode(item["inputs"]["input_ids"], skip_special_tokens=True)
     assert said == ("soup was good and" if side == "right" else "was good and bad")
 
@@ -190,10 +192,10 @@ def test_a_translation_encoder_reads_the_fields_in_the_targets_order(name):
 
     tokenizer = wordpiece() if name != "prompt" else byte_level()
     task = XNLI() if name == "label" else TyDiQA()
-    form = forms.FORM_CLASSES[name](task, tokenizer, 512)
+    form = preprocessors.FORM_CLASSES[name](task, tokenizer, 512)
     asked, context = "who was in rome ?", LONG
     example = Example("xnli/en/train/0", "0", (context, asked), 0) if name == "label" else question(context, "soup", asked=asked)
-    source = forms.SourceTextForm(task, wordpiece(), 20, form.order)
+    source = preprocessing.SourceTextForm(task, wordpiece(), 20, form.order)
     (item,) = source.encode([example])
     said = source.tokenizer.decode(item["inputs"]["input_ids"], skip_special_tokens=True).replace("?", " ?").replace("  ", " ")
     assert item["cut"]
@@ -206,7 +208,7 @@ def test_a_translation_encoder_reads_the_fields_in_the_targets_order(name):
 def test_an_answer_is_cut_off_only_where_no_accepted_one_fits(name):
     """`cut_off` is not set by a first answer alone, nor by one whose place nobody knows."""
     tokenizer = wordpiece() if name == "span" else byte_level()
-    form = forms.FORM_CLASSES[name](TyDiQA(), tokenizer, 24 if name == "span" else 90)
+    form = preprocessors.FORM_CLASSES[name](TyDiQA(), tokenizer, 24 if name == "span" else 90)
     context = LONG + " on monday"
     soup, monday, nowhere = Answer("soup", 4), Answer("monday", context.index("monday")), Answer("congo", -1)
     accepted = [(monday,), (monday, soup), (monday, nowhere), (nowhere,), ()]
@@ -222,7 +224,7 @@ def test_an_answer_is_cut_off_only_where_no_accepted_one_fits(name):
 
 def test_prompts_keep_question_and_frame_when_the_context_is_cut():
     tokenizer = byte_level()
-    form = forms.PromptForm(TyDiQA(), tokenizer, 60)
+    form = generation.PromptForm(TyDiQA(), tokenizer, 60)
     context = "the soup was good and the soup was bad in rome on monday"
     late, early, short = form.encode([question(context, "monday"), question(context, "soup"), question("soup", "soup")])
     for item in (late, early):
@@ -238,7 +240,7 @@ def test_prompts_keep_question_and_frame_when_the_context_is_cut():
 
 
 def test_prompt_batches_are_left_padded_and_answers_right_padded():
-    form = forms.PromptForm(NusaX(), byte_level(), 100)
+    form = generation.PromptForm(NusaX(), byte_level(), 100)
     items = form.encode([Example(f"nusax/eng/train/{i}", str(i), (text,), i) for i, text in enumerate(["good", "so bad"])])
     batch = form.collate(items)
     assert batch["labels"].tolist() == [0, 1]
@@ -274,13 +276,15 @@ NUMBERED = " ".join(f"{letter}{letter} {word}" for letter in "abdegimnorstuw" fo
 def test_windows_are_those_of_the_published_scripts(name):
     """Every window is the question and a run of the context's tokens, `stride` of them again in the next; none is lost."""
     tokenizer = TOKENIZERS[name]()
-    form = forms.SpanForm(TyDiQA(), tokenizer, 60, stride=20)
+    form = question_answering.SpanForm(TyDiQA(), tokenizer, 60, stride=20)
     example = question(NUMBERED, "mm", asked="who ?")
     items = form.encode([question("the soup", "soup"), example])
     assert [item["example"] for item in items] == [0, *[1] * (len(items) - 1)]
     assert len(items) > 2
     assert not any(item["cut"] for item in items)
-    whole = [span for span in forms.SpanForm(TyDiQA(), tokenizer, 1000).encode([example])[0]["offsets"] if span[0] >= 0]
+    whole = [
+        span for span in question_answering.SpanForm(TyDiQA(), tokenizer, 1000).encode([example])[0]["offsets"] if span[0] >= 0
+    ]
     read = [[span for span in item["offsets"] if span[0] >= 0] for item in items[1:]]
     assert all(len(item["inputs"]["input_ids"]) <= 60 for item in items)
     at = 0
@@ -303,7 +307,7 @@ def test_windows_are_those_of_the_published_scripts(name):
 
 
 def test_a_window_of_an_unknown_answer_teaches_nothing():
-    form = forms.SpanForm(TyDiQA(), wordpiece(), 24, stride=8)
+    form = question_answering.SpanForm(TyDiQA(), wordpiece(), 24, stride=8)
     items = form.encode([question(LONG, ""), question(LONG, "congo", -1)])
     assert len(items) > 4
     assert {item["span"] for item in items} == {(-1, -1)}
@@ -329,16 +333,16 @@ def test_in_windows_the_first_special_token_competes_with_the_context():
 
 def test_a_stride_that_leaves_no_room_is_a_users_error():
     with pytest.raises(UserError, match=r"task\.doc_stride=20: windows of 24 tokens have room for 21"):
-        forms.SpanForm(TyDiQA(), wordpiece(), 24, stride=20)
+        question_answering.SpanForm(TyDiQA(), wordpiece(), 24, stride=20)
 
 
 def test_the_same_part_of_another_text():
     source = Example("x", "0", ("one two three four", "who ?"), answers=(Answer("two", 4),))
     target = Example("x", "0", ("ein zwei drei vier", "wer ?"))
-    found = forms.same_part(source, target, 0, (4, 8))
+    found = preprocessing.same_part(source, target, 0, (4, 8))
     assert found == Example("x", "0", ("two three", "who ?")), "whole words, and no answers"
-    assert forms.same_part(source, target, 0, (0, 18)).texts == source.texts
-    assert forms.same_part(target, target, 0, (5, 8)).texts == ("wei", "wer ?"), "of the text itself just that part"
+    assert preprocessing.same_part(source, target, 0, (0, 18)).texts == source.texts
+    assert preprocessing.same_part(target, target, 0, (5, 8)).texts == ("wei", "wer ?"), "of the text itself just that part"
 
 
 @pytest.mark.parametrize("family", ["llama", "mt5"])
@@ -348,7 +352,7 @@ def test_candidates_are_scored_in_passes_of_at_most_so_many_rows(family, limit, 
     model, seen = random_backbone((family, "prompt")).model, []
     batch = {"target": {"input_ids": torch.tensor([[5, 6, 3], [7, 8, 3]]), "attention_mask": torch.ones(2, 3).long()}}
     module = GenerationModule(model, None, lambda text: [], Decoding(), rows=limit)
-    answers = forms.padded_answers([[5, 3], [6, 9, 3], [3], [5, 3], [6, 9, 3], [3]])
+    answers = generation.padded_answers([[5, 3], [6, 9, 3], [3], [5, 3], [6, 9, 3], [3]])
     alone = [module({"target": rows(batch["target"], i // 3)}, rows(answers, i))[0] for i in range(6)]
     expected = torch.cat(alone)
     model.register_forward_hook(lambda *hooked: seen.append(len(hooked[-1].logits)))
@@ -364,7 +368,7 @@ def test_offsets_on_real_questions(name, shared_data):
     task = TyDiQA(data_dir=str(shared_data / "tydiqa"), limit=300, splits={"test": "train", "english_test": "validation"})
     for lang in ("en", "sw"):
         examples = task.load(lang, "test")
-        items = forms.SpanForm(task, TOKENIZERS[name](), 100_000).encode(examples)
+        items = question_answering.SpanForm(task, TOKENIZERS[name](), 100_000).encode(examples)
         found = [e.texts[0][i["offsets"][i["span"][0]][0] : i["offsets"][i["span"][1]][1]]
                  for e, i in zip(examples, items, strict=True)]  # fmt: skip
         gold = [e.answers[0].text.strip(" \u200e") for e in examples]
@@ -375,4 +379,4 @@ def test_offsets_on_real_questions(name, shared_data):
 
 def test_a_token_that_ends_where_an_answer_begins_is_no_part_of_it():
     """In "(1997)" nothing stands between the bracket and the year."""
-    assert forms.token_span([(-1, -1), (0, 1), (1, 5), (5, 6)], Answer("1997", 1)) == (2, 2)
+    assert question_answering.token_span([(-1, -1), (0, 1), (1, 5), (5, 6)], Answer("1997", 1)) == (2, 2)

@@ -26,11 +26,11 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from flare_exp import parallel
+from flare_exp.experiment import launch
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSource
 from flare_exp.models import backbones
-from flare_exp.modules import Decoding, GenerationModule
+from flare_exp.training.modules import Decoding, GenerationModule
 
 ON_CPU = ["trainer.accelerator=cpu"]
 
@@ -100,7 +100,7 @@ def one_process(folder, rank):
     answers = {name: written(sharded(writer(d, ends_apart(d))), [rank]) for name, d in DECODINGS.items()}
     torch.save((left, answers), folder / f"{rank}.pt")
     del module
-    parallel.part()
+    launch.part()
 
 
 DECODINGS = {"greedy": {}, "beams": {"beams": 2}, "static": {"cache": "static"}}

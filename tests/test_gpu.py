@@ -22,13 +22,15 @@ from conftest import token_batch
 from test_mt import SHORT, converted, engine, nllb, texts, translate  # noqa: F401 (fixtures)
 from torch import nn
 
-from flare_exp import config, estimates, plan, results
+from flare_exp import config, estimates, plan
+from flare_exp.experiment import provenance
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSource
 from flare_exp.flare.source_states import positions
 from flare_exp.models import backbones
 from flare_exp.toy.pretrain import pretrain
 from flare_exp.translation.engines import CTranslate2Engine, TransformersEngine
+from flare_exp.utils import files
 
 CUDA = pytest.param(
     "cuda",
@@ -50,7 +52,7 @@ def report() -> Iterator[dict[str, Any]]:
     yield found
     if place := os.environ.get("FLARE_EXP_GPU_REPORT"):
         Path(place).parent.mkdir(parents=True, exist_ok=True)
-        results.write_json(Path(place), {**results.provenance(), "measured": found})
+        files.write_json(Path(place), {**provenance.provenance(), "measured": found})
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from flare_exp.flare.peft_method import FlareConfig
 from flare_exp.flare.source_encoders import BackboneSource
 from flare_exp.flare.source_states import ANSWER_SOURCES, SOURCE_LAYERS, SOURCE_STATES, align, positions
 from flare_exp.models.backbones import FAMILIES, parameter_counts
-from flare_exp.modules import Decoding, GenerationModule
+from flare_exp.training.modules import Decoding, GenerationModule
 
 FUSIONS = list(fusion.FUSIONS)
 ALPHA = 12  # alpha / r = 3: no power of two, so that bit-for-bit tests see the order of operations

@@ -13,7 +13,7 @@ from test_pipeline import TINY, command, launch, result
 from test_sweeps import Agent, sweep_files
 
 from flare_exp import config, pipeline
-from flare_exp.loggers import Tracker
+from flare_exp.training.tracking import Tracker
 
 
 class FakeRun:

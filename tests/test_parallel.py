@@ -19,13 +19,15 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler
 
-from flare_exp import config, parallel, pipeline
+from flare_exp import config, pipeline
 from flare_exp.artifacts import ArtifactStore
-from flare_exp.data import BucketSampler, Shares, passes_of
+from flare_exp.data.sampling import BucketSampler, Shares, passes_of
 from flare_exp.errors import UserError
+from flare_exp.experiment import launch
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSource, MTSource
-from flare_exp.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
+from flare_exp.training import distributed
+from flare_exp.training.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
 
 FORMS = {"label": ("xlm-roberta", "label"), "span": ("bert", "span"), "prompt": ("llama", "prompt")}
 ROWS = 5  # odd: the shares are unequal
@@ -112,10 +114,10 @@ def one_process(form, folder, rank):
             loss = loss + part.detach()
         dist.all_reduce(loss)
         found.append((loss / 2, gradients(module)))
-    texts = parallel.gathered({rank: f"text {rank}"})
+    texts = distributed.gathered({rank: f"text {rank}"})
     torch.save((found, texts), folder / f"{rank}.pt")
     del wrapped
-    parallel.part()
+    launch.part()
 
 
 def in_two_processes(work, *arguments):
@@ -170,16 +172,16 @@ def test_shares_make_up_the_batches_of_one_process(rows, batch, size, micro):
 
 
 def test_one_process_needs_no_group():
-    assert parallel.gathered({1: "a"}) == {1: "a"}
-    assert "strategy" not in parallel.ALONE.trainer_options(None, "32-true")
+    assert distributed.gathered({1: "a"}) == {1: "a"}
+    assert "strategy" not in distributed.ALONE.trainer_options(None, "32-true")
 
 
 def test_a_follower_takes_what_the_leader_left(tmp_path):
     def refuse(folder):
         raise AssertionError("only the leader builds")
 
-    made = ArtifactStore(tmp_path, parallel.Team(0, 2)).get("kind", {"a": 1}, lambda folder: {"x": 1})
-    left = ArtifactStore(tmp_path, parallel.Team(1, 2)).get("kind", {"a": 1}, refuse)
+    made = ArtifactStore(tmp_path, distributed.Team(0, 2)).get("kind", {"a": 1}, lambda folder: {"x": 1})
+    left = ArtifactStore(tmp_path, distributed.Team(1, 2)).get("kind", {"a": 1}, refuse)
     assert (left.path, left.info) == (made.path, made.info)
 
 
@@ -284,7 +286,7 @@ def test_a_grid_of_two_jobs_with_two_processes_each_has_two_folders(checkpoint, 
 
 def children(pid):
     found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout.splitlines()
-    return [int(line.split()[0]) for line in found if "flare_exp.parallel" in line]
+    return [int(line.split()[0]) for line in found if "flare_exp.experiment.worker" in line]
 
 
 @pytest.mark.slow

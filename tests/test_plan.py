@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flare_exp import config, estimates, pipeline, plan, preview, results, runs
+from flare_exp import config, estimates, pipeline, plan, preview, runs
 from flare_exp.__main__ import main
+from flare_exp.experiment import provenance, results
 from flare_exp.models import backbones
 from flare_exp.toy.pretrain import pretrain
 
@@ -56,7 +57,7 @@ def test_a_grid_builds_what_its_jobs_share_once(tmp_path):
 def libraries() -> int:
     """Peak memory of a process that has only imported what a run does."""
     code = ("from flare_exp import config, plan; plan._quietly(plan._typed(config.check([], False)[0][0]));"
-            "from flare_exp import pipeline, results; print(results.peak_memory())")  # fmt: skip
+            "from flare_exp import pipeline, results; print(provenance.peak_memory())")  # fmt: skip
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
@@ -277,9 +278,9 @@ def test_every_hub_model_of_the_configuration_is_known():
 
 def test_peak_memory_is_not_inherited():
     own = bytearray(300 * 10**6)
-    code = "from flare_exp import results; print(results.peak_memory())"
+    code = "from flare_exp import results; print(provenance.peak_memory())"
     child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert child < len(own) < results.peak_memory()
+    assert child < len(own) < provenance.peak_memory()
 
 
 @pytest.mark.parametrize(("model", "task"), [("xlmr_base", "nusax"), ("xlmr_base", "tydiqa")])
@@ -369,14 +370,14 @@ def peaks(tmp_path, monkeypatch):
         def job(cfg, folder):
             block = torch.ones(sizes[int(folder.name)], dtype=torch.uint8)
             pieces = [bytes(500) for _ in range(block.nbytes // 5000)]  # the allocator keeps small pieces
-            found.append(results.provenance()["peak_memory_bytes"])
+            found.append(provenance.provenance()["peak_memory_bytes"])
             del block, pieces
             return {}
 
         monkeypatch.setattr(pipeline, "run", job)
         monkeypatch.setattr("flare_exp.notes.notes", lambda *_: [])
         monkeypatch.setattr(results, "print_table", lambda *_: None)
-        monkeypatch.setattr(results, "PEAK", results.PeakMemory())
+        monkeypatch.setattr(provenance, "PEAK", provenance.PeakMemory())
         for number in range(len(sizes)):
             runs.run_job(config.check([], False)[0][0], tmp_path / str(number))
         return found
@@ -391,7 +392,7 @@ def test_peak_memory_of_a_job_is_its_own(peaks):
 
 
 def test_peak_memory_that_includes_earlier_jobs_is_not_given(peaks, tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "CLEAR_REFS", tmp_path / "no" / "such" / "file")
+    monkeypatch.setattr(provenance, "CLEAR_REFS", tmp_path / "no" / "such" / "file")
     first, second = peaks(1, 1)
     assert first > 10**7, "the first job's peak is that of the process"
     assert second is None

@@ -15,10 +15,11 @@ import torch
 from conftest import last_of_each, tiny_checkpoint
 from omegaconf import OmegaConf
 
-from flare_exp import config, pipeline, resuming, runs, status
+from flare_exp import config, pipeline, runs, status
 from flare_exp.__main__ import main
-from flare_exp.data import BucketSampler, ResumableLoader, Shares
+from flare_exp.data.sampling import BucketSampler, ResumableLoader, Shares
 from flare_exp.errors import out_of_room
+from flare_exp.training import checkpointing
 from flare_exp.utils import signals
 
 SMALL = ["task.limit=100", "finetune.epochs=2", "transfer.epochs=2", "transfer.lr=1e-3", "data.batch_size=20", "trainer=cpu",
@@ -135,7 +136,7 @@ def test_a_signal_stops_and_the_same_command_goes_on(checkpoint, tmp_path, train
     assert len(group) == (trainer == "ddp_cpu")
     assert not list(tmp_path.glob("out/process*.log"))
     (state,) = tmp_path.glob("cache/finetune/.*/state.ckpt")
-    steps = resuming.steps_kept(state)
+    steps = checkpointing.steps_kept(state)
     assert steps > 5
     process = start(tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     wait_for(lambda: "goes on after" in (tmp_path / "out" / "flare_exp.log").read_text(), process)
@@ -145,7 +146,7 @@ def test_a_signal_stops_and_the_same_command_goes_on(checkpoint, tmp_path, train
     said, _ = process.communicate(timeout=60)
     assert f"finetune: goes on after {steps} steps" in said
     assert process.returncode == 128 + signal.SIGTERM, said
-    assert resuming.steps_kept(state) >= steps
+    assert checkpointing.steps_kept(state) >= steps
 
 
 @pytest.mark.slow
@@ -156,7 +157,7 @@ def test_killed_without_a_warning_goes_on_from_the_last_state(checkpoint, tmp_pa
     process.kill()
     process.wait()
     (state,) = tmp_path.glob("cache/finetune/.*/state.ckpt")
-    steps = resuming.steps_kept(state)
+    steps = checkpointing.steps_kept(state)
     done = subprocess.run([sys.executable, "-m", "flare_exp", *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert f"finetune: goes on after {steps} steps" in done.stdout
@@ -284,9 +285,9 @@ def test_states_are_kept_as_often_as_two_percent_of_the_time_allows(monkeypatch)
 
 def test_a_state_is_kept_after_every_epoch(checkpoint, tmp_path, monkeypatch):
     kept = []
-    save = resuming.StepCheckpoint.save
+    save = checkpointing.StepCheckpoint.save
     monkeypatch.setattr(
-        resuming.StepCheckpoint, "save", lambda self, trainer: kept.append(trainer.global_step) or save(self, trainer)
+        checkpointing.StepCheckpoint, "save", lambda self, trainer: kept.append(trainer.global_step) or save(self, trainer)
     )
     monkeypatch.setattr(signals, "SHARE", 1e9)  # whatever it takes
     run(checkpoint, tmp_path, "finetune.epochs=3", "method=zero_shot")
@@ -303,11 +304,11 @@ def wait_for(condition, process, seconds=120):
 
 def test_a_damaged_state_is_named_and_training_starts_anew(tmp_path, caplog):
     state = tmp_path / "state.ckpt"
-    assert resuming.steps_kept(state) == 0
+    assert checkpointing.steps_kept(state) == 0
     torch.save({"global_step": 7, "random": [None], "sharded": False}, state)
-    assert resuming.steps_kept(state) == 7
+    assert checkpointing.steps_kept(state) == 7
     state.write_bytes(state.read_bytes()[:100])
-    assert resuming.steps_kept(state) == 0
+    assert checkpointing.steps_kept(state) == 0
     assert f"damaged state {state}" in caplog.text
     assert not state.exists()
 
@@ -316,7 +317,7 @@ def test_a_damaged_state_is_named_and_training_starts_anew(tmp_path, caplog):
 def test_a_state_of_other_processes_is_named_and_training_starts_anew(tmp_path, caplog, processes, sharded):
     state = tmp_path / "state.ckpt"
     torch.save({"global_step": 7, "random": [None], "sharded": False}, state)
-    assert resuming.steps_kept(state, processes, sharded) == 0
+    assert checkpointing.steps_kept(state, processes, sharded) == 0
     assert f"the state {state} is of fewer processes, or of another trainer.strategy" in caplog.text
     assert not state.exists()
 
@@ -326,9 +327,9 @@ def test_random_states_survive_weights_only(tmp_path):
 
     import numpy as np
 
-    torch.save(resuming.random_state(), tmp_path / "state")
+    torch.save(checkpointing.random_state(), tmp_path / "state")
     drawn = torch.rand(3).tolist(), random.random(), np.random.rand()
-    resuming.set_random_state(torch.load(tmp_path / "state", weights_only=True))
+    checkpointing.set_random_state(torch.load(tmp_path / "state", weights_only=True))
     assert (torch.rand(3).tolist(), random.random(), np.random.rand()) == drawn
 
 
@@ -361,7 +362,7 @@ def test_a_loader_goes_on_within_an_epoch(workers, passes):
 def test_curves_are_continued(tmp_path):
     curves = tmp_path / "metrics.csv"
     curves.write_text("epoch,step,a\n0,9,1\n0,19,2\n")
-    with resuming.continued_curves(curves, 15):
+    with checkpointing.continued_curves(curves, 15):
         assert not curves.exists()
         curves.write_text("epoch,step,b\n0,19,3\n")
     with curves.open(newline="") as file:

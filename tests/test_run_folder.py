@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from flare_exp import results
 from flare_exp.curves import draw_curves
+from flare_exp.experiment import results
 from flare_exp.run_page import run_page
 
 MEASURED = {

@@ -9,11 +9,12 @@ from conftest import tiny_checkpoint, untied
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from flare_exp import checkpoints, config, parallel, pipeline
+from flare_exp import checkpoints, config, pipeline
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.flare.source_states import SourceStates
-from flare_exp.loggers import Tracker
 from flare_exp.stages import Stages
+from flare_exp.training import distributed
+from flare_exp.training.tracking import Tracker
 
 TINY = ["model=custom", "task.limit=8", "trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=1",
         "data.batch_size=4", "trainer.enable_progress_bar=false"]  # fmt: skip
@@ -34,7 +35,7 @@ def make_stages(checkpoint, tmp_path):
         (composed,), problems = config.check(given, False)
         assert problems == []
         cfg = pipeline.settle(OmegaConf.to_object(composed))
-        store = ArtifactStore(cfg.cache_dir, parallel.ALONE)
+        store = ArtifactStore(cfg.cache_dir, distributed.ALONE)
         tracker = Tracker(tmp_path / "run", {}, None)
         return Stages(cfg, store, pipeline.load_task(cfg), checkpoints.prepare_backbone(cfg, store), tracker)
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from flare_exp import config
 from flare_exp.artifacts import ArtifactStore, digest_of
-from flare_exp.data import PairedDataModule
+from flare_exp.data.classification import LabelForm
+from flare_exp.data.datamodule import PairedDataModule
+from flare_exp.data.question_answering import SpanForm
 from flare_exp.errors import UserError
-from flare_exp.forms import LabelForm, SpanForm
 from flare_exp.notes import translation_note
 from flare_exp.stages import quality
 from flare_exp.tasks import TASKS, XNLI, Answer, Benchmark, Example, NusaX, Task, TyDiQA, base

@@ -1,6 +1,6 @@
 """Read the source of a batch: with the frozen backbone, or with the encoder of a translation model.
 
-Either can be read once and kept (flare_exp.states).
+Either can be read once and kept (flare_exp.data.source_cache).
 """
 
 from __future__ import annotations

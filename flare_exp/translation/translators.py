@@ -283,8 +283,8 @@ class MachineTranslator(Translator):
         return rows
 
     def _shard(self, texts: Sequence[str], source: str, target: str, advance: Callable[[int], None]) -> list[dict[str, Any]]:
-        from flare_exp import results
         from flare_exp.translation import quality
+        from flare_exp.utils import files
 
         protected = None if self.task.labels else [self.marker, code_of("marks")]
         key = {**self.model.identity, "from": source, "to": target, "protect": protected, "texts": digest_of(list(texts))}
@@ -293,7 +293,7 @@ class MachineTranslator(Translator):
             protect = None if self.task.labels else lambda text: projection.marked_range(text, self.marker)
             made = self.model.engine.translate(texts, source, target, progress=advance, protect=protect)
             rows = [{"original": t, "translation": m.text, **quality.flags(t, m)} for t, m in zip(texts, made, strict=True)]
-            results.write_parquet(folder / "texts.parquet", rows)
+            files.write_parquet(folder / "texts.parquet", rows)
             return {"texts": len(rows), **{flag: sum(row[flag] for row in rows) for flag in FLAGS}}
 
         shard = self.store.get("translation_shard", key, build)

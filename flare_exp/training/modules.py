@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import GenerationConfig, PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
-from flare_exp import parallel
+from flare_exp.data.generation import padded_answers
+from flare_exp.data.preprocessing import Prediction
+from flare_exp.data.question_answering import best_spans
 from flare_exp.flare.source_encoders import Source
 from flare_exp.flare.source_states import positions
-from flare_exp.forms import Prediction, best_spans, padded_answers
 from flare_exp.models.backbones import blocks
+from flare_exp.training import distributed
 
 IGNORED = -100  # label of a row that counts for nothing
 Score = Callable[[Mapping[int, Prediction]], Mapping[str, float]]
@@ -77,7 +79,7 @@ class FusionModule(LightningModule):
         """Where Lightning lets a module shard itself over the processes (trainer=fsdp)."""
         if (mesh := self.device_mesh) is not None:
             called = self.source.called if self.source else ()
-            parallel.shard(self, (*called, *blocks(self.model)), mesh["data_parallel"])
+            distributed.shard(self, (*called, *blocks(self.model)), mesh["data_parallel"])
 
     def on_fit_end(self) -> None:
         """Give up the last batch's source states: the module may live on."""
@@ -106,7 +108,7 @@ class FusionModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         if self.score is None:
             raise ValueError("validation needs a score")
-        scores = self.score(parallel.gathered(self.found))
+        scores = self.score(distributed.gathered(self.found))
         # the same on every process, and of equal numbers the largest is exact where a mean may round
         self.log_dict({f"validation/{k}": v for k, v in scores.items()}, prog_bar=True, sync_dist=True, reduce_fx="max")
         self.found = {}

@@ -18,7 +18,8 @@ from flare_exp.errors import UserError
 from flare_exp.flare.source_encoders import Source
 
 if TYPE_CHECKING:
-    from flare_exp.forms import Form, Item
+    from flare_exp.data.preprocessing import Form, Item
+
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from flare_exp.parallel import Team
+from flare_exp.training.distributed import Team
 from flare_exp.utils import signals
 
 log = logging.getLogger(__name__)

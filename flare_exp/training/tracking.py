@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from flare_exp.results import write_text
+from flare_exp.utils.files import write_text
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""From examples to batches: pairing, preprocessing, collation, sampling. Nothing about models' weights or training."""

@@ -1,0 +1,30 @@
+"""Prepare examples for a classification head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from flare_exp.data.preprocessing import Form, Item
+from flare_exp.tasks import Example
+
+
+class LabelForm(Form):
+    """Classification by a head. Batch: target, labels [B]."""
+
+    def encode(self, examples: Sequence[Example]) -> list[Item]:
+        columns = [list(column) for column in zip(*(e.texts for e in examples), strict=True)]
+        whole = self.tokenizer(*columns, truncation=False, verbose=False)["input_ids"]
+        encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length)
+        return [
+            {"inputs": {name: encoded[name][i] for name in encoded}, "cut": len(ids) > self.max_length, "label": example.label}
+            for i, (example, ids) in enumerate(zip(examples, whole, strict=True))
+        ]
+
+    def terms(self, item: Item) -> int:
+        return 1
+
+    def collate(self, items: Sequence[Item]) -> dict[str, Any]:
+        return {"target": self.pad(items), "labels": torch.tensor([item["label"] for item in items])}

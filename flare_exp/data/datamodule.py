@@ -1,0 +1,158 @@
+"""Load a benchmark, pair it with its translations and serve batches of it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import BatchSampler, DataLoader
+
+from flare_exp.data.dataset import PairedCollator, PairedDataset, check_known
+from flare_exp.data.pairing import VIEWS, Pair, Translate, make_pairs, shuffled_sources
+from flare_exp.data.preprocessing import Form
+from flare_exp.data.sampling import BucketSampler, ResumableLoader, Shares, passes_of
+from flare_exp.errors import UserError
+from flare_exp.tasks import Task
+
+log = logging.getLogger(__name__)
+
+
+class PairedDataModule(LightningDataModule):
+    """Loads a benchmark's English data, pairs it with translations and serves batches.
+
+    Train and validation: the English original and its translation into `lang`. Test: the original text of `lang` and
+    its translation into English (PAPER: translate-train). With view="english" all three roles are English originals.
+
+    Args:
+        task: the benchmark.
+        lang: the target language.
+        form: how examples are read (flare_exp.data.question_answering).
+        translate: (examples, language) -> the same examples in that language.
+        source_form: how sources are read, if not in the same form.
+        view: one of VIEWS.
+        batch_size, workers: of the loaders; a batch is global, over all processes.
+        micro_batch_size: most rows of a pass on one process; None: all rows of the batch that are the process's.
+        seed: of the batch order.
+        shuffle_source: pair every text with another one's source (ablation).
+        empty_source: pair it with none (ablation).
+        scores_originals: compare predictions on translations (view="translated") with the original examples.
+        share: rank and number of the processes that share the batches out.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        lang: str,
+        form: Form,
+        translate: Translate,
+        *,
+        source_form: Form | None = None,
+        view: str = "paired",
+        batch_size: int = 32,
+        micro_batch_size: int | None = None,
+        workers: int = 0,
+        seed: int = 0,
+        shuffle_source: bool = False,
+        empty_source: bool = False,
+        scores_originals: bool = False,
+        share: tuple[int, int] = (0, 1),
+    ):
+        super().__init__()
+        if view not in VIEWS:
+            raise ValueError(f"view={view!r} is none of {', '.join(VIEWS)}")
+        self.task, self.lang, self.form, self.translate, self.view = task, lang, form, translate, view
+        self.source_form = source_form
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.shuffle_source, self.empty_source, self.share = shuffle_source, empty_source, share
+        self.scores_originals = scores_originals
+        self.passes = passes_of(batch_size, micro_batch_size, share[1])
+        self._datasets: dict[str, PairedDataset] = {}
+
+    def pairs(self, role: str) -> list[Pair]:
+        """The pairs of a role, in the benchmark's order."""
+        english_view = self.view == "english"
+        if english_view:
+            english = target = self.task.load(self.task.english, role)
+        elif role == "test":
+            target = self.task.load(self.lang, role)
+            # zero_shot, lora and flare_mt never look at a translation of the test text, so none is made
+            english = target if self.view in ("target", "latent") else self.translate(target, self.task.english)
+        else:
+            english = self.task.load(self.task.english, role)
+            target = self.translate(english, self.lang)
+        pairs = make_pairs(english, target, self.view)
+        if self.scores_originals:
+            pairs = [replace(p, original=original) for p, original in zip(pairs, target, strict=True)]
+        if role == "train":
+            pairs = self._answerable(pairs)
+        if self.empty_source:
+            return [replace(p, source=None) for p in pairs]
+        return shuffled_sources(pairs, self.seed) if self.shuffle_source else pairs
+
+    def _answerable(self, pairs: list[Pair]) -> list[Pair]:
+        """Training pairs whose answer survived translation; test examples are never left out."""
+        kept = [p for p in pairs if p.target.label is not None or p.target.answers]
+        if lost := len(pairs) - len(kept):
+            log.warning("%s: %d of %d training examples lost their answer in translation: left out", self.lang, lost, len(pairs))
+        if not kept:
+            raise UserError(f"{self.lang}: no training example kept its answer in translation; try another mt or mt.marker")
+        return kept
+
+    def dataset(self, role: str) -> PairedDataset:
+        """The encoded pairs of a role (made once).
+
+        Raises:
+            UserError: no training example keeps its answer, or the tokenizer does not know most texts.
+        """
+        if role not in self._datasets:
+            training = role == "train"
+            made = self._datasets[role] = PairedDataset(self.pairs(role), self.form, self.source_form, training)
+            if not made.pairs:
+                raise UserError(
+                    f"data.max_length={self.form.max_length}: every training example's answer is cut off; choose more"
+                )
+            place = f"{made.pairs[0].target.id.rpartition('/')[0]} ({self.view})"
+            check_known(made.target, self.form.tokenizer, place)
+            check_known(made.source or (), (self.source_form or self.form).tokenizer, f"{place}, sources")
+            if made.truncated or made.cut_off:
+                log.warning(
+                    "%s (%s): %d texts are longer than %d tokens and were cut; %d examples lost their answer by that%s",
+                    *(made.pairs[0].target.id.rpartition("/")[0], self.view, made.truncated, self.form.max_length),
+                    *(made.cut_off, ": left out" if training and made.cut_off else ""),
+                )
+        return self._datasets[role]
+
+    def drop_states(self) -> None:
+        """Give up the sources' computed states."""
+        for dataset in self._datasets.values():
+            dataset.cache = None
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = self.dataset("train")
+        return self.loader(dataset, BucketSampler(dataset.lengths, self.batch_size, self.seed), ResumableLoader)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._in_order("validation")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._in_order("test")
+
+    predict_dataloader = test_dataloader
+
+    def _in_order(self, role: str) -> DataLoader:
+        dataset = self.dataset(role)
+        return self.loader(dataset, BatchSampler(range(len(dataset)), self.batch_size, drop_last=False))
+
+    def loader(self, dataset: PairedDataset, batches: Any, kind: type[DataLoader] = DataLoader) -> DataLoader:
+        """Read this process's parts of global batches (lists of rows)."""
+        return kind(
+            dataset,
+            batch_sampler=Shares(batches, dataset.terms, *self.share, self.passes),
+            collate_fn=PairedCollator(self.form, self.source_form),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )

@@ -1,0 +1,154 @@
+"""Encode pairs, and collate them to batches."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from flare_exp.data.pairing import Pair
+from flare_exp.data.preprocessing import Form, Item, Prediction, same_part
+from flare_exp.data.sampling import Whole
+from flare_exp.data.source_cache import StateCache, padded_states
+from flare_exp.errors import UserError
+from flare_exp.tasks import Example
+
+log = logging.getLogger(__name__)
+
+# Share of unknown tokens above which data are refused. Measured: an English WordPiece tokenizer on NusaX, XNLI and TyDiQA (Latin
+# script) 0.04 % at most; the embedded models' pieces, learned from generated text, up to 11 % there; either one on scripts that
+# it has never seen 50 to 100 %.
+UNKNOWN = 0.25
+
+
+class PairedDataset(Dataset):
+    """Encoded pairs, one row each, or several where the form reads long ones in windows. `truncated` counts the texts that a form
+    cut, `cut_off` the examples whose answers were cut off with them.
+
+    A row is asked for by its number, alone or with the batch that it belongs to (`Shares`). Number ~i is row i as a stand-in,
+    which counts for nothing.
+
+    The source of a window is the source's question with that part of its context which stands at the same relative place
+    (`forms.same_part`), and is cut as any source is.
+
+    `examples`: number of the pair that each row belongs to.
+    `cache`: the sources' states, once they have been computed; None: sources are read anew every time.
+
+    Args:
+        training: leave out the examples whose answers were cut off, from which nothing right can be learned.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], form: Form, source_form: Form | None = None, training: bool = False):
+        self.form, self.cache = form, None
+        rows: list[list[Item]] = [[] for _ in pairs]
+        for number, item in enumerate(form.encode([p.target for p in pairs])):
+            rows[item.get("example", number)].append(item)
+        lost = {i for i, items in enumerate(rows) if all(item.get("cut_off") for item in items)}
+        self.cut_off = len(lost)
+        kept = [i for i in range(len(pairs)) if not (training and i in lost)]
+        self.pairs, self.target = [pairs[i] for i in kept], [item for i in kept for item in rows[i]]
+        self.examples = [number for number, i in enumerate(kept) for _ in rows[i]]
+        sources = [
+            pairs[i].source if len(rows[i]) == 1 else self._source_of_window(pairs[i], item) for i in kept for item in rows[i]
+        ]
+        known = [source for source in sources if source is not None]
+        if known and len(known) != len(sources):
+            raise ValueError("either every pair has a source or none has")
+        self.source = (source_form or form).encode_sources(known) if known else None
+        self.truncated = sum(item["cut"] for item in [*self.target, *(self.source or ())])
+
+    def _source_of_window(self, pair: Pair, item: Item) -> Example | None:
+        context = self.form.task.context
+        if pair.source is None or context is None:
+            return pair.source
+        return same_part(pair.source, pair.target, context, item["window"])
+
+    def texts(self, found: Mapping[int, Prediction]) -> list[str]:
+        """Return the text of each pair's best prediction, of all rows' (row -> prediction)."""
+        best: dict[int, Prediction] = {}
+        for row, number in enumerate(self.examples):
+            if number not in best or found[row].score > best[number].score:
+                best[number] = found[row]
+        return [best[number].text for number in range(len(self.pairs))]
+
+    cache: StateCache | None
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, asked: int | tuple[int, Whole]) -> dict[str, Any]:
+        index, whole = asked if isinstance(asked, tuple) else (asked, None)
+        row = index if index >= 0 else ~index
+        item = {"index": index, "whole": whole, "target": self.target[row]}
+        if self.cache is not None:
+            return {**item, "states": self.cache[row]}
+        return {**item, "source": self.source[row]} if self.source else item
+
+    @property
+    def lengths(self) -> list[int]:
+        """Count the tokens of each target: the order of batches follows from them, with a source or without."""
+        return [len(item["inputs"]["input_ids"]) for item in self.target]
+
+    @property
+    def terms(self) -> list[int]:
+        """Count the loss terms of each row."""
+        return [self.form.terms(item) for item in self.target]
+
+    @property
+    def costs(self) -> list[int]:
+        """Count the tokens of each pair, source included: what a model reads."""
+        sources = [len(item["inputs"]["input_ids"]) for item in self.source or ()] or [0] * len(self)
+        return [target + source for target, source in zip(self.lengths, sources, strict=True)]
+
+
+def check_known(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase | None, place: str) -> None:
+    """Check that a tokenizer knows the texts that it has encoded.
+
+    Tokenizers of characters or with byte fallback know everything.
+
+    Args:
+        items: of a form, from `encode`.
+        tokenizer: None where a plan only counts lengths.
+        place: the texts, for the message.
+
+    Raises:
+        UserError: more than UNKNOWN of the tokens stand for text that it does not know.
+    """
+    if tokenizer is None:
+        return
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
+        return
+    special = set(tokenizer.all_special_ids) - {unknown}
+    counts = Counter(token for item in items for token in item["inputs"]["input_ids"])
+    total = sum(count for token, count in counts.items() if token not in special)
+    if total and counts[unknown] > UNKNOWN * total:
+        share = f"{100 * counts[unknown] / total:.1f} % of the tokens are {tokenizer.unk_token}"
+        raise UserError(
+            f"{place}: {share}, unknown to the tokenizer of {tokenizer.name_or_path} (at most {100 * UNKNOWN:.0f} %): it is not "
+            "made for this language or script, or is not this model's"
+        )
+
+
+class PairedCollator:
+    """Pads each side of a batch to its own longest text. Batch: what the form makes of the targets, `source` (tokenizer
+    output [B, S], or attention_mask [B, S] and states [B, S, n, d]), `index` [B] (row of the dataset; below
+    0 a stand-in), `whole` (of the global batch that they belong to, if any)."""
+
+    def __init__(self, form: Form, source_form: Form | None = None):
+        self.form, self.source_form = form, source_form or form
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.form.collate([item["target"] for item in items])
+        if "source" in items[0]:
+            batch["source"] = self.source_form.pad([item["source"] for item in items])
+        elif "states" in items[0]:
+            batch["source"] = padded_states([item["states"] for item in items], self.source_form.tokenizer.padding_side)
+        if items[0]["whole"] is not None:
+            batch["whole"] = items[0]["whole"]
+        return {**batch, "index": torch.tensor([item["index"] for item in items])}

@@ -1,0 +1,59 @@
+"""Pair each example of the target language with its source."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from flare_exp.errors import UserError
+from flare_exp.tasks import Example
+
+log = logging.getLogger(__name__)
+
+# What the model reads and what it fuses, per method:
+#   english     English text (fine-tuning on English)
+#   target      target-language text alone (zero_shot, lora)
+#   translated  English translation of the target text (translate_test)
+#   paired      target-language text with its English counterpart as source (flare)
+#   latent      target-language text with itself as source, for a translation model's encoder (flare_mt)
+VIEWS = ("english", "target", "translated", "paired", "latent")
+
+Translate = Callable[[Sequence[Example], str], list[Example]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What the model reads (`target`), what it fuses (`source`, None for nothing), and whose answers or label count as right
+    (`original`, None: those of `target`)."""
+
+    target: Example
+    source: Example | None
+    original: Example | None = None
+
+    @property
+    def scored(self) -> Example:
+        """The example that the prediction is compared with."""
+        return self.original or self.target
+
+
+def make_pairs(english: Sequence[Example], target: Sequence[Example], view: str) -> list[Pair]:
+    """Pairs of the same examples in English and in the target language, seen as `view` asks."""
+    if [(e.key, e.label) for e in english] != [(t.key, t.label) for t in target]:
+        raise ValueError("English and target examples are not the same examples in the same order")
+    read = english if view in ("english", "translated") else target
+    sources: Sequence[Example | None] = {"paired": english, "latent": target}.get(view, [None] * len(read))
+    return [Pair(r, s) for r, s in zip(read, sources, strict=True)]
+
+
+def shuffled_sources(pairs: Sequence[Pair], seed: int) -> list[Pair]:
+    """Every pair with another pair's source: a seeded permutation without fixed points. The ablation that keeps the
+    sources' distribution and breaks their meaning."""
+    if len(pairs) < 2:
+        raise UserError("source.shuffle=true needs at least two examples in every split")
+    order = list(range(len(pairs)))
+    random.Random(seed).shuffle(order)
+    # along one random cycle, everybody gets the next one's
+    taken = dict(zip(order, order[1:] + order[:1], strict=True))
+    return [replace(p, source=pairs[taken[i]].source) for i, p in enumerate(pairs)]

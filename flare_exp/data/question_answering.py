@@ -1,0 +1,162 @@
+"""Prepare examples for a head that marks the answer in the context, and read its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from flare_exp.data.preprocessing import Form, Item, Prediction, part_read, readable
+from flare_exp.errors import UserError
+from flare_exp.tasks import Answer, Example, Task
+
+
+class SpanForm(Form):
+    """Extractive question answering by a start/end head: (question, context).
+
+    A context that is too long is cut, or, with a `stride`, read in overlapping windows, as in the scripts published for SQuAD
+    and TyDiQA: each window has the whole question and `stride` tokens of the window before. A window that does not hold the
+    answer is trained to point at the row's first special token ([CLS] or <s>; mT5, which begins with none, has the </s> that
+    ends the question), so that spans of different windows can be compared by their scores.
+
+    A question is cut only where it would leave the context too little room: less than half of the tokens, without windows.
+
+    Batch: target, offsets [B, T, 2] (characters of the context; -1 outside it), span [B, 2] (first and last token of the
+    first answer that fits; `null` twice where an answer is in another window; -1 when all are cut off or lost), null [B]
+    (the first special token; -1 without windows), contexts (texts).
+
+    Args:
+        task, tokenizer, max_length: as of any form; with windows max_length is theirs.
+        stride: tokens that two successive windows share; None: no windows.
+
+    Raises:
+        UserError: the windows are too small for the stride.
+    """
+
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int | None = None):
+        super().__init__(task, tokenizer, max_length)
+        self.stride = stride
+        self.room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
+        if stride is not None and self.room < stride + 2:
+            raise UserError(
+                f"task.doc_stride={stride}: windows of {max_length} tokens have room for {self.room} beside the special ones, "
+                "and a question needs some of it; choose less"
+            )
+
+    @property
+    def order(self) -> Sequence[int]:
+        context = self.task.fields.index("context")
+        return (*(i for i in range(len(self.task.fields)) if i != context), context)
+
+    def encode(self, examples: Sequence[Example]) -> list[Item]:
+        return self._encode(examples, self.stride)
+
+    def encode_sources(self, examples: Sequence[Example]) -> list[Item]:
+        return self._encode(examples, None)
+
+    def _encode(self, examples: Sequence[Example], stride: int | None) -> list[Item]:
+        questions, contexts = (list(column) for column in zip(*(self._question_first(e) for e in examples), strict=True))
+        whole = self.tokenizer(questions, contexts, truncation=False, verbose=False, return_offsets_mapping=True)
+        asked = [
+            self._question(example, question, stride or 0) if len(ids) > self.max_length else question
+            for example, question, ids in zip(examples, questions, whole["input_ids"], strict=True)
+        ]
+        windows = {} if stride is None else {"stride": stride, "return_overflowing_tokens": True}
+        encoded = self.tokenizer(
+            asked, contexts, truncation="only_second", max_length=self.max_length, return_offsets_mapping=True, **windows
+        )
+        spans = encoded.pop("offset_mapping")
+        owners = range(len(examples)) if stride is None else encoded.pop("overflow_to_sample_mapping")
+        items = []
+        for row, i in enumerate(owners):
+            example, context, parts = examples[i], contexts[i], encoded.sequence_ids(row)
+            offsets, window = context_offsets(spans[row], parts, context), (0, len(context))
+            long = len(whole["input_ids"][i]) > self.max_length
+            if long:
+                every = context_offsets(whole["offset_mapping"][i], whole.sequence_ids(i), context)
+                window = part_read(offsets, every, context)
+            null = -1 if stride is None else parts.index(None)
+            fitting = readable(example.answers, *window)
+            elsewhere = null if not fitting and example.answers else -1
+            items.append({
+                "example": i, "window": window, "offsets": offsets, "context": context, "null": null,
+                "inputs": {name: encoded[name][row] for name in encoded},
+                "cut": long and (stride is None or asked[i] != questions[i]),
+                "cut_off": bool(example.answers) and not fitting,
+                "span": next((token_span(offsets, a) for a in fitting if a.start >= 0), (elsewhere, elsewhere)),
+            })  # fmt: skip
+        return items
+
+    def _question_first(self, example: Example) -> list[str]:
+        return [example.texts[i] for i in self.order]
+
+    def _question(self, example: Example, question: str, stride: int) -> str:
+        """The question of an example that is too long, cut where it leaves the context too little room."""
+        if self.room < 2:
+            raise self._too_short(example)
+        context = self._tokens(self._question_first(example)[1])
+        return self._shortened(question, max((self.room - stride) // 2, self.room - context))
+
+    def terms(self, item: Item) -> int:
+        """Count start and end; an answer that is cut off or lost has none."""
+        return 2 if item["span"][0] >= 0 else 0
+
+    def collate(self, items: Sequence[Item]) -> dict[str, Any]:
+        target = self.pad(items)
+        offsets = torch.full((*target["input_ids"].shape, 2), -1)
+        for row, item in zip(offsets, items, strict=True):
+            row[: len(item["offsets"])] = torch.tensor(item["offsets"])
+        numbers = {name: torch.tensor([item[name] for item in items]) for name in ("span", "null")}
+        return {"target": target, "offsets": offsets, **numbers, "contexts": [item["context"] for item in items]}
+
+
+def context_offsets(
+    offsets: Sequence[tuple[int, int]], sequence_ids: Sequence[int | None], context: str
+) -> list[tuple[int, int]]:
+    """Characters of the context that each token stands for, without white space at either end; (-1, -1) for tokens of the
+    question, special tokens and tokens of white space alone. Tokenizers differ in whose the space before a word is."""
+    found = []
+    for (start, end), part in zip(offsets, sequence_ids, strict=True):
+        while start < end and context[start : start + 1].isspace() and part == 1:
+            start += 1
+        while start < end and context[end - 1 : end].isspace() and part == 1:
+            end -= 1
+        found.append((start, end) if part == 1 and start < end else (-1, -1))
+    return found
+
+
+def token_span(offsets: Sequence[tuple[int, int]], answer: Answer) -> tuple[int, int]:
+    """First and last token of an answer that the tokens stand for; (-1, -1) when none does."""
+    end = answer.start + len(answer.text.rstrip())
+    inside = [i for i, (first, last) in enumerate(offsets) if 0 <= first < end and last > answer.start]
+    return (inside[0], inside[-1]) if inside else (-1, -1)
+
+
+def best_spans(start: Tensor, end: Tensor, offsets: Tensor, contexts: Sequence[str], longest: int) -> list[Prediction]:
+    """The best legal span of each row: start <= end, at most `longest` tokens, inside the context.
+
+    Its score is the sum of its two logits, as in the scripts published for SQuAD, so that rows of one example are comparable.
+    Every legal pair is scored, so no n-best list can miss the best.
+
+    Args:
+        start, end: logits [B, T]; offsets: [B, T, 2].
+    """
+    legal = offsets[..., 0] >= 0
+    start, end = (x.float().masked_fill(~legal, float("-inf")) for x in (start, end))
+    width = start.shape[1]
+    best, first, last = start.new_full((len(start),), float("-inf")), *torch.zeros(2, len(start), dtype=torch.long)
+    first, last = first.to(start.device), last.to(start.device)
+    for extra in range(min(longest, width)):
+        score, at = (start[:, : width - extra] + end[:, extra:]).max(dim=1)
+        better = score > best
+        best, first, last = (torch.where(better, new, old) for new, old in ((score, best), (at, first), (at + extra, last)))
+    rows = torch.arange(len(start), device=start.device)
+    begin, stop = offsets[rows, first, 0].tolist(), offsets[rows, last, 1].tolist()
+    found = torch.isfinite(best).tolist()
+    return [
+        Prediction(text[b:s] if ok else "", score)
+        for text, b, s, ok, score in zip(contexts, begin, stop, found, best.tolist(), strict=True)
+    ]

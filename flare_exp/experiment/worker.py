@@ -1,0 +1,41 @@
+"""Run a further process of a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import traceback
+import warnings
+from contextlib import suppress
+from typing import TypeVar
+
+from torch import distributed as dist
+
+from flare_exp.experiment.launch import Place, _join, part
+from flare_exp.utils.signals import Stopped
+
+T = TypeVar("T")
+
+
+def follow() -> None:
+    """A process that another one started: joins the team and goes through the pipeline behind the leader."""
+    # the other end of our input closes when who started us is gone, however it went
+    threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+    logging.disable()  # the leader says it all
+    warnings.simplefilter("ignore")
+    try:
+        place = Place(**json.loads(sys.argv[1]))
+        team = _join(place, dist.TCPStore(place.host, place.port, place.size))
+        from flare_exp import pipeline
+
+        cfg, folder = team.agree()
+        with suppress(Stopped):
+            pipeline.run(cfg, folder, team)
+        part()
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # without waiting for threads of a broken connection

@@ -1,0 +1,1 @@
+"""LightningModules and what a training needs around them: checkpoints, curves, progress, several processes."""
