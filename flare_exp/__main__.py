@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flare_exp import commandline, config, prefetch
+from flare_exp import commandline, prefetch
+from flare_exp.config import composition, validation
 from flare_exp.errors import UserError
 from flare_exp.runs import assists, attempt, attempt_in_grid, check_folder, check_writable, crashed
 from flare_exp.utils import signals
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if multirun and not any(o.startswith("output_dir=") for o in overrides):
         overrides.append("output_dir=" + time.strftime("outputs/%Y-%m-%d_%H-%M-%S_grid"))  # one folder for all its jobs
         arguments.append(overrides[-1])
-    jobs, problems = config.check([o for o in overrides if not (unknown and o == given[0])], multirun)
+    jobs, problems = validation.check([o for o in overrides if not (unknown and o == given[0])], multirun)
     problems = [unknown, *problems] if unknown else problems
     only_shown = any(f.startswith(("--cfg", "-c", "--info", "-i", "--version", "--resolve")) for f in flags)
     if problems:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.append(commandline.quoted(f"output_dir={jobs[0].output_dir}", False))
     folder = Path(str(jobs[0].output_dir)).expanduser()
     on_slurm = "hydra/launcher=slurm" in overrides
-    grid = _Grid(folder, jobs, config.cells(overrides)) if multirun else None
+    grid = _Grid(folder, jobs, composition.cells(overrides)) if multirun else None
     if on_slurm and not multirun:
         problems = ["hydra/launcher=slurm: a launcher starts the jobs of a grid; add -m (it may be a grid of one)"]
     elif multirun and not on_slurm and any(job.trainer.nodes > 1 for job in jobs):
@@ -97,7 +98,7 @@ class _Grid:
 
     def __init__(self, folder: Path, jobs: Sequence[Any], cells: Sequence[Sequence[str]]):
         self.folder, self.jobs, self.cells = folder, jobs, cells
-        self.skipped = [n for n, job in enumerate(jobs) if config.without_fusion(job, cells[n])]
+        self.skipped = [n for n, job in enumerate(jobs) if composition.without_fusion(job, cells[n])]
         self.numbers = [n for n in range(len(jobs)) if n not in self.skipped]
 
     def problems(self) -> Iterator[str]:
@@ -136,7 +137,7 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
     print(f"{grid.folder}: {len(jobs)} jobs, {status.counts(before)}")
     if missing:
         try:
-            array = slurm.submit(missing, config.launcher(grid.cells[0]))
+            array = slurm.submit(missing, composition.launcher(grid.cells[0]))
             print(f"submitted as SLURM job array {array}; see: python -m flare_exp status {grid.folder}")
             if not wait:
                 return 0
@@ -159,10 +160,10 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
 def _hand_over(arguments: Sequence[str], grid: _Grid | None = None) -> int:
     import hydra
 
-    config.register_schema()
+    composition.register_schema()
     sys.argv = [sys.argv[0], *arguments]
     outcome = _Outcome(grid)
-    hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name="config")(outcome.job)()
+    hydra.main(version_base="1.3", config_path=str(composition.conf_dir()), config_name="config")(outcome.job)()
     return outcome.report()
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
 from flare_exp.code import code_of
-from flare_exp.config import Config
+from flare_exp.config.schema import Config
 from flare_exp.hub import files_read, is_commit, looks_local
 from flare_exp.models import backbones
 from flare_exp.tasks import Task

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from flare_exp import config
+from flare_exp.config import composition, schema
 
 # Subcommand -> its flags, and what it does, for --help. Each is a module flare_exp.<name> with `main(arguments) -> exit code`.
 COMMANDS = {
@@ -137,11 +137,11 @@ def help_text() -> str:
         "",
         "Groups:",
     ]
-    for group, options in config.groups().items():
+    for group, options in composition.groups().items():
         lines.append(f"  {group}")
         lines += [f"    {name:<20}{_comment(group, name)}" for name in options]
     lines += ["", "Options (default; a model, task or experiment may set another):"]
-    for key, f in config.keys().items():
+    for key, f in schema.keys().items():
         text = f.metadata.get("help", "")
         if not text or key.endswith(".name") or key == "experiment":
             continue
@@ -153,7 +153,7 @@ def help_text() -> str:
 
 
 def _comment(group: str, name: str) -> str:
-    for line in (config.conf_dir() / group / f"{name}.yaml").read_text().splitlines():
+    for line in (composition.conf_dir() / group / f"{name}.yaml").read_text().splitlines():
         if line.startswith("# ") and not line.startswith("# @package"):
             return line[2:]
     return ""

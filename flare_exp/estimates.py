@@ -25,14 +25,14 @@ from torch.utils.flop_counter import flop_registry
 from transformers import AutoModelForSeq2SeqLM
 
 from flare_exp.artifacts import Artifact, digest_of
-from flare_exp.config import Config, StageConfig
+from flare_exp.config.methods import METHODS
+from flare_exp.config.schema import Config, StageConfig
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.dataset import PairedDataset
 from flare_exp.data.generation import PromptForm
 from flare_exp.data.sampling import BucketSampler
 from flare_exp.experiment import provenance
 from flare_exp.flare.source_encoders import Source
-from flare_exp.methods import METHODS
 from flare_exp.models import backbones
 from flare_exp.preview import CHARACTERS, CountedForm, Preview, Sketch, config_of, pretraining, preview
 from flare_exp.stages import save_model

@@ -16,11 +16,11 @@ from flare_exp import pipeline
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.checkpoints import prepare_backbone
 from flare_exp.checksums import damage
-from flare_exp.config import Config
+from flare_exp.config.methods import METHODS
+from flare_exp.config.schema import Config
 from flare_exp.data.dataset import PairedCollator, PairedDataset
 from flare_exp.data.pairing import Pair
 from flare_exp.errors import UserError
-from flare_exp.methods import METHODS
 from flare_exp.runs import quiet
 from flare_exp.stages import Stages
 from flare_exp.tasks import Example

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flare_exp.config import MACHINES, Config
-from flare_exp.methods import METHODS
+from flare_exp.config.methods import METHODS
+from flare_exp.config.schema import MACHINES, Config
 from flare_exp.tasks import TASKS
 from flare_exp.translation.translators import FLAGS
 

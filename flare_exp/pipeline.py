@@ -18,10 +18,10 @@ import torch
 from flare_exp import hub
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.checkpoints import MT, make_translator, prepare_backbone
-from flare_exp.config import MACHINES, Config, flat
+from flare_exp.config.methods import METHODS, Method
+from flare_exp.config.schema import MACHINES, Config, flat
 from flare_exp.errors import UserError
 from flare_exp.experiment import launch, results
-from flare_exp.methods import METHODS, Method
 from flare_exp.models.backbones import quantisation_problem
 from flare_exp.stages import Stages
 from flare_exp.tasks import ROLES, TASKS, Task, fingerprint

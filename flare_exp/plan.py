@@ -19,7 +19,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flare_exp import commandline, config
+from flare_exp import commandline
+from flare_exp.config import composition, schema, validation
 from flare_exp.runs import quiet
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Job:
 
     number: int
     overrides: list[str]
-    cfg: config.Config
+    cfg: schema.Config
     made: dict[str, Artifact]
     owners: dict[str, int | None] = field(default_factory=dict)
     estimate: Estimate | None = None
@@ -89,11 +90,11 @@ def main(arguments: Sequence[str]) -> int:
     limits = [a.partition("=")[2] for a in arguments if a.startswith("memory=")]
     overrides = commandline.overrides([a for a in arguments if not a.startswith("memory=")])
     multirun = any(a in ("-m", "--multirun") for a in arguments)
-    composed, problems = config.check(overrides, multirun)
+    composed, problems = validation.check(overrides, multirun)
     problems += [f"memory={text}: must be a size above 0 like 80GB or 40GiB" for text in limits if not bytes_of(text)]
     if problems:
         return commandline.refuse(problems)
-    jobs = [(o, _typed(c)) for o, c in zip(config.cells(overrides), composed, strict=True)]
+    jobs = [(o, _typed(c)) for o, c in zip(composition.cells(overrides), composed, strict=True)]
     _quietly(jobs[0][1])
     with tempfile.TemporaryDirectory(prefix="flare_exp_plan_") as scratch:
         found = looked_up(jobs, multirun, Path(scratch))
@@ -110,22 +111,22 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if all(rows for sizes in fits for rows, _ in sizes.values()) else 1
 
 
-def _typed(composed: Any) -> config.Config:
+def _typed(composed: Any) -> schema.Config:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_object(composed)  # type: ignore[return-value]
 
 
-def _quietly(cfg: config.Config) -> None:
+def _quietly(cfg: schema.Config) -> None:
     quiet(replace(cfg, offline=True))  # a plan asks nobody
 
 
-def looked_up(jobs: Sequence[tuple[list[str], config.Config]], multirun: bool, scratch: Path) -> list[Job]:
+def looked_up(jobs: Sequence[tuple[list[str], schema.Config]], multirun: bool, scratch: Path) -> list[Job]:
     """What each job builds, finds, or leaves to an earlier one."""
     found: list[Job] = []
     building: dict[str, int] = {}  # artefact -> the job that builds it
     for number, (overrides, cfg) in enumerate(_progress(jobs, "looking at")):
-        if multirun and config.without_fusion(cfg, overrides):
+        if multirun and composition.without_fusion(cfg, overrides):
             continue  # as a grid does
         job = _looked_at(number, overrides, settled(cfg), scratch)
         for name, artifact in job.made.items():
@@ -230,7 +231,7 @@ def _memory(job: Job, rows: int, scratch: Path) -> float:
         return math.inf
 
 
-def settled(cfg: config.Config) -> config.Config:
+def settled(cfg: schema.Config) -> schema.Config:
     """The configuration on this machine; where a model is not here, on a GPU unless the CPU is asked for."""
     from flare_exp import pipeline
     from flare_exp.preview import is_sketch
@@ -240,9 +241,9 @@ def settled(cfg: config.Config) -> config.Config:
     return pipeline.pinned(placed, required=False)
 
 
-def _looked_at(number: int, overrides: list[str], cfg: config.Config, scratch: Path) -> Job:
+def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: Path) -> Job:
     from flare_exp import estimates, pipeline
-    from flare_exp.methods import METHODS
+    from flare_exp.config.methods import METHODS
     from flare_exp.preview import Sketch, preview
 
     stages, method = preview(cfg, scratch), METHODS[cfg.method.name]
@@ -257,7 +258,7 @@ def _looked_at(number: int, overrides: list[str], cfg: config.Config, scratch: P
                sizes=repr(sizes) if sizes else "", counted=isinstance(stages, Sketch))  # fmt: skip
 
 
-def _estimate(cfg: config.Config, scratch: Path, todo: set[str]) -> Estimate:
+def _estimate(cfg: schema.Config, scratch: Path, todo: set[str]) -> Estimate:
     _quietly(cfg)
     from flare_exp import estimates
 

@@ -11,18 +11,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from flare_exp import config, hub
+from flare_exp import hub
+from flare_exp.config import schema, validation
+from flare_exp.config.methods import METHODS
 from flare_exp.errors import UserError
-from flare_exp.methods import METHODS
 from flare_exp.tasks import TASKS, Benchmark
 
 THERE = "there already"
 
 
-def needs(cfg: config.Config) -> list[hub.Need]:
+def needs(cfg: schema.Config) -> list[hub.Need]:
     """Everything that a run of this configuration takes from the hub."""
     models = [("backbone", cfg.model.path, cfg.model.revision)]
-    if METHODS[cfg.method.name].translates and cfg.mt.name in config.MACHINES:
+    if METHODS[cfg.method.name].translates and cfg.mt.name in schema.MACHINES:
         models.append(("translation model", cfg.mt.path, cfg.mt.revision))
     found: list[hub.Need] = [hub.Checkpoint(what, path, at) for what, path, at in models if path and not hub.looks_local(path)]
     task = TASKS[cfg.task.name]
@@ -42,7 +43,7 @@ def needs_of(jobs: Sequence[Any]) -> list[hub.Need]:
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0: everything is there; 1: something is not."""
     overrides = [a for a in arguments if not a.startswith("-")]
-    jobs, problems = config.check(overrides, multirun=True)
+    jobs, problems = validation.check(overrides, multirun=True)
     if problems:
         raise UserError("\n  - ".join(["the command line has mistakes; nothing was fetched", *problems]))
     only_look = hub.offline(any(job.offline for job in jobs))

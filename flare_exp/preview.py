@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.checkpoints import MT, existing_checkpoint, make_translator, prepare_backbone
-from flare_exp.config import MACHINES, Config
+from flare_exp.config.schema import MACHINES, Config
 from flare_exp.data.generation import PromptForm
 from flare_exp.data.preprocessing import Form, Item
 from flare_exp.errors import UserError
@@ -311,7 +311,7 @@ def _sketched(cfg: Config, scratch: Path) -> Artifact:
 @functools.cache
 def _task(options: str, few: int) -> Task:
     """The benchmark of a configuration's task section, read once for all jobs that have the same."""
-    from flare_exp.config import TaskConfig
+    from flare_exp.config.schema import TaskConfig
 
     return with_sizes(load_task(SimpleNamespace(task=TaskConfig(**json.loads(options)))), few)  # type: ignore[arg-type]
 

@@ -23,9 +23,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from flare_exp import config, status
+from flare_exp import status
 from flare_exp.checksums import damage
-from flare_exp.methods import METHODS
+from flare_exp.config import composition, schema, validation
+from flare_exp.config.methods import METHODS
 from flare_exp.runs import VOLATILE
 from flare_exp.tasks import TASKS
 
@@ -58,13 +59,13 @@ class Run:
 
     @property
     def fuses(self) -> bool:
-        return self.options["method.name"] in config.FUSING_METHODS
+        return self.options["method.name"] in schema.FUSING_METHODS
 
     @functools.cached_property
     def changed(self) -> dict[str, str]:
         """Return what is not as shipped for this model, task and so on, beside `name`."""
         chosen = [(g, str(self.options.get(f"{g}.name"))) for g in GROUPS]
-        shipped = defaults(*(f"{g}={name}" for g, name in chosen if name in config.groups()[g]))
+        shipped = defaults(*(f"{g}={name}" for g, name in chosen if name in composition.groups()[g]))
         ignored = VOLATILE | NAMED | {"seed", *(f"source.{name}" for name in ABLATIONS)}
         sections = () if self.fuses else ("fusion.", "source.")
         return {
@@ -87,10 +88,10 @@ def defaults(*groups: str) -> dict[str, Any]:
     """Return the shipped configuration of some groups' options, with dotted keys."""
     from omegaconf import OmegaConf
 
-    (job,), problems = config.check(groups, multirun=False)
+    (job,), problems = validation.check(groups, multirun=False)
     if job is None:
         raise ValueError(problems[0])
-    return config.flat(OmegaConf.to_container(job, resolve=True))
+    return schema.flat(OmegaConf.to_container(job, resolve=True))
 
 
 def run_folders(folders: Sequence[str]) -> list[Path]:
@@ -123,7 +124,7 @@ def read(folder: Path) -> Run:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"metrics.json is damaged ({type(error).__name__}: {error})") from None
     try:
-        run = Run(folder, metrics, config.flat(yaml.safe_load((folder / "config.yaml").read_text())))
+        run = Run(folder, metrics, schema.flat(yaml.safe_load((folder / "config.yaml").read_text())))
         _ = run.name, run.changed
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]

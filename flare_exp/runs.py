@@ -14,13 +14,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from flare_exp import checksums, config
+from flare_exp import checksums
+from flare_exp.config import schema
 from flare_exp.errors import UserError, out_of_room
 from flare_exp.utils import signals
 
 # Options that do not change a result, so that a run folder may be taken up again with others. The model's name changes none
 # either, but stands in metrics.json.
-VOLATILE = {*config.no_effect()} - {"model.name"}
+VOLATILE = {*schema.no_effect()} - {"model.name"}
 
 
 def check_writable(folder: Path) -> Iterator[str]:
@@ -58,7 +59,7 @@ def check_folder(cfg: Any, folder: Path) -> Iterator[str]:
     if not cfg.resume:
         yield f"output_dir={folder}: it holds a run already and resume=false; choose another folder"
         return
-    old, new = (config.flat(OmegaConf.to_container(c, resolve=True)) for c in (before, cfg))
+    old, new = (schema.flat(OmegaConf.to_container(c, resolve=True)) for c in (before, cfg))
     differing = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and k not in VOLATILE]
     if differing:
         shown = ", ".join(f"{k} ({old.get(k)} there, {new.get(k)} here)" for k in differing)
@@ -165,7 +166,7 @@ def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
     from flare_exp.notes import notes
     from flare_exp.utils import files
 
-    typed: config.Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
+    typed: schema.Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / "metrics.json"
     if done.is_file():  # nothing heavy is imported for it
@@ -185,7 +186,7 @@ def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
     return measured
 
 
-def quiet(cfg: config.Config) -> None:
+def quiet(cfg: schema.Config) -> None:
     """Before heavy imports: network settings, and silence from libraries that talk about themselves."""
     import logging
     import warnings

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp import prefetch, status
-from flare_exp.config import Config
+from flare_exp.config.schema import Config
 from flare_exp.errors import UserError
 from flare_exp.utils import signals
 

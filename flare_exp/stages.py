@@ -26,7 +26,7 @@ from torch import nn
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of
 from flare_exp.checkpoints import MT, make_translator
 from flare_exp.code import code_of
-from flare_exp.config import FUSION_OPTIONS, Config, StageConfig
+from flare_exp.config.schema import FUSION_OPTIONS, Config, StageConfig
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.generation import PromptForm
 from flare_exp.data.preprocessing import Form, SourceTextForm

@@ -19,7 +19,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from flare_exp.config import HUMAN_MT
+from flare_exp.config.schema import HUMAN_MT
 from flare_exp.tasks import TASKS
 
 STYLES = {"lora": ("tab:gray", "s", "LoRA"), "flare": ("tab:blue", "o", "FLARE"), "flare_mt": ("tab:orange", "^", "FLARE MT")}

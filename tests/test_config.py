@@ -10,17 +10,18 @@ import time
 
 import pytest
 
-from flare_exp import commandline, config
+from flare_exp import commandline
 from flare_exp.__main__ import main
 from flare_exp.commandline import COMMANDS, help_text, normalised
+from flare_exp.config import composition, schema, validation
 from flare_exp.runs import check_folder
 
 
 def problems(*overrides, multirun=False):
-    return config.check(list(overrides), multirun)[1]
+    return validation.check(list(overrides), multirun)[1]
 
 
-GROUPS = {g: o for g, o in config.groups().items() if g != "experiment"}
+GROUPS = {g: o for g, o in composition.groups().items() if g != "experiment"}
 
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in GROUPS.items() for n in names])
@@ -33,7 +34,7 @@ def test_every_option_composes_and_passes_the_check(group, name):
     assert problems(f"{group}={name}", *extra) == []
 
 
-@pytest.mark.parametrize("name", config.groups()["experiment"])
+@pytest.mark.parametrize("name", composition.groups()["experiment"])
 def test_every_experiment_composes(name, tmp_path):
     for lang in ("eng", "ace", "en", "sw"):
         (tmp_path / lang).mkdir()
@@ -48,7 +49,7 @@ def test_every_model_task_method_pair_composes():
 
 def test_a_task_chooses_its_translation_and_the_user_wins():
     def mt(*overrides):
-        return config.check(list(overrides), False)[0][0].mt.name
+        return validation.check(list(overrides), False)[0][0].mt.name
 
     assert mt() == "toy"
     assert [mt(f"task={name}") for name in ("nusax", "xnli", "tydiqa")] == ["nllb_3b3"] * 3
@@ -63,20 +64,20 @@ def test_xnli_has_the_papers_three_epochs():
         (["task=nusax"], (10, 10)),
         (["task=xnli", "transfer.epochs=7"], (3, 7)),
     ):
-        (job,), _ = config.check(["model=xlmr_large", *overrides], False)
+        (job,), _ = validation.check(["model=xlmr_large", *overrides], False)
         assert (job.finetune.epochs, job.transfer.epochs) == epochs
 
 
 def test_tydiqa_has_no_test_split_and_long_contexts(tmp_path):
-    job = config.check(["task=tydiqa"], False)[0][0]
+    job = validation.check(["task=tydiqa"], False)[0][0]
     assert (job.data.max_length, job.task.select) == (768, "last")
     assert (job.task.window, job.task.doc_stride) == (384, 128)
     assert (job.task.train_split, job.task.validation_split) == ("train", None), "the last epoch is kept: nothing is held out"
-    assert (config.check([], False)[0][0].data.max_length, config.check([], False)[0][0].task.select) == (128, "best")
-    assert config.check(["task=tydiqa", "data.max_length=64"], False)[0][0].data.max_length == 64
+    assert (validation.check([], False)[0][0].data.max_length, validation.check([], False)[0][0].task.select) == (128, "best")
+    assert validation.check(["task=tydiqa", "data.max_length=64"], False)[0][0].data.max_length == 64
     for lang in ("en", "sw"):
         (tmp_path / lang).mkdir()
-    job = config.check(["task=tydiqa", f"task.data_dir={tmp_path}", "mt=file"], False)[0][0]
+    job = validation.check(["task=tydiqa", f"task.data_dir={tmp_path}", "mt=file"], False)[0][0]
     assert job.mt.path == str(tmp_path)
 
 
@@ -205,7 +206,7 @@ def test_wrong_options_exit_2_with_one_message(overrides, message, capsys, tmp_p
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
-@pytest.mark.parametrize("key", [key for key, f in config.keys().items() if f.type in ("float", "float | None")])
+@pytest.mark.parametrize("key", [key for key, f in schema.keys().items() if f.type in ("float", "float | None")])
 def test_no_number_is_infinite_or_nan(key, value):
     extra = {"fusion": ["fusion=gated"], "mt": ["mt=toy_nllb"]}.get(key.split(".")[0], [])
     assert problems(*extra, f"{key}={value}") == [f"{key}={value}: must be a finite number"]
@@ -230,7 +231,7 @@ def test_checked_for_cfg_and_multirun_too(capsys):
     assert "did you mean flare" in capsys.readouterr().err
     # fusion x lora is an error in a single run only: a grid leaves the cell out
     assert problems("method=lora,flare", "fusion=add,mul", multirun=True) == []
-    assert len(config.check(["method=lora,flare", "seed=0,1"], True)[0]) == 4
+    assert len(validation.check(["method=lora,flare", "seed=0,1"], True)[0]) == 4
 
 
 def test_flags_and_overrides_in_any_order_and_bare_slices():
@@ -242,7 +243,7 @@ def test_flags_and_overrides_in_any_order_and_bare_slices():
 def test_output_folder_of_another_run(tmp_path, capsys):
     from omegaconf import OmegaConf
 
-    job = config.check([f"output_dir={tmp_path}"], False)[0][0]
+    job = validation.check([f"output_dir={tmp_path}"], False)[0][0]
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(job, resolve=True))
     assert main([f"output_dir={tmp_path}", "seed=1", "adapter.r=4"]) == 2
     printed = capsys.readouterr().err
@@ -254,7 +255,7 @@ def test_output_folder_of_another_run(tmp_path, capsys):
 def test_a_run_folder_may_be_taken_up_with_another_logger(tmp_path):
     from omegaconf import OmegaConf
 
-    before, after = (config.check([f"output_dir={tmp_path}", f"logger={name}"], False)[0][0] for name in ("csv", "wandb"))
+    before, after = (validation.check([f"output_dir={tmp_path}", f"logger={name}"], False)[0][0] for name in ("csv", "wandb"))
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(before, resolve=True))
     assert not list(check_folder(after, tmp_path))
 
@@ -280,7 +281,7 @@ def test_the_example_with_an_own_checkpoint_runs_as_printed_and_downloads_nothin
     for folder in ("my_model", "my_data/eng", "my_data/jav"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    jobs, found = config.check(normalised(shlex.split(line)[3:]), False)
+    jobs, found = validation.check(normalised(shlex.split(line)[3:]), False)
     assert found == []
     assert prefetch.needs_of(jobs) == []
 
@@ -305,7 +306,7 @@ def test_the_default_folder_is_named_once(tmp_path, monkeypatch):
 def test_a_stored_result_is_shown_without_heavy_imports(tmp_path):
     from omegaconf import OmegaConf
 
-    (job,) = config.check([f"output_dir={tmp_path}"], False)[0]
+    (job,) = validation.check([f"output_dir={tmp_path}"], False)[0]
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(job, resolve=True))
     scores, spent = {"accuracy": 0.5}, dict.fromkeys(("backbone", "finetune", "transfer", "test", "translate", "total"), 1.0)
     measured = {"task": "toy_sentiment", "lang": "far", "model": "tiny", "method": "flare", "fusion": "add_relu", "mt": "toy",
@@ -333,7 +334,7 @@ def test_paths_are_what_the_shell_gives(tmp_path):
         (folder / name).mkdir(parents=True)
     given = [f"output_dir={folder / 'out'}", f"cache_dir={folder}", f"task.data_dir={folder}", "task=xnli", "model=custom",
              f"model.path={folder}", "mt=custom", f"mt.path={folder}"]  # fmt: skip
-    (job,), found = config.check(commandline.overrides(normalised(given)), False)
+    (job,), found = validation.check(commandline.overrides(normalised(given)), False)
     assert found == []
     paths = [job.output_dir, job.cache_dir, job.task.data_dir, job.model.path, job.mt.path]
     assert paths == [str(folder / "out"), *[str(folder)] * 4]
@@ -345,11 +346,11 @@ def test_paths_of_a_grid_may_have_spaces(tmp_path):
         place.mkdir()
     paths = ",".join(map(str, places))
     words = normalised(["-m", "model=custom", f"model.path={paths}", f"output_dir={tmp_path / 'out of'}"])
-    jobs, found = config.check(commandline.overrides(words), True)
+    jobs, found = validation.check(commandline.overrides(words), True)
     assert found == []
     assert [job.model.path for job in jobs] == [str(place) for place in places]
-    cells = config.cells(commandline.overrides(words))
-    assert [config.check(cell, False)[0][0].model.path for cell in cells] == [str(place) for place in places]
+    cells = composition.cells(commandline.overrides(words))
+    assert [validation.check(cell, False)[0][0].model.path for cell in cells] == [str(place) for place in places]
 
 
 @pytest.mark.parametrize(
@@ -381,7 +382,7 @@ def test_help_may_be_cut_short():
 def test_help_teaches_and_is_quick():
     text = help_text()
     assert text.count("python -m flare_exp ") >= 5
-    for group, names in config.groups().items():
+    for group, names in composition.groups().items():
         assert f"\n  {group}\n" in text
         assert all(f"\n    {name} " in text for name in names)
     start = time.perf_counter()
@@ -409,7 +410,7 @@ def test_print_config_and_cfg_job(capsys):
 
 def sweep_commands():
     """(file, overrides) of every multirun command in sweeps/."""
-    root = config.conf_dir().parent / "sweeps"
+    root = composition.conf_dir().parent / "sweeps"
     for path in sorted(root.glob("*.sh")):
         for line in path.read_text().replace("\\\n", " ").splitlines():
             if "output_dir=" in line:
@@ -423,6 +424,6 @@ def test_every_command_of_the_sweeps_composes(name, overrides, tmp_path):
     filled = [
         o.replace("$MINILM", str(tmp_path)).replace("$DATA", str(tmp_path)).replace("$out", str(tmp_path)) for o in overrides
     ]
-    jobs, found = config.check(filled, multirun=True)
+    jobs, found = validation.check(filled, multirun=True)
     assert found == []
     assert jobs

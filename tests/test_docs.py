@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from flare_exp import commandline, config
+from flare_exp import commandline
+from flare_exp.config import composition, validation
 
-ROOT = config.conf_dir().parent
+ROOT = composition.conf_dir().parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 START = re.compile(r"^ {4,}(?:\$ |srun )?python -m flare_exp ?")
 
@@ -46,7 +47,7 @@ def test_the_commands_of_a_page_are_taken(page, folder):
             arguments.append("hydra/launcher=slurm")
         multirun = command in ("submit", "prefetch") or "-m" in arguments
         overrides = commandline.overrides(commandline.normalised(arguments))
-        _, problems = config.check(overrides, multirun)
+        _, problems = validation.check(overrides, multirun)
         assert not problems, f"{page.name}: {text}"
 
 
@@ -60,5 +61,5 @@ def test_every_option_of_the_table_of_deviations_exists():
     assert len(cells) > 15
     for cell in cells:
         given = ["task=xnli", "fusion=cross_attn", *cell.split()]
-        _, problems = config.check(commandline.normalised(given), multirun=False)
+        _, problems = validation.check(commandline.normalised(given), multirun=False)
         assert not problems, cell

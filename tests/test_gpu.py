@@ -22,7 +22,8 @@ from conftest import token_batch
 from test_mt import SHORT, converted, engine, nllb, texts, translate  # noqa: F401 (fixtures)
 from torch import nn
 
-from flare_exp import config, estimates, plan
+from flare_exp import estimates, plan
+from flare_exp.config import validation
 from flare_exp.experiment import provenance
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSource
@@ -281,7 +282,7 @@ def test_a_run_takes_what_plan_says(tmp_path, report, device):
              "model.gradient_checkpointing=true", "adapter.targets=all_linear", "task=toy_nli",
              "optim._target_=bitsandbytes.optim.AdamW8bit", "trainer=gpu", "task.limit=512",
              "trainer.enable_progress_bar=false", "trainer.max_epochs=1", f"cache_dir={tmp_path / 'cache'}"]  # fmt: skip
-    (composed,), problems = config.check(given, multirun=False)
+    (composed,), problems = validation.check(given, multirun=False)
     assert not problems
     (job,) = plan.looked_up([(given, plan._typed(composed))], False, tmp_path)
     plan.price([job], tmp_path)

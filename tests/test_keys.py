@@ -12,9 +12,10 @@ import pytest
 from conftest import COMMIT, put, tiny_checkpoint
 from omegaconf import OmegaConf
 
-from flare_exp import checkpoints, code, config, pipeline, preview
+from flare_exp import checkpoints, code, pipeline, preview
+from flare_exp.config import composition, schema, validation
+from flare_exp.config.methods import METHODS
 from flare_exp.errors import UserError
-from flare_exp.methods import METHODS
 from flare_exp.models import backbones
 from flare_exp.tasks import TASKS
 from flare_exp.toy.translation_model import train_mt
@@ -142,13 +143,15 @@ def stand_in(place: Path, options: dict) -> Path:
     return place / (names[options["architecture"]] if "architecture" in options else "nllb")
 
 
-def composed(overrides, place) -> config.Config:
+def composed(overrides, place) -> schema.Config:
     given = [o.replace("{}", str(place)) for o in overrides]
-    return OmegaConf.to_object(config._compose([*given, "task.limit=6", f"cache_dir={place}/cache", f"output_dir={place}/out"]))
+    return OmegaConf.to_object(
+        composition._compose([*given, "task.limit=6", f"cache_dir={place}/cache", f"output_dir={place}/out"])
+    )
 
 
 def allowed(cfg) -> bool:
-    return not [*config._check_rules(cfg), *config._check_meaning(cfg)]
+    return not [*validation._check_rules(cfg), *validation._check_meaning(cfg)]
 
 
 @pytest.fixture(scope="module")
@@ -209,11 +212,11 @@ def another(key, value, kind, rules):
 
 HINT = """{key}: no artifact's key has it, so another value of it would return an old result.
   It can change a result: put it into a key (flare_exp/stages.py, checkpoints.py, translation.py), and if no run of RUNS in this
-  file uses it, add one. It cannot: say why in flare_exp/config.py, option(..., no_effect="...")."""
+  file uses it, add one. It cannot: say why in flare_exp/config/schema.py, option(..., no_effect="...")."""
 
 
 def test_every_option_is_in_a_key_or_says_why_it_changes_nothing(digests, base, before, place):
-    problems, unchanged, options = [], config.no_effect(), config.keys()
+    problems, unchanged, options = [], schema.no_effect(), schema.keys()
     for key in options:
         if any(other.startswith(f"{key}.") for other in options):
             continue  # a section

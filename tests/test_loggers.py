@@ -12,7 +12,8 @@ import yaml
 from test_pipeline import TINY, command, launch, result
 from test_sweeps import Agent, sweep_files
 
-from flare_exp import config, pipeline
+from flare_exp import pipeline
+from flare_exp.config import validation
 from flare_exp.training.tracking import Tracker
 
 
@@ -45,7 +46,7 @@ def started(monkeypatch):
 def composed(*overrides):
     from omegaconf import OmegaConf
 
-    (job,), problems = config.check(overrides, multirun=False)
+    (job,), problems = validation.check(overrides, multirun=False)
     assert not problems
     return OmegaConf.to_object(job)
 
@@ -71,7 +72,7 @@ def test_the_project_may_come_from_the_environment(monkeypatch):
 
 
 def test_online_without_network_is_refused():
-    _, problems = config.check(["offline=true", "logger=wandb", "logger.mode=online"], multirun=False)
+    _, problems = validation.check(["offline=true", "logger=wandb", "logger.mode=online"], multirun=False)
     assert problems == ["logger.mode=online with offline=true: choose one"]
 
 

@@ -11,7 +11,7 @@ import torch
 from conftest import last_of_each, random_backbone, untied
 from safetensors.torch import load_file
 
-from flare_exp import config
+from flare_exp.config import validation
 from flare_exp.flare import adapter
 from flare_exp.models import backbones
 from flare_exp.runs import run_job
@@ -31,7 +31,7 @@ TASKS = {"xnli": "accuracy", "tydiqa": "exact_match", "nusax": "macro_f1"}
 @pytest.mark.parametrize("model", PAPER)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_model_and_task_composes_and_passes_the_check(model, task):
-    jobs, problems = config.check([f"model={model}", f"task={task}", "fusion=add_relu"], False)
+    jobs, problems = validation.check([f"model={model}", f"task={task}", "fusion=add_relu"], False)
     assert problems == []
     job = jobs[0]
     assert job.model.name == model
@@ -94,7 +94,7 @@ def run(tmp_path, *overrides):
     small = ["task.limit=16", "trainer=cpu", "trainer.max_epochs=1", "data.batch_size=8", "trainer.enable_progress_bar=false"]
     rates = ["finetune.lr=1e-3", "transfer.lr=1e-3"]
     places = [f"output_dir={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}"]
-    jobs, problems = config.check(last_of_each([*small, *rates, *places, *overrides]), False)
+    jobs, problems = validation.check(last_of_each([*small, *rates, *places, *overrides]), False)
     assert problems == []
     measured = run_job(jobs[0], tmp_path / "out")
     return measured, json.loads((tmp_path / "out" / "provenance.json").read_text())
@@ -266,11 +266,14 @@ def test_attention_that_a_family_lacks_is_refused(checkpoints):
 
 
 def test_without_bitsandbytes_the_error_names_the_fix(monkeypatch):
-    monkeypatch.setattr(config.importlib.util, "find_spec", lambda name: None)
-    (problem,) = config.check(["model=llama31", "task=xnli"], False)[1]
+    monkeypatch.setattr(validation.importlib.util, "find_spec", lambda name: None)
+    (problem,) = validation.check(["model=llama31", "task=xnli"], False)[1]
     assert "pip install bitsandbytes" in problem
     assert "model.quantize=null" in problem
-    assert config.check(["model=llama31", "task=xnli", "model.quantize=null", "optim._target_=torch.optim.AdamW"], False)[1] == []
+    assert (
+        validation.check(["model=llama31", "task=xnli", "model.quantize=null", "optim._target_=torch.optim.AdamW"], False)[1]
+        == []
+    )
 
 
 def test_llama_gets_a_pad_token_without_a_new_embedding(checkpoints):

@@ -19,8 +19,9 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler
 
-from flare_exp import config, pipeline
+from flare_exp import pipeline
 from flare_exp.artifacts import ArtifactStore
+from flare_exp.config import validation
 from flare_exp.data.sampling import BucketSampler, Shares, passes_of
 from flare_exp.errors import UserError
 from flare_exp.experiment import launch
@@ -190,7 +191,7 @@ def test_fewer_gpus_than_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     from omegaconf import OmegaConf
 
-    cfg = OmegaConf.to_object(config.check(["trainer=ddp"], False)[0][0])
+    cfg = OmegaConf.to_object(validation.check(["trainer=ddp"], False)[0][0])
     with pytest.raises(UserError, match=r"trainer\.devices=2: torch sees 1 GPU here"):
         pipeline.settle(cfg)
     pipeline.settle(replace(cfg, trainer=replace(cfg.trainer, devices=1)))

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flare_exp import config, estimates, pipeline, plan, preview, runs
+from flare_exp import estimates, pipeline, plan, preview, runs
 from flare_exp.__main__ import main
+from flare_exp.config import composition, validation
 from flare_exp.experiment import provenance, results
 from flare_exp.models import backbones
 from flare_exp.toy.pretrain import pretrain
@@ -22,9 +23,9 @@ SMALL = ["model.pretrain.steps=20", "model.pretrain.documents=2000", "task.limit
 
 
 def jobs(*overrides: str, scratch: Path, multirun: bool = False) -> list[plan.Job]:
-    composed, problems = config.check(overrides, multirun)
+    composed, problems = validation.check(overrides, multirun)
     assert not problems
-    pairs = zip(config.cells(overrides), map(plan._typed, composed), strict=True)
+    pairs = zip(composition.cells(overrides), map(plan._typed, composed), strict=True)
     return plan.looked_up(list(pairs), multirun, scratch)
 
 
@@ -56,7 +57,7 @@ def test_a_grid_builds_what_its_jobs_share_once(tmp_path):
 
 def libraries() -> int:
     """Peak memory of a process that has only imported what a run does."""
-    code = ("from flare_exp import config, plan; plan._quietly(plan._typed(config.check([], False)[0][0]));"
+    code = ("from flare_exp import config, plan; plan._quietly(plan._typed(validation.check([], False)[0][0]));"
             "from flare_exp import pipeline, results; print(provenance.peak_memory())")  # fmt: skip
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
@@ -97,7 +98,7 @@ def test_arithmetic_counts_the_tensors_that_a_real_step_has(architecture, checkp
              vocab_size=600, hidden_size=64, layers=3, heads=4, target_share=0.05)  # fmt: skip
     given = ["model=custom", f"model.path={tmp_path / 'model'}", "task.limit=64", "trainer=cpu",
              f"cache_dir={tmp_path / 'cache'}", f"model.gradient_checkpointing={str(checkpointing).lower()}"]  # fmt: skip
-    (cfg,) = (plan._typed(c) for c in config.check(given, False)[0])
+    (cfg,) = (plan._typed(c) for c in validation.check(given, False)[0])
     stages = preview.preview(plan.settled(cfg), tmp_path)
     ((_, model, source, data, _),) = estimates._walk(stages, {"transfer"})
     module = stages.module(model.train(), source)
@@ -124,7 +125,7 @@ def llama(tmp_path_factory):
 
 
 def stages_of(given: list[str], folder: Path) -> preview.Preview:
-    (cfg,) = (plan._typed(c) for c in config.check(given, False)[0])
+    (cfg,) = (plan._typed(c) for c in validation.check(given, False)[0])
     return preview.preview(plan.settled(cfg), folder)
 
 
@@ -204,7 +205,7 @@ def five_bytes_a_row(monkeypatch):
     ],
 )
 def test_the_largest_micro_batch_that_fits(limit, rows, device, expected, five_bytes_a_row):
-    (cfg,) = (plan._typed(c) for c in config.check([f"data.batch_size={rows}", f"trainer={device}"], False)[0])
+    (cfg,) = (plan._typed(c) for c in validation.check([f"data.batch_size={rows}", f"trainer={device}"], False)[0])
     jobs = [plan.Job(n, [], replace(cfg, seed=n), {}, {"transfer": None}) for n in range(2)]
     found = plan.fitting(jobs, limit, Path())
     assert found == {n: (expected, 10 + 5 * max(1, expected)) for n in range(2)}
@@ -227,7 +228,7 @@ def test_plan_says_which_micro_batch_fits(llama, five_bytes_a_row, limit, code, 
 def test_the_missions_own_command_fits_an_80_gb_gpu(tmp_path):
     """As it is written in the README, with every row as long as it may be."""
     for model in ("llama3", "llama31", "gemma2"):
-        (cfg,) = (plan._typed(c) for c in config.check([f"model={model}", "task=tydiqa"], False)[0])
+        (cfg,) = (plan._typed(c) for c in validation.check([f"model={model}", "task=tydiqa"], False)[0])
         assert cfg.model.gradient_checkpointing
         assert cfg.data.micro_batch_size == 8
     (job,) = jobs("model=llama31", "task=tydiqa", "trainer=gpu", f"cache_dir={tmp_path / 'cache'}", scratch=tmp_path)
@@ -272,7 +273,9 @@ def test_every_hub_model_of_the_configuration_is_known():
     for group, names in (("model", ("xlmr_base", "xlmr_large", "mt5_xl", "llama3", "llama31", "gemma2")),
                          ("mt", ("nllb_600m", "nllb_1b3", "nllb_1b3_distilled", "nllb_3b3"))):  # fmt: skip
         for name in names:
-            (cfg,) = config.check([f"{group}={name}", "task=xnli"] if group == "model" else ["task=xnli", f"mt={name}"], False)[0]
+            (cfg,) = validation.check(
+                [f"{group}={name}", "task=xnli"] if group == "model" else ["task=xnli", f"mt={name}"], False
+            )[0]
             assert getattr(cfg, group).path in preview.ARCHITECTURES
 
 
@@ -379,7 +382,7 @@ def peaks(tmp_path, monkeypatch):
         monkeypatch.setattr(results, "print_table", lambda *_: None)
         monkeypatch.setattr(provenance, "PEAK", provenance.PeakMemory())
         for number in range(len(sizes)):
-            runs.run_job(config.check([], False)[0][0], tmp_path / str(number))
+            runs.run_job(validation.check([], False)[0][0], tmp_path / str(number))
         return found
 
     return run

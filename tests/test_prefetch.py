@@ -29,9 +29,10 @@ from rich.filesize import decimal
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from flare_exp import config, hub, pipeline, prefetch
+from flare_exp import hub, pipeline, prefetch
 from flare_exp.__main__ import main
 from flare_exp.checkpoints import existing_checkpoint
+from flare_exp.config import composition, validation
 from flare_exp.errors import UserError
 from flare_exp.tasks import XNLI
 
@@ -41,7 +42,7 @@ NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 
 
 def needed(*overrides):
-    jobs, problems = config.check(overrides, True)
+    jobs, problems = validation.check(overrides, True)
     assert problems == []
     return [(need.what, need.origin, need.revision) for need in prefetch.needs_of(jobs)]
 
@@ -162,7 +163,7 @@ def test_a_complete_checkpoint_is_found_by_branch_and_commit(cache, checkpoint):
 
 
 def settled(*overrides):
-    (composed,), problems = config.check(overrides, False)
+    (composed,), problems = validation.check(overrides, False)
     assert not problems
     return OmegaConf.to_object(composed)
 
@@ -192,7 +193,7 @@ def test_a_revision_that_cannot_be_resolved_stops_a_run_and_not_a_plan(cache):
 
 @pytest.mark.parametrize("group", ["model", "mt"])
 def test_presets_of_hub_checkpoints_are_pinned(group):
-    for file in (config.conf_dir() / group).glob("*.yaml"):
+    for file in (composition.conf_dir() / group).glob("*.yaml"):
         preset = OmegaConf.load(file)
         preset = preset.get(group, preset)
         path = OmegaConf.to_container(preset, resolve=False).get("path")

@@ -6,8 +6,9 @@ import re
 import pytest
 import yaml
 
-from flare_exp import config, report
+from flare_exp import report
 from flare_exp.commandline import normalised
+from flare_exp.config import schema, validation
 
 
 def as_dict(job):
@@ -18,13 +19,13 @@ def as_dict(job):
 
 def finished(folder, *overrides, score=0.5, metrics=None):
     """A run folder as a run leaves it, as far as the table reads it."""
-    (job,), problems = config.check(normalised(overrides), multirun=False)
+    (job,), problems = validation.check(normalised(overrides), multirun=False)
     assert not problems
     folder.mkdir(parents=True)
     measured = {
         "task": job.task.name, "lang": job.task.lang, "model": job.model.name, "mt": job.mt.name,
         "method": job.method.name, "seed": job.seed, "test": {"accuracy": 0.1, "macro_f1": score},
-        "fusion": job.fusion.name if job.method.name in config.FUSING_METHODS else None,
+        "fusion": job.fusion.name if job.method.name in schema.FUSING_METHODS else None,
         "english": {"accuracy": 0.9, "macro_f1": 0.9}, "zero_shot": {"accuracy": 0.2, "macro_f1": 0.2},
         "seconds": {"transfer": 1.0, "test": 2.0}, **(metrics or {}),
     }  # fmt: skip

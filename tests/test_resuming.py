@@ -15,8 +15,9 @@ import torch
 from conftest import last_of_each, tiny_checkpoint
 from omegaconf import OmegaConf
 
-from flare_exp import config, pipeline, runs, status
+from flare_exp import pipeline, runs, status
 from flare_exp.__main__ import main
+from flare_exp.config import validation
 from flare_exp.data.sampling import BucketSampler, ResumableLoader, Shares
 from flare_exp.errors import out_of_room
 from flare_exp.training import checkpointing
@@ -38,7 +39,7 @@ def arguments(checkpoint, folder, *overrides):
 
 
 def run(checkpoint, folder, *overrides):
-    (job,), problems = config.check(arguments(checkpoint, folder, *overrides), False)
+    (job,), problems = validation.check(arguments(checkpoint, folder, *overrides), False)
     assert not problems
     (folder / "out").mkdir(parents=True, exist_ok=True)
     return pipeline.run(OmegaConf.to_object(job), folder / "out")
@@ -194,7 +195,7 @@ def test_a_full_disk_at_any_stage_is_one_message_and_the_same_command_goes_on(ch
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
     given = [*SMALL, f"model.path={checkpoint}", f"cache_dir={folders['cache']}", f"output_dir={folders['out']}"]
-    (job,), _ = config.check(given, False)
+    (job,), _ = validation.check(given, False)
     reasons, kilobytes = [], 16
     while (reason := runs.attempt(job, folders["out"])) is not None:
         reasons.append(reason)

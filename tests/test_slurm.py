@@ -14,7 +14,8 @@ import pytest
 from conftest import SHARED, last_of_each, tiny_checkpoint
 from omegaconf import OmegaConf
 
-from flare_exp import config, slurm, status
+from flare_exp import slurm, status
+from flare_exp.config import composition, validation
 from flare_exp.errors import UserError
 
 START = SHARED.parent / "tools" / "slurm-local" / "start.sh"
@@ -155,13 +156,13 @@ def test_a_signal_before_python_is_ready_waits():
 
 
 def jobs(*overrides):
-    composed, problems = config.check(list(overrides), True)
+    composed, problems = validation.check(list(overrides), True)
     assert not problems
     return [slurm.Job(OmegaConf.to_object(job), Path("x"), []) for job in composed]
 
 
 def test_what_is_asked_of_slurm_follows_from_the_trainer():
-    launcher = config.launcher(["hydra/launcher=slurm", "hydra.launcher.partition=p", "hydra.launcher.qos=q"])
+    launcher = composition.launcher(["hydra/launcher=slurm", "hydra.launcher.partition=p", "hydra.launcher.qos=q"])
     asked = slurm.resources(launcher, jobs("trainer=ddp", "trainer.devices=4", "trainer.nodes=2"))
     assert (asked["nodes"], asked["gpus_per_node"], asked["slurm_partition"], asked["slurm_qos"]) == (2, 4, "p", "q")
     assert asked["slurm_additional_parameters"] == {"signal": "USR1@300", "requeue": True}

@@ -9,8 +9,9 @@ from conftest import tiny_checkpoint, untied
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from flare_exp import checkpoints, config, pipeline
+from flare_exp import checkpoints, pipeline
 from flare_exp.artifacts import ArtifactStore
+from flare_exp.config import validation
 from flare_exp.flare.source_states import SourceStates
 from flare_exp.stages import Stages
 from flare_exp.training import distributed
@@ -32,7 +33,7 @@ def checkpoint(tmp_path_factory):
 def make_stages(checkpoint, tmp_path):
     def make(*overrides, cache="cache", path=checkpoint):
         given = [*TINY, f"model.path={path}", f"cache_dir={tmp_path / cache}", f"output_dir={tmp_path}", *overrides]
-        (composed,), problems = config.check(given, False)
+        (composed,), problems = validation.check(given, False)
         assert problems == []
         cfg = pipeline.settle(OmegaConf.to_object(composed))
         store = ArtifactStore(cfg.cache_dir, distributed.ALONE)

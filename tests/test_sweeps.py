@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from flare_exp import config
 from flare_exp.commandline import normalised
+from flare_exp.config import composition, schema, validation
 from flare_exp.tasks import TASKS
 
 
 def sweep_files():
-    return sorted((config.conf_dir().parent / "sweeps").glob("*.yaml"))
+    return sorted((composition.conf_dir().parent / "sweeps").glob("*.yaml"))
 
 
 class Agent:
@@ -45,7 +45,7 @@ def cells(parameters):
     """Values of runs: every combination of groups' options and, along the way, every value of the rest (of a distribution, the
     ends)."""
     options = {name: choices(rule) for name, rule in parameters.items()}
-    groups = [name for name in options if name in config.groups()]
+    groups = [name for name in options if name in composition.groups()]
     combinations = list(itertools.product(*(options[name] for name in groups)))
     for i in range(max(len(combinations), *map(len, options.values()))):
         along = {name: values[i % len(values)] for name, values in options.items()}
@@ -60,7 +60,7 @@ def check(process):
     """The job and the problems of what an agent starts."""
     environment, interpreter, *module = process.command[:4]
     assert (environment, interpreter, module) == ("/usr/bin/env", "python", ["-m", "flare_exp"])
-    (job,), problems = config.check(normalised(process.command[4:]), multirun=False)
+    (job,), problems = validation.check(normalised(process.command[4:]), multirun=False)
     return job, problems
 
 
@@ -75,7 +75,7 @@ def test_every_run_of_a_sweep_composes(path, tmp_path, monkeypatch):
         assert job.logger.name == "wandb"
         assert job.output_dir == "outputs/sweeps/run7"
         for name, value in values.items():
-            assert value == (getattr(job, name).name if name in config.groups() else config.flat(as_dict(job))[name])
+            assert value == (getattr(job, name).name if name in composition.groups() else schema.flat(as_dict(job))[name])
     if "task.lang" in sweep["parameters"]:
         assert sweep["parameters"]["task.lang"]["values"] == list(TASKS[job.task.name].languages)
     searches, main_metric = sweep["method"] != "grid", TASKS[job.task.name].metric
@@ -115,13 +115,13 @@ def test_every_kind_of_value_survives_the_agent(tmp_path, monkeypatch):
               "task.train_split": "train[:10]", "fusion.heads": "null", "logger.run_name": "two words"}  # fmt: skip
     job, problems = check(agent.start(values))
     assert not problems
-    found = config.flat(as_dict(job))
+    found = schema.flat(as_dict(job))
     assert {name: found[name] for name in values} == {**values, "fusion.heads": None}
     assert os.environ["WANDB_RUN_ID"] == "run1"
 
 
 def script(name):
-    path = config.conf_dir().parent / "sweeps" / f"{name}.py"
+    path = composition.conf_dir().parent / "sweeps" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flare_exp import config
 from flare_exp.artifacts import ArtifactStore, digest_of
+from flare_exp.config import schema, validation
 from flare_exp.data.classification import LabelForm
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.question_answering import SpanForm
@@ -77,7 +77,7 @@ def test_every_task_is_whole(task):
     assert task.metric in (("accuracy", "macro_f1") if task.labels else ("exact_match", "f1"))
     assert bool(task.labels) != (task.fields == ("context", "question"))
     assert task.english not in task.languages
-    (job,), problems = config.check([f"task={task.name}"], multirun=False)
+    (job,), problems = validation.check([f"task={task.name}"], multirun=False)
     assert not problems
     assert job.task.lang in task.languages
     if issubclass(task, Benchmark):
@@ -419,7 +419,7 @@ def stage(task, folder, **mt):
     from flare_exp.checkpoints import make_translator
     from flare_exp.stages import Stages
 
-    cfg, made = SimpleNamespace(mt=config.MtConfig(**mt)), Stages.__new__(Stages)
+    cfg, made = SimpleNamespace(mt=schema.MtConfig(**mt)), Stages.__new__(Stages)
     parts = {"task": task, "cfg": cfg, "store": ArtifactStore(folder), "translations": {}}
     made.__dict__.update(parts, translator=make_translator(cfg, task, None))
     return made
@@ -453,7 +453,7 @@ def test_the_stage_keeps_answers_and_follows_the_file_not_its_place(tmp_path):
 def job(*overrides):
     from omegaconf import OmegaConf
 
-    jobs, problems = config.check(list(overrides), False)
+    jobs, problems = validation.check(list(overrides), False)
     assert problems == []
     return OmegaConf.to_object(jobs[0])
 

@@ -27,7 +27,7 @@ from typing import TypeVar
 import torch
 from torch import distributed as dist
 
-from flare_exp.config import Config
+from flare_exp.config.schema import Config
 from flare_exp.errors import UserError
 from flare_exp.training.distributed import ALONE, Team
 from flare_exp.utils.signals import Stopped

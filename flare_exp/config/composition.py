@@ -1,0 +1,99 @@
+"""Compose the configurations of the jobs of a command line, with Hydra."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flare_exp.config.schema import FUSING_METHODS, Config, keys
+
+
+def conf_dir() -> Path:
+    """The shipped configuration: beside the modules in a wheel, beside the package in a checkout."""
+    inside = Path(__file__).parents[1] / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def groups() -> dict[str, list[str]]:
+    """Group -> its options, from the files of conf/."""
+    folders = sorted({f.parent for f in conf_dir().glob("*/**/*.yaml")})
+    return {p.relative_to(conf_dir()).as_posix(): sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
+
+
+# --- the check -------------------------------------------------------------------------------------------------------
+
+
+def register_schema() -> None:
+    """Make the dataclasses the typed base of conf/config.yaml."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def cells(arguments: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a (checked) command line, in Hydra's order."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return list(_cells([OverridesParser.create().parse_override(text) for text in arguments]))
+
+
+def launcher(overrides: Sequence[str]) -> dict[str, Any]:
+    """`hydra.launcher` of a (checked) job."""
+    from omegaconf import OmegaConf
+
+    composed = _compose(overrides, return_hydra_config=True)
+    return OmegaConf.to_container(composed.hydra.launcher, resolve=True)  # type: ignore[return-value]
+
+
+def _compose(overrides: Sequence[str], **options) -> Any:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.utils import setup_globals
+
+    register_schema()
+    setup_globals()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="flare_exp"):
+        return compose("config", overrides=list(overrides), **options)
+
+
+def _compose_cell(overrides: Sequence[str], bases: dict[tuple[str, ...], Any]) -> Any:
+    """Compose one job of a grid. What follows from the groups alone is composed once for all jobs, and kept in `bases`."""
+    import copy
+
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    known = keys().keys() - groups().keys()
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = [o for o in parsed if o.key_or_group in known and not (o.is_delete() or o.is_sweep_override())]
+    chosen = tuple(str(o.input_line) for o in parsed if o not in values)
+    if chosen not in bases:
+        bases[chosen] = _compose(chosen)
+    composed = copy.deepcopy(bases[chosen])
+    ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+    return composed
+
+
+def explicit_fusion(overrides: Sequence[str]) -> bool:
+    """Whether the user chose a fusion on the command line."""
+    return any(o.lstrip("+").split("=")[0].split(".")[0] == "fusion" for o in overrides)
+
+
+def without_fusion(job: Any, overrides: Sequence[str]) -> bool:
+    """Whether a cell of a grid combines a fusion with a method that has none: it is left out."""
+    return job.method.name not in FUSING_METHODS and explicit_fusion(overrides)
+
+
+def _cells(overrides: Sequence[Any]) -> Iterator[list[str]]:
+    """The override lists of a multirun's jobs (one list for a single run)."""
+    axes = [
+        [f"{_prefix(o)}{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] if o.is_sweep_override() else [o.input_line]
+        for o in overrides
+    ]
+    for cell in itertools.product(*axes):
+        yield list(cell)
+
+
+def _prefix(override) -> str:
+    return "+" if override.is_add() and not override.get_key_element().startswith("+") else ""
