@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flare_exp.loading import LoadedRun
+    from flare_exp.experiment.loading import LoadedRun
 
 __version__ = "0.1.0"
 
 
 def load(folder: str | Path) -> LoadedRun:
-    """Load the model of a finished run; see `flare_exp.loading.load`."""
-    from flare_exp import loading
+    """Load the model of a finished run; see `flare_exp.experiment.loading.load`."""
+    from flare_exp.experiment import loading
 
     return loading.load(folder)

@@ -28,7 +28,7 @@ CODE = {
     ),
     "marks": ("translation.projection",),
     "translation": (
-        "stages:quality",
+        "experiment.stages:quality",
         "tasks.metrics:translation",
         "translation.projection",
         "translation.translators",
@@ -58,7 +58,7 @@ CODE = {
         "models.backbones:wrap",
         "training.modules",
         "training.distributed:gathered",
-        "stages",
+        "experiment.stages",
         "tasks.base",
         "tasks.metrics",
     ),

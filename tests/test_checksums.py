@@ -9,10 +9,11 @@ import pytest
 from conftest import tiny_checkpoint
 
 import flare_exp
-from flare_exp import checksums, report, status
-from flare_exp.__main__ import main
-from flare_exp.checksums import CHECKSUMS, damage, seal, seal_of
+from flare_exp.cli import report
+from flare_exp.cli.main import main
 from flare_exp.errors import UserError
+from flare_exp.experiment import checksums, run_state
+from flare_exp.experiment.checksums import CHECKSUMS, damage, seal, seal_of
 
 
 def flip(path, at=None):
@@ -73,7 +74,7 @@ def test_a_folder_without_checksums_must_at_least_be_readable(folder):
     (folder / "metrics.json").write_text('{"task": "toy')
     (folder / "provenance.json").unlink()
     assert damage(folder) == ["metrics.json is missing or unreadable", "provenance.json is missing or unreadable"]
-    assert status.read(folder).state == "failed"
+    assert run_state.read(folder).state == "failed"
     with pytest.raises(ValueError, match=r"damaged: metrics\.json is missing or unreadable"):
         report.read(folder)
 
@@ -109,8 +110,8 @@ def test_a_damaged_run_is_made_again_by_the_same_command_and_never_shown(tmp_pat
     }
     for make, named in spoils.items():
         make()
-        assert status.read(out).state == "failed"
-        assert named[0] in status.read(out).reason
+        assert run_state.read(out).state == "failed"
+        assert named[0] in run_state.read(out).reason
         with pytest.raises(UserError, match=f"is damaged: {named[0]}.*; the run's own command makes it again"):
             flare_exp.load(out)
         assert main(words) == 0
@@ -121,7 +122,7 @@ def test_a_damaged_run_is_made_again_by_the_same_command_and_never_shown(tmp_pat
         assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in measured.items() if k != "seconds"}
         assert {name: (out / name).read_bytes() for name in whole} == whole
         assert damage(out) == []
-        assert status.read(out).state == "done"
+        assert run_state.read(out).state == "done"
     assert pq.read_table(out / "predictions.parquet").num_rows == 30
     assert not list((tmp_path / "cache").glob("*/.*"))
     # what cannot be made again, since it says which run this is

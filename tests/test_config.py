@@ -10,11 +10,11 @@ import time
 
 import pytest
 
-from flare_exp import commandline
-from flare_exp.__main__ import main
-from flare_exp.commandline import COMMANDS, help_text, normalised
+from flare_exp.cli import commandline
+from flare_exp.cli.commandline import COMMANDS, help_text, normalised
+from flare_exp.cli.main import main
 from flare_exp.config import composition, schema, validation
-from flare_exp.runs import check_folder
+from flare_exp.experiment.runs import check_folder
 
 
 def problems(*overrides, multirun=False):
@@ -275,7 +275,7 @@ def test_commands_explain_themselves_and_refuse_unknown_flags(name, capsys):
 
 
 def test_the_example_with_an_own_checkpoint_runs_as_printed_and_downloads_nothing(tmp_path, monkeypatch):
-    from flare_exp import prefetch
+    from flare_exp.experiment import downloads
 
     (line,) = [line for line in commandline.EXAMPLES.splitlines() if "model.path=" in line]
     for folder in ("my_model", "my_data/eng", "my_data/jav"):
@@ -283,7 +283,7 @@ def test_the_example_with_an_own_checkpoint_runs_as_printed_and_downloads_nothin
     monkeypatch.chdir(tmp_path)
     jobs, found = validation.check(normalised(shlex.split(line)[3:]), False)
     assert found == []
-    assert prefetch.needs_of(jobs) == []
+    assert downloads.needs_of(jobs) == []
 
 
 def test_submit_explains_itself(capsys):
@@ -296,9 +296,9 @@ def test_submit_explains_itself(capsys):
 
 def test_the_default_folder_is_named_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flare_exp.__main__.check_folder", lambda *_: time.sleep(1.1) or [])  # another second has begun
+    monkeypatch.setattr("flare_exp.cli.main.check_folder", lambda *_: time.sleep(1.1) or [])  # another second has begun
     ran = []
-    monkeypatch.setattr("flare_exp.__main__.attempt", lambda _, folder: ran.append(folder))
+    monkeypatch.setattr("flare_exp.cli.main.attempt", lambda _, folder: ran.append(folder))
     assert main([]) == 0
     assert [folder.resolve() for folder in (tmp_path / "outputs").iterdir()] == [folder.resolve() for folder in ran]
 
@@ -317,7 +317,7 @@ def test_a_stored_result_is_shown_without_heavy_imports(tmp_path):
     (tmp_path / "provenance.json").write_text(json.dumps(facts))
     code = f"""
 import sys
-from flare_exp.__main__ import main
+from flare_exp.cli.main import main
 assert main(["output_dir={tmp_path}"]) == 0
 print([m for m in ("torch", "transformers", "lightning", "datasets", "matplotlib") if m in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -364,8 +364,8 @@ def test_quotes_and_hydras_own_grammar_stay(given):
 def test_a_run_in_an_awkward_folder(tmp_path, monkeypatch):
     """Also through Hydra, alone and as a grid."""
     ran = []
-    monkeypatch.setattr("flare_exp.__main__.attempt", lambda cfg, folder: ran.append((cfg.cache_dir, folder)))
-    monkeypatch.setattr("flare_exp.__main__.attempt_in_grid", lambda cfg, folder: ran.append((cfg.cache_dir, folder)))
+    monkeypatch.setattr("flare_exp.cli.main.attempt", lambda cfg, folder: ran.append((cfg.cache_dir, folder)))
+    monkeypatch.setattr("flare_exp.cli.main.attempt_in_grid", lambda cfg, folder: ran.append((cfg.cache_dir, folder)))
     folder = tmp_path / AWKWARD
     assert main([f"output_dir={folder}", f"cache_dir={folder / 'c'}"]) == 0
     grid = tmp_path / "it's größer [1]"
@@ -394,7 +394,7 @@ def test_help_teaches_and_is_quick():
 
 def test_import_is_light():
     heavy = "('torch', 'transformers', 'lightning', 'datasets')"
-    code = f"import sys, flare_exp.__main__; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, flare_exp.cli.main; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 

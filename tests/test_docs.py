@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flare_exp import commandline
+from flare_exp.cli import commandline
 from flare_exp.config import composition, validation
 
 ROOT = composition.conf_dir().parent

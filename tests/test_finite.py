@@ -130,7 +130,7 @@ def test_no_embedded_model_is_saved_that_is_not_finite(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_diverges_exits_2_and_keeps_nothing(tmp_path, capsys):
-    from flare_exp.__main__ import main
+    from flare_exp.cli.main import main
 
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
     words = ["model=custom", f"model.path={checkpoint}", "task.limit=40", "trainer=cpu", "trainer.enable_progress_bar=false",

@@ -22,13 +22,14 @@ from conftest import token_batch
 from test_mt import SHORT, converted, engine, nllb, texts, translate  # noqa: F401 (fixtures)
 from torch import nn
 
-from flare_exp import estimates, plan
+from flare_exp.cli import plan
 from flare_exp.config import validation
 from flare_exp.experiment import provenance
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSource
 from flare_exp.flare.source_states import positions
 from flare_exp.models import backbones
+from flare_exp.planning import estimates
 from flare_exp.toy.pretrain import pretrain
 from flare_exp.translation.engines import CTranslate2Engine, TransformersEngine
 from flare_exp.utils import files
@@ -273,7 +274,7 @@ def test_a_group_of_one_process_trains_as_no_group(llama, device):
 @on_gpu
 def test_a_run_takes_what_plan_says(tmp_path, report, device):
     """Of the CPU, tests/test_plan.py has this."""
-    from flare_exp.__main__ import main
+    from flare_exp.cli.main import main
 
     model = tmp_path / "model"
     pretrain(model, architecture="llama", world_seed=0, documents=2000, steps=1, batch_size=8, lr=1e-3, vocab_size=900,

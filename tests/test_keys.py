@@ -12,11 +12,13 @@ import pytest
 from conftest import COMMIT, put, tiny_checkpoint
 from omegaconf import OmegaConf
 
-from flare_exp import checkpoints, code, pipeline, preview
+from flare_exp import code
 from flare_exp.config import composition, schema, validation
 from flare_exp.config.methods import METHODS
 from flare_exp.errors import UserError
+from flare_exp.experiment import checkpoints, pipeline
 from flare_exp.models import backbones
+from flare_exp.planning import preview
 from flare_exp.tasks import TASKS
 from flare_exp.toy.translation_model import train_mt
 from flare_exp.translation import nllb
@@ -211,8 +213,9 @@ def another(key, value, kind, rules):
 
 
 HINT = """{key}: no artifact's key has it, so another value of it would return an old result.
-  It can change a result: put it into a key (flare_exp/stages.py, checkpoints.py, translation.py), and if no run of RUNS in this
-  file uses it, add one. It cannot: say why in flare_exp/config/schema.py, option(..., no_effect="...")."""
+  It can change a result: put it into a key (flare_exp/experiment/stages.py, checkpoints.py,
+  flare_exp/translation/translators.py), and if no run of RUNS in this file uses it, add one.
+  It cannot: say why in flare_exp/config/schema.py, option(..., no_effect="...")."""
 
 
 def test_every_option_is_in_a_key_or_says_why_it_changes_nothing(digests, base, before, place):

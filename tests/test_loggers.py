@@ -12,8 +12,8 @@ import yaml
 from test_pipeline import TINY, command, launch, result
 from test_sweeps import Agent, sweep_files
 
-from flare_exp import pipeline
 from flare_exp.config import validation
+from flare_exp.experiment import pipeline
 from flare_exp.training.tracking import Tracker
 
 
@@ -228,7 +228,7 @@ def test_what_an_agent_starts_is_its_run_with_its_values(cache_dir, tmp_path, mo
 WITNESS = """
 import json, os, wandb
 from dataclasses import asdict
-from flare_exp import pipeline
+from flare_exp.experiment import pipeline
 
 def tell(name, what):
     with open(os.path.join(os.environ["WITNESS"], f"{name}-{os.getpid()}"), "w") as file:

@@ -19,12 +19,11 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler
 
-from flare_exp import pipeline
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.config import validation
 from flare_exp.data.sampling import BucketSampler, Shares, passes_of
 from flare_exp.errors import UserError
-from flare_exp.experiment import launch
+from flare_exp.experiment import launch, pipeline
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSource, MTSource
 from flare_exp.training import distributed

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flare_exp import estimates, pipeline, plan, preview, runs
-from flare_exp.__main__ import main
+from flare_exp.cli import plan
+from flare_exp.cli.main import main
 from flare_exp.config import composition, validation
-from flare_exp.experiment import provenance, results
+from flare_exp.experiment import pipeline, provenance, results, runs
 from flare_exp.models import backbones
+from flare_exp.planning import architectures, estimates, preview
 from flare_exp.toy.pretrain import pretrain
 
 SMALL = ["model.pretrain.steps=20", "model.pretrain.documents=2000", "task.limit=96", "finetune.epochs=1", "transfer.epochs=1",
@@ -57,8 +58,9 @@ def test_a_grid_builds_what_its_jobs_share_once(tmp_path):
 
 def libraries() -> int:
     """Peak memory of a process that has only imported what a run does."""
-    code = ("from flare_exp import config, plan; plan._quietly(plan._typed(validation.check([], False)[0][0]));"
-            "from flare_exp import pipeline, results; print(provenance.peak_memory())")  # fmt: skip
+    code = ("from flare_exp.cli import plan; from flare_exp.config import validation;"
+            "plan._quietly(plan._typed(validation.check([], False)[0][0]));"
+            "from flare_exp.experiment import pipeline, provenance; print(provenance.peak_memory())")  # fmt: skip
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
@@ -276,12 +278,12 @@ def test_every_hub_model_of_the_configuration_is_known():
             (cfg,) = validation.check(
                 [f"{group}={name}", "task=xnli"] if group == "model" else ["task=xnli", f"mt={name}"], False
             )[0]
-            assert getattr(cfg, group).path in preview.ARCHITECTURES
+            assert getattr(cfg, group).path in architectures.ARCHITECTURES
 
 
 def test_peak_memory_is_not_inherited():
     own = bytearray(300 * 10**6)
-    code = "from flare_exp import results; print(provenance.peak_memory())"
+    code = "from flare_exp.experiment import provenance; print(provenance.peak_memory())"
     child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert child < len(own) < provenance.peak_memory()
 
@@ -313,7 +315,7 @@ FAMILIES = {
     "family", [f if f == "xlm-roberta" else pytest.param(f, marks=pytest.mark.slow) for f in backbones.FAMILIES]
 )
 def test_every_method_and_task_can_be_planned_with_every_family(family, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(preview.ARCHITECTURES, "org/small", {"model_type": family, **FAMILIES[family]})
+    monkeypatch.setitem(architectures.ARCHITECTURES, "org/small", {"model_type": family, **FAMILIES[family]})
     model = ["model=custom", "model.path=org/small", f"cache_dir={tmp_path / 'cache'}"]
     for benchmarks, translation, methods in (
         ("nusax,xnli,tydiqa", "nllb_600m", "zero_shot,translate_test,lora,flare,flare_mt"),
@@ -332,7 +334,7 @@ def test_every_method_and_task_can_be_planned_with_every_family(family, tmp_path
 
 
 def test_jobs_that_cost_the_same_are_counted_once(tmp_path, monkeypatch):
-    monkeypatch.setitem(preview.ARCHITECTURES, "org/small", {"model_type": "xlm-roberta", **FAMILIES["xlm-roberta"]})
+    monkeypatch.setitem(architectures.ARCHITECTURES, "org/small", {"model_type": "xlm-roberta", **FAMILIES["xlm-roberta"]})
     counted = []
     estimate = estimates.estimate
     monkeypatch.setattr(estimates, "estimate", lambda *given: counted.append(given) or estimate(*given))
@@ -378,7 +380,7 @@ def peaks(tmp_path, monkeypatch):
             return {}
 
         monkeypatch.setattr(pipeline, "run", job)
-        monkeypatch.setattr("flare_exp.notes.notes", lambda *_: [])
+        monkeypatch.setattr("flare_exp.experiment.notes.notes", lambda *_: [])
         monkeypatch.setattr(results, "print_table", lambda *_: None)
         monkeypatch.setattr(provenance, "PEAK", provenance.PeakMemory())
         for number in range(len(sizes)):

@@ -29,11 +29,12 @@ from rich.filesize import decimal
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from flare_exp import hub, pipeline, prefetch
-from flare_exp.__main__ import main
-from flare_exp.checkpoints import existing_checkpoint
+from flare_exp import hub
+from flare_exp.cli.main import main
 from flare_exp.config import composition, validation
 from flare_exp.errors import UserError
+from flare_exp.experiment import downloads, pipeline
+from flare_exp.experiment.checkpoints import existing_checkpoint
 from flare_exp.tasks import XNLI
 
 OTHER = "b" * 40
@@ -44,7 +45,7 @@ NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 def needed(*overrides):
     jobs, problems = validation.check(overrides, True)
     assert problems == []
-    return [(need.what, need.origin, need.revision) for need in prefetch.needs_of(jobs)]
+    return [(need.what, need.origin, need.revision) for need in downloads.needs_of(jobs)]
 
 
 @pytest.fixture(scope="session")
@@ -288,7 +289,7 @@ def test_an_unreachable_hub(cache, checkpoint, monkeypatch, revision, state):
 
     put(cache, "org/name", checkpoint)
     monkeypatch.setattr(hub.Checkpoint, "fetch", fetch)
-    assert prefetch.bring(hub.Checkpoint("backbone", "org/name", revision))[1] == state
+    assert downloads.bring(hub.Checkpoint("backbone", "org/name", revision))[1] == state
 
 
 def test_mistakes_are_one_message(capsys):

@@ -6,8 +6,8 @@ import re
 import pytest
 import yaml
 
-from flare_exp import report
-from flare_exp.commandline import normalised
+from flare_exp.cli import report
+from flare_exp.cli.commandline import normalised
 from flare_exp.config import schema, validation
 
 

@@ -15,11 +15,11 @@ import torch
 from conftest import last_of_each, tiny_checkpoint
 from omegaconf import OmegaConf
 
-from flare_exp import pipeline, runs, status
-from flare_exp.__main__ import main
+from flare_exp.cli.main import main
 from flare_exp.config import validation
 from flare_exp.data.sampling import BucketSampler, ResumableLoader, Shares
 from flare_exp.errors import out_of_room
+from flare_exp.experiment import pipeline, run_state, runs
 from flare_exp.training import checkpointing
 from flare_exp.utils import signals
 
@@ -133,7 +133,7 @@ def test_a_signal_stops_and_the_same_command_goes_on(checkpoint, tmp_path, train
     assert process.returncode == 128 + by, said
     assert said.count(f"flare_exp: stopped by {by.name} after ") == 1
     assert "Traceback" not in said
-    assert status.read(tmp_path / "out").reason.startswith(f"stopped by {by.name} after ")
+    assert run_state.read(tmp_path / "out").reason.startswith(f"stopped by {by.name} after ")
     assert len(group) == (trainer == "ddp_cpu")
     assert not list(tmp_path.glob("out/process*.log"))
     (state,) = tmp_path.glob("cache/finetune/.*/state.ckpt")
@@ -240,7 +240,7 @@ def test_a_crash_is_one_line_and_its_traceback_is_in_the_log(tmp_path, monkeypat
     log = (tmp_path / "flare_exp.log").read_text()
     assert "Traceback (most recent call last)" in log
     assert "in crash" in log
-    assert status.read(tmp_path).state == "failed"
+    assert run_state.read(tmp_path).state == "failed"
 
 
 def test_ctrl_c_asks_once_and_interrupts_the_second_time(capfd):

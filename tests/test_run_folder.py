@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from flare_exp.curves import draw_curves
 from flare_exp.experiment import results
-from flare_exp.run_page import run_page
+from flare_exp.experiment.curves import draw_curves
+from flare_exp.experiment.run_page import run_page
 
 MEASURED = {
     "task": "toy_qa", "lang": "far", "model": "tiny", "method": "flare", "fusion": "add", "mt": "toy", "seed": 3,

@@ -14,9 +14,10 @@ import pytest
 from conftest import SHARED, last_of_each, tiny_checkpoint
 from omegaconf import OmegaConf
 
-from flare_exp import slurm, status
+from flare_exp.cluster import slurm
 from flare_exp.config import composition, validation
 from flare_exp.errors import UserError
+from flare_exp.experiment import run_state
 
 START = SHARED.parent / "tools" / "slurm-local" / "start.sh"
 
@@ -66,7 +67,7 @@ def wait_for(condition, seconds=200):
 
 def in_training(folder, seed):
     """Whether the job of a seed has trained for some epochs, and the process that does."""
-    found = status.read(folder / "grid" / str(seed))
+    found = run_state.read(folder / "grid" / str(seed))
     return found.pid if found.state == "running" and list(folder.glob("cache/finetune/.*/checkpoints")) else None
 
 
@@ -80,7 +81,7 @@ def test_jobs_that_are_warned_go_on_and_those_that_are_killed_are_repaired(clust
     waiting = subprocess.Popen(grid(checkpoint, folder, *long), env=cluster, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True)  # fmt: skip
     wait_for(lambda: in_training(folder, 0) and in_training(folder, 1))
-    array = status.read(folder / "grid" / "0").slurm_job.partition("_")[0]
+    array = run_state.read(folder / "grid" / "0").slurm_job.partition("_")[0]
     subprocess.run(["scancel", "--signal=USR1", f"{array}_0"], env=cluster, check=True)
     os.kill(in_training(folder, 1), signal.SIGKILL)
     said, _ = waiting.communicate(timeout=400)
@@ -110,7 +111,7 @@ def test_what_was_submitted_is_what_runs_and_submit_does_not_wait(cluster, check
     hold = ["hydra.launcher.additional_parameters.begin=now+5"]
     submitted = run([*words[:3], "submit", *words[5:], *(f"+{h}" for h in hold)], env)
     assert submitted.returncode == 0, submitted.stderr
-    assert status.read(tmp_path / "grid" / "0").state == "waiting"
+    assert run_state.read(tmp_path / "grid" / "0").state == "waiting"
     for file in (code / "conf" / "task").glob("toy*.yaml"):  # before the job starts
         file.write_text("name: nonsense\n")
     done = tmp_path / "grid" / "0" / "metrics.json"
@@ -207,4 +208,4 @@ def test_without_slurm_there_is_one_message(tmp_path):
                           capture_output=True, text=True, env={**os.environ, "PATH": str(python)})  # fmt: skip
     assert done.returncode == 2
     assert 'SLURM does not take the jobs: Could not detect "srun"' in done.stderr
-    assert status.read(tmp_path / "0").state == "missing"
+    assert run_state.read(tmp_path / "0").state == "missing"

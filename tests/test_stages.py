@@ -9,11 +9,11 @@ from conftest import tiny_checkpoint, untied
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from flare_exp import checkpoints, pipeline
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.config import validation
+from flare_exp.experiment import checkpoints, pipeline
+from flare_exp.experiment.stages import Stages
 from flare_exp.flare.source_states import SourceStates
-from flare_exp.stages import Stages
 from flare_exp.training import distributed
 from flare_exp.training.tracking import Tracker
 

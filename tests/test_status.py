@@ -8,13 +8,14 @@ import sys
 
 import pytest
 
-from flare_exp import status
+from flare_exp.cli import status
 from flare_exp.errors import UserError
+from flare_exp.experiment import run_state
 from flare_exp.utils.signals import Stopped
 
 
 def leave(folder, state, **more):
-    status.add(folder, status.State(state, **more))
+    run_state.add(folder, run_state.State(state, **more))
 
 
 def dead_process():
@@ -26,14 +27,14 @@ def dead_process():
 @pytest.fixture
 def grid(tmp_path):
     """A grid with a job in every state."""
-    status.write_grid(tmp_path, {n: ["task=nusax", f"seed={n}"] for n in range(7)})
+    run_state.write_grid(tmp_path, {n: ["task=nusax", f"seed={n}"] for n in range(7)})
     (tmp_path / "0").mkdir()
     for name in ("metrics.json", "provenance.json"):
         (tmp_path / "0" / name).write_text("{}")
     here = {"host": status.socket.gethostname(), "pid": os.getpid(), "slurm_job": "8_1"}
     leave(tmp_path / "1", "waiting")
     leave(tmp_path / "1", "running", **here)
-    (tmp_path / "1" / status.SIGN).touch()
+    (tmp_path / "1" / run_state.SIGN).touch()
     leave(tmp_path / "2", "running", **{**here, "pid": dead_process()})
     leave(tmp_path / "3", "waiting", reason="submitted to SLURM")
     leave(tmp_path / "4", "stopped", reason="stopped by SIGUSR1 after 7 steps")
@@ -48,16 +49,16 @@ def test_every_state_is_told_from_the_folders(grid, capsys):
     assert "task=nusax" not in said  # all have it
     assert "seed=4" in said
     assert "SLURM job 8_1" in said
-    states = [status.read(grid / str(n)).state for n in range(7)]
+    states = [run_state.read(grid / str(n)).state for n in range(7)]
     assert states == ["done", "running", "failed", "waiting", "stopped", "missing", "failed"]
 
 
 def test_a_job_of_another_machine_lives_as_long_as_it_gives_a_sign(grid):
-    sign = grid / "6" / status.SIGN
+    sign = grid / "6" / run_state.SIGN
     sign.touch()
-    assert status.read(grid / "6").state == "running"
+    assert run_state.read(grid / "6").state == "running"
     os.utime(sign, (0, 0))
-    assert status.read(grid / "6").state == "failed"
+    assert run_state.read(grid / "6").state == "failed"
 
 
 def test_the_timeline_is_in_order(grid, capsys):
@@ -73,34 +74,34 @@ def test_the_timeline_is_in_order(grid, capsys):
 )
 def test_a_run_leaves_its_state_however_it_ends(tmp_path, error, state):
     def end(error):
-        with status.running(tmp_path):
-            assert status.read(tmp_path).state == "running"
+        with run_state.running(tmp_path):
+            assert run_state.read(tmp_path).state == "running"
             raise error
 
     with pytest.raises(type(error)):
         end(error)
-    assert status.read(tmp_path).state == state
-    assert not (tmp_path / status.SIGN).exists()
+    assert run_state.read(tmp_path).state == state
+    assert not (tmp_path / run_state.SIGN).exists()
     with pytest.raises(Stopped):
         end(Stopped(signal.SIGUSR1, "after 3 steps"))
-    assert "after 3 steps" in status.read(tmp_path).reason
+    assert "after 3 steps" in run_state.read(tmp_path).reason
 
 
 def test_one_folder_has_one_process_at_a_time(tmp_path):
     code = f"""
 from pathlib import Path
-from flare_exp import status
+from flare_exp.experiment import run_state
 from flare_exp.errors import UserError
 try:
-    with status.running(Path({str(tmp_path)!r})):
+    with run_state.running(Path({str(tmp_path)!r})):
         print("in")
 except UserError as error:
     print(error)
 """
-    with status.running(tmp_path):
+    with run_state.running(tmp_path):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert "another process is running there" in done.stdout, done.stderr
-        assert status.read(tmp_path).state == "running"
+        assert run_state.read(tmp_path).state == "running"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "in\n"
 
 
@@ -113,10 +114,10 @@ def test_wrong_arguments(arguments):
 def test_unreadable_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="no run and no grid lies there"):
         status.main([str(tmp_path)])
-    (tmp_path / status.GRID).write_text("{")
+    (tmp_path / run_state.GRID).write_text("{")
     with pytest.raises(UserError, match=r"grid\.json is unreadable"):
         status.main([str(tmp_path)])
-    (tmp_path / status.GRID).write_text(json.dumps([{"job": 0, "overrides": []}]))
+    (tmp_path / run_state.GRID).write_text(json.dumps([{"job": 0, "overrides": []}]))
     (tmp_path / "0").mkdir()
-    (tmp_path / "0" / status.STATES).write_text("half a li")
-    assert status.read(tmp_path / "0").state == "failed"
+    (tmp_path / "0" / run_state.STATES).write_text("half a li")
+    assert run_state.read(tmp_path / "0").state == "failed"

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from flare_exp.commandline import normalised
+from flare_exp.cli.commandline import normalised
 from flare_exp.config import composition, schema, validation
 from flare_exp.tasks import TASKS
 

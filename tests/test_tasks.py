@@ -20,8 +20,8 @@ from flare_exp.data.classification import LabelForm
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.question_answering import SpanForm
 from flare_exp.errors import UserError
-from flare_exp.notes import translation_note
-from flare_exp.stages import quality
+from flare_exp.experiment.notes import translation_note
+from flare_exp.experiment.stages import quality
 from flare_exp.tasks import TASKS, XNLI, Answer, Benchmark, Example, NusaX, Task, TyDiQA, base
 from flare_exp.tasks.tydiqa import PREFIXES, locate
 from flare_exp.translation.noise import ERRORS, corrupt, corrupt_examples, corrupted, follow_words
@@ -198,7 +198,7 @@ def test_english_has_a_test_split_of_its_own(tmp_path):
 
 def test_no_context_is_both_trained_and_selected_on(tmp_path, caplog):
     """Where validation is a part of the same split; what is left out is in the provenance."""
-    from flare_exp import pipeline
+    from flare_exp.experiment import pipeline
 
     rows = [question(i, f"en{i}") for i in range(8)]
     contexts = [0, 1, 2, 3, 1, 4, 0, 5]
@@ -416,8 +416,8 @@ def test_question_answering_files_carry_the_answers(tmp_path):
 
 def stage(task, folder, **mt):
     """What Stages.translate needs of a Stages."""
-    from flare_exp.checkpoints import make_translator
-    from flare_exp.stages import Stages
+    from flare_exp.experiment.checkpoints import make_translator
+    from flare_exp.experiment.stages import Stages
 
     cfg, made = SimpleNamespace(mt=schema.MtConfig(**mt)), Stages.__new__(Stages)
     parts = {"task": task, "cfg": cfg, "store": ArtifactStore(folder), "translations": {}}
@@ -426,7 +426,7 @@ def stage(task, folder, **mt):
 
 
 def test_the_stage_keeps_answers_and_follows_the_file_not_its_place(tmp_path):
-    from flare_exp.stages import Stages
+    from flare_exp.experiment.stages import Stages
 
     for place, answers in (("a", [["Nile"], [4]]), ("b", [["Nile"], [4]]), ("c", [[], []])):
         write(tmp_path / place / "mt_en-sw/train.parquet", [asked(0, *answers)])
@@ -466,8 +466,8 @@ def qa_folder(tmp_path):
 
 
 def test_translations_are_missed_before_any_model(qa_folder):
-    from flare_exp import pipeline
-    from flare_exp.checkpoints import make_translator
+    from flare_exp.experiment import pipeline
+    from flare_exp.experiment.checkpoints import make_translator
 
     needs = {"zero_shot": None, "lora": "mt_en-sw", "translate_test": "mt_sw-en", "flare": "mt_en-sw"}
     for method, folder in needs.items():
@@ -506,7 +506,7 @@ def parallel_folder(folder, shift=0):
 
 
 def test_labels_of_translations_that_disagree_are_refused(tmp_path):
-    from flare_exp import pipeline
+    from flare_exp.experiment import pipeline
 
     task = parallel_folder(tmp_path, shift=1)
     said = r"nusax: 9 of 9 rows have another label in ace than in eng.*: test 28 \(negative in ace, positive in eng\), .*test 24 "
@@ -521,8 +521,8 @@ def test_labels_of_translations_that_disagree_are_refused(tmp_path):
 
 
 def test_doubtful_data_are_read_and_said_with_counts(tmp_path):
-    from flare_exp import pipeline
-    from flare_exp.notes import data_notes
+    from flare_exp.experiment import pipeline
+    from flare_exp.experiment.notes import data_notes
 
     for number, (split, size) in enumerate({"train": 6, "validation": 1, "test": 4}.items()):
         for lang in ("eng", "ace"):
@@ -655,7 +655,7 @@ def benchmark_tables(name):
 @pytest.mark.parametrize("name", ["nusax", "xnli", "tydiqa"])
 def test_200_damaged_tables_end_in_a_message_or_in_success(name, where, tmp_path, characters):
     """Every reading, pairing and encoding of a run, without its models."""
-    from flare_exp import pipeline
+    from flare_exp.experiment import pipeline
 
     tables = dict(benchmark_tables(name))
     lang = TASKS[name].languages[-1]

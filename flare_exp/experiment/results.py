@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.artifacts import Artifact
-from flare_exp.checksums import CHECKSUMS, seal, seal_of
-from flare_exp.curves import draw_curves
+from flare_exp.experiment.checksums import CHECKSUMS, seal, seal_of
+from flare_exp.experiment.curves import draw_curves
 from flare_exp.experiment.provenance import provenance
-from flare_exp.run_page import label_of, run_page
+from flare_exp.experiment.run_page import label_of, run_page
 from flare_exp.utils.files import write_json, write_text
 
 LINKED_FROM = 50_000_000  # bytes; smaller files are copied

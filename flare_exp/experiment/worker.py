@@ -29,7 +29,7 @@ def follow() -> None:
     try:
         place = Place(**json.loads(sys.argv[1]))
         team = _join(place, dist.TCPStore(place.host, place.port, place.size))
-        from flare_exp import pipeline
+        from flare_exp.experiment import pipeline
 
         cfg, folder = team.agree()
         with suppress(Stopped):

@@ -19,13 +19,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flare_exp import commandline
+from flare_exp.cli import commandline
 from flare_exp.config import composition, schema, validation
-from flare_exp.runs import quiet
+from flare_exp.experiment.runs import quiet
 
 if TYPE_CHECKING:
     from flare_exp.artifacts import Artifact
-    from flare_exp.estimates import Estimate
+    from flare_exp.planning.estimates import Estimate
+
 
 # What a reader sees -> names of artefacts (`pipeline.through`); translations have names of their own.
 COLUMNS = {"model": ("backbone", "mt"), "finetune": ("finetune",), "translate": (), "transfer": ("transfer",),
@@ -233,8 +234,8 @@ def _memory(job: Job, rows: int, scratch: Path) -> float:
 
 def settled(cfg: schema.Config) -> schema.Config:
     """The configuration on this machine; where a model is not here, on a GPU unless the CPU is asked for."""
-    from flare_exp import pipeline
-    from flare_exp.preview import is_sketch
+    from flare_exp.experiment import pipeline
+    from flare_exp.planning.preview import is_sketch
 
     cfg = replace(cfg, trainer=replace(cfg.trainer, enable_progress_bar=False))
     placed = pipeline.placed(cfg, cfg.trainer.accelerator != "cpu") if is_sketch(cfg) else pipeline.settle(cfg)
@@ -242,9 +243,10 @@ def settled(cfg: schema.Config) -> schema.Config:
 
 
 def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: Path) -> Job:
-    from flare_exp import estimates, pipeline
     from flare_exp.config.methods import METHODS
-    from flare_exp.preview import Sketch, preview
+    from flare_exp.experiment import pipeline
+    from flare_exp.planning import estimates
+    from flare_exp.planning.preview import Sketch, preview
 
     stages, method = preview(cfg, scratch), METHODS[cfg.method.name]
     made = pipeline.through(stages, method)
@@ -260,7 +262,7 @@ def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: P
 
 def _estimate(cfg: schema.Config, scratch: Path, todo: set[str]) -> Estimate:
     _quietly(cfg)
-    from flare_exp import estimates
+    from flare_exp.planning import estimates
 
     # of several devices each has its part of a batch, and of the work
     devices = cfg.trainer.devices

@@ -1,6 +1,6 @@
 """The way through: fine-tune on English, translate, transfer, test. The only place that knows the order of the stages.
 
-Each stage (flare_exp.stages) hands over through an artefact, so whatever was finished before is reused: English
+Each stage (flare_exp.experiment.stages) hands over through an artefact, so whatever was finished before is reused: English
 fine-tuning happens once per model x task x seed, for every method.
 """
 
@@ -17,13 +17,13 @@ import torch
 
 from flare_exp import hub
 from flare_exp.artifacts import Artifact, ArtifactStore
-from flare_exp.checkpoints import MT, make_translator, prepare_backbone
 from flare_exp.config.methods import METHODS, Method
 from flare_exp.config.schema import MACHINES, Config, flat
 from flare_exp.errors import UserError
 from flare_exp.experiment import launch, results
+from flare_exp.experiment.checkpoints import MT, make_translator, prepare_backbone
+from flare_exp.experiment.stages import Stages
 from flare_exp.models.backbones import quantisation_problem
-from flare_exp.stages import Stages
 from flare_exp.tasks import ROLES, TASKS, Task, fingerprint
 from flare_exp.tasks.base import check_labels, doubts
 from flare_exp.training import distributed

@@ -12,17 +12,17 @@ from omegaconf.errors import OmegaConfBaseException
 from torch.utils.data import DataLoader
 from yaml import YAMLError
 
-from flare_exp import pipeline
 from flare_exp.artifacts import Artifact, ArtifactStore
-from flare_exp.checkpoints import prepare_backbone
-from flare_exp.checksums import damage
 from flare_exp.config.methods import METHODS
 from flare_exp.config.schema import Config
 from flare_exp.data.dataset import PairedCollator, PairedDataset
 from flare_exp.data.pairing import Pair
 from flare_exp.errors import UserError
-from flare_exp.runs import quiet
-from flare_exp.stages import Stages
+from flare_exp.experiment import pipeline
+from flare_exp.experiment.checkpoints import prepare_backbone
+from flare_exp.experiment.checksums import damage
+from flare_exp.experiment.runs import quiet
+from flare_exp.experiment.stages import Stages
 from flare_exp.tasks import Example
 from flare_exp.training.tracking import Tracker
 

@@ -23,11 +23,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from flare_exp import status
-from flare_exp.checksums import damage
 from flare_exp.config import composition, schema, validation
 from flare_exp.config.methods import METHODS
-from flare_exp.runs import VOLATILE
+from flare_exp.experiment import run_state
+from flare_exp.experiment.checksums import damage
+from flare_exp.experiment.runs import VOLATILE
 from flare_exp.tasks import TASKS
 
 GROUPS = ("model", "task", "mt", "fusion", "method", "decode")
@@ -112,7 +112,7 @@ def read(folder: Path) -> Run:
         ValueError: it has no result, or its files are damaged; says which.
     """
     if not (folder / "metrics.json").is_file():
-        state = status.read(folder)
+        state = run_state.read(folder)
         raise ValueError(f"no result ({', '.join(filter(None, (state.state, state.reason)))})")
     if problems := damage(folder, only=["metrics.json", "config.yaml"]):
         raise ValueError(f"damaged: {problems[0]}")

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flare_exp import prefetch, status
 from flare_exp.config.schema import Config
 from flare_exp.errors import UserError
+from flare_exp.experiment import downloads, run_state
 from flare_exp.utils import signals
 
 POLL = 5.0  # seconds between looks at the queue
@@ -81,7 +81,7 @@ def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> str:
 
     asked = resources(launcher, jobs)
     for job in jobs:
-        status.add(job.folder, status.State("waiting", "submitted to SLURM"))
+        run_state.add(job.folder, run_state.State("waiting", "submitted to SLURM"))
     try:
         executor = submitit.AutoExecutor(
             cluster="slurm", folder=Path(launcher["submitit_folder"]).absolute(), slurm_python=PYTHON
@@ -90,7 +90,7 @@ def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> str:
         made = executor.map_array(run, jobs)
     except Exception as error:  # submitit raises many kinds, RuntimeError and its own
         for job in jobs:
-            status.add(job.folder, status.State("missing", "SLURM did not take it"))
+            run_state.add(job.folder, run_state.State("missing", "SLURM did not take it"))
         reason = getattr(error, "stderr", None) or str(error)
         raise UserError(f"SLURM does not take the jobs: {str(reason).strip()}") from error
     return made[0].job_id.partition("_")[0]
@@ -100,7 +100,7 @@ def run(job: Job) -> None:
     """On a node: one job."""
     from omegaconf import OmegaConf
 
-    from flare_exp.runs import assists, attempt_in_grid
+    from flare_exp.experiment.runs import assists, attempt_in_grid
 
     if assists(job.config):
         return
@@ -109,7 +109,7 @@ def run(job: Job) -> None:
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True)
     config = OmegaConf.structured(replace(job.config, output_dir=str(job.folder)))
     done = (job.folder / "metrics.json").is_file()
-    if reason := (None if done else prefetch.checked([config], job.overrides, False)) or attempt_in_grid(config, job.folder):
+    if reason := (None if done else downloads.checked([config], job.overrides, False)) or attempt_in_grid(config, job.folder):
         logging.getLogger(__name__).error("%s", reason)
         raise SystemExit(1)
 
@@ -127,7 +127,7 @@ def wait(jobs: Sequence[Job], array: str) -> None:
     said = ""
     while True:
         queued = active(array)
-        if (now := status.counts({job.folder: status.read(job.folder) for job in jobs})) != said:
+        if (now := run_state.counts({job.folder: run_state.read(job.folder) for job in jobs})) != said:
             print(f"[{time.strftime('%H:%M:%S')}] {now}", flush=True)
             said = now
         if not queued:
@@ -136,7 +136,7 @@ def wait(jobs: Sequence[Job], array: str) -> None:
         time.sleep(POLL)
 
 
-def ended(state: status.State) -> status.State:
+def ended(state: run_state.State) -> run_state.State:
     """The state of a job that SLURM has done with."""
     if state.state in ("running", "waiting"):
         return replace(state, state="failed", reason=f"SLURM job {state.slurm_job} ended without a result")

@@ -1,6 +1,6 @@
 """What the stages of a run will cost: timed in a short probe where the weights are here, counted from shapes where they are not.
 
-Either way the models, batches and passes are those of flare_exp.stages and flare_exp.training.modules.
+Either way the models, batches and passes are those of flare_exp.experiment.stages and flare_exp.training.modules.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from flare_exp.data.dataset import PairedDataset
 from flare_exp.data.generation import PromptForm
 from flare_exp.data.sampling import BucketSampler
 from flare_exp.experiment import provenance
+from flare_exp.experiment.stages import save_model
 from flare_exp.flare.source_encoders import Source
 from flare_exp.models import backbones
-from flare_exp.preview import CHARACTERS, CountedForm, Preview, Sketch, config_of, pretraining, preview
-from flare_exp.stages import save_model
+from flare_exp.planning.preview import CHARACTERS, CountedForm, Preview, Sketch, config_of, pretraining, preview
 from flare_exp.toy.translation_model import train_mt
 
 GPU = ("an A100 (bf16)", 312e12)  # the device of plans for a GPU that is not here: name, peak FLOP/s

@@ -24,7 +24,6 @@ from peft import PeftModel
 from torch import nn
 
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of
-from flare_exp.checkpoints import MT, make_translator
 from flare_exp.code import code_of
 from flare_exp.config.schema import FUSION_OPTIONS, Config, StageConfig
 from flare_exp.data.datamodule import PairedDataModule
@@ -33,6 +32,7 @@ from flare_exp.data.preprocessing import Form, SourceTextForm
 from flare_exp.data.preprocessors import FORM_CLASSES
 from flare_exp.data.source_cache import cached_states
 from flare_exp.errors import UserError
+from flare_exp.experiment.checkpoints import MT, make_translator
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSource, MTSource, Source
 from flare_exp.languages import language

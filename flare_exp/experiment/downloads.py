@@ -1,8 +1,4 @@
-"""`python -m flare_exp prefetch [-m] key=value ...`: fetch what runs of this command line need from the Hugging Face hub.
-
-For machines without network: backbone, translation model and data go into the caches of the hub's libraries (HF_HOME), where runs
-with offline=true find them. Values with commas are grids. With offline=true it only tells what is there and what is missing.
-"""
+"""Find out what runs take from the Hugging Face hub, and fetch it."""
 
 from __future__ import annotations
 
@@ -12,9 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from flare_exp import hub
-from flare_exp.config import schema, validation
+from flare_exp.config import schema
 from flare_exp.config.methods import METHODS
-from flare_exp.errors import UserError
 from flare_exp.tasks import TASKS, Benchmark
 
 THERE = "there already"
@@ -38,22 +33,6 @@ def needs_of(jobs: Sequence[Any]) -> list[hub.Need]:
     from omegaconf import OmegaConf
 
     return list(dict.fromkeys(need for job in jobs for need in needs(OmegaConf.to_object(job))))  # type: ignore[arg-type]
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Exit code 0: everything is there; 1: something is not."""
-    overrides = [a for a in arguments if not a.startswith("-")]
-    jobs, problems = validation.check(overrides, multirun=True)
-    if problems:
-        raise UserError("\n  - ".join(["the command line has mistakes; nothing was fetched", *problems]))
-    only_look = hub.offline(any(job.offline for job in jobs))
-    wanted = needs_of(jobs)
-    if not wanted:
-        print("Nothing comes from the hub: models and data of this command line are embedded, or in local folders.")
-        return 0
-    outcomes = [(need, *(look(need) if only_look else bring(need))) for need in wanted]
-    _print(outcomes)
-    return 1 if any(found.lacks for _, found, _ in outcomes) else 0
 
 
 def look(need: hub.Need) -> tuple[hub.Found, str]:
@@ -128,21 +107,3 @@ def refusal(needs: Sequence[hub.Need], given: Sequence[str], multirun: bool, sil
 
 def _caches(found: Sequence[hub.Need]) -> str:
     return " and ".join(dict.fromkeys(need.cache for need in found))
-
-
-def _print(outcomes: Sequence[tuple[hub.Need, hub.Found, str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.filesize import decimal
-    from rich.table import Table
-
-    table = Table("what", "where from", "revision", "size", "state", title="from the Hugging Face hub", box=box.SIMPLE_HEAD)
-    table.columns[3].justify = "right"
-    for need, found, state in outcomes:
-        revision = (found.commit or need.revision or "main")[:12]
-        table.add_row(need.what, need.origin, revision, decimal(found.size) if found.size else "", state)
-    console = Console(width=max(130, Console().width) if not sys.stdout.isatty() else None, markup=False)
-    console.print(table)
-    left = sum(bool(found.lacks) for _, found, _ in outcomes)
-    end = f"{left} of {len(outcomes)} not there" if left else "Runs with offline=true find everything"
-    console.print(f"{end}; caches: {_caches([need for need, _, _ in outcomes])}", highlight=False, soft_wrap=True)

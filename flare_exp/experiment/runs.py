@@ -14,9 +14,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from flare_exp import checksums
 from flare_exp.config import schema
 from flare_exp.errors import UserError, out_of_room
+from flare_exp.experiment import checksums
 from flare_exp.utils import signals
 
 # Options that do not change a result, so that a run folder may be taken up again with others. The model's name changes none
@@ -99,13 +99,13 @@ def attempt(cfg: Any, folder: Path, brief: bool = False) -> str | None:
     """
     import logging
 
-    from flare_exp import status
+    from flare_exp.experiment import run_state
 
     logging.raiseExceptions = False  # a log on a full disk is not worth a traceback for each of its lines
     discard_damaged(folder)
     done = (folder / "metrics.json").is_file()
     try:
-        with nullcontext() if done else status.running(folder):
+        with nullcontext() if done else run_state.running(folder):
             run_job(cfg, folder, brief)
     except UserError as error:
         return str(error)
@@ -163,7 +163,7 @@ def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     from flare_exp.experiment import provenance, results
-    from flare_exp.notes import notes
+    from flare_exp.experiment.notes import notes
     from flare_exp.utils import files
 
     typed: schema.Config = OmegaConf.to_object(cfg)  # type: ignore[assignment]
@@ -174,7 +174,7 @@ def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
         measured = json.loads(done.read_text())
     else:
         quiet(typed)
-        from flare_exp import pipeline
+        from flare_exp.experiment import pipeline
 
         files.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         provenance.PEAK.begin()

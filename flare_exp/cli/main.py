@@ -1,0 +1,217 @@
+"""`python -m flare_exp key=value ...`: check every override, then hand over to Hydra.
+
+Hydra stops at its first error and lets `--cfg` bypass the program, so the command line is checked here beforehand.
+Nothing heavy is imported before that.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flare_exp.cli import commandline
+from flare_exp.config import composition, validation
+from flare_exp.errors import UserError
+from flare_exp.experiment import downloads
+from flare_exp.experiment.runs import assists, attempt, attempt_in_grid, check_folder, check_writable, crashed
+from flare_exp.utils import signals
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 done, 2 a mistake in the command line, data or files, 1 a failed grid or a crash,
+    128 + n stopped by signal n."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given and given[0] in commandline.COMMANDS:
+        return _command(given[0], given[1:])
+    signals.listen()
+    wait = given[:1] != ["submit"]
+    unknown = commandline.unknown_command(given) if wait else None
+    arguments = commandline.normalised(given if wait else ["-m", "hydra/launcher=slurm", *given[1:]])
+    if any(a in ("--help", "-h") for a in arguments):
+        commandline.show(commandline.help_text() if wait else commandline.SUBMIT)
+        return 0
+    flags = [a for a in arguments if a.startswith("-")]
+    overrides = commandline.overrides(arguments)
+    multirun = any(f in ("-m", "--multirun") for f in flags)
+    if multirun and not any(o.startswith("output_dir=") for o in overrides):
+        overrides.append("output_dir=" + time.strftime("outputs/%Y-%m-%d_%H-%M-%S_grid"))  # one folder for all its jobs
+        arguments.append(overrides[-1])
+    jobs, problems = validation.check([o for o in overrides if not (unknown and o == given[0])], multirun)
+    problems = [unknown, *problems] if unknown else problems
+    only_shown = any(f.startswith(("--cfg", "-c", "--info", "-i", "--version", "--resolve")) for f in flags)
+    if problems:
+        return commandline.refuse(problems)
+    if only_shown:
+        return _hand_over(arguments)
+    if jobs[0].print_config:
+        return _print_config(jobs[0])
+    if not multirun and assists(jobs[0]):
+        return 0
+    if not any(o.startswith("output_dir=") for o in overrides):  # its default holds the time: it is named once
+        arguments.append(commandline.quoted(f"output_dir={jobs[0].output_dir}", False))
+    folder = Path(str(jobs[0].output_dir)).expanduser()
+    on_slurm = "hydra/launcher=slurm" in overrides
+    grid = _Grid(folder, jobs, composition.cells(overrides)) if multirun else None
+    if on_slurm and not multirun:
+        problems = ["hydra/launcher=slurm: a launcher starts the jobs of a grid; add -m (it may be a grid of one)"]
+    elif multirun and not on_slurm and any(job.trainer.nodes > 1 for job in jobs):
+        problems = ["trainer.nodes with -m: the jobs of a grid on several machines need hydra/launcher=slurm"]
+    if problems := problems or list(grid.problems() if grid else check_folder(jobs[0], folder)):
+        return commandline.refuse(problems)
+    if not (folder / "metrics.json").is_file() and (message := downloads.checked(jobs, given, multirun)):
+        print(f"flare_exp: {message}", file=sys.stderr)
+        return 2
+    if grid:
+        grid.begin()
+    return _on_slurm(grid, wait) if grid and on_slurm else _hand_over(arguments, grid)
+
+
+def _command(name: str, arguments: Sequence[str]) -> int:
+    """Run a subcommand; a user's mistake is one message and exit code 2."""
+    import importlib
+
+    module = importlib.import_module(f"flare_exp.cli.{name}")
+    if {"--help", "-h"}.intersection(arguments):
+        print(str(module.__doc__).strip())
+        return 0
+    known, _ = commandline.COMMANDS[name]
+    try:
+        if unknown := [a for a in arguments if a.startswith("-") and a not in known]:
+            raise UserError(f"{unknown[0]}: there is no such flag; allowed: {', '.join((*known, '--help'))}")
+        return module.main(commandline.normalised(arguments, name == "prefetch"))
+    except UserError as error:
+        print(f"flare_exp {name}: {error}", file=sys.stderr)
+        return 2
+
+
+def _print_config(job: Any) -> int:
+    from omegaconf import OmegaConf
+
+    print(OmegaConf.to_yaml(job, resolve=True), end="")
+    return 0
+
+
+class _Grid:
+    """The jobs of a multirun as they were composed when it was started: editing a file later changes nothing."""
+
+    def __init__(self, folder: Path, jobs: Sequence[Any], cells: Sequence[Sequence[str]]):
+        self.folder, self.jobs, self.cells = folder, jobs, cells
+        self.skipped = [n for n, job in enumerate(jobs) if composition.without_fusion(job, cells[n])]
+        self.numbers = [n for n in range(len(jobs)) if n not in self.skipped]
+
+    def problems(self) -> Iterator[str]:
+        """The folder cannot be written, or holds other jobs."""
+        if unwritable := list(check_writable(self.folder)):
+            yield from unwritable
+            return
+        for n in self.numbers:
+            yield from check_folder(self.jobs[n], self.folder / str(n))
+
+    def announcement(self, number: int) -> str:
+        """Say which job begins, by the overrides that are not those of all jobs."""
+        common = set.intersection(*map(set, self.cells)) if len(self.cells) > 1 else set()
+        own = " ".join(o for o in self.cells[number] if o not in common)
+        return f"job {self.numbers.index(number) + 1} of {len(self.numbers)}: {own}"
+
+    def begin(self) -> None:
+        """Leave word of the jobs, for `status`."""
+        from flare_exp.experiment import run_state
+
+        for method in dict.fromkeys(self.jobs[n].method.name for n in self.skipped):
+            print(f"skipped: method={method} has no fusion, so the cells that combine it with fusion=... are left out")
+        run_state.write_grid(self.folder, {n: self.cells[n] for n in self.numbers})
+
+
+def _on_slurm(grid: _Grid, wait: bool) -> int:
+    """Submit the jobs that are not done, and wait for them unless told otherwise; returns the exit code."""
+    from omegaconf import OmegaConf
+
+    from flare_exp.cli import report, status
+    from flare_exp.cluster import slurm
+    from flare_exp.experiment import run_state
+
+    jobs = [slurm.Job(OmegaConf.to_object(grid.jobs[n]), (grid.folder / str(n)).absolute(), grid.cells[n])  # type: ignore[arg-type]
+            for n in grid.numbers]  # fmt: skip
+    before = {job.folder: run_state.read(job.folder) for job in jobs}
+    missing = [job for job in jobs if before[job.folder].state not in ("done", "running")]
+    print(f"{grid.folder}: {len(jobs)} jobs, {run_state.counts(before)}")
+    if missing:
+        try:
+            array = slurm.submit(missing, composition.launcher(grid.cells[0]))
+            print(f"submitted as SLURM job array {array}; see: python -m flare_exp status {grid.folder}")
+            if not wait:
+                return 0
+        except UserError as error:
+            print(f"flare_exp: {error}", file=sys.stderr)
+            return 2
+        try:
+            slurm.wait(missing, array)
+        except (KeyboardInterrupt, signals.Stopped, UserError) as error:
+            print(f"\nno longer waiting{f' ({error})' if str(error) else ''}; the jobs go on (scancel {array} ends them)",
+                  file=sys.stderr)  # fmt: skip
+            return 130
+    states = before | {job.folder: slurm.ended(run_state.read(job.folder)) for job in missing}
+    status.print_table(states, {job.folder: list(job.overrides) for job in jobs})
+    if any(s.state == "done" for s in states.values()):
+        report.print_report([str(grid.folder)])
+    return 0 if all(s.state == "done" for s in states.values()) else 1
+
+
+def _hand_over(arguments: Sequence[str], grid: _Grid | None = None) -> int:
+    import hydra
+
+    composition.register_schema()
+    sys.argv = [sys.argv[0], *arguments]
+    outcome = _Outcome(grid)
+    hydra.main(version_base="1.3", config_path=str(composition.conf_dir()), config_name="config")(outcome.job)()
+    return outcome.report()
+
+
+class _Outcome:
+    """Runs Hydra's jobs and remembers which failed, so that a grid goes on and its end tells."""
+
+    def __init__(self, grid: _Grid | None):
+        self.grid = grid
+        self.failed: list[tuple[Path, str]] = []
+        self.crashed = False
+
+    def job(self, cfg: Any) -> None:
+        """One job of Hydra's; a user's mistake is told and remembered, so that a grid goes on."""
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra_cfg = HydraConfig.get()
+        folder = Path(hydra_cfg.runtime.output_dir)
+        if self.grid is None:
+            try:
+                self._remember(folder, attempt(cfg, folder))
+            except Exception as error:
+                self.crashed = True
+                self._remember(folder, crashed(error, folder))
+            return
+        number = hydra_cfg.job.num
+        if number in self.grid.numbers:
+            print(self.grid.announcement(number), flush=True)
+            self._remember(folder, attempt_in_grid(self.grid.jobs[number], folder))
+
+    def _remember(self, folder: Path, reason: str | None) -> None:
+        if reason is not None:
+            self.failed.append((folder, reason))
+            print(f"flare_exp: {reason}", file=sys.stderr)
+
+    def report(self) -> int:
+        if self.grid and len(self.failed) < len(self.grid.numbers):
+            from flare_exp.cli.report import print_report
+
+            print_report([str(self.grid.folder)])
+        if self.failed and self.grid:
+            print(f"{len(self.failed)} of {len(self.grid.numbers)} jobs of the grid failed:", file=sys.stderr)
+            for folder, reason in self.failed:
+                log = folder / "flare_exp.log"
+                print(f"  {folder}: {reason}{'' if str(log) in reason else f'; see {log}'}", file=sys.stderr)
+            return 1
+        if self.crashed:
+            return 1
+        return 2 if self.failed else 0

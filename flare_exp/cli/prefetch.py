@@ -1,0 +1,49 @@
+"""`python -m flare_exp prefetch [-m] key=value ...`: fetch what runs of this command line need from the Hugging Face hub.
+
+For machines without network: backbone, translation model and data go into the caches of the hub's libraries (HF_HOME), where runs
+with offline=true find them. Values with commas are grids. With offline=true it only tells what is there and what is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from flare_exp import hub
+from flare_exp.config import validation
+from flare_exp.errors import UserError
+from flare_exp.experiment.downloads import _caches, bring, look, needs_of
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit code 0: everything is there; 1: something is not."""
+    overrides = [a for a in arguments if not a.startswith("-")]
+    jobs, problems = validation.check(overrides, multirun=True)
+    if problems:
+        raise UserError("\n  - ".join(["the command line has mistakes; nothing was fetched", *problems]))
+    only_look = hub.offline(any(job.offline for job in jobs))
+    wanted = needs_of(jobs)
+    if not wanted:
+        print("Nothing comes from the hub: models and data of this command line are embedded, or in local folders.")
+        return 0
+    outcomes = [(need, *(look(need) if only_look else bring(need))) for need in wanted]
+    _print(outcomes)
+    return 1 if any(found.lacks for _, found, _ in outcomes) else 0
+
+
+def _print(outcomes: Sequence[tuple[hub.Need, hub.Found, str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    table = Table("what", "where from", "revision", "size", "state", title="from the Hugging Face hub", box=box.SIMPLE_HEAD)
+    table.columns[3].justify = "right"
+    for need, found, state in outcomes:
+        revision = (found.commit or need.revision or "main")[:12]
+        table.add_row(need.what, need.origin, revision, decimal(found.size) if found.size else "", state)
+    console = Console(width=max(130, Console().width) if not sys.stdout.isatty() else None, markup=False)
+    console.print(table)
+    left = sum(bool(found.lacks) for _, found, _ in outcomes)
+    end = f"{left} of {len(outcomes)} not there" if left else "Runs with offline=true find everything"
+    console.print(f"{end}; caches: {_caches([need for need, _, _ in outcomes])}", highlight=False, soft_wrap=True)

@@ -1,0 +1,57 @@
+"""`python -m flare_exp status <folder>`: what has become of the jobs of a grid, or of a single run.
+
+Read from the folders alone, on any machine that sees them. --timeline: also what happened when. Exit code 0: all are done.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from flare_exp.errors import UserError
+from flare_exp.experiment.run_state import STYLES, State, counts, history, jobs_of, read
+
+
+def print_table(states: dict[Path, State], overrides: dict[Path, list[str]]) -> None:
+    """A line for each job, with the overrides in which it differs from others, and how many there are of each state."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    common = set.intersection(*map(set, overrides.values())) if len(overrides) > 1 else set()
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("job", "state", "overrides", "why, log"):
+        table.add_column(name, overflow="fold")
+    for folder, found in states.items():
+        where = f"{found.slurm_job and f'SLURM job {found.slurm_job}'} {found.host}".strip() if found.state == "running" else ""
+        log = str(folder / "flare_exp.log") if found.state in ("failed", "stopped") and found.host else ""
+        said = "; ".join(filter(None, (found.reason, where, log)))
+        own = " ".join(o for o in overrides[folder] if o not in common)
+        table.add_row(folder.name, f"[{STYLES[found.state]}]{found.state}[/]", own, said)
+    console = Console(width=None if os.isatty(1) else 160)
+    console.print(table)
+    console.print(counts(states))
+
+
+def print_timeline(folders: Iterable[Path]) -> None:
+    """What happened when, over all jobs."""
+    events = [(when, folder.name, state) for folder in folders for when, state in history(folder)]
+    for when, name, state in sorted(events, key=lambda event: event[0]):
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+        where = f"SLURM job {state.slurm_job}" if state.slurm_job else f"process {state.pid}" if state.pid else ""
+        print(f"{stamp}  job {name:<4} {state.state:<8} {'; '.join(filter(None, (where, state.reason)))}".rstrip())
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the table; the exit code is 0 when all jobs are done, else 1."""
+    places = [a for a in arguments if a != "--timeline"]
+    if len(places) != 1:
+        raise UserError("name one folder: python -m flare_exp status [--timeline] <folder of a run or a grid>")
+    overrides = jobs_of(Path(places[0]).expanduser())
+    if "--timeline" in arguments:
+        print_timeline(overrides)
+    states = {folder: read(folder) for folder in overrides}
+    print_table(states, overrides)
+    return 0 if all(s.state == "done" for s in states.values()) else 1

@@ -1,0 +1,1 @@
+"""What a run would build, need and take, found out without running it."""
