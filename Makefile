@@ -84,9 +84,10 @@ nusax: setup  ## NusaX with a real checkpoint: make nusax MINILM=<folder> DATA=<
 xnli-tydiqa: setup  ## XNLI and TyDiQA with a real checkpoint: make xnli-tydiqa MINILM=<folder> DATA=<folder> (hours; not yet timed)
 	PYTHON=$(BIN)/python MINILM="$(MINILM)" DATA="$(DATA)" sweeps/xnli_tydiqa_minilm.sh
 
-lint: setup  ## ruff: style and formatting
+lint: setup  ## ruff: style and formatting; import-linter: who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 types: setup  ## mypy
 	$(BIN)/mypy
@@ -99,4 +100,4 @@ wheel: setup  ## build dist/*.whl (contains conf/)
 	$(BIN)/python -m build --wheel
 
 clean:  ## remove the virtual environment and build products (keeps outputs/ and the artefact cache)
-	rm -rf $(VENV) $(SWEEPS) $(NEWEST) dist build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(SWEEPS) $(NEWEST) dist build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
