@@ -304,12 +304,15 @@ MACHINE = {*(f"translation {i}" for i in range(4, 7)), "transfer", "test"}  # wh
 
 
 @pytest.mark.parametrize(("run", "module", "expected"), [
-    ("label", "fusion", {"transfer", "test"}), ("label", "sources", {"transfer", "test"}), ("label", "data", LEARNED),
-    ("label", "metrics", LEARNED), ("label", "tasks.toy", LEARNED), ("label", "tasks.xnli", set()), ("label", "adapter", LEARNED),
-    ("label", "backbones", set()),  # a row of another family
-    ("label", "noise", HUMAN), ("label", "mt", set()), ("label", "tiny.world", {"backbone", *LEARNED}),
-    ("span", "mt", MACHINE), ("span", "projection", MACHINE), ("span", "tiny.mt", {"mt", *MACHINE}), ("span", "noise", set()),
-    ("latent", "tiny.mt", set()), ("prompt", "fusion", set()),
+    ("label", "flare.fusion", {"transfer", "test"}), ("label", "flare.source_encoders", {"transfer", "test"}),
+    ("label", "flare.adapter", LEARNED), ("label", "flare.peft_method", LEARNED), ("label", "data.dataset", LEARNED),
+    ("label", "data.classification", LEARNED), ("label", "tasks.metrics", LEARNED), ("label", "tasks.toy", LEARNED),
+    ("label", "tasks.xnli", set()), ("label", "models.backbones", set()),  # a row of another family
+    ("label", "translation.noise", HUMAN), ("label", "translation.engines", set()),
+    ("label", "toy.world", {"backbone", *LEARNED}), ("label", "toy.grammar", {"backbone", *LEARNED}),
+    ("span", "translation.engines", MACHINE), ("span", "translation.segmentation", MACHINE),
+    ("span", "translation.projection", MACHINE), ("span", "toy.translation_model", {"mt", *MACHINE}),
+    ("span", "translation.noise", set()), ("latent", "toy.translation_model", set()), ("prompt", "flare.fusion", set()),
 ])  # fmt: skip
 def test_changed_code_is_in_the_keys_of_what_it_changes(digests, base, before, append, run, module, expected):
     append(module, "\n# a comment\n\n\n")

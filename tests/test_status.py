@@ -31,7 +31,7 @@ def grid(tmp_path):
     (tmp_path / "0").mkdir()
     for name in ("metrics.json", "provenance.json"):
         (tmp_path / "0" / name).write_text("{}")
-    here = {"host": status.socket.gethostname(), "pid": os.getpid(), "slurm_job": "8_1"}
+    here = {"host": run_state.socket.gethostname(), "pid": os.getpid(), "slurm_job": "8_1"}
     leave(tmp_path / "1", "waiting")
     leave(tmp_path / "1", "running", **here)
     (tmp_path / "1" / run_state.SIGN).touch()
