@@ -363,6 +363,6 @@ def test_the_hash_is_of_what_the_code_does(monkeypatch, old, new, same):
 def test_all_that_is_hashed_is_there(monkeypatch):
     for kind in code.CODE:
         assert len(code.code_of(kind)) == 16
-    monkeypatch.setitem(code.CODE, "sample", ("mt:nothing",))
-    with pytest.raises(LookupError, match="mt has no nothing"):
+    monkeypatch.setitem(code.CODE, "sample", ("translation.nllb:nothing",))
+    with pytest.raises(LookupError, match="translation.nllb has no nothing"):
         code.code_of("sample")
