@@ -296,9 +296,14 @@ def _misfits(model: nn.Module, family: Family, stacks: Iterable[str]) -> Iterato
 
 def blocks(model: Any) -> list[nn.Module]:
     """The blocks of a transformers model, with or without adapters: what fits on a device where the whole may not."""
+    return [block for stack in stacks(model) for block in stack]
+
+
+def stacks(model: Any) -> list[list[nn.Module]]:
+    """Return the blocks of each stack of a transformers model, with or without adapters."""
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
-    stacks = FAMILIES[whole.config.model_type].stacks.values()
-    return [block for path in stacks for block in whole.base_model.get_submodule(path)]
+    paths = FAMILIES[whole.config.model_type].stacks.values()
+    return [list(whole.base_model.get_submodule(path)) for path in paths]
 
 
 def _auto_class(form: str, encoder_decoder: bool) -> Any:
