@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from flare_exp.errors import UserError
+from flare_exp.errors import UNREADABLE, UserError, why_unreadable
 from flare_exp.finite import check_finite
 from flare_exp.hub import local, looks_local
 
@@ -238,8 +238,8 @@ def load(
             **options,
             **_quantisation(precision, family.heads[form], device),
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except (*UNREADABLE, SafetensorError) as error:
+        reason = why_unreadable(error)
         if "ignore_mismatched_sizes" in reason:
             reason = "some have another shape, as those of a head for another number of labels"
         raise UserError(f"model.path={path}: its weights could not be read: {reason}") from error

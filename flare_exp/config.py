@@ -78,7 +78,7 @@ class TaskConfig:
     lang: str = option("???", "target language, in the benchmark's own code")
     data_dir: str | None = option(None, "folder of <language>/<split>.parquet instead of the hub")
     limit: int | None = option(None, "only the first N examples of every split", min=1)
-    world_seed: int = option(0, "seed of the generated world (toy tasks)", min=0)
+    world_seed: int = option(0, "seed of the generated world (toy tasks)", min=0, max=2**32 - 1)
     form: str = option("auto", "by a head where the model has one, or as a prompt", choices=("auto", "head", "generative"))
     window: int | None = option(None, "question answering by a head: tokens of a window (null: data.max_length)", min=8)
     doc_stride: int | None = option(None, "question answering by a head: long contexts are read in windows that share so many "
@@ -148,7 +148,7 @@ class MtConfig:
     noise: float = option(0.0, "share of words made wrong after translation", min=0, max=1)
     errors: list[str] = field(default_factory=lambda: list(ERRORS),
                               metadata={"help": "kinds of wrong words", "each": ERRORS})  # fmt: skip
-    seed: int = option(0, "seed of that noise", min=0)
+    seed: int = option(0, "seed of that noise", min=0, max=2**32 - 1)
     path: str | None = option(None, "mt=file: folder of mt_<from>-<to>/<split>.parquet; models: hub id or checkpoint folder")
     fallback: str | None = option(None, "mt=file: what stands in for a missing direction", choices=("gold",))
     revision: str | None = option(None, "models: commit or branch of the hub checkpoint; null: its newest commit")
@@ -247,7 +247,8 @@ class LoggerConfig:
 
 @dataclass
 class Config:
-    seed: int = option(0, "training seed; the toy world and its checkpoints have seeds of their own", min=0)
+    seed: int = option(0, "training seed; the toy world and its checkpoints have seeds of their own", min=0,
+                       max=2**32 - 1)  # fmt: skip
     output_dir: str = option("???", "the run folder; in multirun the parent of the run folders",
                              no_effect="a place, not content")  # fmt: skip
     cache_dir: str = option("???", "artefacts shared by all runs (FLARE_EXP_CACHE, else ~/.cache/flare_exp)",
@@ -343,7 +344,8 @@ def check(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str
         try:
             override = parser.parse_override(text)
         except HydraException as error:
-            problems.append(f"{text}: not of the form key=value ({str(error).splitlines()[0]})")
+            reason = f" ({str(error).splitlines()[0]})" if "=" in text else ""
+            problems.append(f"{text}: not of the form key=value{reason}")
             continue
         given.setdefault(override.key_or_group, []).append(override)
         found = [f"{text}: several values need -m (multirun)"] if override.is_sweep_override() and not multirun else []
@@ -457,7 +459,20 @@ def _check_type(key: str, value: Any) -> Iterator[str]:
 
         OmegaConf.update(typed, key, value.text if isinstance(value, QuotedString) else value)
     except (OmegaConfBaseException, ValueError) as error:
-        yield f"{key}={value}: {str(error).splitlines()[0]}"
+        yield f"{key}={'null' if value is None else value}: {_expected(key) or str(error).splitlines()[0]}"
+
+
+# type of an option -> what its value must be
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "list[str]": "a list, e.g. [drop,swap]"}
+
+
+def _expected(key: str) -> str:
+    """Say which type of value an option takes; "": a text."""
+    known = keys()
+    if inside := [name for name, f in known.items() if name.startswith(f"{key}.") and f.metadata.get("help")]:
+        return f"{key} is a section; its options: {', '.join(inside)}"
+    kind, _, null = known[key].type.partition(" | ")
+    return f"must be {KINDS[kind]}{', or null' if null else ''}" if kind in KINDS else ""
 
 
 def _cells(overrides: Sequence[Any]) -> Iterator[list[str]]:
@@ -475,7 +490,7 @@ def _prefix(override) -> str:
 
 
 def _check_job(overrides: list[str], multirun: bool, bases: dict[tuple[str, ...], Any]) -> tuple[Any, list[str]]:
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, MissingConfigException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -486,6 +501,9 @@ def _check_job(overrides: list[str], multirun: bool, bases: dict[tuple[str, ...]
         return None, ["model.pretrain.*, mt.pretrain.*: only embedded models are built here and have these options"]
     except (HydraException, OmegaConfBaseException) as error:
         reason = error.__cause__ or error
+        if isinstance(error, MissingConfigException) and error.options is not None:  # of a group of Hydra's own
+            group, _, name = str(error.missing_cfg_file).rpartition("/")
+            return None, [f"{group}={name}: {_allowed(name, error.options)}"]
         key = getattr(reason, "full_key", None)
         return None, [f"{key}: {line}" if key else line for line in [str(reason).splitlines()[0].strip()]]
     problems = [*_check_rules(cfg), *_check_meaning(cfg)]
@@ -511,6 +529,8 @@ def _check_rules(cfg: Any, prefix: str = "") -> Iterator[str]:
             yield f"{key}={value}: {rules['refused'][value]}"
         elif "choices" in rules and value not in rules["choices"]:
             yield f"{key}={value}: {_allowed(str(value), rules['choices'])}"
+        elif value == "":
+            yield f"{key}=: must not be empty"
         elif value == [] and "may_be_empty" in rules:
             continue
         elif "each" in rules and (wrong := [v for v in value if v not in rules["each"]] or ([] if value else ["[]"])):

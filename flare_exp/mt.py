@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, M2M100ForC
 from transformers.utils import cached_file
 
 from flare_exp.backbones import check_vocabulary
-from flare_exp.errors import UserError
+from flare_exp.errors import UNREADABLE, UserError, why_unreadable
 from flare_exp.finite import check_finite
 from flare_exp.hub import local, looks_local
 
@@ -137,8 +137,8 @@ def load_model(path: str, revision: str | None, device: str, dtype: str | None =
     options |= {"revision": revision, "dtype": getattr(torch, dtype or _dtype(device)), "output_loading_info": True}
     try:
         loaded: Any = M2M100ForConditionalGeneration.from_pretrained(local(path), **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"mt.path={path}: its weights could not be read: {_first_line(error)}") from error
+    except (*UNREADABLE, SafetensorError) as error:
+        raise UserError(f"mt.path={path}: its weights could not be read: {why_unreadable(error)}") from error
     model, report = loaded
     if lost := sorted(report["missing_keys"]):
         raise UserError(f"mt.path={path}: the checkpoint lacks {len(lost)} weights ({', '.join(lost[:3])}, ...)")

@@ -50,6 +50,9 @@ def main(arguments: Sequence[str]) -> int:
     if not wanted:
         print("Nothing comes from the hub: models and data of this command line are embedded, or in local folders.")
         return 0
+    if not only_look and (silent := hub.unreachable()):  # the hub's libraries would try each need for half a minute
+        print(f"flare_exp prefetch: {silent}; nothing was fetched", file=sys.stderr, flush=True)
+        only_look = hub.offline(True)
     outcomes = [(need, *(look(need) if only_look else bring(need))) for need in wanted]
     _print(outcomes)
     return 1 if any(found.lacks for _, found, _ in outcomes) else 0
@@ -118,11 +121,17 @@ def refusal(needs: Sequence[hub.Need], given: Sequence[str], multirun: bool, sil
     return "\n".join(
         [
             f"{silent or 'offline'}, but the local caches do not hold all that is taken from the hub ({len(missing)} missing)",
-            *(f"  - {need}: missing {lacks}" for need, lacks in missing),
+            *(f"  - {need}: missing {lacks}{_no_folder(need)}" for need, lacks in missing),
             f"Nothing was run. On a machine with network that shares {_caches([need for need, _ in missing])}:",
             f"  python -m flare_exp prefetch {shlex.join([*(['-m'] if multirun else []), *overrides])}",
         ]
     )
+
+
+def _no_folder(need: hub.Need) -> str:
+    """Say that a name without an owner is no folder either: it may be a misspelt one."""
+    plain = isinstance(need, hub.Checkpoint) and "/" not in need.hub_id
+    return f"; there is no folder {need.hub_id} here either" if plain else ""
 
 
 def _caches(found: Sequence[hub.Need]) -> str:
