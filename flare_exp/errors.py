@@ -2,12 +2,22 @@
 
 import errno
 import os
+from pickle import UnpicklingError
+
+UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, UnpicklingError)  # weights that are damaged, or more than weights
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
     """A wrong option, a missing or damaged file. The message names the key, the value and what is allowed."""
+
+
+def why_unreadable(error: Exception) -> str:
+    """Say in a line why weights could not be read. What torch says of a pickle is advice to run whatever code it holds."""
+    if isinstance(error, UnpicklingError):
+        return "they are pickled and hold more than tensors, or are damaged; that is never run: save them as safetensors"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def out_of_room(error: BaseException) -> str | None:

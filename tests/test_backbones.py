@@ -69,6 +69,25 @@ def test_truncated_weights_missing_folder_and_unknown_family(tmp_path):
         backbones.family_of(str(tmp_path))
 
 
+class Harmful:
+    """An object whose unpickling would make a file."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return type(self.place).touch, (self.place,)
+
+
+def test_pickled_weights_that_would_run_code_are_refused(tmp_path):
+    bert(BertForSequenceClassification, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"weights": Harmful(tmp_path / "made")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="its weights could not be read: they are pickled and hold more than tensors"):
+        backbones.load(str(tmp_path), "label", num_labels=3)
+    assert not (tmp_path / "made").exists()
+
+
 def test_unreachable_hub_checkpoint_is_a_user_error():
     with pytest.raises(UserError, match=r"model\.path=no-such-owner/no-such-model: its configuration could not be read"):
         backbones.family_of("no-such-owner/no-such-model")

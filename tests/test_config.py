@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+import flare_exp
 from flare_exp.cli import commandline
 from flare_exp.cli.commandline import COMMANDS, help_text, normalised
 from flare_exp.cli.main import main
@@ -115,7 +116,16 @@ WRONG = [
         ["pan", "model=xlmr_base"],
         "pan: not of the form key=value, and no command; commands: plan, prefetch, report, status, submit; did you mean plan?",
     ),
-    (["seed=x"], "seed=x: Value 'x'"),
+    (["seed=x"], "seed=x: must be a whole number"),
+    (["seed=99999999999"], "seed=99999999999: must be 4294967295 or less"),
+    (["task.limit=ten"], "task.limit=ten: must be a whole number, or null"),
+    (["transfer.lr=1e-3x"], "transfer.lr=1e-3x: must be a number"),
+    (["source.shuffle=maybe"], "source.shuffle=maybe: must be true or false"),
+    (["mt.errors=drop"], "mt.errors=drop: must be a list, e.g. [drop,swap]"),
+    (["adapter.r=null"], "adapter.r=null: must be a whole number"),
+    (["optim=adam"], "optim=adam: optim is a section; its options: optim._target_, optim.weight_decay, optim.eps"),
+    (["cache_dir="], "cache_dir=: must not be empty"),
+    (["task=nusax", "task.data_dir="], "task.data_dir=: must not be empty"),
     (["adapter.r=-1"], "adapter.r=-1: must be 1 or more"),
     (["adapter.r=2.5"], "adapter.r=2.5"),
     (["finetune.tuning=half"], "choose one of lora, full"),
@@ -177,6 +187,8 @@ WRONG = [
     (["nonsense"], "not of the form key=value"),
     (["mt.noise=1.5"], "must be 1 or less"),
     (["experiment=nope"], "experiment=nope"),
+    (["hydra/launcher=ray"], "hydra/launcher=ray: choose one of basic, slurm"),
+    (["model=tiny", "outputs/x"], "  - outputs/x: not of the form key=value\n"),
     (["model.pretrain.steps=0"], "must be 1 or more"),
     (["~model"], "a group cannot be removed"),
     (["model=custom", "model.path=org/name", "model.pretrain.steps=3"], "only embedded models"),
@@ -258,6 +270,21 @@ def test_a_run_folder_may_be_taken_up_with_another_logger(tmp_path):
     before, after = (validation.check([f"output_dir={tmp_path}", f"logger={name}"], False)[0][0] for name in ("csv", "wandb"))
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(before, resolve=True))
     assert not list(check_folder(after, tmp_path))
+
+
+@pytest.mark.parametrize("key", ["output_dir", "cache_dir"])
+def test_an_empty_folder_name_is_not_the_current_folder(key, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([f"{key}="]) == 2
+    assert f"{key}=: must not be empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_made(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([f"cache_dir={tmp_path / 'file'}", f"output_dir={tmp_path / 'out'}"]) == 2
+    assert f"cache_dir={tmp_path / 'file'}: cannot be written (File exists)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_output_folder_that_cannot_be_written(tmp_path, capsys):
@@ -371,6 +398,11 @@ def test_a_run_in_an_awkward_folder(tmp_path, monkeypatch):
     grid = tmp_path / "it's größer [1]"
     main(["-m", f"output_dir={grid}", f"cache_dir={grid / 'c'}", "seed=0,1"])
     assert ran == [(str(folder / "c"), folder), (str(grid / "c"), grid / "0"), (str(grid / "c"), grid / "1")]
+
+
+def test_the_version_is_this_programs(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"flare_exp {flare_exp.__version__}\n"
 
 
 def test_help_may_be_cut_short():

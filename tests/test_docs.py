@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,15 @@ def test_the_commands_of_a_page_are_taken(page, folder):
         overrides = commandline.overrides(commandline.normalised(arguments))
         _, problems = validation.check(overrides, multirun)
         assert not problems, f"{page.name}: {text}"
+
+
+def test_the_first_look_is_a_grid_of_four_methods():
+    printed = subprocess.run(["make", "-n", "-C", str(ROOT), "run"], capture_output=True, text=True, check=True).stdout
+    (command,) = [line for line in printed.splitlines() if "-m flare_exp" in line]
+    overrides = commandline.overrides(shlex.split(command.partition("flare_exp ")[2]))
+    jobs, problems = validation.check(overrides, multirun=True)
+    assert not problems
+    assert [job.method.name for job in jobs] == ["zero_shot", "translate_test", "lora", "flare"]
 
 
 def test_the_pages_have_commands():

@@ -364,5 +364,5 @@ def test_all_that_is_hashed_is_there(monkeypatch):
     for kind in code.CODE:
         assert len(code.code_of(kind)) == 16
     monkeypatch.setitem(code.CODE, "sample", ("translation.nllb:nothing",))
-    with pytest.raises(LookupError, match="translation.nllb has no nothing"):
+    with pytest.raises(LookupError, match=r"translation\.nllb has no nothing"):
         code.code_of("sample")

@@ -333,6 +333,48 @@ def test_every_method_and_task_can_be_planned_with_every_family(family, tmp_path
     assert capsys.readouterr().out.count("shared with") > 10
 
 
+@pytest.mark.parametrize(
+    ("family", "given"),
+    [
+        ("xlm-roberta", ["task=nusax"]),
+        ("llama", ["task=tydiqa", "data.micro_batch_size=4", "model.gradient_checkpointing=true"]),
+        # a block's gradients are larger than what it saves
+        ("xlm-roberta", ["task=nusax", "data.micro_batch_size=1", "data.max_length=8", "adapter.r=16"]),
+        pytest.param("mt5", ["task=xnli"], marks=pytest.mark.slow),
+        pytest.param("gemma2", ["task=xnli", "method=flare_mt", "trainer.precision=bf16-mixed"], marks=pytest.mark.slow),
+        pytest.param("gemma3_text", ["task=nusax"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_deep_model_is_counted_by_two_shallow_ones(family, given, tmp_path, monkeypatch):
+    own = {**FAMILIES[family], **{name: 9 for name in FAMILIES[family] if name.endswith("_layers")}}
+    monkeypatch.setitem(architectures.ARCHITECTURES, "org/deep", {"model_type": family, **own})
+    given = ["model=custom", "model.path=org/deep", *given, f"cache_dir={tmp_path / 'cache'}"]
+    (cfg,) = (plan._typed(c) for c in validation.check(given, False)[0])
+    stages = preview.preview(plan.settled(cfg), tmp_path)
+    counted = []
+
+    def build(depth):
+        counted.append(depth)
+        return estimates._of_depth(stages, "transfer", depth)
+
+    ((_, model, source, data, _),) = estimates._walk(stages, {"transfer"})
+    shallow = estimates.Work(stages, model, source, data, build)
+    assert counted == ([] if "adapter.r=16" in given else [3, 4])
+    assert vars(shallow) == vars(estimates.Work(stages, model, source, data))
+
+
+def test_jobs_that_differ_have_numbers_of_their_own(tmp_path, monkeypatch):
+    deep = {**FAMILIES["xlm-roberta"], "num_hidden_layers": 9}
+    monkeypatch.setitem(architectures.ARCHITECTURES, "org/deep", {"model_type": "xlm-roberta", **deep})
+    model = ["model=custom", "model.path=org/deep", "task=nusax", f"cache_dir={tmp_path / 'cache'}"]
+    grid = jobs(*model, "method=lora,flare", "adapter.r=4,8", multirun=True, scratch=tmp_path)
+    plan.price(grid, tmp_path)
+    assert len({(job.estimate.seconds["transfer"], job.estimate.memory) for job in grid}) == len(grid)
+    monkeypatch.setattr(estimates, "_WORK", {})  # as if the last one were planned alone
+    alone = estimates.estimate(grid[-1].cfg, tmp_path, grid[-1].todo)
+    assert (alone.seconds, alone.memory) == (grid[-1].estimate.seconds, grid[-1].estimate.memory)
+
+
 def test_jobs_that_cost_the_same_are_counted_once(tmp_path, monkeypatch):
     monkeypatch.setitem(architectures.ARCHITECTURES, "org/small", {"model_type": "xlm-roberta", **FAMILIES["xlm-roberta"]})
     counted = []

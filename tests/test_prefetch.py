@@ -231,15 +231,16 @@ def test_a_data_set_at_another_commit_is_not_there(cache, tmp_path):
 
 
 def test_all_that_is_missing_is_one_message_before_anything_runs(cache, tmp_path, capsys):
-    given = ["model=xlmr_base", "task=xnli", "task.train_split=train[:2000]", f"output_dir={tmp_path / 'out'}", "offline=true"]
+    given = ["model=xlmr_base", "task=xnli", "task.train_split=train[:2000]", f"output_dir={tmp_path / 'out' / 'run'}",
+             f"cache_dir={tmp_path / 'artifacts'}", "offline=true"]  # fmt: skip
     assert main(given) == 2
     message = capsys.readouterr().err
     for missing in ("backbone FacebookAI/xlm-roberta-base at e73636d", f"translation model {NLLB} at 1a07f7d",
                     "data set facebook/xnli (en) at b8dd5d7", "data set facebook/xnli (sw) at"):  # fmt: skip
         assert message.count(f"  - {missing}") == 1
     command = shlex.split(message.splitlines()[-1])
-    assert command == ["python", "-m", "flare_exp", "prefetch", *given[:3]]
-    assert list((tmp_path / "out").iterdir()) == []
+    assert command == ["python", "-m", "flare_exp", "prefetch", *given[:3], given[4]]
+    assert not any((tmp_path / name).exists() for name in ("out", "artifacts"))
     assert main(command[3:]) == 1  # it does compose; without network it only reports
     capsys.readouterr()
     # of a grid too, and with the environment's word only (tests/conftest.py)
@@ -258,6 +259,19 @@ def test_a_hub_that_does_not_answer_is_one_message_at_once(tmp_path):
     assert lines[0].startswith(f"flare_exp: {NOWHERE} cannot be reached ([Errno 111] Connection refused), but the local caches")
     assert lines[-1] == "  python -m flare_exp prefetch model=xlmr_base task=xnli"
     assert len(lines) == 7  # two models, two data sets
+
+
+def test_a_prefetch_from_a_hub_that_does_not_answer_ends_at_once(tmp_path):
+    done = launch(tmp_path, "prefetch", "model=xlmr_base", "task=xnli", offline=False, HF_ENDPOINT=NOWHERE)
+    assert done.returncode == 1
+    assert done.stderr.count(f"{NOWHERE} cannot be reached") == 1
+    assert "Retry" not in done.stdout + done.stderr
+    assert "4 of 4 not there" in done.stdout
+
+
+def test_a_name_that_is_no_folder_is_said_to_be_none(cache):
+    need = hub.Checkpoint("backbone", "nowhere", None)
+    assert "; there is no folder nowhere here either" in str(downloads.refusal([need], [], False))
 
 
 def test_a_hub_that_stays_silent_is_not_waited_for(monkeypatch):

@@ -258,6 +258,15 @@ def test_ctrl_c_asks_once_and_interrupts_the_second_time(capfd):
     assert signals.asked() is None
 
 
+def test_ctrl_c_before_anything_runs_is_one_line(monkeypatch, capsys, tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(validation, "check", interrupt)
+    assert main([f"output_dir={tmp_path / 'out'}"]) == 130
+    assert capsys.readouterr().err == "\nstopped by Ctrl-C\n"
+
+
 def test_an_ignored_ctrl_c_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -527,6 +527,7 @@ def test_doubtful_data_are_read_and_said_with_counts(tmp_path):
     for number, (split, size) in enumerate({"train": 6, "validation": 1, "test": 4}.items()):
         for lang in ("eng", "ace"):
             rows = [nusax(10 * number + i, 0 if split == "test" else i % 3) for i in range(size)]
+            rows = [{**row, "text": f"{lang} {row['text']}"} for row in rows]
             if lang == "ace" or split == "train":
                 rows[0]["text"] = " \n"
             write(tmp_path / lang / f"{split}.parquet", rows)
@@ -544,6 +545,46 @@ def test_doubtful_data_are_read_and_said_with_counts(tmp_path):
     (said,) = (note for note in data_notes(pipeline.check_data(task, "sw")) if "answer" in note)
     assert said == "warning: examples without an answer: 1 of 2 in en/train; 1 of 3 in en/test; 1 of 3 in sw/test"
     assert data_notes(pipeline.check_data(TASKS["toy_sentiment"](limit=64), "far")) == []
+
+
+def test_texts_that_were_trained_on_or_are_english_are_counted(tmp_path):
+    from flare_exp.experiment import pipeline
+    from flare_exp.experiment.notes import data_notes
+
+    for lang in ("eng", "ace"):
+        for number, split in enumerate(("train", "validation", "test")):
+            rows = [{**nusax(100 * number + i, i % 3), "text": f"{lang} {split} {i}"} for i in range(30)]
+            write(tmp_path / lang / f"{split}.parquet", rows)
+
+    def change(lang, split, texts):
+        rows = pq.read_table(tmp_path / lang / f"{split}.parquet").to_pylist()
+        rows = [{**row, "text": texts.get(i, row["text"])} for i, row in enumerate(rows)]
+        write(tmp_path / lang / f"{split}.parquet", rows)
+
+    def said():
+        return data_notes(pipeline.check_data(NusaX(data_dir=str(tmp_path)), "ace"))
+
+    assert said() == []
+    change("eng", "train", {0: ""})
+    change("eng", "test", {0: "eng train 4", 1: "eng train 5"})
+    change("ace", "test", {0: "eng test 7"})  # one of 30 may be a name, or a word of both languages
+    empty = "warning: examples with an empty text: 1 of 30 in eng/train"
+    trained = "warning: texts of the training data, so that the score is too high: 2 of 30 in eng/test"
+    assert said() == [empty, trained]
+    change("ace", "test", {i: f"eng test {i}" for i in range(2, 12)})
+    english = "warning: texts that are the English ones (are the files of the right language?): 11 of 30 in ace/test"
+    assert said() == [empty, trained, english]
+
+
+def test_a_split_without_rows_is_named_by_its_file(tmp_path):
+    schema = pa.schema({"id": pa.int64(), "text": pa.string(), "label": pa.int64()})
+    (tmp_path / "eng").mkdir()
+    pq.write_table(schema.empty_table(), tmp_path / "eng" / "train.parquet")
+    with pytest.raises(UserError, match=r"eng/train.parquet has no rows$"):
+        NusaX(data_dir=str(tmp_path)).load("eng", "train")
+    write(tmp_path / "eng" / "train.parquet", [nusax(i, 0) for i in range(4)])
+    with pytest.raises(UserError, match=r"task\.train_split=train\[9:\] of eng holds no example: the split has 4 rows"):
+        NusaX(data_dir=str(tmp_path), splits={"train": "train[9:]"}).load("eng", "train")
 
 
 BAD_CELLS = [

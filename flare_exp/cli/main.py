@@ -12,18 +12,36 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from flare_exp import __version__
 from flare_exp.cli import commandline
 from flare_exp.config import composition, validation
 from flare_exp.errors import UserError
 from flare_exp.experiment import downloads
-from flare_exp.experiment.runs import assists, attempt, attempt_in_grid, check_folder, check_writable, crashed
+from flare_exp.experiment.runs import (
+    absent,
+    assists,
+    attempt,
+    attempt_in_grid,
+    check_folder,
+    check_writable,
+    crashed,
+    remove_empty,
+)
 from flare_exp.utils import signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 2 a mistake in the command line, data or files, 1 a failed grid or a crash,
     128 + n stopped by signal n."""
-    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:  # while a run goes on, flare_exp.experiment.runs tells what is kept
+        print("\nstopped by Ctrl-C", file=sys.stderr)
+        return 130
+
+
+def _main(given: list[str]) -> int:
+    """Run a subcommand, a single run or a grid."""
     if given and given[0] in commandline.COMMANDS:
         return _command(given[0], given[1:])
     signals.listen()
@@ -34,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         commandline.show(commandline.help_text() if wait else commandline.SUBMIT)
         return 0
     flags = [a for a in arguments if a.startswith("-")]
+    if "--version" in flags:  # Hydra would tell its own
+        print(f"flare_exp {__version__}")
+        return 0
     overrides = commandline.overrides(arguments)
     multirun = any(f in ("-m", "--multirun") for f in flags)
     if multirun and not any(o.startswith("output_dir=") for o in overrides):
@@ -41,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.append(overrides[-1])
     jobs, problems = validation.check([o for o in overrides if not (unknown and o == given[0])], multirun)
     problems = [unknown, *problems] if unknown else problems
-    only_shown = any(f.startswith(("--cfg", "-c", "--info", "-i", "--version", "--resolve")) for f in flags)
+    only_shown = any(f.startswith(("--cfg", "-c", "--info", "-i", "--resolve")) for f in flags)
     if problems:
         return commandline.refuse(problems)
     if only_shown:
@@ -59,9 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems = ["hydra/launcher=slurm: a launcher starts the jobs of a grid; add -m (it may be a grid of one)"]
     elif multirun and not on_slurm and any(job.trainer.nodes > 1 for job in jobs):
         problems = ["trainer.nodes with -m: the jobs of a grid on several machines need hydra/launcher=slurm"]
-    if problems := problems or list(grid.problems() if grid else check_folder(jobs[0], folder)):
+    done = (folder / "metrics.json").is_file()
+    caches = [] if done else [Path(name).expanduser() for name in dict.fromkeys(str(job.cache_dir) for job in jobs)]
+    new = absent([folder, *caches])
+    problems = problems or list(grid.problems() if grid else check_folder(jobs[0], folder))
+    problems += [problem for cache in caches for problem in check_writable(cache, "cache_dir")]
+    if problems:
+        remove_empty(new)
         return commandline.refuse(problems)
-    if not (folder / "metrics.json").is_file() and (message := downloads.checked(jobs, given, multirun)):
+    if not done and (message := downloads.checked(jobs, given, multirun)):
+        remove_empty(new)
         print(f"flare_exp: {message}", file=sys.stderr)
         return 2
     if grid:

@@ -26,6 +26,9 @@ def main(arguments: Sequence[str]) -> int:
     if not wanted:
         print("Nothing comes from the hub: models and data of this command line are embedded, or in local folders.")
         return 0
+    if not only_look and (silent := hub.unreachable()):  # the hub's libraries would try each need for half a minute
+        print(f"flare_exp prefetch: {silent}; nothing was fetched", file=sys.stderr, flush=True)
+        only_look = hub.offline(True)
     outcomes = [(need, *(look(need) if only_look else bring(need))) for need in wanted]
     _print(outcomes)
     return 1 if any(found.lacks for _, found, _ in outcomes) else 0

@@ -73,7 +73,7 @@ class TaskConfig:
     lang: str = option("???", "target language, in the benchmark's own code")
     data_dir: str | None = option(None, "folder of <language>/<split>.parquet instead of the hub")
     limit: int | None = option(None, "only the first N examples of every split", min=1)
-    world_seed: int = option(0, "seed of the generated world (toy tasks)", min=0)
+    world_seed: int = option(0, "seed of the generated world (toy tasks)", min=0, max=2**32 - 1)
     form: str = option("auto", "by a head where the model has one, or as a prompt", choices=("auto", "head", "generative"))
     window: int | None = option(None, "question answering by a head: tokens of a window (null: data.max_length)", min=8)
     doc_stride: int | None = option(None, "question answering by a head: long contexts are read in windows that share so many "
@@ -143,7 +143,7 @@ class MtConfig:
     noise: float = option(0.0, "share of words made wrong after translation", min=0, max=1)
     errors: list[str] = field(default_factory=lambda: list(ERRORS),
                               metadata={"help": "kinds of wrong words", "each": ERRORS})  # fmt: skip
-    seed: int = option(0, "seed of that noise", min=0)
+    seed: int = option(0, "seed of that noise", min=0, max=2**32 - 1)
     path: str | None = option(None, "mt=file: folder of mt_<from>-<to>/<split>.parquet; models: hub id or checkpoint folder")
     fallback: str | None = option(None, "mt=file: what stands in for a missing direction", choices=("gold",))
     revision: str | None = option(None, "models: commit or branch of the hub checkpoint; null: its newest commit")
@@ -242,7 +242,8 @@ class LoggerConfig:
 
 @dataclass
 class Config:
-    seed: int = option(0, "training seed; the toy world and its checkpoints have seeds of their own", min=0)
+    seed: int = option(0, "training seed; the toy world and its checkpoints have seeds of their own", min=0,
+                       max=2**32 - 1)  # fmt: skip
     output_dir: str = option("???", "the run folder; in multirun the parent of the run folders",
                              no_effect="a place, not content")  # fmt: skip
     cache_dir: str = option("???", "artefacts shared by all runs (FLARE_EXP_CACHE, else ~/.cache/flare_exp)",

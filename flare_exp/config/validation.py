@@ -42,7 +42,8 @@ def check(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str
         try:
             override = parser.parse_override(text)
         except HydraException as error:
-            problems.append(f"{text}: not of the form key=value ({str(error).splitlines()[0]})")
+            reason = f" ({str(error).splitlines()[0]})" if "=" in text else ""
+            problems.append(f"{text}: not of the form key=value{reason}")
             continue
         given.setdefault(override.key_or_group, []).append(override)
         found = [f"{text}: several values need -m (multirun)"] if override.is_sweep_override() and not multirun else []
@@ -103,11 +104,24 @@ def _check_type(key: str, value: Any) -> Iterator[str]:
 
         OmegaConf.update(typed, key, value.text if isinstance(value, QuotedString) else value)
     except (OmegaConfBaseException, ValueError) as error:
-        yield f"{key}={value}: {str(error).splitlines()[0]}"
+        yield f"{key}={'null' if value is None else value}: {_expected(key) or str(error).splitlines()[0]}"
+
+
+# type of an option -> what its value must be
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "list[str]": "a list, e.g. [drop,swap]"}
+
+
+def _expected(key: str) -> str:
+    """Say which type of value an option takes; "": a text."""
+    known = keys()
+    if inside := [name for name, f in known.items() if name.startswith(f"{key}.") and f.metadata.get("help")]:
+        return f"{key} is a section; its options: {', '.join(inside)}"
+    kind, _, null = known[key].type.partition(" | ")
+    return f"must be {KINDS[kind]}{', or null' if null else ''}" if kind in KINDS else ""
 
 
 def _check_job(overrides: list[str], multirun: bool, bases: dict[tuple[str, ...], Any]) -> tuple[Any, list[str]]:
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, MissingConfigException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -118,6 +132,9 @@ def _check_job(overrides: list[str], multirun: bool, bases: dict[tuple[str, ...]
         return None, ["model.pretrain.*, mt.pretrain.*: only embedded models are built here and have these options"]
     except (HydraException, OmegaConfBaseException) as error:
         reason = error.__cause__ or error
+        if isinstance(error, MissingConfigException) and error.options is not None:  # of a group of Hydra's own
+            group, _, name = str(error.missing_cfg_file).rpartition("/")
+            return None, [f"{group}={name}: {_allowed(name, error.options)}"]
         key = getattr(reason, "full_key", None)
         return None, [f"{key}: {line}" if key else line for line in [str(reason).splitlines()[0].strip()]]
     problems = [*_check_rules(cfg), *_check_meaning(cfg)]
@@ -143,6 +160,8 @@ def _check_rules(cfg: Any, prefix: str = "") -> Iterator[str]:
             yield f"{key}={value}: {rules['refused'][value]}"
         elif "choices" in rules and value not in rules["choices"]:
             yield f"{key}={value}: {_allowed(str(value), rules['choices'])}"
+        elif value == "":
+            yield f"{key}=: must not be empty"
         elif value == [] and "may_be_empty" in rules:
             continue
         elif "each" in rules and (wrong := [v for v in value if v not in rules["each"]] or ([] if value else ["[]"])):

@@ -98,11 +98,17 @@ def refusal(needs: Sequence[hub.Need], given: Sequence[str], multirun: bool, sil
     return "\n".join(
         [
             f"{silent or 'offline'}, but the local caches do not hold all that is taken from the hub ({len(missing)} missing)",
-            *(f"  - {need}: missing {lacks}" for need, lacks in missing),
+            *(f"  - {need}: missing {lacks}{_no_folder(need)}" for need, lacks in missing),
             f"Nothing was run. On a machine with network that shares {_caches([need for need, _ in missing])}:",
             f"  python -m flare_exp prefetch {shlex.join([*(['-m'] if multirun else []), *overrides])}",
         ]
     )
+
+
+def _no_folder(need: hub.Need) -> str:
+    """Say that a name without an owner is no folder either: it may be a misspelt one."""
+    plain = isinstance(need, hub.Checkpoint) and "/" not in need.hub_id
+    return f"; there is no folder {need.hub_id} here either" if plain else ""
 
 
 def _caches(found: Sequence[hub.Need]) -> str:

@@ -15,6 +15,8 @@ from flare_exp.config.schema import MACHINES, Config
 from flare_exp.tasks import TASKS
 from flare_exp.translation.translators import FLAGS
 
+MANY = 0.1  # share of test texts that are English from which on that is said; a few are names, or words of both languages
+
 
 def notes(cfg: Config, folder: Path) -> list[str]:
     """What a reader of the table of a finished run has to know."""
@@ -49,12 +51,15 @@ def notes(cfg: Config, folder: Path) -> list[str]:
 def data_notes(data: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return one warning for each kind of doubtful data, with counts; `data` is what `pipeline.check_data` returns."""
 
-    def where(key: str) -> list[str]:
-        return [f"{facts[key]:,} of {facts['examples']:,} in {name}" for name, facts in data.items() if facts.get(key)]
+    def where(key: str, above: float = 0.0) -> list[str]:
+        many = [(name, facts) for name, facts in data.items() if facts.get(key, 0) > above * facts["examples"]]
+        return [f"{facts[key]:,} of {facts['examples']:,} in {name}" for name, facts in many]
 
     said = {
         "examples with an empty text": where("empty"),
         "examples without an answer": where("unanswered"),
+        "texts of the training data, so that the score is too high": where("trained"),
+        "texts that are the English ones (are the files of the right language?)": where("english", MANY),
         "a single example, which says nothing": [name for name, facts in data.items() if facts["examples"] == 1],
         "classes without an example": [
             f"{', '.join(facts['missing'])} in {name} (0 of {facts['examples']:,})"

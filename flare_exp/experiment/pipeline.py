@@ -7,7 +7,7 @@ fine-tuning happens once per model x task x seed, for every method.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from flare_exp.experiment import launch, results
 from flare_exp.experiment.checkpoints import MT, make_translator, prepare_backbone
 from flare_exp.experiment.stages import Stages
 from flare_exp.models.backbones import quantisation_problem
-from flare_exp.tasks import ROLES, TASKS, Task, fingerprint
+from flare_exp.tasks import ROLES, TASKS, Example, Task, fingerprint
 from flare_exp.tasks.base import check_labels, doubts
 from flare_exp.training import distributed
 from flare_exp.training.tracking import Tracker
@@ -204,7 +204,18 @@ def check_data(task: Task, lang: str) -> dict[str, dict[str, Any]]:
     }
     if left_out := len(task.shared(task.english)):
         facts[f"{task.english}/train"]["left_out"] = left_out
+    train, english = (repeatable(loaded[f"{task.english}/{role}"]) for role in ("train", "test"))
+    for name, rows in loaded.items():
+        if name != f"{task.english}/train" and (repeated := len([e for e in rows if e.texts in train])):
+            facts[name]["trained"] = repeated
+    if same := len([e for e in loaded[f"{lang}/test"] if e.texts in english]):
+        facts[f"{lang}/test"]["english"] = same
     return facts
+
+
+def repeatable(examples: Sequence[Example]) -> set[tuple[str, ...]]:
+    """Return the texts of some examples, without empty ones: that another example has them too means something."""
+    return {e.texts for e in examples if any(text.strip() for text in e.texts)}
 
 
 def check_translations(maker: Translator, task: Task, lang: str, method: Method) -> None:

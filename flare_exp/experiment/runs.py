@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,27 @@ from flare_exp.utils import signals
 VOLATILE = {*schema.no_effect()} - {"model.name"}
 
 
-def check_writable(folder: Path) -> Iterator[str]:
-    """A problem if nothing can be written to `folder`, which is made if need be."""
+def check_writable(folder: Path, option: str = "output_dir") -> Iterator[str]:
+    """A problem if nothing can be written to `folder`, which is made if need be; `option` names it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable.{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        yield f"output_dir={folder}: cannot be written ({error.strerror})"
+        yield f"{option}={folder}: cannot be written ({error.strerror})"
+
+
+def absent(folders: Sequence[Path]) -> list[Path]:
+    """Return those of some folders and of their parents that are not there, the innermost first."""
+    return [place for folder in folders for place in (folder, *folder.parents) if not place.exists()]
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders that a refused command has made; what holds something stays."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def check_folder(cfg: Any, folder: Path) -> Iterator[str]:

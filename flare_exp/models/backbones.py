@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from flare_exp.errors import UserError
+from flare_exp.errors import UNREADABLE, UserError, why_unreadable
 from flare_exp.hub import local, looks_local
 from flare_exp.utils.finite import check_finite
 
@@ -238,8 +238,8 @@ def load(
             **options,
             **_quantisation(precision, family.heads[form], device),
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except (*UNREADABLE, SafetensorError) as error:
+        reason = why_unreadable(error)
         if "ignore_mismatched_sizes" in reason:
             reason = "some have another shape, as those of a head for another number of labels"
         raise UserError(f"model.path={path}: its weights could not be read: {reason}") from error
@@ -296,9 +296,14 @@ def _misfits(model: nn.Module, family: Family, stacks: Iterable[str]) -> Iterato
 
 def blocks(model: Any) -> list[nn.Module]:
     """The blocks of a transformers model, with or without adapters: what fits on a device where the whole may not."""
+    return [block for stack in stacks(model) for block in stack]
+
+
+def stacks(model: Any) -> list[list[nn.Module]]:
+    """Return the blocks of each stack of a transformers model, with or without adapters."""
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
-    stacks = FAMILIES[whole.config.model_type].stacks.values()
-    return [block for path in stacks for block in whole.base_model.get_submodule(path)]
+    paths = FAMILIES[whole.config.model_type].stacks.values()
+    return [list(whole.base_model.get_submodule(path)) for path in paths]
 
 
 def _auto_class(form: str, encoder_decoder: bool) -> Any:

@@ -144,25 +144,40 @@ def _parameters(path: str, revision: str | None, auto: Any) -> int:
 
 def _walk(stages: Preview, todo: set[str]) -> Iterator[tuple[str, nn.Module, Source | None, PairedDataModule, dict[str, str]]]:
     """The models of the stages in `todo`: name, model, source, data to train on, and artefact -> view that it is tested on."""
-    method, lora = METHODS[stages.cfg.method.name], stages.cfg.finetune.tuning == "lora"
+    method = METHODS[stages.cfg.method.name]
     tests = {"english_test": "english", "zero_shot": "target"}
     adapted = {"test": method.view} if method.trains else {}
     tests |= {} if method.trains else {"test": method.view}
-    backbone = stages.fresh_backbone()
-    model = stages.add_adapter(backbone) if lora else backbone.model
-    if todo & {"finetune", *tests}:
-        yield "finetune", model, None, stages.data("english"), {k: v for k, v in tests.items() if k in todo}
-    if todo & {"transfer", *adapted}:
+    trains, transfers = bool(todo & {"finetune", *tests}), bool(todo & {"transfer", *adapted})
+    saves = transfers and not isinstance(stages, Sketch)
+    model = _english(stages) if trains or saves else None
+    if trains:
+        yield "finetune", model, None, stages.data("english"), {k: v for k, v in tests.items() if k in todo}  # type: ignore[misc]
+    if transfers:
         english = Artifact(stages.store.scratch / "english" / stages.backbone.digest.replace("/", "--"), "", "", {}, 0.0, False)
-        if not isinstance(stages, Sketch):
+        if saves:
+            assert model is not None
             english.path.mkdir(parents=True, exist_ok=True)
             trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            lora = stages.cfg.finetune.tuning == "lora"
             save_model(model, trained, english.path / ("adapter" if lora else "model"))
-        del backbone, model
-        fusion = stages.fusion_options(method.view) if method.fuses else None
-        model = stages.add_adapter(stages.english_model(english), **(fusion or {}))
-        source = stages.source(model) if fusion else None
-        yield "transfer", model, source, stages.data(method.view), {k: v for k, v in adapted.items() if k in todo}
+        del model
+        adapted_model, source = _adapted(stages, english)
+        yield "transfer", adapted_model, source, stages.data(method.view), {k: v for k, v in adapted.items() if k in todo}
+
+
+def _english(stages: Preview) -> nn.Module:
+    """Build the model that is fine-tuned on English."""
+    backbone = stages.fresh_backbone()
+    return stages.add_adapter(backbone) if stages.cfg.finetune.tuning == "lora" else backbone.model
+
+
+def _adapted(stages: Preview, english: Artifact) -> tuple[nn.Module, Source | None]:
+    """Build the model that is trained in the transfer, and its source if it fuses."""
+    method = METHODS[stages.cfg.method.name]
+    fusion = stages.fusion_options(method.view) if method.fuses else None
+    model = stages.add_adapter(stages.english_model(english), **(fusion or {}))
+    return model, stages.source(model) if fusion else None
 
 
 def _note_sizes(found: Estimate, stages: Preview, name: str, model: nn.Module, data: PairedDataModule) -> None:
@@ -318,7 +333,7 @@ def _arithmetic(stages: Sketch, todo: set[str]) -> Estimate:
     for name, model, source, data, tests in _walk(stages, todo):
         _note_sizes(found, stages, name, model, data)
         stage, parts = _stage(stages, name), stages.parts(data.view)
-        work = _work(stages, model, source, data)
+        work = _work(stages, model, source, data, functools.partial(_of_depth, stages, name))
         if name in todo:
             tokens = {role: parts[role] * sum(data.dataset(role).costs) for role in stages.task.training_roles}
             rows = round(parts["train"] * len(data.dataset("train")))
@@ -337,7 +352,10 @@ def _arithmetic(stages: Sketch, todo: set[str]) -> Estimate:
 _WORK: dict[str, Work] = {}
 
 
-def _work(stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule) -> Work:
+Build = Callable[[int], tuple[nn.Module, "Source | None"]]
+
+
+def _work(stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build) -> Work:
     """The `Work` of a model, counted once for all jobs that have the same model and the same batches."""
     cfg, (batch, _) = stages.cfg, _batch(stages, data, 1)
     parameters = [[name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in model.named_parameters()]
@@ -345,8 +363,17 @@ def _work(stages: Sketch, model: nn.Module, source: Source | None, data: PairedD
     options = [cfg.model, cfg.decode, cfg.optim, cfg.trainer.precision, cfg.data, cfg.fusion if source else None]
     same = digest_of([parameters, shapes, stages.form_name, stages.task.labels, repr(options)])
     if same not in _WORK:
-        _WORK[same] = Work(stages, model, source, data)
+        _WORK[same] = Work(stages, model, source, data, build)
     return _WORK[same]
+
+
+def _of_depth(stages: Sketch, name: str, depth: int) -> tuple[nn.Module, Source | None]:
+    """Build the model of a training, and its source, with `depth` blocks in each stack."""
+    stages.depth = depth
+    try:
+        return (_english(stages), None) if name == "finetune" else _adapted(stages, Artifact(Path(), "", "", {}, 0.0, False))
+    finally:
+        stages.depth = None
 
 
 class Work:
@@ -354,36 +381,89 @@ class Work:
 
     Bytes of a process that takes a `step`, that is `testing`, and that is `training`, which includes validation. FLOPs per token
     (source included) to `train` and to `evaluate`, and per example for tokens that are `written` one by one.
+
+    Args:
+        build: number of blocks -> the model with so many in each stack, and its source. Deep models are then counted by two
+            shallow ones (`_counted`); None: every block is counted.
     """
 
-    def __init__(self, stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule):
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
+    def __init__(
+        self, stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build | None = None
+    ):
         kept, cfg = _weights(stages, model), stages.cfg
         free = stages.form_name == "prompt" and not stages.decoding.candidates
-        module = stages.module(model, source)
-        with FakeTensorMode(), _autocast(cfg.trainer.precision):
-            storages = _without_content(module)
-            rows = min(cfg.data.batch_size, cfg.data.micro_batch_size or cfg.data.batch_size)
-            batch, tokens = _batch(stages, data, rows)
-            model.train()
-            with Counter(storages) as training:
-                _sum(_passed(module, batch, batch.get("answer"))).backward()
-            model.zero_grad()
-            model.eval()
-            candidates = max(1, len(stages.decoding.candidates))
-            answers = {k: x.repeat(candidates, 1) for k, x in batch.get("answer", {}).items()}
-            with torch.no_grad(), Counter(storages) as reading:
-                _passed(module, batch, answers)
-            written = _written(stages, module, batch, storages) if free else 0
-        # gradients of earlier micro-batches
         begun = sum(p.nbytes for p in model.parameters() if p.requires_grad) if data.passes > 1 else 0
         states = _optimizer_states(model, cfg.optim._target_)
-        self.step = kept + training.peak + begun + states
-        self.testing = kept + max(reading.peak, written)
+        total = backbones.parameter_counts(model)["total"]
+        counts, tokens = _counted(stages, model, source, data, build)
+
+        def peak(kind: str) -> int:
+            return max(count for name, count in counts.items() if name.startswith(f"{kind} bytes"))
+
+        # gradients of earlier micro-batches
+        self.step = kept + peak("training") + begun + states
+        written = peak("writing") + counts["cached token"] * stages.decoding.max_new_tokens if free else 0
+        self.testing = kept + max(peak("reading"), written)
         self.training = max(self.step, self.testing + states)
-        self.train, self.evaluate = training.flops / tokens, reading.flops / tokens
-        self.written = 2.0 * backbones.parameter_counts(model)["total"] * stages.decoding.max_new_tokens if free else 0.0
+        self.train, self.evaluate = counts["training flops"] / tokens, counts["reading flops"] / tokens
+        self.written = 2.0 * total * stages.decoding.max_new_tokens if free else 0.0
+
+
+SHALLOW = (3, 4)  # from the third block on, each one adds what the one before it did
+
+
+def _counted(
+    stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build | None
+) -> tuple[dict[str, int], int]:
+    """Count the passes of a model: name -> bytes or FLOPs, and the tokens of the batch.
+
+    The blocks of a model are alike, so every count is an affine function of their number: it is known from two shallow models.
+    That holds phase by phase, for most bytes are alive at the phase's end (source, forward) or at its beginning (backward,
+    where each block gives up what it has saved). Where a block's gradients could be larger than what it has saved, most bytes
+    may be alive at the end of the backward pass instead, and all blocks are counted.
+    """
+    stacks = backbones.stacks(model)
+    depths = {len(blocks) for blocks in stacks}
+    (depth,) = depths if len(depths) == 1 else (0,)
+    rows = min(stages.cfg.data.batch_size, stages.cfg.data.micro_batch_size or stages.cfg.data.batch_size)
+    # the first block may hold FLARE MT's map, too, which is one whatever the depth
+    later = [block for blocks in stacks for block in blocks[1:]]
+    gradients = max((sum(p.nbytes for p in block.parameters() if p.requires_grad) for block in later), default=0)
+    saved = 2 * rows * _batch(stages, data, 1)[0]["target"]["input_ids"].shape[1] * _width(model)  # a block's input in 16 bits
+    if build is None or depth <= sum(SHALLOW) or gradients > saved:
+        return _passes(stages, model, source, data)
+    (less, tokens), (more, _) = (_passes(stages, *build(n), data) for n in SHALLOW)
+    fewer, further = SHALLOW
+    return {name: less[name] + (more[name] - less[name]) * (depth - fewer) // (further - fewer) for name in less}, tokens
+
+
+def _passes(stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule) -> tuple[dict[str, int], int]:
+    """Count the passes of a model as it is: name -> bytes or FLOPs, and the tokens of the batch."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    cfg = stages.cfg
+    module = stages.module(model, source)
+    reads_source = (lambda: source.states.recording) if source else (lambda: False)
+    with FakeTensorMode(), _autocast(cfg.trainer.precision):
+        storages = _without_content(module)
+        rows = min(cfg.data.batch_size, cfg.data.micro_batch_size or cfg.data.batch_size)
+        batch, tokens = _batch(stages, data, rows)
+        model.train()
+        with Counter(storages, reads_source) as training:
+            _sum(_passed(module, batch, batch.get("answer"))).backward()
+        model.zero_grad()
+        model.eval()
+        candidates = max(1, len(stages.decoding.candidates))
+        answers = {k: x.repeat(candidates, 1) for k, x in batch.get("answer", {}).items()}
+        with torch.no_grad(), Counter(storages, reads_source) as reading:
+            _passed(module, batch, answers)
+        counts = {"training flops": training.flops, "reading flops": reading.flops}
+        if stages.form_name == "prompt" and not stages.decoding.candidates:
+            with torch.no_grad(), Counter(storages, reads_source) as writing:
+                counts["cached token"] = _written(stages, module, batch)
+            counts |= {f"writing bytes, {phase}": count for phase, count in writing.peaks.items()}
+    counts |= {f"training bytes, {phase}": count for phase, count in training.peaks.items()}
+    return counts | {f"reading bytes, {phase}": count for phase, count in reading.peaks.items()}, tokens
 
 
 def _autocast(precision: str | None) -> torch.autocast:
@@ -391,23 +471,21 @@ def _autocast(precision: str | None) -> torch.autocast:
     return torch.autocast("cpu", half, enabled=precision in ("bf16-mixed", "16-mixed"))
 
 
-def _written(stages: Sketch, module: Any, batch: dict[str, Any], storages: set[int]) -> int:
-    """Bytes of a pass that writes freely: the prompts' pass, and the key-value cache of the longest answer."""
+def _written(stages: Sketch, module: Any, batch: dict[str, Any]) -> int:
+    """Begin to write freely, with the prompts' pass; returns the bytes of the key-value cache for each token."""
     answers, length = stages.decoding, batch["target"]["input_ids"].shape[1]
-    with torch.no_grad(), Counter(storages) as counter:
-        module.read_source(batch)
-        inputs = {name: x.repeat_interleave(answers.beams, 0) for name, x in batch["target"].items()}
-        if module.model.config.is_encoder_decoder:
-            encoded = module.model.get_encoder()(**batch["target"]).last_hidden_state
-            inputs["encoder_outputs"] = (encoded.repeat_interleave(answers.beams, 0),)
-            inputs["decoder_input_ids"] = inputs.pop("input_ids")[:, :1]
-            length = 1
-        else:
-            inputs["logits_to_keep"] = 1
-        cache = module.model(**inputs, use_cache=True).past_key_values
-        layers = getattr(cache, "self_attention_cache", cache).layers
-        token = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) // length
-    return counter.peak + token * answers.max_new_tokens
+    module.read_source(batch)
+    inputs = {name: x.repeat_interleave(answers.beams, 0) for name, x in batch["target"].items()}
+    if module.model.config.is_encoder_decoder:
+        encoded = module.model.get_encoder()(**batch["target"]).last_hidden_state
+        inputs["encoder_outputs"] = (encoded.repeat_interleave(answers.beams, 0),)
+        inputs["decoder_input_ids"] = inputs.pop("input_ids")[:, :1]
+        length = 1
+    else:
+        inputs["logits_to_keep"] = 1
+    cache = module.model(**inputs, use_cache=True).past_key_values
+    layers = getattr(cache, "self_attention_cache", cache).layers
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) // length
 
 
 def _batch(stages: Sketch, data: PairedDataModule, rows: int) -> tuple[dict[str, Any], int]:
@@ -489,12 +567,31 @@ def _without_content(model: nn.Module) -> set[int]:
 
 
 class Counter(TorchDispatchMode):
-    """Bytes of the tensors that are alive at once, at most, and FLOPs of the products; `known` storages are not counted."""
+    """Count the bytes of the tensors that are alive at once, at most, and the FLOPs of the products.
 
-    def __init__(self, known: set[int]):
+    Args:
+        known: storages that are not counted.
+        reads_source: tells whether the source is being read.
+    """
+
+    def __init__(self, known: set[int], reads_source: Callable[[], bool] = lambda: False):
         super().__init__()
         self.sizes: dict[int, int] = dict.fromkeys(known, 0)
-        self.now = self.peak = self.flops = 0
+        self.reads_source = reads_source
+        self.now = self.flops = 0
+        self.peaks: dict[str, int] = {}
+
+    @property
+    def peak(self) -> int:
+        """Return the most bytes of all phases."""
+        return max(self.peaks.values(), default=0)
+
+    @property
+    def phase(self) -> str:
+        """Return what is being computed."""
+        if torch._C._current_graph_task_id() != -1:
+            return "backward"
+        return "source" if self.reads_source() else "forward"
 
     def __enter__(self):
         gc.freeze()  # so that the collections below look at what the passes leave only
@@ -512,9 +609,11 @@ class Counter(TorchDispatchMode):
             if isinstance(tensor, Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self.sizes:
                 self.sizes[key] = storage.nbytes()
                 self.now += storage.nbytes()
-                if self.now > self.peak and torch._C._current_graph_task_id() != -1:
-                    gc.collect()  # in a backward pass, what checkpointing computes again hangs in cycles here
-                self.peak = max(self.peak, self.now)
+                phase = self.phase
+                if self.now > self.peaks.get(phase, 0):
+                    if phase == "backward":
+                        gc.collect()  # what checkpointing computes again hangs in cycles here
+                    self.peaks[phase] = max(self.peaks.get(phase, 0), self.now)
                 weakref.finalize(storage, self._freed, key)
         return outputs
 

@@ -205,7 +205,13 @@ class CountedForm(PromptForm):
 
 
 class Sketch(Preview):
-    """The stages of a run whose checkpoint is not here: models have shapes, and no weights."""
+    """The stages of a run whose checkpoint is not here: models have shapes, and no weights.
+
+    Attributes:
+        depth: number of blocks of each stack of the models; None: as many as the checkpoint has.
+    """
+
+    depth: int | None = None
 
     def _form(self) -> Form:
         wanted, m = self.wanted_length, self.cfg.model
@@ -223,6 +229,8 @@ class Sketch(Preview):
 
     def load(self, path: str, revision: str | None = None) -> Backbone:
         config, m, kept = AutoConfig.from_pretrained(path), self.cfg.model, self.cfg.trainer.precision
+        if self.depth is not None:
+            shorten(config, self.depth)
         family = backbones.FAMILIES[config.model_type]
         config.num_labels = max(1, len(self.task.labels)) if self.form_name == "label" else config.num_labels
         auto = backbones._auto_class(self.form_name, config.is_encoder_decoder)
@@ -246,6 +254,15 @@ class Sketch(Preview):
             return backbone
         with torch.device("meta"):
             return adapter.frozen(backbone, self.add_adapter(self.fresh_backbone()).peft_config["default"])
+
+
+def shorten(config: PreTrainedConfig, depth: int) -> None:
+    """Give every stack of a model's configuration `depth` blocks."""
+    config.num_hidden_layers = depth
+    if hasattr(config, "num_decoder_layers"):
+        config.num_decoder_layers = depth
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:depth]
 
 
 def preview(cfg: Config, scratch: Path) -> Preview:

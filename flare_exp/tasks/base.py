@@ -144,8 +144,19 @@ class Task(ABC):
             rows = [e for e in rows if e.id not in shared]
             warn_once(f"{self.name}/{lang}/train: {len(shared)} training examples ask about a context of validation: left out")
         if not (rows := rows[: self.limit]):
-            raise UserError(f"task.{role}_split={part.split}[{part.start}:{part.stop or ''}] of {lang} holds no example")
+            raise UserError(self._none(lang, role, part))
         return rows
+
+    def _none(self, lang: str, role: str, part: Slice) -> str:
+        """Say that the slice of a role holds no example."""
+        if not (there := len(self.read(lang, part.split))):
+            return f"{self._place(lang, part.split)} has no rows"
+        asked = f"{part.split}[{part.start}:{part.stop or ''}]"
+        return f"task.{role}_split={asked} of {lang} holds no example: the split has {there} rows"
+
+    def _place(self, lang: str, split: str) -> str:
+        """Where a split is, for messages."""
+        return f"{self.name}/{lang}/{split}"
 
     def shared(self, lang: str) -> list[Example]:
         """Return the examples that `load` leaves out of train: validation is a part of the same split and has their context."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, M2M100ForConditionalGeneration, NllbTokenizer
 
-from flare_exp.errors import UserError
+from flare_exp.errors import UNREADABLE, UserError, why_unreadable
 from flare_exp.hub import local, looks_local
 from flare_exp.models.backbones import check_vocabulary
 from flare_exp.utils.finite import check_finite
@@ -86,8 +86,8 @@ def load_model(path: str, revision: str | None, device: str, dtype: str | None =
     options |= {"revision": revision, "dtype": getattr(torch, dtype or _dtype(device)), "output_loading_info": True}
     try:
         loaded: Any = M2M100ForConditionalGeneration.from_pretrained(local(path), **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"mt.path={path}: its weights could not be read: {_first_line(error)}") from error
+    except (*UNREADABLE, SafetensorError) as error:
+        raise UserError(f"mt.path={path}: its weights could not be read: {why_unreadable(error)}") from error
     model, report = loaded
     if lost := sorted(report["missing_keys"]):
         raise UserError(f"mt.path={path}: the checkpoint lacks {len(lost)} weights ({', '.join(lost[:3])}, ...)")
