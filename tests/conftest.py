@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ["WANDB_MODE"] = "offline"  # no test talks to W&B's servers
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -17,6 +18,7 @@ import pytest
 import torch
 import transformers as hf
 
+from flare_exp.config import composition
 from flare_exp.flare.source_states import positions
 from flare_exp.models import backbones
 from flare_exp.toy.pretrain import pretrain
@@ -122,6 +124,27 @@ def token_batch(lengths: list[int], seed: int, width: int | None = None, side: s
 
 def rows(batch: dict[str, torch.Tensor], *index: int) -> dict[str, torch.Tensor]:
     return {name: tensor[list(index)] for name, tensor in batch.items()}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Compose every choice of groups once: what follows from it are the files in conf/ alone, and nobody changes it in place."""
+    with pytest.MonkeyPatch.context() as patch:
+        compose, known = composition._compose, {}
+
+        def remembered(overrides: Sequence[str], **options: Any) -> Any:
+            key = (*overrides, *options)
+            if key not in known:
+                known[key] = compose(overrides, **options)
+            return known[key]
+
+        patch.setattr(composition, "_compose", remembered)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Every shipped configuration composes and type-checks; wrong command lines get one message each and exit 2."""
 
-import itertools
 import json
 import re
 import shlex
@@ -42,8 +41,13 @@ def test_every_experiment_composes(name, tmp_path):
     assert problems(f"experiment={name}", f"model.path={tmp_path}", f"task.data_dir={tmp_path}") == []
 
 
-def test_every_model_task_method_pair_composes():
-    for model, task, method in itertools.product(GROUPS["model"], GROUPS["task"], GROUPS["method"]):
+@pytest.mark.parametrize("model", GROUPS["model"])
+def test_every_pair_of_model_task_and_method_composes(model):
+    """Every model with every task, with the next method each time, so that every pair of two groups occurs."""
+    methods, first = GROUPS["method"], GROUPS["model"].index(model)
+    assert len(methods) <= min(len(GROUPS["task"]), len(GROUPS["model"]))
+    for number, task in enumerate(GROUPS["task"], first):
+        method = methods[number % len(methods)]
         mt = ["mt=toy_nllb"] if method == "flare_mt" and task.startswith("toy") else []
         assert problems(f"model={model}", f"task={task}", f"method={method}", "model.path=org/name", *mt) == []
 

@@ -2,10 +2,10 @@
 
 import json
 import signal
-import subprocess
 import time
 from types import SimpleNamespace
 
+import processes
 import pytest
 import torch
 from conftest import random_backbone, token_batch
@@ -137,7 +137,7 @@ def ends_apart(decoding):
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory):
+def left(tmp_path_factory):
     """What two processes found."""
     folder = tmp_path_factory.mktemp("processes")
     in_two_processes(one_process, folder)
@@ -146,13 +146,13 @@ def processes(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_i9_two_processes_have_the_gradients_of_one(processes, name):
+def test_i9_two_processes_have_the_gradients_of_one(left, name):
     tight = {"rtol": 1e-10, "atol": 1e-10} if name != "bfloat16" else {"rtol": 0.02, "atol": 0.02}
-    shares = [process[0][name][1] for process in processes]
+    shares = [process[0][name][1] for process in left]
     assert sum(own for own, _ in shares) == shares[0][1]  # no weight is held twice
     assert max(own for own, _ in shares) < 0.6 * shares[0][1]
-    for left, _ in processes:
-        for (rows, _), (loss, grads) in zip(STEPS, left[name][0], strict=True):
+    for found, _ in left:
+        for (rows, _), (loss, grads) in zip(STEPS, found[name][0], strict=True):
             module = CASES[name][1]()
             expected = loss_of(name, module, batch_of(CASES[name][0], list(range(rows))))
             expected.backward()
@@ -164,10 +164,10 @@ def test_i9_two_processes_have_the_gradients_of_one(processes, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DECODINGS)
-def test_what_is_written_does_not_depend_on_when_the_other_process_ends(processes, name):
+def test_what_is_written_does_not_depend_on_when_the_other_process_ends(left, name):
     expected = written(writer(DECODINGS[name], ends_apart(DECODINGS[name])), [0, 1])
     assert min(map(len, expected)) < TOKENS
-    assert [row for _, answers in processes for row in answers[name]] == expected
+    assert [row for _, answers in left for row in answers[name]] == expected
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_stopped_and_killed_runs_go_on_to_the_same_end(checkpoints, tmp_path):
         words = command(folder / "cache", folder / "out", "trainer=fsdp", *ON_CPU, "trainer.precision=64-true", "model=custom",
                         f"model.path={checkpoints['xlm-roberta']}", "method=zero_shot", "finetune.epochs=4",
                         "data.batch_size=4", *more)  # fmt: skip
-        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return processes.Run(words, merged=True)
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     said, _ = (process := start(whole)).communicate(timeout=300)

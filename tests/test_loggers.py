@@ -7,6 +7,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import processes
 import pytest
 import yaml
 from test_pipeline import TINY, command, launch, result
@@ -150,9 +151,10 @@ def merged(found, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("pipeline")
 def test_an_offline_run_holds_name_configuration_curves_and_results(cache_dir, tmp_path):
     out = tmp_path / "out"
-    done = launch(cache_dir, out, "logger=wandb", "logger.mode=offline", "seed=3", WANDB_MODE="online")
+    done = launch(cache_dir, out, "logger=wandb", "logger.mode=offline", "seed=3", fresh=True, WANDB_MODE="online")
     assert done.returncode == 0, done.stderr
     (log,) = out.glob("wandb/offline-run-*/run-*.wandb")
     assert f"wandb sync {log.parent}" in (out / "flare_exp.log").read_text()
@@ -180,10 +182,11 @@ def test_an_offline_run_holds_name_configuration_curves_and_results(cache_dir, t
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("pipeline")
 def test_a_run_that_was_killed_goes_on_as_the_same_run(cache_dir, tmp_path):
     overrides = ("logger=wandb", "logger.mode=offline", "seed=4")
     log = tmp_path / "flare_exp.log"
-    killed = subprocess.Popen(command(cache_dir, f"output_dir={tmp_path}", *overrides), stderr=subprocess.DEVNULL)
+    killed = processes.Run(command(cache_dir, f"output_dir={tmp_path}", *overrides))
     while "finetune: " not in (log.read_text() if log.exists() else ""):
         assert killed.poll() is None, "it ended before it could be killed"
         time.sleep(0.05)
@@ -210,6 +213,7 @@ def started_by(agent, folder, cache, values, **env):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("pipeline")
 def test_what_an_agent_starts_is_its_run_with_its_values(cache_dir, tmp_path, monkeypatch):
     (sweep,) = (yaml.safe_load(f.read_text()) for f in sweep_files() if f.stem == "toy")
     agent = Agent(sweep, tmp_path, monkeypatch)
@@ -248,6 +252,7 @@ pipeline.settle, wandb.init = settle, init
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("pipeline")
 def test_every_process_of_an_agents_run_has_its_values_and_one_talks_to_wandb(cache_dir, tmp_path, monkeypatch):
     (sweep,) = (yaml.safe_load(f.read_text()) for f in sweep_files() if f.stem == "toy")
     (tmp_path / "sitecustomize.py").write_text(WITNESS)

@@ -1,21 +1,21 @@
 """Runs with a tiny NLLB that is trained here: FLARE MT, cached sources, kills, two processes, full disks."""
 
 import json
-import os
 import shlex
 import signal
 import subprocess
-import time
 
+import processes
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
-from test_pipeline import command, launch, result
+from test_pipeline import command, launch, result, with_finished
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mt_pipeline")]  # one worker: they share a run
 
 # a translator that has seen little: its words are wrong, its form is real
-SMALL = ["mt=toy_nllb", "mt.pretrain.steps=60", "mt.pretrain.pairs=600", "mt.max_length=32", "mt.shard=16"]
+SMALL = ["mt=toy_nllb", "mt.pretrain.steps=30", "mt.pretrain.pairs=300", "mt.pretrain.hidden_size=48",
+         "mt.max_length=32", "mt.shard=16"]  # fmt: skip
 
 
 def provenance(out):
@@ -42,7 +42,7 @@ def test_flare_mt_leaves_everything_and_asks_for_no_test_translation(mt_run):
     assert list(facts["translations"]) == [f"translation of toy_sentiment/en/{role} into far" for role in ("train", "validation")]
     weights = load_file(out / "adapter/adapter_model.safetensors")
     (name,) = (k for k in weights if k.endswith("flare_source.weight"))
-    assert weights[name].shape == (128, 128)
+    assert weights[name].shape == (32, 48), "from the width of the translator to that of the backbone"
     rows = pq.read_table(out / "predictions.parquet").to_pylist()
     assert all(row["source"] == row["target"] for row in rows), "the encoder reads the target text itself"
     for info in facts["translations"].values():
@@ -54,11 +54,14 @@ def test_flare_mt_leaves_everything_and_asks_for_no_test_translation(mt_run):
 
 
 @pytest.mark.parametrize("method", ["flare_mt", "flare"])
-def test_i11_source_cache_on_and_off_train_the_same_adapter(tmp_path, method):
+def test_i11_source_cache_on_and_off_train_the_same_adapter(mt_run, cache_dir, tmp_path, method):
     found = {}
     for where in ("off", "memory", "disk"):
         # a cache of its own for what is trained, so that it is trained again
-        done = launch(tmp_path / where, tmp_path / f"{where}-out", *SMALL, f"method={method}", f"source.cache={where}")
+        cache = tmp_path / where
+        for kind in ("backbone", "mt", "translation", "translation_shard", "finetune"):
+            with_finished(kind, cache_dir, cache)
+        done = launch(cache, tmp_path / f"{where}-out", *SMALL, f"method={method}", f"source.cache={where}")
         assert done.returncode == 0, done.stderr
         assert ("source texts" in done.stdout + done.stderr) == (where != "off")
         found[where] = (
@@ -75,17 +78,14 @@ def test_i11_source_cache_on_and_off_train_the_same_adapter(tmp_path, method):
 def test_killed_while_translating_and_started_again_gives_the_same_bytes(mt_run, cache_dir, tmp_path):
     """kill -9 after some shards; what was finished is not made again."""
     cache, again = tmp_path / "cache", tmp_path / "out"
+    for kind in ("backbone", "mt"):
+        with_finished(kind, cache_dir, cache)
     for shards in (1, 3, 5):
-        process = subprocess.Popen(
-            command(cache, f"output_dir={again}", *SMALL, "method=lora"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 200
-        while process.poll() is None and time.monotonic() < deadline:
-            if len(list(cache.glob("translation_shard/*/manifest.json"))) >= shards:
-                break
-            time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process = processes.Run(command(cache, f"output_dir={again}", *SMALL, "method=lora"))
+        while process.alive(0.002) and len(list(cache.glob("translation_shard/*/manifest.json"))) < shards:
+            pass
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
         assert not (again / "metrics.json").exists()
     made = {p: p.stat().st_mtime_ns for p in cache.glob("translation_shard/*/texts.parquet") if p.parent.name[0] != "."}
     assert made
@@ -97,15 +97,11 @@ def test_killed_while_translating_and_started_again_gives_the_same_bytes(mt_run,
     assert all(whole[digest] == content for digest, content in parts.items())
 
 
-def test_two_processes_translate_once(mt_run, tmp_path):
-    cache = tmp_path / "cache"
+def test_two_processes_translate_once(mt_run, cache_dir, tmp_path):
+    cache = with_finished("backbone", cache_dir, tmp_path / "cache")
     runs = [
-        subprocess.Popen(
-            command(cache, f"output_dir={tmp_path / str(i)}", *SMALL, "method=lora", "mt.pretrain.steps=61"),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for i in range(2)
-    ]  # fmt: skip
+        processes.Run(command(cache, f"output_dir={tmp_path / str(i)}", *SMALL, "method=lora"), merged=True) for i in range(2)
+    ]
     texts = [process.communicate()[0] for process in runs]
     assert [process.returncode for process in runs] == [0, 0], texts
     assert result(tmp_path / "0")["test"] == result(tmp_path / "1")["test"]

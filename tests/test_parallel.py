@@ -10,6 +10,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 
+import processes
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -122,11 +123,10 @@ def one_process(form, folder, rank):
 
 def in_two_processes(work, *arguments):
     """work(*arguments, rank) in each."""
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=work, args=(*arguments, rank), daemon=True) for rank in range(2)]
-    for process in processes:
+    workers = [processes.CONTEXT.Process(target=work, args=(*arguments, rank), daemon=True) for rank in range(2)]
+    for process in workers:
         process.start()
-    for process in processes:
+    for process in workers:
         process.join(240)
         assert process.exitcode == 0
 
@@ -230,10 +230,9 @@ def assert_several_leave_what_one_leaves(folder, trainer, own, *overrides):
     outs = {}
     for name, more in (("cpu", []), (trainer, own)):
         outs[name] = out = folder / name
-        done = subprocess.run(
-            command(folder / f"cache_{name}", out, f"trainer={name}", "trainer.precision=64-true", *more, *overrides),
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+        done = processes.run(
+            command(folder / f"cache_{name}", out, f"trainer={name}", "trainer.precision=64-true", *more, *overrides), timeout=300
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("English fine-tuning") == 1
         assert (done.stdout + done.stderr).count("transfer: ") == 1
@@ -272,11 +271,9 @@ def test_two_processes_leave_what_one_leaves(checkpoint, tmp_path, overrides):
 
 @pytest.mark.slow
 def test_a_grid_of_two_jobs_with_two_processes_each_has_two_folders(checkpoint, tmp_path):
-    done = subprocess.run(
-        command(tmp_path / "cache", tmp_path / "grid", "-m", "trainer=ddp_cpu", "seed=0,1", "model=custom",
-                f"model.path={checkpoint}", "method=lora", "trainer.max_epochs=1"),
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    words = command(tmp_path / "cache", tmp_path / "grid", "-m", "trainer=ddp_cpu", "seed=0,1", "model=custom",
+                    f"model.path={checkpoint}", "method=lora", "trainer.max_epochs=1")  # fmt: skip
+    done = processes.run(words, timeout=300)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "grid").iterdir() if p.is_dir()) == ["0", "1"]
     seeds = [json.loads((tmp_path / "grid" / job / "metrics.json").read_text())["seed"] for job in "01"]
@@ -285,18 +282,16 @@ def test_a_grid_of_two_jobs_with_two_processes_each_has_two_folders(checkpoint, 
 
 
 def children(pid):
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout.splitlines()
-    return [int(line.split()[0]) for line in found if "flare_exp.experiment.worker" in line]
+    return [int(word) for word in subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True).stdout.split()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["follower", "leader"])
 def test_the_end_of_one_process_is_the_end_of_all(checkpoint, tmp_path, victim):
     cache, out = tmp_path / "cache", tmp_path / "out"
-    process = subprocess.Popen(
-        command(cache, out, "trainer=ddp_cpu", "model=custom", f"model.path={checkpoint}", "finetune.epochs=3000"),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    process = processes.Run(
+        command(cache, out, "trainer=ddp_cpu", "model=custom", f"model.path={checkpoint}", "finetune.epochs=3000"), merged=True
+    )
     deadline = time.monotonic() + 120
     while not list(cache.glob("finetune/.*/metrics.csv")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pyarrow.parquet as pq
 import pytest
 from conftest import last_of_each
@@ -20,10 +21,11 @@ from flare_exp.errors import UserError
 from flare_exp.models import backbones
 from flare_exp.tasks import metrics
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]  # one worker: they share runs
 
-TINY = ["model.pretrain.steps=60", "model.pretrain.documents=2000", "task.limit=64", "finetune.epochs=2", "transfer.epochs=2",
-        "trainer=cpu", "trainer.enable_progress_bar=false"]  # fmt: skip
+TINY = ["model.pretrain.steps=20", "model.pretrain.documents=1000", "model.pretrain.hidden_size=32", "model.pretrain.layers=2",
+        "task.limit=64", "finetune.epochs=2", "transfer.epochs=2", "trainer=cpu",
+        "trainer.enable_progress_bar=false"]  # fmt: skip
 
 
 def command(cache: Path, *overrides: str) -> list[str]:
@@ -32,9 +34,18 @@ def command(cache: Path, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "flare_exp", *last_of_each([*tiny, f"cache_dir={cache}", *overrides])]
 
 
-def launch(cache: Path, out: Path | None, *overrides: str, **env: str) -> subprocess.CompletedProcess:
-    place = [f"output_dir={out}"] if out else []
-    return subprocess.run(command(cache, *place, *overrides), capture_output=True, text=True, env={**os.environ, **env})
+def launch(cache: Path, out: Path | None, *overrides: str, fresh: bool = False, **env: str) -> subprocess.CompletedProcess:
+    """Run to the end. `fresh`: in a new interpreter instead of a forked one."""
+    words = command(cache, *([f"output_dir={out}"] if out else []), *overrides)
+    if fresh:
+        return subprocess.run(words, capture_output=True, text=True, env={**os.environ, **env})
+    return processes.run(words, {**os.environ, **env})
+
+
+def with_finished(kind: str, before: Path, cache: Path) -> Path:
+    """A new cache that has the finished artefacts of a kind that another one has."""
+    shutil.copytree(before / kind, cache / kind, ignore=shutil.ignore_patterns(".*"))
+    return cache
 
 
 def result(out: Path) -> dict:
@@ -44,7 +55,7 @@ def result(out: Path) -> dict:
 @pytest.fixture(scope="module")
 def flare_run(cache_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "flare"
-    done = launch(cache_dir, out)
+    done = launch(cache_dir, out, fresh=True)
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -200,11 +211,11 @@ def test_other_methods_reuse_english_and_fusion_is_null(flare_run, cache_dir, tm
     assert len(digests) == 1
 
 
-def test_i13_same_seed_same_result_other_seed_other_result(flare_run, tmp_path):
+def test_i13_same_seed_same_result_other_seed_other_result(flare_run, cache_dir, tmp_path):
     """From an empty cache, so that everything is computed again."""
     flare, _ = flare_run
-    for seed in (0, 1):
-        assert launch(tmp_path / f"cache{seed}", tmp_path / str(seed), f"seed={seed}").returncode == 0
+    for seed, cache in enumerate((tmp_path / "cache", with_finished("backbone", cache_dir, tmp_path / "other"))):
+        assert launch(cache, tmp_path / str(seed), f"seed={seed}").returncode == 0
 
     def adapter(folder):
         return (folder / "adapter/adapter_model.safetensors").read_bytes()
@@ -230,28 +241,31 @@ def test_ablations_train_another_adapter(flare_run, cache_dir, tmp_path):
     assert len(set(digests)) == 3
 
 
-@pytest.mark.parametrize("stage", ["backbone", "finetune", "translation", "transfer", "test"])
-def test_killed_in_a_stage_and_started_again(flare_run, tmp_path, stage):
-    """kill -9 while a stage builds: the next start reuses the finished stages and ends with the same result."""
+def test_killed_in_every_stage_and_started_again(flare_run, tmp_path):
+    """kill -9 while a stage builds: the next start reuses the finished stages, and the last one ends with the same result."""
     flare, _ = flare_run
     cache, out = tmp_path / "cache", tmp_path / "out"
-    process = subprocess.Popen(command(cache, f"output_dir={out}"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((cache / stage).glob(".*")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (out / "metrics.json").exists()
-    finished = {p for p in cache.glob("*/*/manifest.json") if not p.parent.name.startswith(".")}
+    finished: dict[Path, int] = {}
+    for stage in ("backbone", "finetune", "translation", "transfer", "test"):
+        process = processes.Run(command(cache, f"output_dir={out}"))
+        deadline = time.monotonic() + 120
+        while process.alive(0.002) and not list((cache / stage).glob(".*")) and time.monotonic() < deadline:
+            pass
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, f"it ended before {stage}"
+        assert not (out / "metrics.json").exists()
+        finished |= {p: p.stat().st_mtime_ns for p in cache.glob("*/[!.]*/manifest.json") if p not in finished}
+    assert len({p.parent.parent.name for p in finished}) >= 4
     done = launch(cache, out)
     assert done.returncode == 0, done.stderr
     assert result(out)["test"] == result(flare)["test"]
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished, "a finished stage was made again"
     artefacts = json.loads((out / "provenance.json").read_text())["artefacts"]
     reused = {f"{a['kind']}/{a['digest']}" for a in artefacts.values() if a["reused"]}
     before = json.loads((out / "provenance.json").read_text())["translations"].values()
     reused |= {f"translation/{info['of']}" for info in before}  # before errors were made
-    assert {f"{p.parent.parent.name}/{p.parent.name}" for p in finished} <= reused | {"nothing"}
-    assert not list(cache.glob("*/.*")), "leftovers of the killed run are gone"
+    assert {f"{p.parent.parent.name}/{p.parent.name}" for p in finished} <= reused
+    assert not list(cache.glob("*/.*")), "leftovers of the killed runs are gone"
 
 
 def test_grid_skips_what_cannot_be_and_goes_on_after_a_failure(cache_dir, tmp_path):
@@ -272,15 +286,23 @@ def test_a_wandb_failure_never_stops_a_run(cache_dir, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import wandb\ndef fail(*a, **k): raise RuntimeError('no network')\nwandb.init = fail\n"
     )
-    done = launch(cache_dir, tmp_path / "out", "logger=wandb", "method=zero_shot", PYTHONPATH=str(tmp_path))
+    path = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
+    done = launch(
+        cache_dir,
+        tmp_path / "out",
+        "logger=wandb",
+        "method=zero_shot",
+        fresh=True,
+        PYTHONPATH=os.pathsep.join([str(tmp_path), *path]),
+    )
     assert done.returncode == 0, done.stderr
     assert "W&B failed and is off" in done.stdout + done.stderr
     assert (tmp_path / "out" / "metrics.json").exists()
 
 
 def test_damaged_checkpoint_and_damaged_artefact(cache_dir, flare_run, tmp_path):
-    (backbone,) = (p for p in (cache_dir / "backbone").iterdir() if p.is_dir())
-    shutil.copytree(backbone, tmp_path / "model")
+    backbone = json.loads((flare_run[0] / "provenance.json").read_text())["artefacts"]["backbone"]["digest"]
+    shutil.copytree(cache_dir / "backbone" / backbone, tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     refused = launch(cache_dir, tmp_path / "a", "model=custom", f"model.path={tmp_path / 'model'}")

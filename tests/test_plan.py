@@ -67,7 +67,9 @@ def libraries() -> int:
 @pytest.mark.slow
 def test_the_probe_is_within_30_percent_of_a_real_run_and_then_everything_is_built(tmp_path, capsys):
     # so large that the increase over the libraries' own memory is most of it
-    overrides = [*SMALL, "model.pretrain.hidden_size=256", "data.batch_size=48", f"cache_dir={tmp_path / 'cache'}"]
+    small = [o for o in SMALL if not o.startswith(("task.limit", "model.pretrain.steps"))]
+    overrides = [*small, "model.pretrain.steps=2", "model.pretrain.hidden_size=64", "task.limit=192", "data.batch_size=192",
+                 f"cache_dir={tmp_path / 'cache'}"]  # fmt: skip
     (job,) = jobs(*overrides, scratch=tmp_path)
     plan.price([job], tmp_path)
     assert job.todo == {*job.made}
@@ -314,12 +316,13 @@ FAMILIES = {
 @pytest.mark.parametrize(
     "family", [f if f == "xlm-roberta" else pytest.param(f, marks=pytest.mark.slow) for f in backbones.FAMILIES]
 )
-def test_every_method_and_task_can_be_planned_with_every_family(family, tmp_path, monkeypatch, capsys):
+def test_every_family_can_be_planned_with_every_task_and_one_with_every_method(family, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(architectures.ARCHITECTURES, "org/small", {"model_type": family, **FAMILIES[family]})
     model = ["model=custom", "model.path=org/small", f"cache_dir={tmp_path / 'cache'}"]
+    every = family == "xlm-roberta"  # with other families: what reads a source, and what does not
     for benchmarks, translation, methods in (
-        ("nusax,xnli,tydiqa", "nllb_600m", "zero_shot,translate_test,lora,flare,flare_mt"),
-        ("toy_sentiment,toy_nli,toy_qa", "toy", "lora,zero_shot,translate_test,flare"),
+        ("nusax,xnli,tydiqa", "nllb_600m", "zero_shot,translate_test,lora,flare,flare_mt" if every else "flare,flare_mt"),
+        ("toy_sentiment,toy_nli,toy_qa", "toy", "lora,zero_shot,translate_test,flare" if every else "lora"),
     ):
         grid = jobs(*model, f"task={benchmarks}", f"mt={translation}", f"method={methods}", "task.limit=40", multirun=True,
                     scratch=tmp_path)  # fmt: skip
@@ -330,7 +333,7 @@ def test_every_method_and_task_can_be_planned_with_every_family(family, tmp_path
             assert {n for n in job.todo if job.made[n].kind != "translation"} <= {*(job.estimate.seconds if job.estimate else ())}
             # translated text is other text, though it is not there yet
             assert job.owners["test"] is None or job.cfg.method.name == "zero_shot"
-    assert capsys.readouterr().out.count("shared with") > 10
+    assert capsys.readouterr().out.count("shared with") > (10 if every else 2)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
+import processes
 import pytest
 import safetensors.torch
 import torch
@@ -121,8 +121,7 @@ def test_a_signal_stops_and_the_same_command_goes_on(checkpoint, tmp_path, train
 
     def start(folder, epochs=200, **options):
         words = arguments(checkpoint, folder, f"trainer={trainer}", f"finetune.epochs={epochs}", "method=zero_shot")
-        return subprocess.Popen([sys.executable, "-m", "flare_exp", *words], text=True, start_new_session=True, **options,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        return processes.Run([*processes.PROGRAM, *words], merged=True, fresh_followers=True, **options)
 
     process = start(tmp_path)
     wait_for(lambda: list(tmp_path.glob("cache/finetune/.*/checkpoints")), process)
@@ -139,7 +138,7 @@ def test_a_signal_stops_and_the_same_command_goes_on(checkpoint, tmp_path, train
     (state,) = tmp_path.glob("cache/finetune/.*/state.ckpt")
     steps = checkpointing.steps_kept(state)
     assert steps > 5
-    process = start(tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    process = start(tmp_path, ignored=[signal.SIGINT])
     wait_for(lambda: "goes on after" in (tmp_path / "out" / "flare_exp.log").read_text(), process)
     process.send_signal(signal.SIGINT)
     time.sleep(1)  # to train, as a rule
@@ -153,13 +152,13 @@ def test_a_signal_stops_and_the_same_command_goes_on(checkpoint, tmp_path, train
 @pytest.mark.slow
 def test_killed_without_a_warning_goes_on_from_the_last_state(checkpoint, tmp_path):
     words = arguments(checkpoint, tmp_path, "trainer.checkpoint_minutes=0.001", "method=zero_shot", "finetune.epochs=100")
-    process = subprocess.Popen([sys.executable, "-m", "flare_exp", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = processes.Run([*processes.PROGRAM, *words])
     wait_for(lambda: list(tmp_path.glob("cache/finetune/.*/state.ckpt")), process)
     process.kill()
     process.wait()
     (state,) = tmp_path.glob("cache/finetune/.*/state.ckpt")
     steps = checkpointing.steps_kept(state)
-    done = subprocess.run([sys.executable, "-m", "flare_exp", *words], capture_output=True, text=True, timeout=300)
+    done = processes.run([*processes.PROGRAM, *words], timeout=300)
     assert done.returncode == 0, done.stderr
     assert f"finetune: goes on after {steps} steps" in done.stdout
     with (tmp_path / "out" / "curves" / "finetune.csv").open(newline="") as file:
