@@ -14,7 +14,17 @@ from typing import Any
 
 from flare_exp import __version__, commandline, config, preemption, prefetch
 from flare_exp.errors import UserError
-from flare_exp.runs import absent, assists, attempt, attempt_in_grid, check_folder, check_writable, crashed, remove_empty
+from flare_exp.runs import (
+    absent,
+    assists,
+    attempt,
+    attempt_in_grid,
+    check_content,
+    check_folder,
+    check_writable,
+    crashed,
+    remove_empty,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -123,7 +133,7 @@ class _Grid:
             yield from unwritable
             return
         for n in self.numbers:
-            yield from check_folder(self.jobs[n], self.folder / str(n))
+            yield from check_content(self.jobs[n], self.folder / str(n))
 
     def announcement(self, number: int) -> str:
         """Say which job begins, by the overrides that are not those of all jobs."""

@@ -283,6 +283,12 @@ def test_an_empty_folder_name_is_not_the_current_folder(key, capsys, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
+def test_a_grid_makes_no_folder_for_a_job_that_has_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(flare_exp.__main__, "_hand_over", lambda *_: 0)
+    assert main(["-m", "seed=0,1", f"cache_dir={tmp_path / 'cache'}", f"output_dir={tmp_path / 'grid'}"]) == 0
+    assert [place.name for place in (tmp_path / "grid").iterdir()] == ["grid.json"]
+
+
 def test_a_cache_that_cannot_be_written_is_told_before_anything_is_made(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main([f"cache_dir={tmp_path / 'file'}", f"output_dir={tmp_path / 'out'}"]) == 2
