@@ -58,7 +58,7 @@ def _main(given: list[str]) -> int:
         overrides.append("output_dir=" + time.strftime("outputs/%Y-%m-%d_%H-%M-%S_grid"))  # one folder for all its jobs
         arguments.append(overrides[-1])
     jobs, problems = config.check([o for o in overrides if not (unknown and o == given[0])], multirun)
-    problems = [unknown, *problems] if unknown else problems
+    problems = [*([unknown] if unknown else []), *commandline.unknown_flags(arguments), *problems]
     only_shown = any(f.startswith(("--cfg", "-c", "--info", "-i", "--resolve")) for f in flags)
     if problems:
         return commandline.refuse(problems)

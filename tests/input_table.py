@@ -136,8 +136,8 @@ NAMES = [
     refused("lr=1e-3", "did you mean finetune.lr or transfer.lr?"),
     refused("pan model=tiny", "pan: not of the form key=value, and no command", "did you mean plan?"),
     refused("method lora", "method: not of the form key=value"),
-    refused("--method lora", "--method"),
-    refused("--method=lora", "--method"),
+    refused("--method lora", "--method: there is no such flag; options are given as key=value, without dashes"),
+    refused("--method=lora", "--method=lora: there is no such flag"),
     refused("method = lora", "method"),
     refused("model=tiny model=xlmr_base", "model is given twice with different values; keep one"),
     refused("+model=tiny", "model"),
@@ -315,7 +315,7 @@ DIVERGENCE = [
 
 DISK = [
     Row("$OWN cache_dir=full output_dir=out", 2, ["No space left on device", "when there is room, the same command goes on"],
-        "full is a file system of 64 kB", [disk("full", 64)], last=unmount("full")),
+        "full is a file system of 64 kB", [disk("full", 64)], last=unmount("full"), spared="full/"),
     Row("$OWN cache_dir=full output_dir=out", 0, ["nusax"], "the same, once there is room",
         [CLEAN, disk("full", 64), fails("$OWN cache_dir=full output_dir=out"), more_room("full")], right=same_bytes, known=BYTES, last=unmount("full")),
     Row("$OWN output_dir=full/out", 2, ["No space left on device", "when there is room, the same command goes on"],

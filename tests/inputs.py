@@ -178,7 +178,7 @@ def wrong(row: Row, found: Outcome, folder: Path, before: set[str]) -> Iterable[
         yield f"took more than {row.within:.0f} s"
     if row.leaves is not None and found.kept != row.leaves:
         yield f"leaves {found.kept!r} instead of {row.leaves!r}"
-    if empty := [n for n in contents(folder) - before if (folder / n).is_dir() and not n.startswith("cache")]:
+    if empty := [n for n in contents(folder) - before if (folder / n).is_dir() and not n.startswith(("cache", row.spared))]:
         yield f"leaves the empty folder {empty[0]}"
     if row.right and found.code == 0:
         try:

@@ -124,6 +124,12 @@ WRONG = [
     (["task.limit=ten"], "task.limit=ten: must be a whole number, or null"),
     (["transfer.lr=1e-3x"], "transfer.lr=1e-3x: must be a number"),
     (["source.shuffle=maybe"], "source.shuffle=maybe: must be true or false"),
+    (["offline=2"], "offline=2: must be true or false"),
+    (["--method", "lora"], "--method: there is no such flag; options are given as key=value, without dashes"),
+    (
+        ["--method=lora", "-x"],
+        "  - --method=lora: there is no such flag; options are given as key=value, without dashes\n  - -x: ",
+    ),
     (["mt.errors=drop"], "mt.errors=drop: must be a list, e.g. [drop,swap]"),
     (["adapter.r=null"], "adapter.r=null: must be a whole number"),
     (["optim=adam"], "optim=adam: optim is a section; its options: optim._target_, optim.weight_decay, optim.eps"),
