@@ -51,6 +51,7 @@ class Row:
         within: seconds that it may take.
         way: carries the words out in another way: (words, file for the output, environment) -> exit code.
         last: tidies up.
+        spared: where empty folders may stay, as in a cache.
         env: environment.
     """
 
@@ -66,6 +67,7 @@ class Row:
     within: float = 240
     way: Callable[[list[str], Path, dict[str, str]], int] | None = None
     last: Callable[[Path], None] | None = None
+    spared: str = "cache"
     env: dict[str, str] = field(default_factory=dict)
 
 

@@ -136,8 +136,8 @@ NAMES = [
     refused("lr=1e-3", "did you mean finetune.lr or transfer.lr?"),
     refused("pan model=tiny", "pan: not of the form key=value, and no command", "did you mean plan?"),
     refused("method lora", "method: not of the form key=value"),
-    refused("--method lora", "--method"),
-    refused("--method=lora", "--method"),
+    refused("--method lora", "--method: there is no such flag; options are given as key=value, without dashes"),
+    refused("--method=lora", "--method=lora: there is no such flag"),
     refused("method = lora", "method"),
     refused("model=tiny model=xlmr_base", "model is given twice with different values; keep one"),
     refused("+model=tiny", "model"),
@@ -301,7 +301,7 @@ DAMAGE = [
     Row("$OWN output_dir=out", 0, ["damaged artefact", "is missing; building it again"],
         "a file of a cached translation deleted", [CLEAN, lambda f: next(f.glob("cache/translation/*/*.parquet")).unlink()], right=same_bytes, known=BYTES),
     Row("status clean", 1, ["damaged"], "metrics.json cut in half", [CLEAN, cut("clean/metrics.json")], leaves="nothing"),
-    Row("report clean", 1, ["damaged"], "metrics.json cut in half", [CLEAN, cut("clean/metrics.json")], leaves="nothing"),
+    Row("report clean", 2, ["damaged"], "metrics.json cut in half", [CLEAN, cut("clean/metrics.json")], leaves="nothing"),
     refused("$OWN output_dir=my_data/eng/train.parquet", "output_dir=my_data/eng/train.parquet", about="output_dir is a file"),
     refused("$OWN cache_dir=my_data/eng/train.parquet", "cache_dir=my_data/eng/train.parquet", about="cache_dir is a file"),
 ]
@@ -315,7 +315,7 @@ DIVERGENCE = [
 
 DISK = [
     Row("$OWN cache_dir=full output_dir=out", 2, ["No space left on device", "when there is room, the same command goes on"],
-        "full is a file system of 64 kB", [disk("full", 64)], last=unmount("full")),
+        "full is a file system of 64 kB", [disk("full", 64)], last=unmount("full"), spared="full/"),
     Row("$OWN cache_dir=full output_dir=out", 0, ["nusax"], "the same, once there is room",
         [CLEAN, disk("full", 64), fails("$OWN cache_dir=full output_dir=out"), more_room("full")], right=same_bytes, known=BYTES, last=unmount("full")),
     Row("$OWN output_dir=full/out", 2, ["No space left on device", "when there is room, the same command goes on"],
@@ -334,7 +334,7 @@ SIGNALS = [
     Row("$LONG", -9, [], "KILL in English training", way=signalled(begun("finetune", 2), KILL)),
     Row("$LONG", 130, ["stopped"], "Ctrl-C while it imports", way=signalled(started(1.5), INT), leaves=None),
     Row("$LONG", 143, ["stopped by SIGTERM"], "TERM while it imports", way=signalled(started(1.5), TERM)),
-    Row("trainer=cpu output_dir=out", 130, ["stopped by SIGINT"], "Ctrl-C in pre-training", way=signalled(begun("backbone", 8), INT)),
+    Row("trainer=cpu output_dir=out", 130, ["the same command goes on"], "Ctrl-C in pre-training", way=signalled(begun("backbone", 8), INT)),
     Row("trainer=cpu output_dir=out", 143, ["stopped by SIGTERM"], "TERM in pre-training", way=signalled(begun("backbone", 8), TERM)),
     Row("-m method=zero_shot,lora $SMALL output_dir=grid", 130, ["stop"], "Ctrl-C in a grid", way=signalled(begun("backbone", 8), INT)),
 ]

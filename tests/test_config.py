@@ -125,6 +125,12 @@ WRONG = [
     (["task.limit=ten"], "task.limit=ten: must be a whole number, or null"),
     (["transfer.lr=1e-3x"], "transfer.lr=1e-3x: must be a number"),
     (["source.shuffle=maybe"], "source.shuffle=maybe: must be true or false"),
+    (["offline=2"], "offline=2: must be true or false"),
+    (["--method", "lora"], "--method: there is no such flag; options are given as key=value, without dashes"),
+    (
+        ["--method=lora", "-x"],
+        "  - --method=lora: there is no such flag; options are given as key=value, without dashes\n  - -x: ",
+    ),
     (["mt.errors=drop"], "mt.errors=drop: must be a list, e.g. [drop,swap]"),
     (["adapter.r=null"], "adapter.r=null: must be a whole number"),
     (["optim=adam"], "optim=adam: optim is a section; its options: optim._target_, optim.weight_decay, optim.eps"),
@@ -282,6 +288,12 @@ def test_an_empty_folder_name_is_not_the_current_folder(key, capsys, tmp_path, m
     assert main([f"{key}="]) == 2
     assert f"{key}=: must not be empty" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_makes_no_folder_for_a_job_that_has_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr("flare_exp.cli.main._hand_over", lambda *_: 0)
+    assert main(["-m", "seed=0,1", f"cache_dir={tmp_path / 'cache'}", f"output_dir={tmp_path / 'grid'}"]) == 0
+    assert [place.name for place in (tmp_path / "grid").iterdir()] == ["grid.json"]
 
 
 def test_a_cache_that_cannot_be_written_is_told_before_anything_is_made(tmp_path, capsys):

@@ -92,6 +92,14 @@ def overrides(arguments: Sequence[str]) -> list[str]:
     return list(known.overrides)
 
 
+def unknown_flags(arguments: Sequence[str]) -> list[str]:
+    """A message for each flag that is none of Hydra's."""
+    from hydra._internal.utils import get_args_parser
+
+    _, unknown = get_args_parser().parse_known_args(list(arguments))
+    return [f"{flag}: there is no such flag; options are given as key=value, without dashes" for flag in unknown]
+
+
 def unknown_command(arguments: Sequence[str]) -> str | None:
     """A message if the command line begins with a word that is no command; None: it does not."""
     from difflib import get_close_matches

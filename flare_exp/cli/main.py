@@ -22,6 +22,7 @@ from flare_exp.experiment.runs import (
     assists,
     attempt,
     attempt_in_grid,
+    check_content,
     check_folder,
     check_writable,
     crashed,
@@ -61,7 +62,7 @@ def _main(given: list[str]) -> int:
         overrides.append("output_dir=" + time.strftime("outputs/%Y-%m-%d_%H-%M-%S_grid"))  # one folder for all its jobs
         arguments.append(overrides[-1])
     jobs, problems = validation.check([o for o in overrides if not (unknown and o == given[0])], multirun)
-    problems = [unknown, *problems] if unknown else problems
+    problems = [*([unknown] if unknown else []), *commandline.unknown_flags(arguments), *problems]
     only_shown = any(f.startswith(("--cfg", "-c", "--info", "-i", "--resolve")) for f in flags)
     if problems:
         return commandline.refuse(problems)
@@ -136,7 +137,7 @@ class _Grid:
             yield from unwritable
             return
         for n in self.numbers:
-            yield from check_folder(self.jobs[n], self.folder / str(n))
+            yield from check_content(self.jobs[n], self.folder / str(n))
 
     def announcement(self, number: int) -> str:
         """Say which job begins, by the overrides that are not those of all jobs."""

@@ -102,6 +102,8 @@ def _check_type(key: str, value: Any) -> Iterator[str]:
     try:
         from hydra.core.override_parser.types import QuotedString
 
+        if keys()[key].type == "bool" and isinstance(value, int) and value not in (0, 1):  # OmegaConf takes any for true
+            raise ValueError
         OmegaConf.update(typed, key, value.text if isinstance(value, QuotedString) else value)
     except (OmegaConfBaseException, ValueError) as error:
         yield f"{key}={'null' if value is None else value}: {_expected(key) or str(error).splitlines()[0]}"

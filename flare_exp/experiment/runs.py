@@ -49,11 +49,13 @@ def remove_empty(folders: Sequence[Path]) -> None:
 
 def check_folder(cfg: Any, folder: Path) -> Iterator[str]:
     """Problems with a run folder: it cannot be written, or it holds another run."""
+    yield from list(check_writable(folder)) or check_content(cfg, folder)
+
+
+def check_content(cfg: Any, folder: Path) -> Iterator[str]:
+    """A problem if a run folder, which need not be there, holds another run."""
     from omegaconf import OmegaConf
 
-    if unwritable := list(check_writable(folder)):
-        yield from unwritable
-        return
     stored = folder / "config.yaml"
     if (folder / "metrics.json").is_file() and (changed := checksums.damage(folder, only=["config.yaml"])):
         if stored.is_file() and "config.yaml" in changed[0]:
