@@ -37,7 +37,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 test: setup  ## all tests but those on SLURM (what needs a GPU or ../shared is skipped with its reason)
 	$(PYTEST) -m "not slurm"
 
-test-fast: setup  ## the tests that train nothing
+test-fast: setup  ## the tests that train nothing and take no seconds each
 	$(PYTEST) -m "not slow and not slurm"
 
 test-slurm: setup  ## the tests on a real SLURM (with one core each, minutes)

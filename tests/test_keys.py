@@ -218,6 +218,7 @@ HINT = """{key}: no artifact's key has it, so another value of it would return a
   It cannot: say why in flare_exp/config/schema.py, option(..., no_effect="...")."""
 
 
+@pytest.mark.slow
 def test_every_option_is_in_a_key_or_says_why_it_changes_nothing(digests, base, before, place):
     problems, unchanged, options = [], schema.no_effect(), schema.keys()
     for key in options:

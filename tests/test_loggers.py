@@ -123,6 +123,18 @@ def test_only_what_is_asked_to_track_talks_to_wandb(started, tmp_path, monkeypat
     assert not started.given
 
 
+def test_a_failure_of_wandb_to_start_is_told_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
+    def fail(**_):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("wandb.init", fail)
+    with Tracker(tmp_path, {}, {}) as tracker:
+        (curves,) = tracker.loggers("transfer", tmp_path)
+        curves.log_metrics({"train/loss": 1.0}, 0)
+        tracker.summary({"test/accuracy": 1.0})
+    assert [r.getMessage() for r in caplog.records] == ["W&B failed and is off for the rest of this run: no network"]
+
+
 def test_a_failure_of_wandb_is_told_once_and_no_more_is_said(started, tmp_path, caplog):
     def fail(_):
         raise RuntimeError("no network\nat all")
@@ -154,7 +166,7 @@ def merged(found, kind):
 @pytest.mark.xdist_group("pipeline")
 def test_an_offline_run_holds_name_configuration_curves_and_results(cache_dir, tmp_path):
     out = tmp_path / "out"
-    done = launch(cache_dir, out, "logger=wandb", "logger.mode=offline", "seed=3", fresh=True, WANDB_MODE="online")
+    done = launch(cache_dir, out, "logger=wandb", "logger.mode=offline", "seed=3", WANDB_MODE="online")
     assert done.returncode == 0, done.stderr
     (log,) = out.glob("wandb/offline-run-*/run-*.wandb")
     assert f"wandb sync {log.parent}" in (out / "flare_exp.log").read_text()
@@ -212,23 +224,6 @@ def started_by(agent, folder, cache, values, **env):
     return folder / "outputs" / "sweeps" / "agents01"
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("pipeline")
-def test_what_an_agent_starts_is_its_run_with_its_values(cache_dir, tmp_path, monkeypatch):
-    (sweep,) = (yaml.safe_load(f.read_text()) for f in sweep_files() if f.stem == "toy")
-    agent = Agent(sweep, tmp_path, monkeypatch)
-    out = started_by(agent, tmp_path, cache_dir, {"task.lang": "near", "method": "lora", "seed": 1})
-    measured = result(out)
-    assert (measured["lang"], measured["method"], measured["seed"]) == ("near", "lora", 1)
-    (log,) = out.glob("wandb/offline-run-*-agents01/run-agents01.wandb")
-    found = records(log)
-    (run,) = (content for name, content in found if name == "run")
-    assert (run["run_id"], run["sweep_id"], run["display_name"]) == ("agents01", "sweep1", "lora-toy-seed1")
-    settings = run["config"]["update"]
-    assert (settings["method"], settings["method.name"], settings["task.lang"]) == ("lora", "lora", "near")
-    assert settings["mt.noise"] == 0.1, "nothing is lost below the groups that the sweep sets"
-
-
 WITNESS = """
 import json, os, wandb
 from dataclasses import asdict
@@ -253,13 +248,16 @@ pipeline.settle, wandb.init = settle, init
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("pipeline")
-def test_every_process_of_an_agents_run_has_its_values_and_one_talks_to_wandb(cache_dir, tmp_path, monkeypatch):
+def test_what_an_agent_starts_is_its_run_with_its_values_in_every_process(cache_dir, tmp_path, monkeypatch):
+    """One of the processes talks to W&B."""
     (sweep,) = (yaml.safe_load(f.read_text()) for f in sweep_files() if f.stem == "toy")
     (tmp_path / "sitecustomize.py").write_text(WITNESS)
     (witness := tmp_path / "witness").mkdir()
     path = os.pathsep.join(p for p in (str(tmp_path), os.environ.get("PYTHONPATH")) if p)
-    values = {"trainer": "ddp_cpu", "method": "lora", "transfer.lr": 0.001, "seed": 1}
+    values = {"trainer": "ddp_cpu", "task.lang": "near", "method": "lora", "transfer.lr": 0.001, "seed": 1}
     out = started_by(Agent(sweep, tmp_path, monkeypatch), tmp_path, cache_dir, values, PYTHONPATH=path, WITNESS=str(witness))
+    measured = result(out)
+    assert (measured["lang"], measured["method"], measured["seed"]) == ("near", "lora", 1)
     leader, follower = (json.loads(f.read_text()) for f in witness.glob("settled-*"))
     assert leader == follower
     assert (leader["method"]["name"], leader["transfer"]["lr"], leader["seed"], leader["trainer"]["devices"]) == (
@@ -269,4 +267,10 @@ def test_every_process_of_an_agents_run_has_its_values_and_one_talks_to_wandb(ca
         2,
     )
     assert len(list(witness.glob("init-*"))) == 1
-    assert [p.name for p in out.glob("wandb/offline-run-*/*.wandb")] == ["run-agents01.wandb"]
+    (log,) = out.glob("wandb/offline-run-*/*.wandb")
+    assert log.name == "run-agents01.wandb"
+    (run,) = (content for name, content in records(log) if name == "run")
+    assert (run["run_id"], run["sweep_id"], run["display_name"]) == ("agents01", "sweep1", "lora-toy-seed1")
+    settings = run["config"]["update"]
+    assert (settings["method"], settings["method.name"], settings["task.lang"]) == ("lora", "lora", "near")
+    assert settings["mt.noise"] == 0.1, "nothing is lost below the groups that the sweep sets"

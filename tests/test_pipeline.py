@@ -282,24 +282,6 @@ def test_grid_skips_what_cannot_be_and_goes_on_after_a_failure(cache_dir, tmp_pa
     assert (tmp_path / "b" / "0" / "metrics.json").exists()
 
 
-def test_a_wandb_failure_never_stops_a_run(cache_dir, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import wandb\ndef fail(*a, **k): raise RuntimeError('no network')\nwandb.init = fail\n"
-    )
-    path = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
-    done = launch(
-        cache_dir,
-        tmp_path / "out",
-        "logger=wandb",
-        "method=zero_shot",
-        fresh=True,
-        PYTHONPATH=os.pathsep.join([str(tmp_path), *path]),
-    )
-    assert done.returncode == 0, done.stderr
-    assert "W&B failed and is off" in done.stdout + done.stderr
-    assert (tmp_path / "out" / "metrics.json").exists()
-
-
 def test_damaged_checkpoint_and_damaged_artefact(cache_dir, flare_run, tmp_path):
     backbone = json.loads((flare_run[0] / "provenance.json").read_text())["artefacts"]["backbone"]["digest"]
     shutil.copytree(cache_dir / "backbone" / backbone, tmp_path / "model")

@@ -94,6 +94,7 @@ def test_the_probe_is_within_30_percent_of_a_real_run_and_then_everything_is_bui
     assert f"{facts['parameters']['trainable']:,}" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["xlm-roberta", "llama", "mt5"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_arithmetic_counts_the_tensors_that_a_real_step_has(architecture, checkpointing, tmp_path, monkeypatch):
@@ -133,6 +134,7 @@ def stages_of(given: list[str], folder: Path) -> preview.Preview:
     return preview.preview(plan.settled(cfg), folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [["task=toy_nli"], ["task=toy_nli", "data.micro_batch_size=4"], ["task=toy_qa", "decode=generate", "decode.beams=2"]],
@@ -313,9 +315,8 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize(
-    "family", [f if f == "xlm-roberta" else pytest.param(f, marks=pytest.mark.slow) for f in backbones.FAMILIES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", backbones.FAMILIES)
 def test_every_family_can_be_planned_with_every_task_and_one_with_every_method(family, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(architectures.ARCHITECTURES, "org/small", {"model_type": family, **FAMILIES[family]})
     model = ["model=custom", "model.path=org/small", f"cache_dir={tmp_path / 'cache'}"]

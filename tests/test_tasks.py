@@ -692,6 +692,7 @@ def benchmark_tables(name):
                 yield f"mt_{code}-{other}/{split}.parquet", [m | s for m, s in zip(made, spans, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["benchmark", "translations"])
 @pytest.mark.parametrize("name", ["nusax", "xnli", "tydiqa"])
 def test_200_damaged_tables_end_in_a_message_or_in_success(name, where, tmp_path, characters):
