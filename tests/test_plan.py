@@ -16,7 +16,7 @@ from flare_exp.cli.main import main
 from flare_exp.config import composition, validation
 from flare_exp.experiment import pipeline, provenance, results, runs
 from flare_exp.models import backbones
-from flare_exp.planning import architectures, estimates, preview
+from flare_exp.planning import architectures, counting, estimates, preview, walk
 from flare_exp.toy.pretrain import pretrain
 
 SMALL = ["model.pretrain.steps=20", "model.pretrain.documents=2000", "task.limit=96", "finetune.epochs=1", "transfer.epochs=1",
@@ -105,18 +105,18 @@ def test_arithmetic_counts_the_tensors_that_a_real_step_has(architecture, checkp
              f"cache_dir={tmp_path / 'cache'}", f"model.gradient_checkpointing={str(checkpointing).lower()}"]  # fmt: skip
     (cfg,) = (plan._typed(c) for c in validation.check(given, False)[0])
     stages = preview.preview(plan.settled(cfg), tmp_path)
-    ((_, model, source, data, _),) = estimates._walk(stages, {"transfer"})
+    ((_, model, source, data, _),) = walk._walk(stages, {"transfer"})
     module = stages.module(model.train(), source)
-    batch, _ = estimates._batch(stages, data, cfg.data.batch_size)
+    batch, _ = counting._batch(stages, data, cfg.data.batch_size)
     for side in ("target", "source"):
         batch[side]["attention_mask"][0, :3] = 0  # without padding some attention has no mask
-    with estimates.Counter({p.untyped_storage()._cdata for p in model.parameters()}) as counter:
-        estimates._sum(module(batch, batch["answer"]) if "answer" in batch else module(batch)).backward()
+    with counting.Counter({p.untyped_storage()._cdata for p in model.parameters()}) as counter:
+        counting._sum(module(batch, batch["answer"]) if "answer" in batch else module(batch)).backward()
     kept = sum(p.nbytes * (3 if p.requires_grad else 1) for p in model.parameters())  # and two moments
     monkeypatch.setattr(preview, "weights_here", lambda *_: False)
     sketch = preview.preview(plan.settled(cfg), tmp_path)
-    ((_, model, source, data, _),) = estimates._walk(sketch, {"transfer"})
-    assert estimates.Work(sketch, model, source, data).step == pytest.approx(kept + counter.peak, rel=0.1)
+    ((_, model, source, data, _),) = walk._walk(sketch, {"transfer"})
+    assert counting.Work(sketch, model, source, data).step == pytest.approx(kept + counter.peak, rel=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -143,19 +143,19 @@ def stages_of(given: list[str], folder: Path) -> preview.Preview:
 def test_arithmetic_counts_the_tensors_that_a_real_prediction_has(llama, given, tmp_path, monkeypatch):
     given = [*llama, *given, *(["decode.max_new_tokens=20"] if "task=toy_qa" in given else [])]
     stages = stages_of(given, tmp_path)
-    ((_, model, source, data, _),) = estimates._walk(stages, {"transfer"})
+    ((_, model, source, data, _),) = walk._walk(stages, {"transfer"})
     module = stages.module(model.eval(), source)
-    batch, _ = estimates._batch(stages, data, stages.cfg.data.micro_batch_size or stages.cfg.data.batch_size)
+    batch, _ = counting._batch(stages, data, stages.cfg.data.micro_batch_size or stages.cfg.data.batch_size)
     batch["index"] = torch.arange(len(batch["target"]["input_ids"]))
     # whose EOS no model writes, so that the longest answer is
     module.tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=-1, batch_decode=lambda ids, **_: map(str, ids.tolist()))
-    with estimates.Counter({p.untyped_storage()._cdata for p in model.parameters()}) as counter, torch.no_grad():
+    with counting.Counter({p.untyped_storage()._cdata for p in model.parameters()}) as counter, torch.no_grad():
         module.predict(batch)
     kept = sum(p.nbytes for p in model.parameters())
     monkeypatch.setattr(preview, "weights_here", lambda *_: False)
     sketch = stages_of(given, tmp_path)
-    ((_, model, source, data, _),) = estimates._walk(sketch, {"transfer"})
-    assert estimates.Work(sketch, model, source, data).testing == pytest.approx(kept + counter.peak, rel=0.15)
+    ((_, model, source, data, _),) = walk._walk(sketch, {"transfer"})
+    assert counting.Work(sketch, model, source, data).testing == pytest.approx(kept + counter.peak, rel=0.15)
 
 
 def test_fewer_rows_in_a_pass_need_less_memory(llama, tmp_path, monkeypatch):
@@ -163,8 +163,8 @@ def test_fewer_rows_in_a_pass_need_less_memory(llama, tmp_path, monkeypatch):
     found = []
     for rows in (32, 4):
         stages = stages_of([*llama, "task=toy_nli", f"data.micro_batch_size={rows}"], tmp_path)
-        ((_, model, source, data, _),) = estimates._walk(stages, {"transfer"})
-        found.append(estimates.Work(stages, model, source, data))
+        ((_, model, source, data, _),) = walk._walk(stages, {"transfer"})
+        found.append(counting.Work(stages, model, source, data))
     assert found[1].step < 0.5 * found[0].step
     assert found[1].testing < 0.5 * found[0].testing
 
@@ -239,8 +239,8 @@ def test_the_missions_own_command_fits_an_80_gb_gpu(tmp_path):
         assert cfg.data.micro_batch_size == 8
     (job,) = jobs("model=llama31", "task=tydiqa", "trainer=gpu", f"cache_dir={tmp_path / 'cache'}", scratch=tmp_path)
     stages = preview.preview(job.cfg, tmp_path)
-    ((_, model, source, data, _),) = estimates._walk(stages, {"transfer"})
-    assert estimates.Work(stages, model, source, data).training < 0.5 * 80e9
+    ((_, model, source, data, _),) = walk._walk(stages, {"transfer"})
+    assert counting.Work(stages, model, source, data).training < 0.5 * 80e9
 
 
 def test_llama_has_its_published_size_and_lora_its_closed_formula(tmp_path):
@@ -249,7 +249,7 @@ def test_llama_has_its_published_size_and_lora_its_closed_formula(tmp_path):
     assert job.download == pytest.approx(16.06e9, rel=0.01)
     assert job.cfg.trainer.precision == "bf16-mixed"  # a model that is not here is planned for a GPU
     stages = preview.preview(job.cfg, tmp_path)
-    english, adapted = (estimates.backbones.parameter_counts(m) for _, m, *_ in estimates._walk(stages, {"finetune", "transfer"}))
+    english, adapted = (estimates.backbones.parameter_counts(m) for _, m, *_ in walk._walk(stages, {"finetune", "transfer"}))
     d, kv, ffn, rank, layers = 4096, 1024, 14336, 8, 32
     lora = layers * rank * (2 * (d + d) + 2 * (d + kv) + 3 * (d + ffn))
     assert english["trainable"] == adapted["trainable"] == lora == 20_971_520
@@ -259,7 +259,7 @@ def test_llama_has_its_published_size_and_lora_its_closed_formula(tmp_path):
     linear = layers * (2 * d * d + 2 * d * kv + 3 * d * ffn)
     expected = 2 * (english["total"] - lora - linear) + 4 * lora + linear * (0.5 + 1 / 64)
     model = stages.add_adapter(stages.fresh_backbone())
-    assert estimates._weights(stages, model) == pytest.approx(expected + 2 * d * ffn, rel=0.01)  # one is unpacked
+    assert counting._weights(stages, model) == pytest.approx(expected + 2 * d * ffn, rel=0.01)  # one is unpacked
 
 
 def test_named_models_have_their_published_sizes():
@@ -361,10 +361,10 @@ def test_a_deep_model_is_counted_by_two_shallow_ones(family, given, tmp_path, mo
         counted.append(depth)
         return estimates._of_depth(stages, "transfer", depth)
 
-    ((_, model, source, data, _),) = estimates._walk(stages, {"transfer"})
-    shallow = estimates.Work(stages, model, source, data, build)
+    ((_, model, source, data, _),) = walk._walk(stages, {"transfer"})
+    shallow = counting.Work(stages, model, source, data, build)
     assert counted == ([] if "adapter.r=16" in given else [3, 4])
-    assert vars(shallow) == vars(estimates.Work(stages, model, source, data))
+    assert vars(shallow) == vars(counting.Work(stages, model, source, data))
 
 
 def test_jobs_that_differ_have_numbers_of_their_own(tmp_path, monkeypatch):
@@ -374,7 +374,7 @@ def test_jobs_that_differ_have_numbers_of_their_own(tmp_path, monkeypatch):
     grid = jobs(*model, "method=lora,flare", "adapter.r=4,8", multirun=True, scratch=tmp_path)
     plan.price(grid, tmp_path)
     assert len({(job.estimate.seconds["transfer"], job.estimate.memory) for job in grid}) == len(grid)
-    monkeypatch.setattr(estimates, "_WORK", {})  # as if the last one were planned alone
+    monkeypatch.setattr(counting, "_WORK", {})  # as if the last one were planned alone
     alone = estimates.estimate(grid[-1].cfg, tmp_path, grid[-1].todo)
     assert (alone.seconds, alone.memory) == (grid[-1].estimate.seconds, grid[-1].estimate.memory)
 

@@ -6,36 +6,28 @@ Either way the models, batches and passes are those of flare_exp.experiment.stag
 from __future__ import annotations
 
 import functools
-import gc
 import math
 import tempfile
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
-from flare_exp.artifacts import Artifact, digest_of
-from flare_exp.config.methods import METHODS
-from flare_exp.config.schema import Config, StageConfig
+from flare_exp.artifacts import Artifact
+from flare_exp.config.schema import Config
 from flare_exp.data.datamodule import PairedDataModule
-from flare_exp.data.dataset import PairedDataset
-from flare_exp.data.generation import PromptForm
-from flare_exp.data.sampling import BucketSampler
 from flare_exp.experiment import provenance
-from flare_exp.experiment.stages import save_model
 from flare_exp.flare.source_encoders import Source
 from flare_exp.models import backbones
+from flare_exp.planning.counting import _work
 from flare_exp.planning.preview import CHARACTERS, CountedForm, Preview, Sketch, config_of, pretraining, preview
+from flare_exp.planning.walk import _adapted, _batches, _english, _stage, _steps, _walk, _width
 from flare_exp.toy.translation_model import train_mt
 
 GPU = ("an A100 (bf16)", 312e12)  # the device of plans for a GPU that is not here: name, peak FLOP/s
@@ -139,47 +131,6 @@ def _parameters(path: str, revision: str | None, auto: Any) -> int:
         return auto.from_config(config_of(path, revision)).num_parameters()
 
 
-# --- what both do ----------------------------------------------------------------------------------------------------
-
-
-def _walk(stages: Preview, todo: set[str]) -> Iterator[tuple[str, nn.Module, Source | None, PairedDataModule, dict[str, str]]]:
-    """The models of the stages in `todo`: name, model, source, data to train on, and artefact -> view that it is tested on."""
-    method = METHODS[stages.cfg.method.name]
-    tests = {"english_test": "english", "zero_shot": "target"}
-    adapted = {"test": method.view} if method.trains else {}
-    tests |= {} if method.trains else {"test": method.view}
-    trains, transfers = bool(todo & {"finetune", *tests}), bool(todo & {"transfer", *adapted})
-    saves = transfers and not isinstance(stages, Sketch)
-    model = _english(stages) if trains or saves else None
-    if trains:
-        yield "finetune", model, None, stages.data("english"), {k: v for k, v in tests.items() if k in todo}  # type: ignore[misc]
-    if transfers:
-        english = Artifact(stages.store.scratch / "english" / stages.backbone.digest.replace("/", "--"), "", "", {}, 0.0, False)
-        if saves:
-            assert model is not None
-            english.path.mkdir(parents=True, exist_ok=True)
-            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            lora = stages.cfg.finetune.tuning == "lora"
-            save_model(model, trained, english.path / ("adapter" if lora else "model"))
-        del model
-        adapted_model, source = _adapted(stages, english)
-        yield "transfer", adapted_model, source, stages.data(method.view), {k: v for k, v in adapted.items() if k in todo}
-
-
-def _english(stages: Preview) -> nn.Module:
-    """Build the model that is fine-tuned on English."""
-    backbone = stages.fresh_backbone()
-    return stages.add_adapter(backbone) if stages.cfg.finetune.tuning == "lora" else backbone.model
-
-
-def _adapted(stages: Preview, english: Artifact) -> tuple[nn.Module, Source | None]:
-    """Build the model that is trained in the transfer, and its source if it fuses."""
-    method = METHODS[stages.cfg.method.name]
-    fusion = stages.fusion_options(method.view) if method.fuses else None
-    model = stages.add_adapter(stages.english_model(english), **(fusion or {}))
-    return model, stages.source(model) if fusion else None
-
-
 def _note_sizes(found: Estimate, stages: Preview, name: str, model: nn.Module, data: PairedDataModule) -> None:
     """Parameters, and bytes of source states and of what the stage leaves."""
     counts = found.parameters[name] = backbones.parameter_counts(model)
@@ -205,28 +156,6 @@ def _read_dtype(stages: Preview, view: str) -> str:
     if view == "latent":
         return mixed or ("bfloat16" if stages.mt.device == "cuda" else "float32")
     return mixed or ("float64" if stages.cfg.trainer.precision == "64-true" else stages.cfg.model.dtype)
-
-
-def _width(model: Any) -> int:
-    config = model.config
-    return getattr(config, "hidden_size", None) or config.d_model
-
-
-def _batches(stages: Preview, dataset: PairedDataset, role: str) -> list[list[int]]:
-    size = stages.cfg.data.batch_size
-    if role == "train":
-        return list(BucketSampler(dataset.lengths, size, stages.cfg.seed))
-    return [list(range(i, min(i + size, len(dataset)))) for i in range(0, len(dataset), size)]
-
-
-def _steps(stages: Preview, rows: int) -> int:
-    """Optimiser steps of an epoch."""
-    steps = -(-rows // stages.cfg.data.batch_size)
-    return min(steps, stages.cfg.trainer.limit_train_batches or steps)
-
-
-def _stage(stages: Preview, name: str) -> StageConfig:
-    return stages.capped(stages.cfg.finetune if name == "finetune" else stages.cfg.transfer)
 
 
 # --- the probe -------------------------------------------------------------------------------------------------------
@@ -349,24 +278,6 @@ def _arithmetic(stages: Sketch, todo: set[str]) -> Estimate:
     return replace(found, memory=found.memory + base)
 
 
-_WORK: dict[str, Work] = {}
-
-
-Build = Callable[[int], tuple[nn.Module, "Source | None"]]
-
-
-def _work(stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build) -> Work:
-    """The `Work` of a model, counted once for all jobs that have the same model and the same batches."""
-    cfg, (batch, _) = stages.cfg, _batch(stages, data, 1)
-    parameters = [[name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in model.named_parameters()]
-    shapes = [[list(x.shape), str(x.dtype)] for x in tree_leaves(batch)]
-    options = [cfg.model, cfg.decode, cfg.optim, cfg.trainer.precision, cfg.data, cfg.fusion if source else None]
-    same = digest_of([parameters, shapes, stages.form_name, stages.task.labels, repr(options)])
-    if same not in _WORK:
-        _WORK[same] = Work(stages, model, source, data, build)
-    return _WORK[same]
-
-
 def _of_depth(stages: Sketch, name: str, depth: int) -> tuple[nn.Module, Source | None]:
     """Build the model of a training, and its source, with `depth` blocks in each stack."""
     stages.depth = depth
@@ -374,251 +285,6 @@ def _of_depth(stages: Sketch, name: str, depth: int) -> tuple[nn.Module, Source 
         return (_english(stages), None) if name == "finetune" else _adapted(stages, Artifact(Path(), "", "", {}, 0.0, False))
     finally:
         stages.depth = None
-
-
-class Work:
-    """Count what the largest passes take, with as many rows as a pass has at most, all as long as the longest text.
-
-    Bytes of a process that takes a `step`, that is `testing`, and that is `training`, which includes validation. FLOPs per token
-    (source included) to `train` and to `evaluate`, and per example for tokens that are `written` one by one.
-
-    Args:
-        build: number of blocks -> the model with so many in each stack, and its source. Deep models are then counted by two
-            shallow ones (`_counted`); None: every block is counted.
-    """
-
-    def __init__(
-        self, stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build | None = None
-    ):
-        kept, cfg = _weights(stages, model), stages.cfg
-        free = stages.form_name == "prompt" and not stages.decoding.candidates
-        begun = sum(p.nbytes for p in model.parameters() if p.requires_grad) if data.passes > 1 else 0
-        states = _optimizer_states(model, cfg.optim._target_)
-        total = backbones.parameter_counts(model)["total"]
-        counts, tokens = _counted(stages, model, source, data, build)
-
-        def peak(kind: str) -> int:
-            return max(count for name, count in counts.items() if name.startswith(f"{kind} bytes"))
-
-        # gradients of earlier micro-batches
-        self.step = kept + peak("training") + begun + states
-        written = peak("writing") + counts["cached token"] * stages.decoding.max_new_tokens if free else 0
-        self.testing = kept + max(peak("reading"), written)
-        self.training = max(self.step, self.testing + states)
-        self.train, self.evaluate = counts["training flops"] / tokens, counts["reading flops"] / tokens
-        self.written = 2.0 * total * stages.decoding.max_new_tokens if free else 0.0
-
-
-SHALLOW = (3, 4)  # from the third block on, each one adds what the one before it did
-
-
-def _counted(
-    stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build | None
-) -> tuple[dict[str, int], int]:
-    """Count the passes of a model: name -> bytes or FLOPs, and the tokens of the batch.
-
-    The blocks of a model are alike, so every count is an affine function of their number: it is known from two shallow models.
-    That holds phase by phase, for most bytes are alive at the phase's end (source, forward) or at its beginning (backward,
-    where each block gives up what it has saved). Where a block's gradients could be larger than what it has saved, most bytes
-    may be alive at the end of the backward pass instead, and all blocks are counted.
-    """
-    stacks = backbones.stacks(model)
-    depths = {len(blocks) for blocks in stacks}
-    (depth,) = depths if len(depths) == 1 else (0,)
-    rows = min(stages.cfg.data.batch_size, stages.cfg.data.micro_batch_size or stages.cfg.data.batch_size)
-    # the first block may hold FLARE MT's map, too, which is one whatever the depth
-    later = [block for blocks in stacks for block in blocks[1:]]
-    gradients = max((sum(p.nbytes for p in block.parameters() if p.requires_grad) for block in later), default=0)
-    saved = 2 * rows * _batch(stages, data, 1)[0]["target"]["input_ids"].shape[1] * _width(model)  # a block's input in 16 bits
-    if build is None or depth <= sum(SHALLOW) or gradients > saved:
-        return _passes(stages, model, source, data)
-    (less, tokens), (more, _) = (_passes(stages, *build(n), data) for n in SHALLOW)
-    fewer, further = SHALLOW
-    return {name: less[name] + (more[name] - less[name]) * (depth - fewer) // (further - fewer) for name in less}, tokens
-
-
-def _passes(stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule) -> tuple[dict[str, int], int]:
-    """Count the passes of a model as it is: name -> bytes or FLOPs, and the tokens of the batch."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    cfg = stages.cfg
-    module = stages.module(model, source)
-    reads_source = (lambda: source.states.recording) if source else (lambda: False)
-    with FakeTensorMode(), _autocast(cfg.trainer.precision):
-        storages = _without_content(module)
-        rows = min(cfg.data.batch_size, cfg.data.micro_batch_size or cfg.data.batch_size)
-        batch, tokens = _batch(stages, data, rows)
-        model.train()
-        with Counter(storages, reads_source) as training:
-            _sum(_passed(module, batch, batch.get("answer"))).backward()
-        model.zero_grad()
-        model.eval()
-        candidates = max(1, len(stages.decoding.candidates))
-        answers = {k: x.repeat(candidates, 1) for k, x in batch.get("answer", {}).items()}
-        with torch.no_grad(), Counter(storages, reads_source) as reading:
-            _passed(module, batch, answers)
-        counts = {"training flops": training.flops, "reading flops": reading.flops}
-        if stages.form_name == "prompt" and not stages.decoding.candidates:
-            with torch.no_grad(), Counter(storages, reads_source) as writing:
-                counts["cached token"] = _written(stages, module, batch)
-            counts |= {f"writing bytes, {phase}": count for phase, count in writing.peaks.items()}
-    counts |= {f"training bytes, {phase}": count for phase, count in training.peaks.items()}
-    return counts | {f"reading bytes, {phase}": count for phase, count in reading.peaks.items()}, tokens
-
-
-def _autocast(precision: str | None) -> torch.autocast:
-    half = torch.float16 if precision == "16-mixed" else torch.bfloat16
-    return torch.autocast("cpu", half, enabled=precision in ("bf16-mixed", "16-mixed"))
-
-
-def _written(stages: Sketch, module: Any, batch: dict[str, Any]) -> int:
-    """Begin to write freely, with the prompts' pass; returns the bytes of the key-value cache for each token."""
-    answers, length = stages.decoding, batch["target"]["input_ids"].shape[1]
-    module.read_source(batch)
-    inputs = {name: x.repeat_interleave(answers.beams, 0) for name, x in batch["target"].items()}
-    if module.model.config.is_encoder_decoder:
-        encoded = module.model.get_encoder()(**batch["target"]).last_hidden_state
-        inputs["encoder_outputs"] = (encoded.repeat_interleave(answers.beams, 0),)
-        inputs["decoder_input_ids"] = inputs.pop("input_ids")[:, :1]
-        length = 1
-    else:
-        inputs["logits_to_keep"] = 1
-    cache = module.model(**inputs, use_cache=True).past_key_values
-    layers = getattr(cache, "self_attention_cache", cache).layers
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) // length
-
-
-def _batch(stages: Sketch, data: PairedDataModule, rows: int) -> tuple[dict[str, Any], int]:
-    """As many rows as long as the longest, and how many tokens these are."""
-
-    def ids(length: int) -> dict[str, Tensor]:
-        return {name: torch.ones(rows, length, dtype=torch.long) for name in ("input_ids", "attention_mask")}
-
-    dataset = data.dataset("train")
-    longest = max(len(item["inputs"]["input_ids"]) for item in dataset.target)
-    batch = {"target": ids(longest)}
-    if stages.form_name == "prompt":
-        assert isinstance(stages.form, PromptForm)
-        texts = stages.task.labels or ("x" * 8 * CHARACTERS,)
-        batch["answer"] = ids(max(len(stages.form.answer(text)) for text in texts))
-    if dataset.source is None:
-        return batch, rows * longest
-    batch["source"] = ids(length := max(len(item["inputs"]["input_ids"]) for item in dataset.source))
-    if data.view == "latent":
-        batch["source"] = {"attention_mask": batch["source"]["attention_mask"],
-                           "states": torch.zeros(rows, length, 1, stages.mt.encoder_config.d_model)}  # fmt: skip
-    return batch, rows * (longest + length)
-
-
-def _passed(module: Any, batch: dict[str, Any], answers: Mapping[str, Tensor] | None) -> Any:
-    """The pass of a batch; without the heads of labels and spans, which are small, and which look at content."""
-    if answers:
-        return module(batch, answers)
-    module.read_source(batch)
-    whole = module.model.get_base_model() if hasattr(module.model, "peft_config") else module.model
-    inputs = batch["target"]
-    if whole.config.is_encoder_decoder:  # heads on the decoder, which reads the input again
-        inputs = {**inputs, "decoder_input_ids": inputs["input_ids"], "use_cache": False}
-    return whole.base_model(**inputs)
-
-
-def _sum(outputs: Any) -> Tensor:
-    return sum(x.float().sum() for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.requires_grad)  # type: ignore[return-value]
-
-
-def _weights(stages: Sketch, model: nn.Module) -> int:
-    """Bytes of a model's weights as they are kept, and of the largest 4-bit one while it is multiplied with."""
-    precision, total, largest = stages.precision, 0, 0
-    packed = set()
-    if precision.quantize:
-        skipped = ("lm_head", *backbones.FAMILIES[model.config.model_type].heads[stages.form_name], "lora_")  # type: ignore[union-attr, index]
-        packed = {id(m.weight) for name, m in model.named_modules()
-                  if isinstance(m, nn.Linear) and not any(part in name for part in (*skipped, "flare_"))}  # fmt: skip
-    for p in model.parameters():
-        if id(p) in packed:
-            # half a byte, and a scale for every 64: 32 bits, or 8 with a scale of 32 bits for every 256 of them
-            total += int(p.numel() * (0.5 + (1 + 4 / 256 if precision.double_quant else 4) / 64))
-            largest = max(largest, p.numel() * getattr(torch, precision.compute_dtype).itemsize)
-        else:
-            total += p.numel() * p.element_size()
-    return total + largest
-
-
-def _optimizer_states(model: nn.Module, name: str) -> int:
-    """Two moments of every trained weight: 8 bits each with a scale of 32 bits for every 256, small tensors in 32 bits."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not name.endswith("8bit"):
-        return sum(2 * p.numel() * p.element_size() for p in trained)
-    return sum(2 * p.numel() * 4 if p.numel() < 4096 else int(2 * p.numel() * (1 + 4 / 256)) for p in trained)
-
-
-def _without_content(model: nn.Module) -> set[int]:
-    """Turn a model's weights into those of the present FakeTensorMode; returns their storages. Tied weights stay tied."""
-    made: dict[int, tuple[Tensor, Tensor]] = {}  # the old ones are kept, for their ids
-    for module in model.modules():
-        for held in (module._parameters, module._buffers):
-            for name, old in held.items():
-                if old is not None and id(old) not in made:
-                    new = torch.empty(old.shape, dtype=old.dtype)
-                    new = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-                    made[id(old)] = (new, old)
-                held[name] = made[id(old)][0] if old is not None else None  # type: ignore[assignment]
-    return {new.untyped_storage()._cdata for new, _ in made.values()}
-
-
-class Counter(TorchDispatchMode):
-    """Count the bytes of the tensors that are alive at once, at most, and the FLOPs of the products.
-
-    Args:
-        known: storages that are not counted.
-        reads_source: tells whether the source is being read.
-    """
-
-    def __init__(self, known: set[int], reads_source: Callable[[], bool] = lambda: False):
-        super().__init__()
-        self.sizes: dict[int, int] = dict.fromkeys(known, 0)
-        self.reads_source = reads_source
-        self.now = self.flops = 0
-        self.peaks: dict[str, int] = {}
-
-    @property
-    def peak(self) -> int:
-        """Return the most bytes of all phases."""
-        return max(self.peaks.values(), default=0)
-
-    @property
-    def phase(self) -> str:
-        """Return what is being computed."""
-        if torch._C._current_graph_task_id() != -1:
-            return "backward"
-        return "source" if self.reads_source() else "forward"
-
-    def __enter__(self):
-        gc.freeze()  # so that the collections below look at what the passes leave only
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        gc.unfreeze()
-        return super().__exit__(*error)
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        outputs = operation(*args, **(kwargs or {}))
-        if formula := flop_registry.get(operation._overloadpacket):
-            self.flops += formula(*args, **(kwargs or {}), out_val=outputs)
-        for tensor in tree_leaves(outputs):
-            if isinstance(tensor, Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self.sizes:
-                self.sizes[key] = storage.nbytes()
-                self.now += storage.nbytes()
-                phase = self.phase
-                if self.now > self.peaks.get(phase, 0):
-                    if phase == "backward":
-                        gc.collect()  # what checkpointing computes again hangs in cycles here
-                    self.peaks[phase] = max(self.peaks.get(phase, 0), self.now)
-                weakref.finalize(storage, self._freed, key)
-        return outputs
-
-    def _freed(self, key: int) -> None:
-        self.now -= self.sizes.pop(key)
 
 
 @functools.cache
