@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from flare_exp.config.methods import METHODS
 from flare_exp.tasks import TASKS
 from flare_exp.translation.noise import ERRORS
+from flare_exp.translation.translators import BENCHMARK
 
-FUSING_METHODS = ("flare", "flare_mt")
+FUSING_METHODS = tuple(name for name, method in METHODS.items() if method.fuses)
 LEARNED_FUSIONS = ("cross_attn", "gated")  # those with weights of their own
 FUSION_OPTIONS = {"query": "cross_attn", "heads": "cross_attn", "bias": "gated"}  # option -> the fusion that has it
-HUMAN_MT = ("toy", "gold")  # translations by the benchmark itself
 MACHINES = ("toy_nllb", "nllb_600m", "nllb_1b3_distilled", "nllb_1b3", "nllb_3b3", "custom")  # translations by a model
 
 SHARED = "loss and gradients are those of the whole batch, up to rounding and dropout masks"
@@ -139,7 +140,7 @@ class MtPretrainConfig:
 
 @dataclass
 class MtConfig:
-    name: str = option("???", "translation", choices=(*HUMAN_MT, "file", *MACHINES))
+    name: str = option("???", "translation", choices=(*BENCHMARK, "file", *MACHINES))
     noise: float = option(0.0, "share of words made wrong after translation", min=0, max=1)
     errors: list[str] = field(default_factory=lambda: list(ERRORS),
                               metadata={"help": "kinds of wrong words", "each": ERRORS})  # fmt: skip
