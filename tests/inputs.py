@@ -27,7 +27,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from input_rows import Row, expand, prepare
+from input_rows import VARIABLES, Row, expand, prepare
 from input_table import GROUPS
 from page import replace_section
 
@@ -254,6 +254,7 @@ def main() -> int:
                     print("\n".join("       " + line for line in found.said.splitlines()[-12:]))
     print(f"{number} rows, {len(failed)} are not as they must be", *failed, sep="\n")
     if given.into:
+        out += ["", "The variables:", "", *(f"    {name}={shlex.quote(value)}" for name, value in VARIABLES.items())]
         count = f"{number} inputs; {len(failed)} are not as they must be."
         replace_section(given.into, "inputs", "\n".join([count, *out]))
     return 1 if failed else 0

@@ -200,6 +200,7 @@ WRONG = [
     (["hydra/launcher=ray"], "hydra/launcher=ray: choose one of basic, slurm"),
     (["model=tiny", "outputs/x"], "  - outputs/x: not of the form key=value\n"),
     (["model.pretrain.steps=0"], "must be 1 or more"),
+    (["+model=tiny"], "+model=tiny: leave out the +; it is for options that there are not yet"),
     (["~model"], "a group cannot be removed"),
     (["model=custom", "model.path=org/name", "model.pretrain.steps=3"], "only embedded models"),
     (

@@ -76,7 +76,9 @@ def _check_override(override) -> Iterator[str]:
     if key.startswith("hydra"):
         return
     values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
-    if key in known_groups and not override.is_delete():
+    if key in known_groups and override.is_add() and not override.is_force_add():
+        yield f"{override.input_line}: leave out the +; it is for options that there are not yet"
+    elif key in known_groups and not override.is_delete():
         for value in values:
             if str(value) not in known_groups[key] and not (key == "experiment" and value is None):
                 yield f"{key}={value}: {_allowed(str(value), known_groups[key])}"
