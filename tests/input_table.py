@@ -69,7 +69,7 @@ README = [
     Row("plan -m method=lora,flare seed=0,1,2", 0, ["jobs: 6, with"]),
     Row("prefetch model=tiny", 0, ["Nothing comes from the hub"], leaves="nothing"),
     Row("--help", 0, ["usage: python -m flare_exp"], leaves="nothing", real=True, within=3),
-    Row("model=tiny_decoder task=toy_qa $TINY", 0, ["exact match"], right=whole(), known=RIGHT),
+    Row("model=tiny_decoder task=toy_qa $TINY", 0, ["exact match"], right=whole(), known="one prediction per example"),
     Row("model=tiny_seq2seq task=toy_nli task.form=generative $TINY", 0, ["toy_nli"], right=whole(), known=RIGHT),
     Row("model=llama31 task=tydiqa fusion=add_relu --cfg job", 0, ["quantize: nf4"], leaves="nothing"),
     Row("task=xnli task.lang=ur mt=nllb_600m mt.backend=ctranslate2 --cfg job", 0, ["backend: ctranslate2"], leaves="nothing"),
@@ -78,7 +78,7 @@ README = [
     Row("model=custom model.path=my_model task=nusax task.data_dir=my_data task.lang=jav mt=gold $SMALL", 0, ["nusax · jav · custom"],
         right=whole(), known=RIGHT),
     Row("$NLI", 0, ["xnli · sw · custom"], right=whole(), known=RIGHT),
-    Row("$QA task.doc_stride=32", 0, ["tydiqa · sw · custom"], right=whole(), known=RIGHT),
+    Row("$QA task.doc_stride=32", 0, ["tydiqa · sw · custom"], right=whole(), known="one prediction per example"),
     Row("trainer=ddp_cpu trainer.enable_progress_bar=false task.limit=32 model=custom model.path=my_model trainer.max_epochs=1", 0,
         ["toy_sentiment"], real=True, right=whole(), known=RIGHT),
 ]

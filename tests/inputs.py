@@ -153,7 +153,7 @@ def run(row: Row, base: Path, work: Path) -> Outcome:
         else:
             code, waited = forked(words, said, env, limit)
         seconds = time.monotonic() - start - waited
-        text = said.read_text(errors="replace")
+        text = said.read_text(errors="replace").replace(f"{folder}/", "").replace(str(work), "~")
         kept = in_words(before, contents(folder), (kinds, artifacts(folder / "cache")))
         outcome = Outcome(code, text, seconds, kept, [])
         outcome.problems = list(wrong(row, outcome, folder, before))
@@ -198,7 +198,7 @@ def message(row: Row, said: str) -> str:
         hits = [n for n, line in enumerate(lines) if row.says[0] in line] or [n for n, line in enumerate(lines) if first in line]
         lines = lines[hits[0] :] if hits else lines[-3:]
         lines = lines[:2]
-    shown = " ".join(line.strip() for line in lines[:3])
+    shown = " ".join(re.sub(r"[\u2500-\u257f]+", " ", " ".join(lines[:3])).split())  # without the lines of tables
     return shown if len(shown) <= 330 else shown[:327] + "..."
 
 
