@@ -222,8 +222,9 @@ def main() -> int:
     base = work / "base"
     os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HOME": str(work / "hub")}
     import datasets  # noqa: F401
-    import flare_exp.experiment.pipeline  # noqa: F401  # before any fork
     import hydra  # noqa: F401
+
+    import flare_exp.experiment.pipeline  # noqa: F401  # before any fork
 
     if not (base / "ready.json").is_file():
         shutil.rmtree(base, ignore_errors=True)
