@@ -31,14 +31,15 @@ import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # what a run imports, also in its course; nothing that starts a thread
-CONTEXT.set_forkserver_preload([
+PRELOADED = [
     "flare_exp.experiment.pipeline", "flare_exp.experiment.notes", "flare_exp.cli.report", "flare_exp.cli.prefetch",
     "hydra.main", "hydra._internal.hydra",
     "hydra.core.override_parser.overrides_parser", "hydra_plugins.hydra_submitit_launcher.submitit_launcher",
     "lightning.pytorch", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "pandas", "pyarrow.dataset", "sacrebleu",
     "peft.tuners.lora.bnb", "transformers.models.xlm_roberta.modeling_xlm_roberta",
     "transformers.models.xlm_roberta.tokenization_xlm_roberta", "torch.utils.serialization",
-])  # fmt: skip
+]  # fmt: skip
+CONTEXT.set_forkserver_preload(PRELOADED)
 PROGRAM = [sys.executable, "-m", "flare_exp"]
 
 
@@ -46,6 +47,8 @@ def _main(
     words: Sequence[str], env: Mapping[str, str], out: str, err: str, ignored: Sequence[int], fresh_followers: bool
 ) -> None:
     """Become `python -m flare_exp *words`."""
+    missing = [name for name in PRELOADED if name.startswith("flare_exp") and name not in sys.modules]
+    assert not missing, f"the server could not import {missing} (it says nothing itself)"
     os.setsid()
     os.environ.clear()
     os.environ.update(env)

@@ -32,6 +32,7 @@ from flare_exp.flare.source_encoders import BackboneSource
 from flare_exp.models import backbones
 from flare_exp.training.modules import Decoding, GenerationModule
 
+pytestmark = pytest.mark.xdist_group("fsdp")  # one worker: they share what two processes found
 ON_CPU = ["trainer.accelerator=cpu"]
 
 

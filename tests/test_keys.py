@@ -23,6 +23,7 @@ from flare_exp.tasks import TASKS
 from flare_exp.toy.translation_model import train_mt
 from flare_exp.translation import nllb
 
+pytestmark = pytest.mark.xdist_group("keys")  # one worker: they share checkpoints
 OTHER = "b" * 40
 ARCHITECTURES = {"tiny": "xlm-roberta", "decoder": "llama", "seq2seq": "mt5"}
 

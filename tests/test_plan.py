@@ -320,11 +320,13 @@ FAMILIES = {
 def test_every_family_can_be_planned_with_every_task_and_one_with_every_method(family, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(architectures.ARCHITECTURES, "org/small", {"model_type": family, **FAMILIES[family]})
     model = ["model=custom", "model.path=org/small", f"cache_dir={tmp_path / 'cache'}"]
-    every = family == "xlm-roberta"  # with other families: what reads a source, and what does not
-    for benchmarks, translation, methods in (
-        ("nusax,xnli,tydiqa", "nllb_600m", "zero_shot,translate_test,lora,flare,flare_mt" if every else "flare,flare_mt"),
-        ("toy_sentiment,toy_nli,toy_qa", "toy", "lora,zero_shot,translate_test,flare" if every else "lora"),
-    ):
+    every = family == "xlm-roberta"  # what follows from the method alone is planned once
+    grids = [
+        ("nusax,xnli,tydiqa", "nllb_600m", "zero_shot,translate_test,lora,flare,flare_mt"),
+        ("toy_sentiment,toy_nli,toy_qa", "toy", "lora,zero_shot,translate_test,flare"),
+    ]
+    few = [("nusax,xnli,tydiqa", "nllb_600m", "flare"), ("xnli", "nllb_600m", "flare_mt"), ("toy_qa", "toy", "lora,flare")]
+    for benchmarks, translation, methods in grids if every else few:
         grid = jobs(*model, f"task={benchmarks}", f"mt={translation}", f"method={methods}", "task.limit=40", multirun=True,
                     scratch=tmp_path)  # fmt: skip
         plan.price(grid, tmp_path)
@@ -334,7 +336,7 @@ def test_every_family_can_be_planned_with_every_task_and_one_with_every_method(f
             assert {n for n in job.todo if job.made[n].kind != "translation"} <= {*(job.estimate.seconds if job.estimate else ())}
             # translated text is other text, though it is not there yet
             assert job.owners["test"] is None or job.cfg.method.name == "zero_shot"
-    assert capsys.readouterr().out.count("shared with") > (10 if every else 2)
+    assert capsys.readouterr().out.count("shared with") > (10 if every else 0)
 
 
 @pytest.mark.parametrize(
