@@ -19,8 +19,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from flare_exp.config.schema import HUMAN_MT
 from flare_exp.tasks import TASKS
+from flare_exp.translation.translators import BENCHMARK
 
 STYLES = {"lora": ("tab:gray", "s", "LoRA"), "flare": ("tab:blue", "o", "FLARE"), "flare_mt": ("tab:orange", "^", "FLARE MT")}
 ABLATED = {"shuffle": ("tab:red", "x", "FLARE, another example's source"), "empty": ("tab:green", "+", "FLARE, no source")}
@@ -33,7 +33,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def chrf(run: dict[str, Any]) -> float | None:
     """Return chrF++ of a run's training translations: 100 of human ones, None without a human reference."""
     score = run["translation"]["chrf++"].get(run["lang"])
-    human = run["mt"] in HUMAN_MT and not TASKS[run["task"]].machine_splits
+    human = run["mt"] in BENCHMARK and not TASKS[run["task"]].machine_splits
     return 100.0 if score is None and human else score
 
 

@@ -499,7 +499,7 @@ from conftest import BUILDERS, dtype_of, outputs
 from peft import PeftModel
 import flare_exp.flare.peft_method
 from flare_exp.models.backbones import Precision, load
-from flare_exp.flare.source_states import BackboneSource
+from flare_exp.flare.source_encoders import BackboneSource
 made = {}
 for number, (family, form) in enumerate(BUILDERS):
     folder = pathlib.Path(sys.argv[1], str(number))
