@@ -365,7 +365,7 @@ def test_a_deep_model_is_counted_by_two_shallow_ones(family, given, tmp_path, mo
 
     ((_, model, source, data, _),) = walk._walk(stages, {"transfer"})
     shallow = counting.Work(stages, model, source, data, build)
-    assert counted == ([] if "adapter.r=16" in given else [3, 4])
+    assert counted == ([] if "adapter.r=16" in given or family == "gemma3_text" else [3, 4])
     assert vars(shallow) == vars(counting.Work(stages, model, source, data))
 
 

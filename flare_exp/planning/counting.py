@@ -83,7 +83,8 @@ def _counted(
     The blocks of a model are alike, so every count is an affine function of their number: it is known from two shallow models.
     That holds phase by phase, for most bytes are alive at the phase's end (source, forward) or at its beginning (backward,
     where each block gives up what it has saved). Where a block's gradients could be larger than what it has saved, most bytes
-    may be alive at the end of the backward pass instead, and all blocks are counted.
+    may be alive at the end of the backward pass instead, and all blocks are counted. So they are where a kind of block
+    (`layer_types`) is missing in the shallow models.
     """
     stacks = backbones.stacks(model)
     depths = {len(blocks) for blocks in stacks}
@@ -93,7 +94,10 @@ def _counted(
     later = [block for blocks in stacks for block in blocks[1:]]
     gradients = max((sum(p.nbytes for p in block.parameters() if p.requires_grad) for block in later), default=0)
     saved = 2 * rows * _batch(stages, data, 1)[0]["target"]["input_ids"].shape[1] * _width(model)  # a block's input in 16 bits
-    if build is None or depth <= sum(SHALLOW) or gradients > saved:
+    # Gemma 3's first blocks are all of one kind, and another kind brings masks and rotations of its own
+    kinds = getattr(model.config, "layer_types", None) or []
+    unlike = set(kinds) - set(kinds[: SHALLOW[0]])
+    if build is None or depth <= sum(SHALLOW) or gradients > saved or unlike:
         return _passes(stages, model, source, data)
     (less, tokens), (more, _) = (_passes(stages, *build(n), data) for n in SHALLOW)
     fewer, further = SHALLOW
