@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import transformers as hf
 from conftest import token_batch
-from test_mt import SHORT, converted, engine, nllb, texts, translate  # noqa: F401 (fixtures)
+from test_mt import SHORT, converted, engine, nllb_folder, texts, translate  # noqa: F401 (fixtures)
 from torch import nn
 
 from flare_exp.cli import plan
@@ -232,14 +232,14 @@ def test_cached_source_states_are_the_live_ones(llama, precision, device):
 
 
 @on_both
-def test_ctranslate2_and_transformers_translate_alike(nllb, converted, engine, report, device):  # noqa: F811
+def test_ctranslate2_and_transformers_translate_alike(nllb_folder, converted, engine, report, device):  # noqa: F811
     asked = texts(40)
     expected = translate(engine, asked)  # on the CPU, in 32 bits
     if device == "cuda":
         import ctranslate2
 
         assert ctranslate2.get_cuda_device_count(), "CTranslate2 sees no GPU"
-    for kind, folder in ((TransformersEngine, nllb), (CTranslate2Engine, converted["float32"])):
+    for kind, folder in ((TransformersEngine, nllb_folder), (CTranslate2Engine, converted["float32"])):
         here = kind(folder, decoding=SHORT, device=device)
         with measured(report, f"40 texts, {kind.__name__}", device):
             found = translate(here, asked)
