@@ -17,7 +17,12 @@ def why_unreadable(error: Exception) -> str:
     """Say in a line why weights could not be read. What torch says of a pickle is advice to run whatever code it holds."""
     if isinstance(error, UnpicklingError):
         return "they are pickled and hold more than tensors, or are damaged; that is never run: save them as safetensors"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """Give the first line of an error's message, or its type where it has none."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 def out_of_room(error: BaseException) -> str | None:

@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from flare_exp.errors import UserError
+from flare_exp.errors import UserError, first_line
 
 # in the order in which transformers looks for them
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -264,7 +264,7 @@ def reason(error: Exception) -> str:
         return "there is no such repository, or it is private: log in with `hf auth login`"
     if isinstance(error, RevisionNotFoundError):
         return "the repository has no such revision"
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+    return first_line(error)
 
 
 log = logging.getLogger(__name__)
@@ -282,7 +282,7 @@ def load_hub(hub_id: str, config: str, revision: str, split: str | None = None) 
         return datasets.load_dataset(hub_id, config, split=split, revision=revision)
     except (OSError, ValueError, ConnectionError, RuntimeError) as error:
         raise UserError(
-            f"the data set {hub_id} ({config}{f', {split}' if split else ''}) could not be loaded: {str(error).splitlines()[0]}\n"
+            f"the data set {hub_id} ({config}{f', {split}' if split else ''}) could not be loaded: {first_line(error)}\n"
             "  without network, fetch it beforehand (python -m flare_exp prefetch), or point task.data_dir at a folder of "
             "<language>/<split>.parquet files"
         ) from error

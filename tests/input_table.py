@@ -347,7 +347,7 @@ COMMANDS = [
     Row("plan memory=lots", 2, ["memory=lots"], leaves="nothing"),
     Row("plan output_dir=out $OWN", 0, ["finetune"]),
     Row("report", 2, ["report"], leaves="nothing"),
-    Row("report nowhere", 2, ["nowhere"], leaves="nothing"),
+    Row("report nowhere", 2, ["nowhere: there is no such folder"], leaves="nothing"),
     Row("report my_data", 2, ["my_data"], leaves="nothing"),
     Row("status", 2, ["name one folder"], leaves="nothing"),
     Row("status nowhere", 2, ["no run and no grid lies there"], leaves="nothing"),

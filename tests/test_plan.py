@@ -105,7 +105,7 @@ def test_arithmetic_counts_the_tensors_that_a_real_step_has(architecture, checkp
              f"cache_dir={tmp_path / 'cache'}", f"model.gradient_checkpointing={str(checkpointing).lower()}"]  # fmt: skip
     (cfg,) = (plan._typed(c) for c in validation.check(given, False)[0])
     stages = preview.preview(plan.settled(cfg), tmp_path)
-    ((_, model, source, data, _),) = walk._walk(stages, {"transfer"})
+    ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
     module = stages.module(model.train(), source)
     batch, _ = counting._batch(stages, data, cfg.data.batch_size)
     for side in ("target", "source"):
@@ -115,7 +115,7 @@ def test_arithmetic_counts_the_tensors_that_a_real_step_has(architecture, checkp
     kept = sum(p.nbytes * (3 if p.requires_grad else 1) for p in model.parameters())  # and two moments
     monkeypatch.setattr(preview, "weights_here", lambda *_: False)
     sketch = preview.preview(plan.settled(cfg), tmp_path)
-    ((_, model, source, data, _),) = walk._walk(sketch, {"transfer"})
+    ((_, model, source, data, _),) = walk.iter_stage_models(sketch, {"transfer"})
     assert counting.Work(sketch, model, source, data).step == pytest.approx(kept + counter.peak, rel=0.1)
 
 
@@ -143,7 +143,7 @@ def stages_of(given: list[str], folder: Path) -> preview.Preview:
 def test_arithmetic_counts_the_tensors_that_a_real_prediction_has(llama, given, tmp_path, monkeypatch):
     given = [*llama, *given, *(["decode.max_new_tokens=20"] if "task=toy_qa" in given else [])]
     stages = stages_of(given, tmp_path)
-    ((_, model, source, data, _),) = walk._walk(stages, {"transfer"})
+    ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
     module = stages.module(model.eval(), source)
     batch, _ = counting._batch(stages, data, stages.cfg.data.micro_batch_size or stages.cfg.data.batch_size)
     batch["index"] = torch.arange(len(batch["target"]["input_ids"]))
@@ -154,7 +154,7 @@ def test_arithmetic_counts_the_tensors_that_a_real_prediction_has(llama, given, 
     kept = sum(p.nbytes for p in model.parameters())
     monkeypatch.setattr(preview, "weights_here", lambda *_: False)
     sketch = stages_of(given, tmp_path)
-    ((_, model, source, data, _),) = walk._walk(sketch, {"transfer"})
+    ((_, model, source, data, _),) = walk.iter_stage_models(sketch, {"transfer"})
     assert counting.Work(sketch, model, source, data).testing == pytest.approx(kept + counter.peak, rel=0.15)
 
 
@@ -163,7 +163,7 @@ def test_fewer_rows_in_a_pass_need_less_memory(llama, tmp_path, monkeypatch):
     found = []
     for rows in (32, 4):
         stages = stages_of([*llama, "task=toy_nli", f"data.micro_batch_size={rows}"], tmp_path)
-        ((_, model, source, data, _),) = walk._walk(stages, {"transfer"})
+        ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
         found.append(counting.Work(stages, model, source, data))
     assert found[1].step < 0.5 * found[0].step
     assert found[1].testing < 0.5 * found[0].testing
@@ -239,7 +239,7 @@ def test_the_missions_own_command_fits_an_80_gb_gpu(tmp_path):
         assert cfg.data.micro_batch_size == 8
     (job,) = jobs("model=llama31", "task=tydiqa", "trainer=gpu", f"cache_dir={tmp_path / 'cache'}", scratch=tmp_path)
     stages = preview.preview(job.cfg, tmp_path)
-    ((_, model, source, data, _),) = walk._walk(stages, {"transfer"})
+    ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
     assert counting.Work(stages, model, source, data).training < 0.5 * 80e9
 
 
@@ -249,7 +249,9 @@ def test_llama_has_its_published_size_and_lora_its_closed_formula(tmp_path):
     assert job.download == pytest.approx(16.06e9, rel=0.01)
     assert job.cfg.trainer.precision == "bf16-mixed"  # a model that is not here is planned for a GPU
     stages = preview.preview(job.cfg, tmp_path)
-    english, adapted = (estimates.backbones.parameter_counts(m) for _, m, *_ in walk._walk(stages, {"finetune", "transfer"}))
+    english, adapted = (
+        estimates.backbones.parameter_counts(m) for _, m, *_ in walk.iter_stage_models(stages, {"finetune", "transfer"})
+    )
     d, kv, ffn, rank, layers = 4096, 1024, 14336, 8, 32
     lora = layers * rank * (2 * (d + d) + 2 * (d + kv) + 3 * (d + ffn))
     assert english["trainable"] == adapted["trainable"] == lora == 20_971_520
@@ -363,7 +365,7 @@ def test_a_deep_model_is_counted_by_two_shallow_ones(family, given, tmp_path, mo
         counted.append(depth)
         return estimates._of_depth(stages, "transfer", depth)
 
-    ((_, model, source, data, _),) = walk._walk(stages, {"transfer"})
+    ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
     shallow = counting.Work(stages, model, source, data, build)
     assert counted == ([] if "adapter.r=16" in given or family == "gemma3_text" else [3, 4])
     assert vars(shallow) == vars(counting.Work(stages, model, source, data))

@@ -114,7 +114,10 @@ def test_half_and_damaged_runs_are_named_and_the_rest_is_shown(tmp_path, capsys)
     left_out = [line for line in printed.out.splitlines() if line.startswith("left out: ")]
     assert sorted(line.split(": ")[1] for line in left_out) == sorted(str(tmp_path / n) for n in damaged)
     assert table(capsys, tmp_path / "torn")[0] == 2, "no run at all"
-    assert table(capsys, tmp_path / "nowhere")[0] == 2
+    for folders in ([tmp_path / "nowhere"], [tmp_path, tmp_path / "nowhere"]):  # a mistyped one is not left out in silence
+        code, printed, rows = table(capsys, *folders)
+        assert (code, rows) == (2, [])
+        assert printed.err == f"flare_exp report: {tmp_path / 'nowhere'}: there is no such folder\n"
 
 
 def said(capsys, folder, scores):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from flare_exp import hub
 from flare_exp.config import validation
 from flare_exp.errors import UserError
-from flare_exp.experiment.downloads import _caches, bring, look, needs_of
+from flare_exp.experiment.downloads import bring, cache_names, look, needs_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -49,4 +49,4 @@ def _print(outcomes: Sequence[tuple[hub.Need, hub.Found, str]]) -> None:
     console.print(table)
     left = sum(bool(found.lacks) for _, found, _ in outcomes)
     end = f"{left} of {len(outcomes)} not there" if left else "Runs with offline=true find everything"
-    console.print(f"{end}; caches: {_caches([need for need, _, _ in outcomes])}", highlight=False, soft_wrap=True)
+    console.print(f"{end}; caches: {cache_names([need for need, _, _ in outcomes])}", highlight=False, soft_wrap=True)

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from flare_exp.config import composition, schema, validation
 from flare_exp.config.methods import METHODS
+from flare_exp.errors import first_line
 from flare_exp.experiment import run_state
 from flare_exp.experiment.checksums import damage
 from flare_exp.experiment.runs import VOLATILE
@@ -127,7 +128,7 @@ def read(folder: Path) -> Run:
         run = Run(folder, metrics, schema.flat(yaml.safe_load((folder / "config.yaml").read_text())))
         _ = run.name, run.changed
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"config.yaml is damaged ({type(error).__name__}: {reason})") from None
     return run
 
@@ -261,7 +262,10 @@ def _caution(runs: Sequence[Run]) -> str:
 
 
 def print_report(folders: Sequence[str]) -> int:
-    """Print a table per task and what it says; the exit code is 2 without a run, or with two of one cell and seed."""
+    """Print a table per task and what it says.
+
+    The exit code is 2 without a run, with a folder that is not there, or with two runs of one cell and seed.
+    """
     # into a file a table is as wide as it needs to be
     console = Console(width=None if sys.stdout.isatty() else 500)
     runs, left_out = [], []
@@ -271,7 +275,9 @@ def print_report(folders: Sequence[str]) -> int:
         except ValueError as error:
             left_out.append(f"left out: {folder}: {error}")
     tasks, problems = cells_of(runs)
-    if not runs:
+    absent = [folder for folder in folders if not Path(folder).is_dir()]
+    problems += [f"{folder}: there is no such folder" for folder in absent]
+    if not runs and not absent:
         problems = [*left_out, f"there is no finished run in {', '.join(folders)}"]
     for problem in problems:
         print(f"flare_exp report: {problem}", file=sys.stderr)

@@ -22,9 +22,6 @@ def groups() -> dict[str, list[str]]:
     return {p.relative_to(conf_dir()).as_posix(): sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
 
 
-# --- the check -------------------------------------------------------------------------------------------------------
-
-
 def register_schema() -> None:
     """Make the dataclasses the typed base of conf/config.yaml."""
     from hydra.core.config_store import ConfigStore
@@ -36,7 +33,7 @@ def cells(arguments: Sequence[str]) -> list[list[str]]:
     """The overrides of each job of a (checked) command line, in Hydra's order."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    return list(_cells([OverridesParser.create().parse_override(text) for text in arguments]))
+    return list(expand_grid([OverridesParser.create().parse_override(text) for text in arguments]))
 
 
 def launcher(overrides: Sequence[str]) -> dict[str, Any]:
@@ -57,7 +54,7 @@ def _compose(overrides: Sequence[str], **options) -> Any:
         return compose("config", overrides=list(overrides), **options)
 
 
-def _compose_cell(overrides: Sequence[str], bases: dict[tuple[str, ...], Any]) -> Any:
+def compose_cell(overrides: Sequence[str], bases: dict[tuple[str, ...], Any]) -> Any:
     """Compose one job of a grid. What follows from the groups alone is composed once for all jobs, and kept in `bases`."""
     import copy
 
@@ -85,7 +82,7 @@ def without_fusion(job: Any, overrides: Sequence[str]) -> bool:
     return job.method.name not in FUSING_METHODS and explicit_fusion(overrides)
 
 
-def _cells(overrides: Sequence[Any]) -> Iterator[list[str]]:
+def expand_grid(overrides: Sequence[Any]) -> Iterator[list[str]]:
     """The override lists of a multirun's jobs (one list for a single run)."""
     axes = [
         [f"{_prefix(o)}{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] if o.is_sweep_override() else [o.input_line]

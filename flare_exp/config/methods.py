@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Method:
-    """What a method reads (`data.VIEWS`), whether it trains an adapter on the target language, whether that fuses."""
+    """Say what a method reads, whether it trains an adapter on the target language, and whether that fuses.
+
+    Args:
+        view: one of `flare_exp.data.pairing.VIEWS`.
+    """
 
     view: str
     trains: bool

@@ -11,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from flare_exp.config.composition import _cells, _compose_cell, groups, without_fusion
+from flare_exp.config.composition import compose_cell, expand_grid, groups, without_fusion
 from flare_exp.config.schema import (
     FUSING_METHODS,
     FUSION_OPTIONS,
@@ -24,6 +24,7 @@ from flare_exp.config.schema import (
     PretrainConfig,
     keys,
 )
+from flare_exp.errors import first_line
 from flare_exp.tasks import ROLES, TASKS, Slice
 
 
@@ -42,7 +43,7 @@ def check(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str
         try:
             override = parser.parse_override(text)
         except HydraException as error:
-            reason = f" ({str(error).splitlines()[0]})" if "=" in text else ""
+            reason = f" ({first_line(error)})" if "=" in text else ""
             problems.append(f"{text}: not of the form key=value{reason}")
             continue
         given.setdefault(override.key_or_group, []).append(override)
@@ -54,7 +55,7 @@ def check(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str
     problems += _check_repeated(given)
     jobs = []
     bases: dict[tuple[str, ...], Any] = {}
-    for cell in _cells(good):
+    for cell in expand_grid(good):
         job, found = _check_job(cell, multirun, bases)
         problems += [p for p in found if p not in problems]
         jobs.append(job)
@@ -108,7 +109,7 @@ def _check_type(key: str, value: Any) -> Iterator[str]:
             raise ValueError
         OmegaConf.update(typed, key, value.text if isinstance(value, QuotedString) else value)
     except (OmegaConfBaseException, ValueError) as error:
-        yield f"{key}={'null' if value is None else value}: {_expected(key) or str(error).splitlines()[0]}"
+        yield f"{key}={'null' if value is None else value}: {_expected(key) or first_line(error)}"
 
 
 # type of an option -> what its value must be
@@ -130,7 +131,7 @@ def _check_job(overrides: list[str], multirun: bool, bases: dict[tuple[str, ...]
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        composed = _compose_cell(overrides, bases)
+        composed = compose_cell(overrides, bases)
         cfg: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except AssertionError:  # omegaconf's answer to a key below something that is null
         return None, ["model.pretrain.*, mt.pretrain.*: only embedded models are built here and have these options"]
@@ -140,7 +141,7 @@ def _check_job(overrides: list[str], multirun: bool, bases: dict[tuple[str, ...]
             group, _, name = str(error.missing_cfg_file).rpartition("/")
             return None, [f"{group}={name}: {_allowed(name, error.options)}"]
         key = getattr(reason, "full_key", None)
-        return None, [f"{key}: {line}" if key else line for line in [str(reason).splitlines()[0].strip()]]
+        return None, [f"{key}: {line}" if key else line for line in [first_line(reason).strip()]]
     problems = [*_check_rules(cfg), *_check_meaning(cfg)]
     if without_fusion(cfg, overrides) and not multirun:
         problems.append(

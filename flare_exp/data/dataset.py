@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,8 +17,6 @@ from flare_exp.data.source_cache import StateCache, padded_states
 from flare_exp.errors import UserError
 from flare_exp.tasks import Example
 
-log = logging.getLogger(__name__)
-
 # Share of unknown tokens above which data are refused. Measured: an English WordPiece tokenizer on NusaX, XNLI and TyDiQA (Latin
 # script) 0.04 % at most; the embedded models' pieces, learned from generated text, up to 11 % there; either one on scripts that
 # it has never seen 50 to 100 %.
@@ -34,7 +31,7 @@ class PairedDataset(Dataset):
     which counts for nothing.
 
     The source of a window is the source's question with that part of its context which stands at the same relative place
-    (`forms.same_part`), and is cut as any source is.
+    (`same_part`), and is cut as any source is.
 
     `examples`: number of the pair that each row belongs to.
     `cache`: the sources' states, once they have been computed; None: sources are read anew every time.

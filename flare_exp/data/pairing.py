@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from flare_exp.errors import UserError
 from flare_exp.tasks import Example
-
-log = logging.getLogger(__name__)
 
 # What the model reads and what it fuses, per method:
 #   english     English text (fine-tuning on English)

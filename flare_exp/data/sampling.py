@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Sampler
-
-log = logging.getLogger(__name__)
 
 
 class BucketSampler(Sampler[list[int]]):

@@ -99,7 +99,7 @@ def refusal(needs: Sequence[hub.Need], given: Sequence[str], multirun: bool, sil
         [
             f"{silent or 'offline'}, but the local caches do not hold all that is taken from the hub ({len(missing)} missing)",
             *(f"  - {need}: missing {lacks}{_no_folder(need)}" for need, lacks in missing),
-            f"Nothing was run. On a machine with network that shares {_caches([need for need, _ in missing])}:",
+            f"Nothing was run. On a machine with network that shares {cache_names([need for need, _ in missing])}:",
             f"  python -m flare_exp prefetch {shlex.join([*(['-m'] if multirun else []), *overrides])}",
         ]
     )
@@ -111,5 +111,5 @@ def _no_folder(need: hub.Need) -> str:
     return f"; there is no folder {need.hub_id} here either" if plain else ""
 
 
-def _caches(found: Sequence[hub.Need]) -> str:
+def cache_names(found: Sequence[hub.Need]) -> str:
     return " and ".join(dict.fromkeys(need.cache for need in found))

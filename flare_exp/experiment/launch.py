@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import distributed as dist
@@ -31,8 +30,6 @@ from flare_exp.config.schema import Config
 from flare_exp.errors import UserError
 from flare_exp.training.distributed import ALONE, Team
 from flare_exp.utils.signals import Stopped
-
-T = TypeVar("T")
 
 LOCALHOST = "127.0.0.1"
 PATIENCE = timedelta(days=30)  # of a process that waits for the leader, which may be translating
@@ -60,7 +57,7 @@ def leading(cfg: Config, folder: Path) -> Iterator[Team]:
     ended = threading.Event()
     threading.Thread(target=_watch, args=(others, ended), daemon=True).start()
     try:
-        team = _join(places[0], store)
+        team = join(places[0], store)
         team.agree((cfg, folder))
         yield team
         part()
@@ -131,7 +128,7 @@ def assist(machine: int, devices: int, nodes: int, accelerator: str) -> None:
         raise SystemExit(1)
 
 
-def _join(place: Place, store: dist.Store) -> Team:
+def join(place: Place, store: dist.Store) -> Team:
     on_gpu = place.accelerator == "gpu"
     if on_gpu:
         torch.cuda.set_device(place.rank % place.devices)  # what "cuda" means in this process

@@ -17,7 +17,7 @@ from flare_exp.config.methods import METHODS
 from flare_exp.config.schema import Config
 from flare_exp.data.dataset import PairedCollator, PairedDataset
 from flare_exp.data.pairing import Pair
-from flare_exp.errors import UserError
+from flare_exp.errors import UserError, first_line
 from flare_exp.experiment import pipeline
 from flare_exp.experiment.checkpoints import prepare_backbone
 from flare_exp.experiment.checksums import damage
@@ -117,7 +117,7 @@ def load(folder: str | Path) -> LoadedRun:
         stored = OmegaConf.load(folder / "config.yaml")
         given: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))  # type: ignore[assignment]
     except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{folder / 'config.yaml'} cannot be used: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{folder / 'config.yaml'} cannot be used: {first_line(error)}") from error
     given.trainer.enable_progress_bar = False
     quiet(given)
     cfg = pipeline.settle(given)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.config import schema
-from flare_exp.errors import UserError, out_of_room
+from flare_exp.errors import UserError, first_line, out_of_room
 from flare_exp.experiment import checksums
 from flare_exp.utils import signals
 
@@ -64,7 +64,7 @@ def check_content(cfg: Any, folder: Path) -> Iterator[str]:
     try:
         before = OmegaConf.load(stored) if stored.is_file() else None
     except Exception as error:  # yaml raises its own kinds
-        yield f"output_dir={folder}: its config.yaml is unreadable ({str(error).splitlines()[0]}); choose another folder"
+        yield f"output_dir={folder}: its config.yaml is unreadable ({first_line(error)}); choose another folder"
         return
     if before is None:
         if (folder / "metrics.json").exists():

@@ -10,14 +10,11 @@ import threading
 import traceback
 import warnings
 from contextlib import suppress
-from typing import TypeVar
 
 from torch import distributed as dist
 
-from flare_exp.experiment.launch import Place, _join, part
+from flare_exp.experiment.launch import Place, join, part
 from flare_exp.utils.signals import Stopped
-
-T = TypeVar("T")
 
 
 def follow() -> None:
@@ -28,7 +25,7 @@ def follow() -> None:
     warnings.simplefilter("ignore")
     try:
         place = Place(**json.loads(sys.argv[1]))
-        team = _join(place, dist.TCPStore(place.host, place.port, place.size))
+        team = join(place, dist.TCPStore(place.host, place.port, place.size))
         from flare_exp.experiment import pipeline
 
         cfg, folder = team.agree()

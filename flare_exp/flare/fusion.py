@@ -27,7 +27,7 @@ class Fusion(nn.Module):
             [B, T, r].
 
         Raises:
-            ValueError: the shapes do not fit; element-wise functions need S == T (see `sources.align`).
+            ValueError: the shapes do not fit; element-wise functions need S == T (see `flare_exp.flare.source_states.align`).
         """
         if source.shape[::2] != target.shape[::2] or source_mask.shape != source.shape[:2]:
             shapes = f"source {list(source.shape)}, target {list(target.shape)}, source_mask {list(source_mask.shape)}"

@@ -1,4 +1,15 @@
-"""Define FLARE as a method of PEFT (arXiv 2501.06892, section 3): its configuration, layers and model."""
+"""Define FLARE as a method of PEFT: LoRA whose query and value adapters fuse a source state in their bottleneck.
+
+    S = A v^S,  T = A v^T,  h = W0 v^T + (alpha / r) B phi(S, T)        (arXiv 2501.06892, section 3)
+
+Importing this module registers the peft_type "FLARE", so that PeftModel.from_pretrained and friends load such adapters.
+`fusion=None` is plain LoRA: the English adapter, which can be merged; a fusion adapter cannot.
+
+FLARE is a LoRA variant in PEFT's sense. The layers name it in `lora_variants`; the configuration's field `fusion` has the
+metadata `is_lora_variant`; PEFT then makes and initialises it. What is private in peft 0.21.2, and has no public counterpart:
+`LoraConfig._register_custom_module` (documented in PEFT's guide to custom models), `_remove_adapter_name_from_key`, and the
+methods of `LoraVariant`, which PEFT may change.
+"""
 
 from __future__ import annotations
 

@@ -20,8 +20,6 @@ class Source:
     """Fills the `SourceStates` of a PEFT model with a FLARE adapter that fuses (flare_exp.flare.peft_method), batch by batch."""
 
     def __init__(self, model: nn.Module):
-        from flare_exp.flare.source_encoders import source_states
-
         self.states, self.stacks = source_states(model)
         self.model, self.reader = model, model  # `reader` reads a source's text
 
@@ -147,8 +145,6 @@ class MTSource(Source):
 
     def __init__(self, model: nn.Module, encoder: nn.Module | None = None):
         super().__init__(model)
-        from flare_exp.flare.source_encoders import source_map
-
         self.map, self.encoder = source_map(model), encoder
         self.reader, self.called = encoder or model, (self.map,)
 

@@ -5,7 +5,6 @@ To add a family: a row in FAMILIES (see docs/adding_a_model.md); nothing else kn
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +23,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from flare_exp.errors import UNREADABLE, UserError, why_unreadable
+from flare_exp.errors import UNREADABLE, UserError, first_line, why_unreadable
 from flare_exp.hub import local, looks_local
 from flare_exp.utils.finite import check_finite
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ def family_of(path: str, revision: str | None = None) -> Family:
     try:
         model_type = AutoConfig.from_pretrained(local(path), revision=revision).model_type
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path={path}: its configuration could not be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"model.path={path}: its configuration could not be read: {first_line(error)}") from error
     if model_type not in FAMILIES:
         raise UserError(
             f"model.path={path}: the architecture {model_type!r} is not known here; known: {', '.join(FAMILIES)}.\n"
@@ -160,7 +157,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     try:
         tokenizer = AutoTokenizer.from_pretrained(local(path), revision=revision, padding_side=family.padding_side)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path={path}: its tokenizer could not be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"model.path={path}: its tokenizer could not be read: {first_line(error)}") from error
     config = AutoConfig.from_pretrained(local(path), revision=revision)
     check_vocabulary(tokenizer, config.get_text_config().vocab_size, f"model.path={path}")
     if tokenizer.pad_token_id is None:
@@ -229,7 +226,7 @@ def load(
     options: dict[str, Any] = {"num_labels": num_labels} if form == "label" else {}
     try:
         config = AutoConfig.from_pretrained(local(path), revision=revision)
-        model, report = _auto_class(form, config.is_encoder_decoder).from_pretrained(
+        model, report = auto_class(form, config.is_encoder_decoder).from_pretrained(
             local(path),
             revision=revision,
             attn_implementation=attention or family.attention[0],
@@ -306,7 +303,7 @@ def stacks(model: Any) -> list[list[nn.Module]]:
     return [list(whole.base_model.get_submodule(path)) for path in paths]
 
 
-def _auto_class(form: str, encoder_decoder: bool) -> Any:
+def auto_class(form: str, encoder_decoder: bool) -> Any:
     generative = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
     return {"label": AutoModelForSequenceClassification, "span": AutoModelForQuestionAnswering, "prompt": generative}[form]
 
@@ -329,7 +326,7 @@ def quantisation_problem() -> str | None:
     try:
         import bitsandbytes  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None
 
 

@@ -19,7 +19,7 @@ from flare_exp.data.generation import PromptForm
 from flare_exp.flare.source_encoders import Source
 from flare_exp.models import backbones
 from flare_exp.planning.preview import CHARACTERS, Sketch
-from flare_exp.planning.walk import _width
+from flare_exp.planning.walk import width_of
 
 _WORK: dict[str, Work] = {}
 
@@ -27,7 +27,7 @@ _WORK: dict[str, Work] = {}
 Build = Callable[[int], tuple[nn.Module, "Source | None"]]
 
 
-def _work(stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build) -> Work:
+def work_of(stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build) -> Work:
     """The `Work` of a model, counted once for all jobs that have the same model and the same batches."""
     cfg, (batch, _) = stages.cfg, _batch(stages, data, 1)
     parameters = [[name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in model.named_parameters()]
@@ -93,7 +93,7 @@ def _counted(
     # the first block may hold FLARE MT's map, too, which is one whatever the depth
     later = [block for blocks in stacks for block in blocks[1:]]
     gradients = max((sum(p.nbytes for p in block.parameters() if p.requires_grad) for block in later), default=0)
-    saved = 2 * rows * _batch(stages, data, 1)[0]["target"]["input_ids"].shape[1] * _width(model)  # a block's input in 16 bits
+    saved = 2 * rows * _batch(stages, data, 1)[0]["target"]["input_ids"].shape[1] * width_of(model)  # a block's input in 16 bits
     # Gemma 3's first blocks are all of one kind, and another kind brings masks and rotations of its own
     kinds = getattr(model.config, "layer_types", None) or []
     unlike = set(kinds) - set(kinds[: SHALLOW[0]])

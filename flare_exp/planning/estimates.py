@@ -25,9 +25,17 @@ from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.experiment import provenance
 from flare_exp.flare.source_encoders import Source
 from flare_exp.models import backbones
-from flare_exp.planning.counting import _work
+from flare_exp.planning.counting import work_of
 from flare_exp.planning.preview import CHARACTERS, CountedForm, Preview, Sketch, config_of, pretraining, preview
-from flare_exp.planning.walk import _adapted, _batches, _english, _stage, _steps, _walk, _width
+from flare_exp.planning.walk import (
+    batches_of,
+    build_adapted,
+    build_english,
+    iter_stage_models,
+    stage_options,
+    steps_per_epoch,
+    width_of,
+)
 from flare_exp.toy.translation_model import train_mt
 
 GPU = ("an A100 (bf16)", 312e12)  # the device of plans for a GPU that is not here: name, peak FLOP/s
@@ -113,7 +121,7 @@ def downloads(stages: Preview, reads_mt: bool) -> int:
     """Bytes of the checkpoints that are not here."""
     found, m, form = 0, stages.cfg.model, stages.form_name
     if stages.backbone.kind == "hub" and not stages.backbone.reused:
-        found += _published(str(m.path), m.revision, backbones._auto_class(form, config_of(str(m.path)).is_encoder_decoder))
+        found += _published(str(m.path), m.revision, backbones.auto_class(form, config_of(str(m.path)).is_encoder_decoder))
     if reads_mt and stages.mt.absent:
         found += _published(str(stages.cfg.mt.path), stages.cfg.mt.revision, AutoModelForSeq2SeqLM)
     return found
@@ -146,7 +154,7 @@ def _states(stages: Preview, model: Any, data: PairedDataModule) -> int:
     config = model.peft_config["default"]
     parts, roles = stages.parts(data.view), stages.task.training_roles
     tokens = sum(parts[role] * sum(len(i["inputs"]["input_ids"]) for i in data.dataset(role).source or ()) for role in roles)
-    width = config.source_width or len(stages.source(model).states.blocks) * _width(model)
+    width = config.source_width or len(stages.source(model).states.blocks) * width_of(model)
     return round(tokens * width * getattr(torch, o.dtype or _read_dtype(stages, data.view)).itemsize)
 
 
@@ -171,9 +179,9 @@ def _probe(stages: Preview, todo: set[str]) -> Estimate:
     if "mt" in todo:
         found.seconds["mt"] = _building(stages, train_mt, stages.mt.options, {"pairs": 2000})
     started = time.perf_counter()
-    for name, model, source, data, tests in _walk(stages, todo):
+    for name, model, source, data, tests in iter_stage_models(stages, todo):
         _note_sizes(found, stages, name, model, data)
-        stage, dataset, parts = _stage(stages, name), data.dataset("train"), stages.parts(data.view)
+        stage, dataset, parts = stage_options(stages, name), data.dataset("train"), stages.parts(data.view)
         clock = _Clock(data.passes)
         module = stages.module(
             model, source, score=lambda _: {stages.task.metric: 0.0}, optimizer=stages.optimizer(stage.lr), warmup=stage.warmup
@@ -185,16 +193,16 @@ def _probe(stages: Preview, todo: set[str]) -> Estimate:
                 max_epochs=1, callbacks=[clock], logger=False, enable_checkpointing=False,
                 accumulate_grad_batches=data.passes, gradient_clip_val=stages.cfg.trainer.gradient_clip_val,
             ).fit(module, loaders["train"], loaders.get("validation"))  # fmt: skip
-            epoch = _steps(stages, round(parts["train"] * len(dataset))) * clock.mean("train")
+            epoch = steps_per_epoch(stages, round(parts["train"] * len(dataset))) * clock.mean("train")
             if "validation" in loaders:
-                batches = parts["validation"] * len(_batches(stages, data.dataset("validation"), "validation"))
+                batches = parts["validation"] * len(batches_of(stages, data.dataset("validation"), "validation"))
                 epoch += batches * clock.mean("validation")
             found.seconds[name] = ready + stage.epochs * epoch
         for test, view in tests.items():
             clock = _Clock(data.passes)
             trainer = stages.trainer(callbacks=[clock], logger=False, enable_checkpointing=False)
             trainer.predict(module.eval(), _loader(stages, stages.data(view), "test"))
-            batches = stages.parts(view)["test"] * len(_batches(stages, stages.data(view).dataset("test"), "test"))
+            batches = stages.parts(view)["test"] * len(batches_of(stages, stages.data(view).dataset("test"), "test"))
             found.seconds[test] = batches * clock.mean("test")
         del module, model, source
         started = time.perf_counter()
@@ -206,7 +214,7 @@ def _probe(stages: Preview, todo: set[str]) -> Estimate:
 def _loader(stages: Preview, data: PairedDataModule, role: str) -> Any:
     """The costliest batch first, as a warm-up, then two rounds of three that are typical."""
     dataset = data.dataset(role)
-    batches = _batches(stages, dataset, role)
+    batches = batches_of(stages, dataset, role)
     full = [rows for rows in batches if len(rows) == max(map(len, batches))]
     full.sort(key=lambda rows: max(dataset.costs[i] for i in rows))
     typical = [full[len(full) * sixth // 6] for sixth in (1, 3, 5)]
@@ -259,14 +267,14 @@ def _arithmetic(stages: Sketch, todo: set[str]) -> Estimate:
     """The stages' own passes over tensors that have shapes and no content: every allocation and every product is counted."""
     found = Estimate([])
     speed = throughput(stages.cfg.trainer.accelerator)[1] * SHARE
-    for name, model, source, data, tests in _walk(stages, todo):
+    for name, model, source, data, tests in iter_stage_models(stages, todo):
         _note_sizes(found, stages, name, model, data)
-        stage, parts = _stage(stages, name), stages.parts(data.view)
-        work = _work(stages, model, source, data, functools.partial(_of_depth, stages, name))
+        stage, parts = stage_options(stages, name), stages.parts(data.view)
+        work = work_of(stages, model, source, data, functools.partial(_of_depth, stages, name))
         if name in todo:
             tokens = {role: parts[role] * sum(data.dataset(role).costs) for role in stages.task.training_roles}
             rows = round(parts["train"] * len(data.dataset("train")))
-            taken = _steps(stages, rows) / max(1, -(-rows // stages.cfg.data.batch_size))
+            taken = steps_per_epoch(stages, rows) / max(1, -(-rows // stages.cfg.data.batch_size))
             epoch = taken * work.train * tokens["train"] + work.evaluate * tokens.get("validation", 0.0)
             found.seconds[name] = stage.epochs * epoch / speed
             found.memory = max(found.memory, work.training)
@@ -282,7 +290,9 @@ def _of_depth(stages: Sketch, name: str, depth: int) -> tuple[nn.Module, Source 
     """Build the model of a training, and its source, with `depth` blocks in each stack."""
     stages.depth = depth
     try:
-        return (_english(stages), None) if name == "finetune" else _adapted(stages, Artifact(Path(), "", "", {}, 0.0, False))
+        if name == "finetune":
+            return build_english(stages), None
+        return build_adapted(stages, Artifact(Path(), "", "", {}, 0.0, False))
     finally:
         stages.depth = None
 

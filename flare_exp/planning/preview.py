@@ -166,7 +166,7 @@ class Preview(Stages):
 class CountedForm(PromptForm):
     """Lengths of texts without a tokenizer: CHARACTERS to a token; an example without text has `unknown` tokens.
 
-    `stride`: of windows (`forms.SpanForm`); the question, which every window repeats, is not counted.
+    `stride`: of windows (`flare_exp.data.question_answering.SpanForm`); the question, which every window repeats, is not counted.
     """
 
     def __init__(self, task: Task, max_length: int, unknown: int, stride: int | None):
@@ -233,7 +233,7 @@ class Sketch(Preview):
             shorten(config, self.depth)
         family = backbones.FAMILIES[config.model_type]
         config.num_labels = max(1, len(self.task.labels)) if self.form_name == "label" else config.num_labels
-        auto = backbones._auto_class(self.form_name, config.is_encoder_decoder)
+        auto = backbones.auto_class(self.form_name, config.is_encoder_decoder)
         dtype = {"64-true": "float64"}.get(str(kept), m.dtype)
         with torch.device("meta"):
             model = auto.from_config(config, dtype=getattr(torch, dtype), attn_implementation=m.attention or family.attention[0])

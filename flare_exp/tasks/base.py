@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from flare_exp.artifacts import digest_of
-from flare_exp.errors import UserError
+from flare_exp.errors import UserError, first_line
 from flare_exp.hub import load_hub
 from flare_exp.tasks.tables import LABEL, bad_cell, check_row, rows_of
 
@@ -299,7 +299,7 @@ def read_parquet(path: Path, columns: Sequence[str] | Mapping[str, str], option:
     try:
         table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError, ValueError) as error:  # a damaged schema is a UnicodeDecodeError
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{option}: {path} is not a readable parquet file ({reason})") from error
     return _checked(rows_of(table, list(columns), f"{option}: {path}"), columns, f"{option}: {path}")
 

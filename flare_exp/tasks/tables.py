@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flare_exp.errors import UserError
+from flare_exp.errors import UserError, first_line
 
 TEXT, ID, LABEL, ANSWERS = "text", "id", "label", "answers"  # what the cells of a column are
 
@@ -97,5 +97,5 @@ def _values(column: Any, name: str, place: str) -> list[Any]:
             except UnicodeDecodeError as error:
                 raise bad_cell(place, number, name, f"text that is not valid UTF-8 ({error.reason})") from error
             except failures as error:
-                raise bad_cell(place, number, name, str(error).splitlines()[0]) from error
+                raise bad_cell(place, number, name, first_line(error)) from error
         raise

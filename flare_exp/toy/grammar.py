@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TypeVar
 
 from flare_exp.toy.meaning import Act, Asked, Clause, Review, Setting, Slot
-
-T = TypeVar("T")
 
 
 def coordinated(words: Sequence[str], conjunction: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 LABELS = ("negative", "neutral", "positive")
 RELATIONS = ("entailment", "neutral", "contradiction")
@@ -12,7 +12,6 @@ Frame = Literal["plain", "expected", "but", "although", "reported", "thought", "
 CONTRASTS: list[Frame] = ["but", "although", "reported"]
 HOLDERS: list[Frame] = ["thought", "said"]
 Slot = Literal["time", "place", "person"]
-T = TypeVar("T")
 Asked = Literal[Slot, "speaker"]
 SLOTS: list[Slot] = ["time", "place", "person"]
 

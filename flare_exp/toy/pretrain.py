@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from flare_exp.errors import first_line
 from flare_exp.toy.tokenizers import MAX_LENGTH, SENTINELS, bpe_tokenizer, t5_tokenizer, train_tokenizer
 from flare_exp.toy.world import World
 from flare_exp.utils import signals
@@ -175,7 +176,7 @@ def kept_state(path: Path) -> dict[str, Any] | None:
     try:
         return torch.load(path, weights_only=True)
     except Exception as error:  # torch, zip and pickle raise many kinds
-        log.warning("damaged state %s (%s); pre-training starts anew", path, str(error).splitlines()[0])
+        log.warning("damaged state %s (%s); pre-training starts anew", path, first_line(error))
         path.unlink()
         return None
 

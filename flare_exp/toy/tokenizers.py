@@ -19,9 +19,6 @@ SENTINELS = 100  # T5's
 log = logging.getLogger(__name__)
 
 
-# --- tokenizers: whole words for English, fragments for the rest -----------------------------------------------------
-
-
 def unigram_pieces(documents: list[str], vocab_size: int) -> list[tuple[str, float]]:
     """Pieces learned from `documents`, with scores.
 

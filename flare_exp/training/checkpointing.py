@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from flare_exp.errors import first_line
 from flare_exp.training.distributed import Team
 from flare_exp.utils import signals
 
@@ -27,7 +28,7 @@ class StepCheckpoint(pl.Callback):
     to stop; the first two less often where that is slow (`signals.Pace`).
 
     The state is Lightning's (trained weights, optimizer, schedule, progress, best epoch), the position in the epoch's
-    order (`data.ResumableLoader`), and the random states of all processes.
+    order (`flare_exp.data.sampling.ResumableLoader`), and the random states of all processes.
 
     Not after the last batch of an epoch: validation comes next, and belongs to the same epoch. What it gave is kept with the
     first step of the next epoch.
@@ -159,7 +160,7 @@ def steps_kept(path: Path, processes: int = 1, sharded: bool = False) -> int:
         path.unlink()
         return 0
     except Exception as error:  # torch, zip and pickle raise many kinds
-        log.warning("damaged state %s (%s); training starts anew", path, str(error).splitlines()[0])
+        log.warning("damaged state %s (%s); training starts anew", path, first_line(error))
         path.unlink()
         return 0
 

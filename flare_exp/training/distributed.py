@@ -12,9 +12,6 @@ from torch import nn
 T = TypeVar("T")
 
 
-# --- over the processes of a team, if there is one -------------------------------------------------------------------
-
-
 def gathered(found: dict[int, T]) -> dict[int, T]:
     """The union of all processes' dictionaries, the same on each."""
     if not _several():
@@ -26,9 +23,6 @@ def gathered(found: dict[int, T]) -> dict[int, T]:
 
 def _several() -> bool:
     return dist.is_available() and dist.is_initialized()
-
-
-# --- the team --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ class Team:
             def node_rank(self) -> int:
                 return machine
 
-        # the batches are shared out by data.Shares
+        # flare_exp.data.sampling.Shares shares the batches out
         options = {"precision": precision, "num_nodes": self.size // self.devices, "use_distributed_sampler": False}
         if strategy == "ddp":
             return {**options, "strategy": DDPStrategy(cluster_environment=Here())}

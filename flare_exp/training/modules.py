@@ -31,8 +31,8 @@ class FusionModule(LightningModule):
     """What the forms share: reading the source before the target, optimisation, scoring of predicted texts.
 
     A batch may be one of the parts of a global batch, which this process reads one after the other (`batch["whole"]`,
-    `data.Shares`). Losses are means over the global batch (`mean`), and all processes must go through the same steps. Rows with
-    an index below 0 are stand-ins.
+    `flare_exp.data.sampling.Shares`). Losses are means over the global batch (`mean`), and all processes must go through the
+    same steps. Rows with an index below 0 are stand-ins.
 
     Args:
         model: a (PEFT) model, trainable where it is to be trained.
@@ -258,7 +258,7 @@ class GenerationModule(FusionModule):
 
     Args:
         tokenizer: of the model.
-        encode_answer: text -> token ids of an answer and EOS (`forms.PromptForm.answer`).
+        encode_answer: text -> token ids of an answer and EOS (`PromptForm.answer`).
         decoding: how it answers.
         rows: most rows of a pass that scores candidates (but one candidate per prompt); None: no limit.
     """

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger
 
+from flare_exp.errors import first_line
 from flare_exp.utils.files import write_text
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Tracker:
         except Exception as error:  # W&B raises many kinds, of the network and of its own; none may stop a run
             log.warning(
                 "W&B failed and is off for the rest of this run: %s",
-                str(error).splitlines()[0] if str(error) else repr(error),
+                first_line(error),
             )
             self.run = None
 

@@ -17,11 +17,12 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
-from flare_exp.errors import UserError
+from flare_exp.errors import UserError, first_line
 from flare_exp.hub import local
-from flare_exp.translation.nllb import Decoding, _first_line, _tokenizer, check, language_id, load_model
-from flare_exp.translation.segmentation import NARROWEST, Protect, Translated, joined, segments
+from flare_exp.translation.nllb import Decoding, check, language_id, load_model, load_tokenizer
+from flare_exp.translation.segmentation import Protect, Translated, joined, segments
 
+NARROWEST = 16  # a shorter row counts as this many tokens: its logits over the vocabulary cost as much as any row's
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 QUANTIZATIONS = ("float32", "float16", "bfloat16", "int8", "int8_float32", "int8_float16", "int8_bfloat16")
 
@@ -59,9 +60,6 @@ def batches(lengths: Sequence[int], decoding: Decoding, budget: int) -> Iterator
             rows = max(1, budget // (max(lengths[rest[0]], NARROWEST) * decoding.beams))
             yield rest[:rows]
             rest = rest[rows:]
-
-
-# --- engines ---------------------------------------------------------------------------------------------------------
 
 
 class _Batched(ABC):
@@ -250,7 +248,7 @@ class CTranslate2Engine(_Batched):
             place = {"device": kind, "device_index": int(number or 0), "intra_threads": torch.get_num_threads()}
             self.model = library.Translator(str(folder / "model"), compute_type=dtype or "default", **place)
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"mt.path={path}: CTranslate2 cannot use it: {_first_line(error)}") from error
+            raise UserError(f"mt.path={path}: CTranslate2 cannot use it: {first_line(error)}") from error
 
     def _decode(self, rows: list[list[int]], target: int, limit: int) -> list[list[int]]:
         code = self.tokenizer.convert_ids_to_tokens(target)
@@ -293,7 +291,7 @@ def convert(path: str, revision: str | None, folder: Path, quantization: str) ->
     ctranslate2()
     from ctranslate2.converters import TransformersConverter
 
-    tokenizer, model = _tokenizer(path, revision), load_model(path, revision, "cpu", "float32")
+    tokenizer, model = load_tokenizer(path, revision), load_model(path, revision, "cpu", "float32")
 
     class Converter(TransformersConverter):
         # The library's own takes the tokenizer of the newest revision, whichever is asked for.
@@ -308,6 +306,6 @@ def convert(path: str, revision: str | None, folder: Path, quantization: str) ->
     try:
         Converter(str(checkpoint)).convert(str(folder / "model"), quantization=quantization)
     except (ValueError, NotImplementedError) as error:
-        raise UserError(f"mt.path={path}: CTranslate2 cannot convert it: {_first_line(error)}") from error
+        raise UserError(f"mt.path={path}: CTranslate2 cannot convert it: {first_line(error)}") from error
     tokenizer.save_pretrained(str(folder / "tokenizer"))
     model.config.save_pretrained(str(folder / "tokenizer"))

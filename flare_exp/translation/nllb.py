@@ -11,15 +11,12 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, M2M100ForConditionalGeneration, NllbTokenizer
 
-from flare_exp.errors import UNREADABLE, UserError, why_unreadable
+from flare_exp.errors import UNREADABLE, UserError, first_line, why_unreadable
 from flare_exp.hub import local, looks_local
 from flare_exp.models.backbones import check_vocabulary
 from flare_exp.utils.finite import check_finite
 
 RANDOM = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
-
-
-# --- checkpoints -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def check(path: str, revision: str | None = None, decoding: Decoding | None = No
     # a translation starts with two tokens that do not count: the decoder's own and the language code
     if decoding and decoding.max_length + 2 > positions:
         raise UserError(f"mt.max_length={decoding.max_length}: the translation model knows {positions} positions; choose less")
-    tokenizer = _tokenizer(path, revision)
+    tokenizer = load_tokenizer(path, revision)
     check_vocabulary(tokenizer, config.vocab_size, f"mt.path={path}")
     return tokenizer
 
@@ -114,7 +111,7 @@ def read_config(path: str, revision: str | None) -> Any:
         config = AutoConfig.from_pretrained(local(path), revision=revision)
     except (OSError, ValueError) as error:
         instead = "" if looks_local(path) else "\n  without network, fetch it with prefetch, or choose mt=gold or mt=file"
-        raise UserError(f"mt.path={path}: its configuration could not be read: {_first_line(error)}{instead}") from error
+        raise UserError(f"mt.path={path}: its configuration could not be read: {first_line(error)}{instead}") from error
     if config.model_type != "m2m_100":
         raise UserError(
             f"mt.path={path}: the architecture {config.model_type!r} is not NLLB's; "
@@ -123,11 +120,11 @@ def read_config(path: str, revision: str | None) -> Any:
     return config
 
 
-def _tokenizer(path: str, revision: str | None) -> Any:
+def load_tokenizer(path: str, revision: str | None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(local(path), revision=revision)
     except (OSError, ValueError) as error:
-        raise UserError(f"mt.path={path}: its tokenizer could not be read: {_first_line(error)}") from error
+        raise UserError(f"mt.path={path}: its tokenizer could not be read: {first_line(error)}") from error
     if not isinstance(tokenizer, NllbTokenizer):
         raise UserError(f"mt.path={path}: its tokenizer is {type(tokenizer).__name__}; NLLB's is needed, with FLORES-200 codes")
     return tokenizer
@@ -152,7 +149,3 @@ def _dtype(device: str) -> str:
     if not device.startswith("cuda"):
         return "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -6,8 +6,6 @@ import re
 
 from flare_exp.translation.segmentation import Translated
 
-# --- what can be told of a translation without a reference -----------------------------------------------------------
-
 REPEATED = re.compile(r"(.{1,80}?)\1{2,}", re.DOTALL)
 
 

@@ -7,7 +7,6 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-NARROWEST = 16  # a shorter row counts as this many tokens: its logits over the vocabulary cost as much as any row's
 UNSPACED = {"Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"}  # scripts without white space between sentences
 
 Span = tuple[int, int]
@@ -23,8 +22,6 @@ class Translated:
 
 Protect = Callable[[str], Span | None]
 
-
-# --- from texts to segments and back ---------------------------------------------------------------------------------
 
 # Ends of sentences with the white space after them. Where scripts write none there, none is needed.
 SENTENCE_END = re.compile(r"[.!?…؟۔।॥።]+[\"'”’»)\]]*\s+|[。！？｡]+[”’」』）]*\s*|\n\s*")  # noqa: RUF001

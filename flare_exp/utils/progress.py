@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# --- progress --------------------------------------------------------------------------------------------------------
-
 
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:

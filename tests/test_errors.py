@@ -1,0 +1,22 @@
+"""What messages take from the errors of libraries."""
+
+import pytest
+import transformers as hf
+
+from flare_exp.errors import UserError, first_line
+from flare_exp.models import backbones
+
+
+@pytest.mark.parametrize(("said", "line"), [("one\ntwo", "one"), ("", "ValueError"), ("\ntwo", "ValueError")])
+def test_an_error_has_a_first_line_whatever_it_says(said, line):
+    assert first_line(ValueError(said)) == line
+
+
+def test_a_library_that_says_nothing_is_no_traceback(monkeypatch, tmp_path):
+    def silent(*_, **__):
+        raise ValueError
+
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    monkeypatch.setattr(hf.AutoTokenizer, "from_pretrained", silent)
+    with pytest.raises(UserError, match="its tokenizer could not be read: ValueError"):
+        backbones.load_tokenizer(str(tmp_path))
