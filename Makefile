@@ -25,11 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) --no-compile -e '.[dev]'
 	@touch $@
 
-# half of the pre-training, and four epochs of transfer instead of ten: scores are lower than in docs/results.md
-FIRST_LOOK := model.pretrain.steps=1600 transfer.epochs=4
-
 run: setup  ## first look: FLARE beside its baselines on the embedded world, ends with a table that compares them
-	$(BIN)/python -m flare_exp -m method=zero_shot,translate_test,lora,flare $(FIRST_LOOK) output_dir=outputs/first_look
+	$(BIN)/python -m flare_exp -m method=zero_shot,translate_test,lora,flare output_dir=outputs/first_look
 
 # one thread per worker: the tests' models are small, and the numbers do not depend on the machine's cores
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
