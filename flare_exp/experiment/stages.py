@@ -383,9 +383,7 @@ class Stages:
         return backbone
 
     def add_adapter(self, backbone: Backbone, **fusion) -> PeftModel:
-        a = self.cfg.adapter
-        own: dict[str, Any] = {"r": a.r, "alpha": a.alpha, "dropout": a.dropout, "targets": a.targets, "also_train": a.also_train}
-        return adapter.add_adapter(backbone, **own, **fusion)
+        return adapter.add_adapter(backbone, **asdict(self.cfg.adapter), **fusion)
 
     def english_model(self, english: Artifact) -> Backbone:
         """The English model: its LoRA merged where the weights can hold it, else beside them as a frozen adapter."""

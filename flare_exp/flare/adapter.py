@@ -24,7 +24,18 @@ ENGLISH = "english"  # the frozen English adapter, where it cannot be merged
 TASK_TYPES = {"label": TaskType.SEQ_CLS, "span": TaskType.QUESTION_ANS, "prompt": TaskType.CAUSAL_LM}
 
 
-def add_adapter(
+def add_adapter(backbone: Backbone, **options: Any) -> PeftModel:
+    """Put a new adapter (and a trainable copy of the head) on a backbone; everything else is frozen.
+
+    A model that has an adapter already (the frozen English one) gets a second. `options`: those of `adapter_config`.
+
+    Raises:
+        UserError: `also_train` is not possible for this model.
+    """
+    return _attach(backbone, adapter_config(backbone, **options))
+
+
+def adapter_config(
     backbone: Backbone,
     *,
     r: int,
@@ -38,12 +49,12 @@ def add_adapter(
     answer_source: str = "last",
     source_width: int | None = None,
     also_train: Sequence[str] = (),
-) -> PeftModel:
-    """Put a new adapter (and a trainable copy of the head) on a backbone; everything else is frozen.
+) -> FlareConfig:
+    """Describe the adapter of a backbone.
 
-    `targets`: "qv" adapts query and value, "all_linear" the block's other linear layers too; fusion is in query and
-    value only. `also_train`: "embeddings" and "lm_head" are trained in full beside it. A model that has an adapter already (the
-    frozen English one) gets a second.
+    Args:
+        targets: "qv" adapts query and value, "all_linear" the block's other linear layers too; fusion is in query and value only.
+        also_train: "embeddings" and "lm_head" are trained in full beside the adapter.
 
     Raises:
         UserError: `also_train` is not possible for this model.
@@ -53,7 +64,7 @@ def add_adapter(
     blocks = "|".join(re.escape(path) for path in backbone.stacks.values())
     fusing = ("encoder",) if backbone.form == "prompt" and backbone.encoder_decoder else tuple(backbone.stacks)
     task_type = TaskType.SEQ_2_SEQ_LM if backbone.form == "prompt" and backbone.encoder_decoder else TASK_TYPES[backbone.form]
-    config = FlareConfig(
+    return FlareConfig(
         task_type=task_type,
         r=r,
         lora_alpha=alpha,
@@ -70,7 +81,6 @@ def add_adapter(
         source_width=source_width,
         padding_side=family.padding_side,
     )
-    return _attach(backbone, config)
 
 
 def _vocabulary(backbone: Backbone, also_train: Sequence[str]) -> list[str]:

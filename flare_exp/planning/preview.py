@@ -253,7 +253,7 @@ class Sketch(Preview):
         if self.precision.holds_updates:
             return backbone
         with torch.device("meta"):
-            return adapter.frozen(backbone, self.add_adapter(self.fresh_backbone()).peft_config["default"])
+            return adapter.frozen(backbone, adapter.adapter_config(backbone, **asdict(self.cfg.adapter)))
 
 
 def shorten(config: PreTrainedConfig, depth: int) -> None:
