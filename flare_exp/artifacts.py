@@ -30,7 +30,9 @@ log = logging.getLogger(__name__)
 SCHEMA = 3  # raise when artifacts of one key hold something else than before; flare_exp.code tells most changes of the code
 MANIFEST = "manifest.json"
 SPENT = ".seconds"  # what earlier builders of an unfinished artefact took
-LEASE = 120.0  # seconds without a sign of life after which another machine's builder is taken for dead
+LEASE = (
+    120.0  # seconds without a sign of life after which another machine's builder is taken for dead
+)
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,18 @@ class Artifact:
 
 def digest_of(value: Any) -> str:
     """SHA-256 of a JSON-able value in canonical form."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _sha256(file)
+        )
 
 
 def _sha256(file) -> str:  # Python 3.10
@@ -111,7 +119,9 @@ class ArtifactStore:
             if together and (folder := self.team.agree()) is not None:
                 build(Path(folder))
             left = self._awaited(place, kind, key)
-            return Artifact(place, kind, digest, left["info"], left["seconds"], True, key.get("code"))
+            return Artifact(
+                place, kind, digest, left["info"], left["seconds"], True, key.get("code")
+            )
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with self._locked(place) as lock:
@@ -129,14 +139,26 @@ class ArtifactStore:
             if full is None and not isinstance(error, OSError):
                 raise
             reason = f"{full}; when there is room, the same command goes on" if full else error
-            raise UserError(f"cache_dir={self.root}: cannot write the artefact {kind}/{place.name}: {reason}") from error
-        return Artifact(place, kind, digest, manifest["info"], manifest["seconds"], reused, key.get("code"))
+            raise UserError(
+                f"cache_dir={self.root}: cannot write the artefact {kind}/{place.name}: {reason}"
+            ) from error
+        return Artifact(
+            place, kind, digest, manifest["info"], manifest["seconds"], reused, key.get("code")
+        )
 
     def find(self, kind: str, key: Mapping[str, Any]) -> Artifact:
         """What `get` would return, without building it: `reused` says whether it is there, and whole."""
         key, digest, place = self._identified(kind, key)
         manifest = self._verified(place, kind, key) or {"info": {}, "seconds": 0.0}
-        return Artifact(place, kind, digest, manifest["info"], manifest["seconds"], "key" in manifest, key.get("code"))
+        return Artifact(
+            place,
+            kind,
+            digest,
+            manifest["info"],
+            manifest["seconds"],
+            "key" in manifest,
+            key.get("code"),
+        )
 
     def _identified(self, kind: str, key: Mapping[str, Any]) -> tuple[dict[str, Any], str, Path]:
         """The key as a manifest holds it, its digest, and where the artefact belongs."""
@@ -149,7 +171,9 @@ class ArtifactStore:
         try:
             lock.acquire(timeout=0.5)
         except Timeout:
-            log.info("waiting for %s/%s: another process is building it", place.parent.name, place.name)
+            log.info(
+                "waiting for %s/%s: another process is building it", place.parent.name, place.name
+            )
             while not lock.is_locked:
                 signals.check(f"while another process was building {place.parent.name}")
                 with suppress(Timeout):
@@ -174,7 +198,9 @@ class ArtifactStore:
             for name, expected in manifest["files"].items():
                 if not (place / name).is_file():
                     problem = f"{name} is missing"
-                elif (place / name).stat().st_size != expected["bytes"] or file_sha256(place / name) != expected["sha256"]:
+                elif (place / name).stat().st_size != expected["bytes"] or file_sha256(
+                    place / name
+                ) != expected["sha256"]:
                     problem = f"{name} is not what was written"
         except (OSError, ValueError, KeyError, TypeError):
             problem = f"{MANIFEST} is missing or unreadable"
@@ -205,8 +231,10 @@ class ArtifactStore:
                 self.team.agree(str(folder))
             info = dict(build(folder) or {})
             if not lock.is_lock_held_by_us:
-                raise UserError(f"{kind}/{place.name}: this process gave no sign of life for {LEASE:.0f} s, and another one "
-                                "has taken over; start it again")  # fmt: skip
+                raise UserError(
+                    f"{kind}/{place.name}: this process gave no sign of life for {LEASE:.0f} s, and another one "
+                    "has taken over; start it again"
+                )
             spent.unlink(missing_ok=True)
             manifest = {
                 "kind": kind,
@@ -216,7 +244,10 @@ class ArtifactStore:
                 "seconds": round(time.perf_counter() - start, 3),
                 "flare_exp": version("flare-exp"),
                 "files": {
-                    str(path.relative_to(folder)): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+                    str(path.relative_to(folder)): {
+                        "sha256": file_sha256(path),
+                        "bytes": path.stat().st_size,
+                    }
                     for path in sorted(folder.rglob("*"))
                     if path.is_file()
                 },

@@ -128,7 +128,9 @@ def _structure(node: Any) -> Any:
         return [_structure(item) for item in node]
     if not isinstance(node, ast.AST):
         return repr(node)
-    fields = {name: value for name, value in ast.iter_fields(node) if value is not None and value != []}
+    fields = {
+        name: value for name, value in ast.iter_fields(node) if value is not None and value != []
+    }
     if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
         fields["body"] = node.body[1:]
     return [type(node).__name__, *([name, _structure(value)] for name, value in fields.items())]

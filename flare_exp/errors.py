@@ -4,7 +4,13 @@ import errno
 import os
 from pickle import UnpicklingError
 
-UNREADABLE = (OSError, ValueError, RuntimeError, EOFError, UnpicklingError)  # weights that are damaged, or more than weights
+UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    UnpicklingError,
+)  # weights that are damaged, or more than weights
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -19,13 +19,33 @@ from typing import Any
 from flare_exp.errors import UserError, first_line
 
 # in the order in which transformers looks for them
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 INDEX = ".index.json"
 # configuration and tokenizer; subfolders hold other formats (onnx/, original/)
-SMALL = ["config.json", "generation_config.json", "*token*.json", "vocab.*", "merges.txt", "*.model", "chat_template.*"]
+SMALL = [
+    "config.json",
+    "generation_config.json",
+    "*token*.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "chat_template.*",
+]
 ELSEWHERE = ["*/*"]
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-TOKENIZERS = {"tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json"}
+TOKENIZERS = {
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    "vocab.json",
+}
 
 
 def offline(wanted: bool) -> bool:
@@ -33,7 +53,9 @@ def offline(wanted: bool) -> bool:
 
     Tells the hub's libraries, so it comes before their import.
     """
-    os.environ.setdefault("DATASETS_VERBOSITY", "error")  # without network it tells every time that it reads its cache
+    os.environ.setdefault(
+        "DATASETS_VERBOSITY", "error"
+    )  # without network it tells every time that it reads its cache
     if wanted:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     asked = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
@@ -55,7 +77,9 @@ def unreachable(seconds: float = 5.0) -> str | None:
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=seconds).close()
+            urllib.request.urlopen(
+                urllib.request.Request(endpoint, method="HEAD"), timeout=seconds
+            ).close()
             answers.append(None)
         except urllib.error.HTTPError:  # an answer, too
             answers.append(None)
@@ -159,8 +183,15 @@ class Checkpoint(Need):
 
         lacks = None
         try:
-            folder = Path(snapshot_download(self.hub_id, revision=self.revision, local_files_only=True, allow_patterns=SMALL,
-                                            ignore_patterns=ELSEWHERE))  # fmt: skip
+            folder = Path(
+                snapshot_download(
+                    self.hub_id,
+                    revision=self.revision,
+                    local_files_only=True,
+                    allow_patterns=SMALL,
+                    ignore_patterns=ELSEWHERE,
+                )
+            )
         except (LocalEntryNotFoundError, HFValidationError) as error:
             part = getattr(error, "snapshot_path", None)  # what an interrupted download has left
             if part is None:
@@ -173,7 +204,10 @@ class Checkpoint(Need):
     def download(self) -> int:
         from huggingface_hub import HfApi
 
-        files = HfApi().model_info(self.hub_id, revision=self.revision, files_metadata=True).siblings or ()
+        files = (
+            HfApi().model_info(self.hub_id, revision=self.revision, files_metadata=True).siblings
+            or ()
+        )
         sizes = {file.rfilename: file.size or 0 for file in files}
         return sum(sizes[name] for name in wanted(list(sizes)))
 
@@ -216,9 +250,18 @@ class DataSet(Need):
     def download(self) -> int:
         from huggingface_hub import HfApi
 
-        files = HfApi().dataset_info(self.hub_id, revision=self.revision, files_metadata=True).siblings or ()
-        data = {file.rfilename: file.size or 0 for file in files if not file.rfilename.startswith((".", "README"))}
-        own = [size for name, size in data.items() if f"/{self.config}/" in f"/{name}"]  # a folder of each configuration
+        files = (
+            HfApi().dataset_info(self.hub_id, revision=self.revision, files_metadata=True).siblings
+            or ()
+        )
+        data = {
+            file.rfilename: file.size or 0
+            for file in files
+            if not file.rfilename.startswith((".", "README"))
+        }
+        own = [
+            size for name, size in data.items() if f"/{self.config}/" in f"/{name}"
+        ]  # a folder of each configuration
         return sum(own or data.values())
 
     def fetch(self) -> None:
@@ -256,10 +299,16 @@ def missing_files(folder: Path, names: Sequence[str]) -> str | None:
 
 def reason(error: Exception) -> str:
     """Why the hub did not give something, in a line that says what to do where that is known."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     if isinstance(error, GatedRepoError):
-        return "it is gated: ask for access on its page of the hub, then log in with `hf auth login`"
+        return (
+            "it is gated: ask for access on its page of the hub, then log in with `hf auth login`"
+        )
     if isinstance(error, RepositoryNotFoundError):
         return "there is no such repository, or it is private: log in with `hf auth login`"
     if isinstance(error, RevisionNotFoundError):

@@ -65,5 +65,7 @@ def language(code: str) -> Language:
         UserError: there is none.
     """
     if code not in LANGUAGES:
-        raise UserError(f"no FLORES-200 code is known for the language {code!r}; add its row to flare_exp/languages.py")
+        raise UserError(
+            f"no FLORES-200 code is known for the language {code!r}; add its row to flare_exp/languages.py"
+        )
     return LANGUAGES[code]

@@ -46,31 +46,49 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mt", required=True, help="folder or hub id of an NLLB checkpoint")
     parser.add_argument("--texts", required=True, type=Path, help="parquet file with a column text")
     parser.add_argument("--source", required=True, help="FLORES-200 code of the texts")
     parser.add_argument("--epochs", type=int, default=3, help="of training (default: 3)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     encoder, tokenizer = nllb.load_encoder(args.mt, None, args.device)
     tokenizer.src_lang = args.source
     texts = pq.read_table(args.texts, columns=["text"])["text"].to_pylist()
-    form, source, device = SourceTextForm(NusaX(), tokenizer, RELEASED_LENGTH), Encoder(encoder), torch.device(args.device)
-    items = form.encode([Example(f"nusax/x/train/{i}", str(i), (text,)) for i, text in enumerate(texts)])
+    form, source, device = (
+        SourceTextForm(NusaX(), tokenizer, RELEASED_LENGTH),
+        Encoder(encoder),
+        torch.device(args.device),
+    )
+    items = form.encode(
+        [Example(f"nusax/x/train/{i}", str(i), (text,)) for i, text in enumerate(texts)]
+    )
     kept = {}
 
     @torch.no_grad()
     def released(padding: str | bool) -> None:
         for text in texts:
-            inputs = tokenizer(text, padding=padding, truncation=True, max_length=RELEASED_LENGTH, return_tensors="pt")
+            inputs = tokenizer(
+                text,
+                padding=padding,
+                truncation=True,
+                max_length=RELEASED_LENGTH,
+                return_tensors="pt",
+            )
             encoder(**inputs.to(device)).last_hidden_state.cpu()
 
     def cached(folder: str | None) -> None:
         store = ArtifactStore(folder) if folder else None
-        cache = kept[folder] = cached_states(source, items, form, device, torch.float32, store, {"mt": args.mt})  # type: ignore[arg-type]
+        cache = kept[folder] = cached_states(
+            source, items, form, device, torch.float32, store, {"mt": args.mt}
+        )  # type: ignore[arg-type]
         for _ in range(args.epochs):
             for i in range(len(items)):
                 cache[i].sum()  # read every state, in every epoch
@@ -80,10 +98,17 @@ def main() -> None:
         seconds["once, in memory"] = timed(lambda: cached(None))
         seconds["once, on disk"] = timed(lambda: cached(folder))
         same = all(torch.equal(kept[None][i], kept[folder][i]) for i in range(len(items)))
-    for name, padding in (("every example, unpadded", False), (f"every example, padded to {RELEASED_LENGTH}", "max_length")):
+    for name, padding in (
+        ("every example, unpadded", False),
+        (f"every example, padded to {RELEASED_LENGTH}", "max_length"),
+    ):
         # one epoch takes what another takes; measured each, so that noise averages out
-        seconds[name] = sum(timed(lambda padding=padding: released(padding)) for _ in range(args.epochs))  # type: ignore[misc]
-    table = Table(title=f"encoder seconds of {args.epochs} epochs of {len(texts)} texts; memory and disk agree: {same}")
+        seconds[name] = sum(
+            timed(lambda padding=padding: released(padding)) for _ in range(args.epochs)
+        )  # type: ignore[misc]
+    table = Table(
+        title=f"encoder seconds of {args.epochs} epochs of {len(texts)} texts; memory and disk agree: {same}"
+    )
     table.add_column("states are computed")
     for name in ("seconds", "times the fastest"):
         table.add_column(name, justify="right")
@@ -91,7 +116,9 @@ def main() -> None:
         table.add_row(name, f"{spent:.2f}", f"{spent / min(seconds.values()):.1f}")
     Console().print(table)
     if args.json:
-        args.json.write_text(json.dumps({"texts": len(texts), "epochs": args.epochs, "seconds": seconds}, indent=1))
+        args.json.write_text(
+            json.dumps({"texts": len(texts), "epochs": args.epochs, "seconds": seconds}, indent=1)
+        )
 
 
 if __name__ == "__main__":

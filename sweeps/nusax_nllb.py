@@ -21,7 +21,15 @@ def main(data: str, folder: str) -> None:
         for e in task.load(lang, "train"):
             sides = (("eng", english[e.key]), (lang, e.texts[0]))
             pairs += [sides, sides[::-1]]
-    recipe = {"steps": 3000, "batch_size": 16, "lr": 2e-3, "vocab_size": 1500, "hidden_size": 128, "layers": 2, "heads": 4}
+    recipe = {
+        "steps": 3000,
+        "batch_size": 16,
+        "lr": 2e-3,
+        "vocab_size": 1500,
+        "hidden_size": 128,
+        "layers": 2,
+        "heads": 4,
+    }
     print(learn(Path(folder), pairs, LANGS, **recipe))
 
 

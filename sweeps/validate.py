@@ -25,7 +25,10 @@ def drawn(sweep: dict, count: int = 3) -> list[SweepRun]:
     """
     runs: list[SweepRun] = []
     while len(runs) < count and (run := next_run(sweep, runs, validate=True)) is not None:
-        run.state, run.summary_metrics = RunState.finished, {sweep["metric"]["name"]: 0.5 + len(runs) / 10}
+        run.state, run.summary_metrics = (
+            RunState.finished,
+            {sweep["metric"]["name"]: 0.5 + len(runs) / 10},
+        )
         runs.append(run)
     return runs
 
@@ -33,7 +36,10 @@ def drawn(sweep: dict, count: int = 3) -> list[SweepRun]:
 def stopped(sweep: dict) -> list[str]:
     """Which of three runs early termination stops after eight epochs."""
     name = sweep["metric"]["name"]
-    runs = [SweepRun(name=run, state=RunState.running, history=[{name: score}] * 8) for run, score in SCORES.items()]
+    runs = [
+        SweepRun(name=run, state=RunState.running, history=[{name: score}] * 8)
+        for run, score in SCORES.items()
+    ]
     return [str(run.name) for run in stop_runs(sweep, runs, validate=True)]
 
 

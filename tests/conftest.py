@@ -32,11 +32,33 @@ SMALL = {
     "max_position_embeddings": 40,
     "initializer_range": 0.3,  # large enough that a change anywhere shows at the output
 }
-DECODER = {**SMALL, "num_key_value_heads": 1, "head_dim": 8, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
+DECODER = {
+    **SMALL,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "pad_token_id": 1,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+}
 # every second layer sees three tokens only, so that the sliding cache is at work
-SLIDING = {**DECODER, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
-MT5 = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_decoder_layers": 3,
-       "num_heads": 2, "pad_token_id": 1, "eos_token_id": 3, "decoder_start_token_id": 1, "initializer_factor": 0.7}  # fmt: skip
+SLIDING = {
+    **DECODER,
+    "sliding_window": 3,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+MT5 = {
+    "vocab_size": 40,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_layers": 3,
+    "num_decoder_layers": 3,
+    "num_heads": 2,
+    "pad_token_id": 1,
+    "eos_token_id": 3,
+    "decoder_start_token_id": 1,
+    "initializer_factor": 0.7,
+}
 
 
 def causal(name: str, options: dict, **more):
@@ -47,7 +69,9 @@ def causal(name: str, options: dict, **more):
 
 # (family, form) -> a random model of it
 BUILDERS = {
-    ("bert", "label"): lambda: hf.BertForSequenceClassification(hf.BertConfig(**SMALL, num_labels=3, pad_token_id=0)),
+    ("bert", "label"): lambda: hf.BertForSequenceClassification(
+        hf.BertConfig(**SMALL, num_labels=3, pad_token_id=0)
+    ),
     ("bert", "span"): lambda: hf.BertForQuestionAnswering(hf.BertConfig(**SMALL, pad_token_id=0)),
     ("xlm-roberta", "label"): lambda: hf.XLMRobertaForSequenceClassification(
         hf.XLMRobertaConfig(**SMALL, num_labels=3, type_vocab_size=1, pad_token_id=1)
@@ -62,10 +86,15 @@ BUILDERS = {
     ("mistral", "prompt"): causal("Mistral", DECODER, sliding_window=3),
     ("qwen2", "prompt"): causal("Qwen2", {k: v for k, v in DECODER.items() if k != "head_dim"}),
     ("qwen3", "prompt"): causal("Qwen3", DECODER),
-    ("gemma2", "prompt"): causal("Gemma2", SLIDING, query_pre_attn_scalar=8, attn_logit_softcapping=5.0,
-                                 attn_implementation="eager"),
+    ("gemma2", "prompt"): causal(
+        "Gemma2",
+        SLIDING,
+        query_pre_attn_scalar=8,
+        attn_logit_softcapping=5.0,
+        attn_implementation="eager",
+    ),
     ("gemma3_text", "prompt"): causal("Gemma3", SLIDING, query_pre_attn_scalar=8),
-}  # fmt: skip
+}
 
 
 def dtype_of(kind: tuple[str, str]) -> torch.dtype:
@@ -97,7 +126,9 @@ def outputs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """What a model says of each example, padding left out: logits [B, labels], [B, T, 2] (spans) or [B, T, V] (prompts; of a
     fixed answer for an encoder-decoder)."""
     mask, more = batch["attention_mask"], {}
-    if model.config.is_encoder_decoder and hasattr(model.get_base_model() if hasattr(model, "peft_config") else model, "lm_head"):
+    if model.config.is_encoder_decoder and hasattr(
+        model.get_base_model() if hasattr(model, "peft_config") else model, "lm_head"
+    ):
         more = {"decoder_input_ids": torch.tensor([[1, 7, 8, 9]]).repeat(len(mask), 1)}
     elif not model.config.is_encoder_decoder and (model.config.model_type, "prompt") in BUILDERS:
         more = {"position_ids": positions(mask)}
@@ -108,7 +139,9 @@ def outputs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return output.logits * mask[..., None] if padded else output.logits
 
 
-def token_batch(lengths: list[int], seed: int, width: int | None = None, side: str = "right") -> dict[str, torch.Tensor]:
+def token_batch(
+    lengths: list[int], seed: int, width: int | None = None, side: str = "right"
+) -> dict[str, torch.Tensor]:
     """Random token ids of the given lengths, each ending in EOS, padded with 1 to `width`."""
     generator = torch.Generator().manual_seed(seed)
     width = width or max(lengths)
@@ -155,8 +188,21 @@ def cache_dir(tmp_path_factory) -> Path:
 
 def tiny_checkpoint(folder: Path, architecture: str = "xlm-roberta", **settings) -> Path:
     """A tiny model that knows next to nothing, with `settings` changed in its config.json."""
-    pretrain(folder, architecture=architecture, documents=500, steps=5, batch_size=8, lr=1e-3, vocab_size=300, hidden_size=32,
-             layers=2, heads=2, target_share=0.5, recall=0.0, world_seed=0)  # fmt: skip
+    pretrain(
+        folder,
+        architecture=architecture,
+        documents=500,
+        steps=5,
+        batch_size=8,
+        lr=1e-3,
+        vocab_size=300,
+        hidden_size=32,
+        layers=2,
+        heads=2,
+        target_share=0.5,
+        recall=0.0,
+        world_seed=0,
+    )
     config = folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))
     return folder
@@ -165,7 +211,11 @@ def tiny_checkpoint(folder: Path, architecture: str = "xlm-roberta", **settings)
 def last_of_each(words: Sequence[str]) -> list[str]:
     """Keep the last word of each key: a test's own overrides come after the defaults."""
     last = {word.partition("=")[0]: number for number, word in enumerate(words)}
-    return [word for number, word in enumerate(words) if "=" not in word or last[word.partition("=")[0]] == number]
+    return [
+        word
+        for number, word in enumerate(words)
+        if "=" not in word or last[word.partition("=")[0]] == number
+    ]
 
 
 COMMIT = "a" * 40

@@ -94,14 +94,14 @@ def prepare(base: Path) -> None:
     for split in ("train", "validation", "test"):
         for folder, lang in (("eng", "en"), ("jav", "far")):
             write(base / f"my_data/{folder}/{split}.parquet",
-                  [{"id": int(e.key), "text": e.texts[0], "label": e.label} for e in ToySentiment(limit=64).load(lang, split)])  # fmt: skip
+                  [{"id": int(e.key), "text": e.texts[0], "label": e.label} for e in ToySentiment(limit=64).load(lang, split)])
         for folder, lang in (("en", "en"), ("sw", "far")):
             write(base / f"my_nli/{folder}/{split}.parquet",
-                  [{"premise": e.texts[0], "hypothesis": e.texts[1], "label": e.label} for e in ToyNLI(limit=64).load(lang, split)])  # fmt: skip
+                  [{"premise": e.texts[0], "hypothesis": e.texts[1], "label": e.label} for e in ToyNLI(limit=64).load(lang, split)])
             write(base / f"my_qa/{folder}/{split}.parquet", [
                 {"id": f"{folder}-{e.key}", "context": e.texts[0], "question": e.texts[1],
                  "answers": {"text": [a.text for a in e.answers], "answer_start": [a.start for a in e.answers]}}
-                for e in ToyQA(limit=64).load(lang, split)])  # fmt: skip
+                for e in ToyQA(limit=64).load(lang, split)])
         for own, other in (("eng", "jav"), ("jav", "eng")):
             pairs = zip(rows(base / f"my_data/{own}/{split}.parquet"), rows(base / f"my_data/{other}/{split}.parquet"), strict=True)
             write(base / f"my_mt/mt_{own}-{other}/{split}.parquet", [{"text": a["text"], "text_translated": b["text"]} for a, b in pairs])
@@ -317,7 +317,7 @@ def signalled(when: Callable[[Path], bool], *signals: signal.Signals, pause: flo
     def way(words: list[str], said: Path, env: dict[str, str]) -> int:
         with said.open("a") as file:
             process = subprocess.Popen([sys.executable, "-m", "flare_exp", *words], stdout=file, stderr=subprocess.STDOUT, env=env,
-                                       start_new_session=True, stdin=subprocess.DEVNULL)  # fmt: skip
+                                       start_new_session=True, stdin=subprocess.DEVNULL)
             deadline = time.monotonic() + 120
             while not when(Path.cwd()) and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -388,7 +388,7 @@ def fails(words: str, code: int = 2) -> Step:
 
     def step(folder: Path) -> None:
         done = subprocess.run([sys.executable, "-m", "flare_exp", *shlex.split(expand(words))], capture_output=True, text=True, timeout=120,
-                              env={**os.environ, "FLARE_EXP_CACHE": str(folder / "cache")})  # fmt: skip
+                              env={**os.environ, "FLARE_EXP_CACHE": str(folder / "cache")})
         assert done.returncode == code, done.stderr
 
     return step

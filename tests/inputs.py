@@ -32,7 +32,9 @@ from input_table import GROUPS
 from page import replace_section
 
 TRACE = "Traceback (most recent call last)"
-NOISE = re.compile(r"^\s*$|^\[\d\d:\d\d:\d\d\] (finetune|transfer): [\d,]+ of|^kernels|^Failed to load CPU gemm")
+NOISE = re.compile(
+    r"^\s*$|^\[\d\d:\d\d:\d\d\] (finetune|transfer): [\d,]+ of|^kernels|^Failed to load CPU gemm"
+)
 
 
 @dataclass
@@ -63,17 +65,31 @@ def artifacts(cache: Path) -> dict[str, int]:
     return found
 
 
-def in_words(before: set[str], after: set[str], kinds: tuple[dict[str, int], dict[str, int]]) -> str:
+def in_words(
+    before: set[str], after: set[str], kinds: tuple[dict[str, int], dict[str, int]]
+) -> str:
     """Say what is new in the cache and the working folder."""
-    built = {kind: n - kinds[0].get(kind, 0) for kind, n in kinds[1].items() if n > kinds[0].get(kind, 0)}
+    built = {
+        kind: n - kinds[0].get(kind, 0) for kind, n in kinds[1].items() if n > kinds[0].get(kind, 0)
+    }
     new = sorted(name for name in after - before if name.split("/")[0] != "cache")
-    parts = [f"cache: {', '.join(f'{n} {kind}' if n > 1 else kind for kind, n in sorted(built.items()))}"] if built else []
-    if begun := sorted({name.split("/")[1] for name in after - before if re.match(r"cache/\w+/\.\w+\.part/", name)}):
+    parts = (
+        [
+            f"cache: {', '.join(f'{n} {kind}' if n > 1 else kind for kind, n in sorted(built.items()))}"
+        ]
+        if built
+        else []
+    )
+    if begun := sorted(
+        {name.split("/")[1] for name in after - before if re.match(r"cache/\w+/\.\w+\.part/", name)}
+    ):
         parts.append(f"cache: begun {', '.join(begun)}")
     if len(new) > 4:
         parts.append(f"{len(new)} files")
     elif new:
-        parts.append(", ".join(re.sub(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", "<time>", name) for name in new))
+        parts.append(
+            ", ".join(re.sub(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", "<time>", name) for name in new)
+        )
     return "; ".join(parts) or "nothing"
 
 
@@ -126,7 +142,12 @@ def run(row: Row, base: Path, work: Path) -> Outcome:
     shutil.copytree(base, folder, symlinks=True)
     os.chdir(folder)
     said = work / "said.txt"
-    env = {"FLARE_EXP_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "160", **row.env}
+    env = {
+        "FLARE_EXP_CACHE": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "160",
+        **row.env,
+    }
     try:
         for line in row.first:  # a command, or a function that changes files
             if callable(line):
@@ -136,7 +157,9 @@ def run(row: Row, base: Path, work: Path) -> Outcome:
                 said.unlink(missing_ok=True)
                 code, _ = forked(words, said, env, 300)
                 if code:
-                    return Outcome(code, said.read_text(), 0.0, "", [f"before it, `{line}` ended with {code}"])
+                    return Outcome(
+                        code, said.read_text(), 0.0, "", [f"before it, `{line}` ended with {code}"]
+                    )
         before, kinds = contents(folder), artifacts(folder / "cache")
         said.unlink(missing_ok=True)
         said.touch()
@@ -148,7 +171,12 @@ def run(row: Row, base: Path, work: Path) -> Outcome:
         elif row.real:
             with said.open("a") as file:
                 command = [sys.executable, "-m", "flare_exp", *words]
-                given = {"stdout": file, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "env": {**os.environ, **env}}
+                given = {
+                    "stdout": file,
+                    "stderr": subprocess.STDOUT,
+                    "stdin": subprocess.DEVNULL,
+                    "env": {**os.environ, **env},
+                }
                 code, waited = ended(subprocess.Popen(command, **given).pid, limit)
         else:
             code, waited = forked(words, said, env, limit)
@@ -178,7 +206,11 @@ def wrong(row: Row, found: Outcome, folder: Path, before: set[str]) -> Iterable[
         yield f"took more than {row.within:.0f} s"
     if row.leaves is not None and found.kept != row.leaves:
         yield f"leaves {found.kept!r} instead of {row.leaves!r}"
-    if empty := [n for n in contents(folder) - before if (folder / n).is_dir() and not n.startswith(("cache", row.spared))]:
+    if empty := [
+        n
+        for n in contents(folder) - before
+        if (folder / n).is_dir() and not n.startswith(("cache", row.spared))
+    ]:
         yield f"leaves the empty folder {empty[0]}"
     if row.right and found.code == 0:
         try:
@@ -195,10 +227,14 @@ def message(row: Row, said: str) -> str:
         lines = lines[told[0] :]
     elif row.says:
         first = row.says[0].split()[0]
-        hits = [n for n, line in enumerate(lines) if row.says[0] in line] or [n for n, line in enumerate(lines) if first in line]
+        hits = [n for n, line in enumerate(lines) if row.says[0] in line] or [
+            n for n, line in enumerate(lines) if first in line
+        ]
         lines = lines[hits[0] :] if hits else lines[-3:]
         lines = lines[:2]
-    shown = " ".join(re.sub(r"[\u2500-\u257f]+", " ", " ".join(lines[:3])).split())  # without the lines of tables
+    shown = " ".join(
+        re.sub(r"[\u2500-\u257f]+", " ", " ".join(lines[:3])).split()
+    )  # without the lines of tables
     return shown if len(shown) <= 330 else shown[:327] + "..."
 
 
@@ -211,13 +247,23 @@ def code(text: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", help="rows whose group or input has this text")
-    parser.add_argument("--full", action="store_true", help="print the whole output of each row too")
-    parser.add_argument("--work", type=Path, help="folder for everything (default: a temporary one)")
-    parser.add_argument("--into", type=Path, help="a Markdown page whose section of inputs is replaced")
+    parser.add_argument(
+        "--full", action="store_true", help="print the whole output of each row too"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for everything (default: a temporary one)"
+    )
+    parser.add_argument(
+        "--into", type=Path, help="a Markdown page whose section of inputs is replaced"
+    )
     given = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it starts in the background
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell has it ignored in what it starts in the background
     work = (given.work or Path(tempfile.mkdtemp(prefix="inputs"))).absolute()
     base = work / "base"
     os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HOME": str(work / "hub")}
@@ -233,18 +279,30 @@ def main() -> int:
         (base / "ready.json").write_text(json.dumps(sorted(contents(base))[:5]))
     number, failed, out = 0, [], []
     for title, rows in GROUPS.items():
-        chosen = [row for row in rows if not given.only or given.only in title or given.only in row.given + row.about]
+        chosen = [
+            row
+            for row in rows
+            if not given.only or given.only in title or given.only in row.given + row.about
+        ]
         if not chosen:
             continue
-        out += ["", f"**{title}**", "", "| # | input | exit | output | s | kept |", "|---|---|---|---|---|---|"]
+        out += [
+            "",
+            f"**{title}**",
+            "",
+            "| # | input | exit | output | s | kept |",
+            "|---|---|---|---|---|---|",
+        ]
         for row in chosen:
             number += 1
             found = run(row, base, work)
             about = f"{row.about}: " if row.about else ""
             how = f" ({row.known})" if row.known else ""
             seconds = f"{found.seconds:.1f}{'*' if row.real or row.way else ''}"
-            out.append(f"| {number} | {cell(about)}{code(row.given) if row.given else code('(nothing)')} | {found.code} | "
-                       f"{cell(message(row, found.said))}{cell(how)} | {seconds} | {cell(found.kept)} |")  # fmt: skip
+            out.append(
+                f"| {number} | {cell(about)}{code(row.given) if row.given else code('(nothing)')} | {found.code} | "
+                f"{cell(message(row, found.said))}{cell(how)} | {seconds} | {cell(found.kept)} |"
+            )
             print(out[-1], flush=True)
             if given.full:
                 print("\n".join("      " + line for line in found.said.splitlines()))
@@ -255,7 +313,12 @@ def main() -> int:
                     print("\n".join("       " + line for line in found.said.splitlines()[-12:]))
     print(f"{number} rows, {len(failed)} are not as they must be", *failed, sep="\n")
     if given.into:
-        out += ["", "The variables:", "", *(f"    {name}={shlex.quote(value)}" for name, value in VARIABLES.items())]
+        out += [
+            "",
+            "The variables:",
+            "",
+            *(f"    {name}={shlex.quote(value)}" for name, value in VARIABLES.items()),
+        ]
         count = f"{number} inputs; {len(failed)} are not as they must be."
         replace_section(given.into, "inputs", "\n".join([count, *out]))
     return 1 if failed else 0

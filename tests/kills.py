@@ -29,14 +29,39 @@ from pathlib import Path
 
 from page import replace_section
 
-SMALL = ["trainer=cpu", "trainer.enable_progress_bar=false", "model.pretrain.documents=3000", "mt=custom", "mt.max_length=64",
-         "mt.shard=32", "finetune.epochs=3", "transfer.epochs=3"]  # fmt: skip
+SMALL = [
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+    "model.pretrain.documents=3000",
+    "mt=custom",
+    "mt.max_length=64",
+    "mt.shard=32",
+    "finetune.epochs=3",
+    "transfer.epochs=3",
+]
 RUNS = {
-    "toy_sentiment": ["task=toy_sentiment", "method=flare", "task.limit=96", "model.pretrain.steps=150"],
-    "toy_qa": ["task=toy_qa", "method=flare_mt", "fusion=gated", "task.limit=96", "model.pretrain.steps=150"],
-    "toy_sentiment, prompt": ["model=tiny_decoder", "task=toy_sentiment", "method=flare", "fusion=cross_attn", "task.limit=96",
-                              "model.pretrain.steps=120"],
-}  # fmt: skip
+    "toy_sentiment": [
+        "task=toy_sentiment",
+        "method=flare",
+        "task.limit=96",
+        "model.pretrain.steps=150",
+    ],
+    "toy_qa": [
+        "task=toy_qa",
+        "method=flare_mt",
+        "fusion=gated",
+        "task.limit=96",
+        "model.pretrain.steps=150",
+    ],
+    "toy_sentiment, prompt": [
+        "model=tiny_decoder",
+        "task=toy_sentiment",
+        "method=flare",
+        "fusion=cross_attn",
+        "task.limit=96",
+        "model.pretrain.steps=120",
+    ],
+}
 # stage -> the kinds of artifacts that it builds; the first is the one whose start it is known by
 STAGES = {
     "pre-training": ("backbone",),
@@ -57,7 +82,9 @@ class Watched:
     said: str
     wall: float
     cpu: float
-    spans: dict[str, tuple[float, float]] = field(default_factory=dict)  # stage -> first and last sight
+    spans: dict[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # stage -> first and last sight
     hit: str = ""  # stage in which the signal came
 
 
@@ -69,17 +96,25 @@ def stage_of(cache: Path) -> str | None:
     return next((name for name, own in STAGES.items() if kind in own), None)
 
 
-def watch(words: Sequence[str], folder: Path, by: Callable[[str | None, float], signal.Signals | None]) -> Watched:
+def watch(
+    words: Sequence[str], folder: Path, by: Callable[[str | None, float], signal.Signals | None]
+) -> Watched:
     """Run a command in `folder` and give it a signal.
 
     Args:
         by: called with the present stage and the seconds since its start; returns the signal to send, once.
     """
-    cache, start, before = folder / "cache", time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    cache, start, before = (
+        folder / "cache",
+        time.monotonic(),
+        resource.getrusage(resource.RUSAGE_CHILDREN),
+    )
     env = {**os.environ, "FLARE_EXP_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "flare_exp", *words, f"output_dir={folder / 'out'}"]
     with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=said, stderr=subprocess.STDOUT, env=env, start_new_session=True
+        )
         spans: dict[str, tuple[float, float]] = {}
         hit = ""
         while process.poll() is None:
@@ -103,7 +138,9 @@ def left(out: Path) -> dict[str, str]:
     metrics = json.loads((out / "metrics.json").read_text())
     metrics.pop("seconds")
     files = [out / "predictions.parquet", *sorted(out.glob("*/*.safetensors"))]
-    named = {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    named = {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }
     return {**named, "metrics.json": json.dumps(metrics, sort_keys=True)}
 
 
@@ -141,7 +178,9 @@ def kill(
     def by(present: str | None, since: float) -> signal.Signals | None:
         nonlocal seen
         seen = seen or present == stage
-        left = seen and present != stage and stage != "test"  # it was quicker than the last time; tests come in parts
+        left = (
+            seen and present != stage and stage != "test"
+        )  # it was quicker than the last time; tests come in parts
         return chosen if left or (present == stage and since >= moment) else None
 
     first = watch(words, folder, by)
@@ -156,21 +195,44 @@ def kill(
     same = (folder / "out" / "metrics.json").is_file() and left(folder / "out") == expected
     at = steps_said(r"stopped by \w+ after (\d+) steps", first.said)
     on = steps_said(r"goes on after (\d+) steps", said)
-    outcome = "yes" if same and clean else f"NO (exit {first.code}; {(said.strip().splitlines() or [''])[-1][:80]})"
+    outcome = (
+        "yes"
+        if same and clean
+        else f"NO (exit {first.code}; {(said.strip().splitlines() or [''])[-1][:80]})"
+    )
     if first.code == 0:
         outcome += ", it had ended before"
-    return [chosen.name, first.hit or "never sent", str(first.code), at, on, str(tries), f"{cpu - whole.cpu:.1f}", outcome]
+    return [
+        chosen.name,
+        first.hit or "never sent",
+        str(first.code),
+        at,
+        on,
+        str(tries),
+        f"{cpu - whole.cpu:.1f}",
+        outcome,
+    ]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--signals", nargs="+", choices=list(SIGNALS), default=list(SIGNALS), help="to draw from")
-    parser.add_argument("--work", type=Path, help="folder for runs and caches (default: a temporary one)")
-    parser.add_argument("--into", type=Path, help="a Markdown page whose section of kills is replaced")
+    parser.add_argument(
+        "--signals", nargs="+", choices=list(SIGNALS), default=list(SIGNALS), help="to draw from"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for runs and caches (default: a temporary one)"
+    )
+    parser.add_argument(
+        "--into", type=Path, help="a Markdown page whose section of kills is replaced"
+    )
     given = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it starts in the background
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell has it ignored in what it starts in the background
     work = given.work or Path(tempfile.mkdtemp(prefix="kills"))
     draw = random.Random(given.seed)
     head = (
@@ -197,9 +259,13 @@ def main() -> int:
             print(whole.said, file=sys.stderr)
             return 1
         expected = left(folder / "out")
-        shares = ", ".join(f"{stage} {end - begin:.1f}" for stage, (begin, end) in whole.spans.items())
+        shares = ", ".join(
+            f"{stage} {end - begin:.1f}" for stage, (begin, end) in whole.spans.items()
+        )
         took = f"uninterrupted {whole.cpu:.1f} CPU seconds ({whole.wall:.1f} of wall-clock)"
-        about.append(f"- {name}: {took}; seconds from the first to the last sight of each stage: {shares}.")
+        about.append(
+            f"- {name}: {took}; seconds from the first to the last sight of each stage: {shares}."
+        )
         print(about[-1], file=sys.stderr, flush=True)
         method = next(w.partition("=")[2] for w in own if w.startswith("method="))
         count = given.kills // len(RUNS) + (number < given.kills % len(RUNS))

@@ -32,31 +32,54 @@ import torch
 CONTEXT = multiprocessing.get_context("forkserver")
 # what a run imports, also in its course; nothing that starts a thread
 PRELOADED = [
-    "flare_exp.experiment.pipeline", "flare_exp.experiment.notes", "flare_exp.cli.report", "flare_exp.cli.prefetch",
-    "hydra.main", "hydra._internal.hydra",
-    "hydra.core.override_parser.overrides_parser", "hydra_plugins.hydra_submitit_launcher.submitit_launcher",
-    "lightning.pytorch", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "pandas", "pyarrow.dataset", "sacrebleu",
-    "peft.tuners.lora.bnb", "transformers.models.xlm_roberta.modeling_xlm_roberta",
-    "transformers.models.xlm_roberta.tokenization_xlm_roberta", "torch.utils.serialization",
-]  # fmt: skip
+    "flare_exp.experiment.pipeline",
+    "flare_exp.experiment.notes",
+    "flare_exp.cli.report",
+    "flare_exp.cli.prefetch",
+    "hydra.main",
+    "hydra._internal.hydra",
+    "hydra.core.override_parser.overrides_parser",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher",
+    "lightning.pytorch",
+    "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg",
+    "pandas",
+    "pyarrow.dataset",
+    "sacrebleu",
+    "peft.tuners.lora.bnb",
+    "transformers.models.xlm_roberta.modeling_xlm_roberta",
+    "transformers.models.xlm_roberta.tokenization_xlm_roberta",
+    "torch.utils.serialization",
+]
 CONTEXT.set_forkserver_preload(PRELOADED)
 PROGRAM = [sys.executable, "-m", "flare_exp"]
 
 
 def _main(
-    words: Sequence[str], env: Mapping[str, str], out: str, err: str, ignored: Sequence[int], fresh_followers: bool
+    words: Sequence[str],
+    env: Mapping[str, str],
+    out: str,
+    err: str,
+    ignored: Sequence[int],
+    fresh_followers: bool,
 ) -> None:
     """Become `python -m flare_exp *words`."""
-    missing = [name for name in PRELOADED if name.startswith("flare_exp") and name not in sys.modules]
+    missing = [
+        name for name in PRELOADED if name.startswith("flare_exp") and name not in sys.modules
+    ]
     assert not missing, f"the server could not import {missing} (it says nothing itself)"
     os.setsid()
     os.environ.clear()
     os.environ.update(env)
     for number, file in enumerate((os.devnull, out, err)):
-        place = os.open(file, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        place = os.open(
+            file, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        )
         os.dup2(place, number)
         os.close(place)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background job has it ignored
     for each in ignored:
         signal.signal(each, signal.SIG_IGN)
     sys.argv = ["flare_exp", *words]
@@ -142,8 +165,14 @@ class Run:
         fresh_followers: start the run's further processes as flare_exp does, in fresh interpreters, instead of forking them.
     """
 
-    def __init__(self, words: Sequence[str], env: Mapping[str, str] | None = None, merged: bool = False,
-                 ignored: Sequence[int] = (), fresh_followers: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        words: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        merged: bool = False,
+        ignored: Sequence[int] = (),
+        fresh_followers: bool = False,
+    ):
         assert list(words[:3]) == PROGRAM, words
         folder = Path(tempfile.mkdtemp(prefix="flare_exp_run_"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -195,7 +224,9 @@ class Run:
         self.send_signal(signal.SIGTERM)
 
 
-def run(words: Sequence[str], env: Mapping[str, str] | None = None, timeout: float | None = None) -> subprocess.CompletedProcess:
+def run(
+    words: Sequence[str], env: Mapping[str, str] | None = None, timeout: float | None = None
+) -> subprocess.CompletedProcess:
     """Run a command `python -m flare_exp ...` to its end."""
     process = Run(words, env)
     out, err = process.communicate(timeout)

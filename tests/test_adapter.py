@@ -14,7 +14,13 @@ from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSource
 from flare_exp.models.backbones import Precision
 
-HEADS = [("bert", "label"), ("xlm-roberta", "label"), ("xlm-roberta", "span"), ("mt5", "label"), ("mt5", "span")]
+HEADS = [
+    ("bert", "label"),
+    ("xlm-roberta", "label"),
+    ("xlm-roberta", "span"),
+    ("mt5", "label"),
+    ("mt5", "span"),
+]
 
 
 def half(kind):
@@ -34,7 +40,9 @@ def test_a_head_on_a_bfloat16_backbone_moves_with_small_steps(kind, autocast, tm
     """An update of 2e-5 is below bfloat16's resolution at the usual size of a weight."""
     model = adapter.add_adapter(half(kind), r=4, alpha=8, fusion="add_relu")
     assert {p.dtype for p in trained(model).values()} == {torch.float32}
-    head = {name: p.detach().clone() for name, p in trained(model).items() if "modules_to_save" in name}
+    head = {
+        name: p.detach().clone() for name, p in trained(model).items() if "modules_to_save" in name
+    }
     assert any("pooler" in name for name in head) == (kind == ("bert", "label"))
     source, (target, english) = BackboneSource(model), batches(kind)
     optimizer = torch.optim.AdamW(trained(model).values(), lr=2e-5)
@@ -46,7 +54,11 @@ def test_a_head_on_a_bfloat16_backbone_moves_with_small_steps(kind, autocast, tm
         optimizer.step()
         optimizer.zero_grad()
     assert autocast or logits.dtype == torch.float32
-    moved = [(trained(model)[name] != before).float().mean() for name, before in head.items() if name.endswith("weight")]
+    moved = [
+        (trained(model)[name] != before).float().mean()
+        for name, before in head.items()
+        if name.endswith("weight")
+    ]
     assert min(moved) > 0.95
     model.eval()
     with context:
@@ -54,7 +66,9 @@ def test_a_head_on_a_bfloat16_backbone_moves_with_small_steps(kind, autocast, tm
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     again = adapter.load_adapter(half(kind), str(tmp_path)).eval()
     with context:
-        torch.testing.assert_close(said(again, BackboneSource(again), target, english), expected, rtol=0, atol=0)
+        torch.testing.assert_close(
+            said(again, BackboneSource(again), target, english), expected, rtol=0, atol=0
+        )
     assert not trained(again)
 
 
@@ -65,12 +79,17 @@ def test_weights_that_are_not_the_configurations_are_refused(saved, said_to_be, 
     adapter.add_adapter(random_backbone(kind), r=2, alpha=4, fusion=saved).save_pretrained(tmp_path)
     config = tmp_path / "adapter_config.json"
     config.write_text(config.read_text().replace(f'"{saved}"', f'"{said_to_be}"'))
-    with pytest.raises(ValueError, match=r"12 weights are not those of its adapter_config\.json, e\.g\. .*flare_fusion"):
+    with pytest.raises(
+        ValueError,
+        match=r"12 weights are not those of its adapter_config\.json, e\.g\. .*flare_fusion",
+    ):
         adapter.load_adapter(random_backbone(kind), str(tmp_path))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", [("xlm-roberta", "label"), ("llama", "prompt"), ("mt5", "span")], ids="-".join)
+@pytest.mark.parametrize(
+    "kind", [("xlm-roberta", "label"), ("llama", "prompt"), ("mt5", "span")], ids="-".join
+)
 def test_the_english_model_keeps_a_small_update(kind, dtype, tmp_path):
     """One of 0.2 % of the weights; bfloat16 weights cannot take it, since they have steps of 0.4 % and more."""
     target, kept = batches(kind)[0], getattr(torch, dtype)
@@ -87,14 +106,20 @@ def test_the_english_model_keeps_a_small_update(kind, dtype, tmp_path):
     for layer in english.modules():
         if isinstance(layer, LoraLayer):
             update = layer.get_delta_weight("default")
-            layer.lora_B["default"].weight.data *= 0.002 * layer.base_layer.weight.norm() / update.norm()
+            layer.lora_B["default"].weight.data *= (
+                0.002 * layer.base_layer.weight.norm() / update.norm()
+            )
     english.save_pretrained(tmp_path, save_embedding_layers=False)
     expected = outputs(english, target)
     with english.disable_adapter():
         change = (expected - outputs(english, target)).norm()
 
-    model = adapter.english_model(backbone(), str(tmp_path), merge=Precision(dtype).holds_updates).model
-    found = outputs(model.float().eval(), target)  # the sums in 32 bits: the weights alone are looked at
+    model = adapter.english_model(
+        backbone(), str(tmp_path), merge=Precision(dtype).holds_updates
+    ).model
+    found = outputs(
+        model.float().eval(), target
+    )  # the sums in 32 bits: the weights alone are looked at
     assert 0 < change < 0.1 * expected.norm()
     assert (found - expected).norm() < 0.02 * change
 
@@ -107,7 +132,9 @@ def kept_for_backward(model, source, target, english):
     storages = {}
 
     def pack(tensor):
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # alive, so that no address comes twice
+        storages[tensor.untyped_storage().data_ptr()] = (
+            tensor.untyped_storage()
+        )  # alive, so that no address comes twice
         return tensor
 
     source.read(english)
@@ -139,15 +166,24 @@ def test_no_copy_of_the_source_is_kept_for_the_backward(kind, source_state, auto
 
 @pytest.mark.parametrize("layer", ["ahead", "same"])
 @pytest.mark.parametrize("state", ["layer_input", "block_output"])
-@pytest.mark.parametrize("kind", [("llama", "prompt"), ("mt5", "span"), ("mt5", "prompt")], ids="-".join)
+@pytest.mark.parametrize(
+    "kind", [("llama", "prompt"), ("mt5", "span"), ("mt5", "prompt")], ids="-".join
+)
 def test_only_states_that_are_read_are_kept(kind, layer, state, monkeypatch):
-    model = adapter.add_adapter(random_backbone(kind), r=2, alpha=4, fusion="add", source_layer=layer, source_state=state)
+    model = adapter.add_adapter(
+        random_backbone(kind), r=2, alpha=4, fusion="add", source_layer=layer, source_state=state
+    )
     source, asked = BackboneSource(model), []
     stack = model.get_base_model().base_model
     stack = stack if kind[0] == "llama" else stack.encoder
-    stack.register_forward_pre_hook(lambda m, a, kw: asked.append(kw["output_hidden_states"]), with_kwargs=True)
+    stack.register_forward_pre_hook(
+        lambda m, a, kw: asked.append(kw["output_hidden_states"]), with_kwargs=True
+    )
     source.read(batches(kind)[1])
-    stacks = {"llama": ["decoder"], "mt5": ["encoder", "decoder"][: 1 if kind[1] == "prompt" else 2]}[kind[0]]
+    stacks = {
+        "llama": ["decoder"],
+        "mt5": ["encoder", "decoder"][: 1 if kind[1] == "prompt" else 2],
+    }[kind[0]]
     first = int(layer == "ahead")
     assert set(source.states._states) == {(name, i + first) for name in stacks for i in range(3)}
     assert asked == [state == "block_output"]
@@ -171,9 +207,15 @@ def with_embeddings(backbone, fusion="add_relu"):
 def test_trained_embeddings_are_the_targets_and_the_source_reads_the_frozen_ones(family):
     kind = (family, "prompt")
     target, english = batches(kind)
-    plain = adapter.add_adapter(untied(kind), r=4, alpha=8, fusion="add_relu").to(torch.float64).eval()
+    plain = (
+        adapter.add_adapter(untied(kind), r=4, alpha=8, fusion="add_relu").to(torch.float64).eval()
+    )
     model = with_embeddings(untied(kind)).to(torch.float64)
-    changed = {name.split(".modules_to_save")[0].rpartition(".")[2] for name in trained(model) if "modules_to_save" in name}
+    changed = {
+        name.split(".modules_to_save")[0].rpartition(".")[2]
+        for name in trained(model)
+        if "modules_to_save" in name
+    }
     assert changed == {"embed_tokens", "lm_head"}
     states = []
     for one in (plain, model):
@@ -184,7 +226,9 @@ def test_trained_embeddings_are_the_targets_and_the_source_reads_the_frozen_ones
     # the target reads the trained ones: it is what a model with these embeddings says
     source.read(None)
     own = untied(kind).model
-    own.get_input_embeddings().weight.data = model.get_input_embeddings().modules_to_save["default"].weight.data
+    own.get_input_embeddings().weight.data = (
+        model.get_input_embeddings().modules_to_save["default"].weight.data
+    )
     own.lm_head.weight.data = model.get_base_model().lm_head.modules_to_save["default"].weight.data
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
@@ -195,7 +239,9 @@ def test_trained_embeddings_are_the_targets_and_the_source_reads_the_frozen_ones
 def untied(kind):
     """Gemma ties its embeddings; a checkpoint of its kind may have them apart."""
     backbone = random_backbone(kind)
-    backbone.model.lm_head.weight = torch.nn.Parameter(backbone.model.lm_head.weight.detach().clone(), requires_grad=False)
+    backbone.model.lm_head.weight = torch.nn.Parameter(
+        backbone.model.lm_head.weight.detach().clone(), requires_grad=False
+    )
     backbone.model.config.tie_word_embeddings = False
     return backbone
 
@@ -215,23 +261,43 @@ def test_trained_embeddings_are_kept_in_32_bits_and_come_back(dtype, tmp_path):
     english.save_pretrained(tmp_path / "english", save_embedding_layers=False)
 
     def start():
-        return adapter.english_model(backbone(), str(tmp_path / "english"), merge=dtype == torch.float32)
+        return adapter.english_model(
+            backbone(), str(tmp_path / "english"), merge=dtype == torch.float32
+        )
 
-    rounding = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
-    torch.testing.assert_close(outputs(start().model.eval(), target), outputs(english, target), **rounding)
+    rounding = (
+        {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.05}
+    )
+    torch.testing.assert_close(
+        outputs(start().model.eval(), target), outputs(english, target), **rounding
+    )
     model = with_embeddings(start())
     assert {p.dtype for p in trained(model).values()} == {torch.float32}
     model.train()
     said(model, BackboneSource(model), target, source).float().tanh().sum().backward()
     assert all(p.grad is not None for p in trained(model).values())
     expected = said(model.eval(), BackboneSource(model), target, source)
-    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False, selected_adapters=["default"])
+    model.save_pretrained(
+        tmp_path / "adapter", save_embedding_layers=False, selected_adapters=["default"]
+    )
     again = adapter.load_adapter(start(), str(tmp_path / "adapter")).eval()
-    torch.testing.assert_close(said(again, BackboneSource(again), target, source), expected, rtol=0, atol=0)
+    torch.testing.assert_close(
+        said(again, BackboneSource(again), target, source), expected, rtol=0, atol=0
+    )
 
 
 def test_embeddings_that_cannot_be_trained_are_refused():
-    with pytest.raises(UserError, match=r"adapter\.also_train=\[embeddings\]: only families with a name for it .*llama"):
-        adapter.add_adapter(random_backbone(("xlm-roberta", "label")), r=2, alpha=4, also_train=["embeddings"])
-    with pytest.raises(UserError, match=r"adapter\.also_train=\[lm_head\]: this model's embeddings and LM head are one weight"):
-        adapter.add_adapter(random_backbone(("gemma2", "prompt")), r=2, alpha=4, also_train=["lm_head"])
+    with pytest.raises(
+        UserError,
+        match=r"adapter\.also_train=\[embeddings\]: only families with a name for it .*llama",
+    ):
+        adapter.add_adapter(
+            random_backbone(("xlm-roberta", "label")), r=2, alpha=4, also_train=["embeddings"]
+        )
+    with pytest.raises(
+        UserError,
+        match=r"adapter\.also_train=\[lm_head\]: this model's embeddings and LM head are one weight",
+    ):
+        adapter.add_adapter(
+            random_backbone(("gemma2", "prompt")), r=2, alpha=4, also_train=["lm_head"]
+        )

@@ -37,7 +37,10 @@ def test_built_once_and_reused(tmp_path):
     assert first.path == second.path
     assert second.info == {"rows": 3}
     assert (second.path / "sub" / "data.txt").read_text() == "content"
-    assert ArtifactStore(tmp_path).get("kind", {"a": 2, "b": [2, 3]}, builder(calls)).path != first.path
+    assert (
+        ArtifactStore(tmp_path).get("kind", {"a": 2, "b": [2, 3]}, builder(calls)).path
+        != first.path
+    )
     assert len(calls) == 2
 
 
@@ -59,7 +62,9 @@ def test_damaged_artefact_is_named_and_rebuilt(tmp_path, caplog, damage):
     assert not again.reused
     assert data.read_text() == "content"
     assert str(made.path) in caplog.text
-    assert ("data.txt" if damage in ("change", "delete", "truncate") else "manifest.json") in caplog.text
+    assert (
+        "data.txt" if damage in ("change", "delete", "truncate") else "manifest.json"
+    ) in caplog.text
 
 
 def test_a_failing_builder_leaves_nothing(tmp_path):
@@ -88,11 +93,15 @@ ArtifactStore(sys.argv[1]).get("kind", {"a": 1}, build)
 
 @pytest.mark.slow
 def test_a_killed_builders_lock_and_leftovers_are_taken_over(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "started\n"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert any(p.name.startswith(".") for p in (tmp_path / "kind").iterdir()), "the kill left something half-made"
+    assert any(p.name.startswith(".") for p in (tmp_path / "kind").iterdir()), (
+        "the kill left something half-made"
+    )
     start = time.monotonic()
     made = ArtifactStore(tmp_path).get("kind", {"a": 1}, builder())
     assert time.monotonic() - start < 20
@@ -148,9 +157,13 @@ except UserError as error:
 def test_a_builder_that_gives_no_sign_of_life_is_followed_and_gives_up(tmp_path, monkeypatch):
     """As on another machine, where nobody can look for its process."""
     monkeypatch.setattr(artifacts, "LEASE", 1.5)
-    process = subprocess.Popen([sys.executable, "-c", SUSPENDED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SUSPENDED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "building\n"
-    made = ArtifactStore(tmp_path).get("kind", {"a": 1}, lambda folder: (folder / "data").write_text("fresh") and None)
+    made = ArtifactStore(tmp_path).get(
+        "kind", {"a": 1}, lambda folder: (folder / "data").write_text("fresh") and None
+    )
     assert not made.reused
     process.send_signal(signal.SIGCONT)
     said, _ = process.communicate(timeout=30)

@@ -38,7 +38,9 @@ def test_every_option_composes_and_passes_the_check(group, name):
 def test_every_experiment_composes(name, tmp_path):
     for lang in ("eng", "ace", "en", "sw"):
         (tmp_path / lang).mkdir()
-    assert problems(f"experiment={name}", f"model.path={tmp_path}", f"task.data_dir={tmp_path}") == []
+    assert (
+        problems(f"experiment={name}", f"model.path={tmp_path}", f"task.data_dir={tmp_path}") == []
+    )
 
 
 @pytest.mark.parametrize("model", GROUPS["model"])
@@ -49,7 +51,12 @@ def test_every_pair_of_model_task_and_method_composes(model):
     for number, task in enumerate(GROUPS["task"], first):
         method = methods[number % len(methods)]
         mt = ["mt=toy_nllb"] if method == "flare_mt" and task.startswith("toy") else []
-        assert problems(f"model={model}", f"task={task}", f"method={method}", "model.path=org/name", *mt) == []
+        assert (
+            problems(
+                f"model={model}", f"task={task}", f"method={method}", "model.path=org/name", *mt
+            )
+            == []
+        )
 
 
 def test_a_task_chooses_its_translation_and_the_user_wins():
@@ -77,9 +84,16 @@ def test_tydiqa_has_no_test_split_and_long_contexts(tmp_path):
     job = validation.check(["task=tydiqa"], False)[0][0]
     assert (job.data.max_length, job.task.select) == (768, "last")
     assert (job.task.window, job.task.doc_stride) == (384, 128)
-    assert (job.task.train_split, job.task.validation_split) == ("train", None), "the last epoch is kept: nothing is held out"
-    assert (validation.check([], False)[0][0].data.max_length, validation.check([], False)[0][0].task.select) == (128, "best")
-    assert validation.check(["task=tydiqa", "data.max_length=64"], False)[0][0].data.max_length == 64
+    assert (job.task.train_split, job.task.validation_split) == ("train", None), (
+        "the last epoch is kept: nothing is held out"
+    )
+    assert (
+        validation.check([], False)[0][0].data.max_length,
+        validation.check([], False)[0][0].task.select,
+    ) == (128, "best")
+    assert (
+        validation.check(["task=tydiqa", "data.max_length=64"], False)[0][0].data.max_length == 64
+    )
     for lang in ("en", "sw"):
         (tmp_path / lang).mkdir()
     job = validation.check(["task=tydiqa", f"task.data_dir={tmp_path}", "mt=file"], False)[0][0]
@@ -96,7 +110,15 @@ HELD_OUT = ["task.train_split='train[400:]'", "task.validation_split='train[:400
         (["task=tydiqa", "task.english_test_split=train", *HELD_OUT], ["train", "validation"]),
         (["task=tydiqa", "task.english_test_split='train[:400]'", *HELD_OUT], ["validation"]),
         (["task=tydiqa", "task.english_test_split='train[:400]'"], ["train"]),
-        (["task=tydiqa", "task.english_test_split=null", "task.test_split='train[400:]'", *HELD_OUT], ["train"]),
+        (
+            [
+                "task=tydiqa",
+                "task.english_test_split=null",
+                "task.test_split='train[400:]'",
+                *HELD_OUT,
+            ],
+            ["train"],
+        ),
         (["task=xnli", "task.test_split=train"], ["train"]),  # translations of the English ones
         (["task=xnli", "task.test_split=train", "task.english_test_split=test"], ["train"]),
         (["task=xnli", "task.english_test_split=validation"], ["validation"]),
@@ -126,14 +148,20 @@ WRONG = [
     (["transfer.lr=1e-3x"], "transfer.lr=1e-3x: must be a number"),
     (["source.shuffle=maybe"], "source.shuffle=maybe: must be true or false"),
     (["offline=2"], "offline=2: must be true or false"),
-    (["--method", "lora"], "--method: there is no such flag; options are given as key=value, without dashes"),
+    (
+        ["--method", "lora"],
+        "--method: there is no such flag; options are given as key=value, without dashes",
+    ),
     (
         ["--method=lora", "-x"],
         "  - --method=lora: there is no such flag; options are given as key=value, without dashes\n  - -x: ",
     ),
     (["mt.errors=drop"], "mt.errors=drop: must be a list, e.g. [drop,swap]"),
     (["adapter.r=null"], "adapter.r=null: must be a whole number"),
-    (["optim=adam"], "optim=adam: optim is a section; its options: optim._target_, optim.weight_decay, optim.eps"),
+    (
+        ["optim=adam"],
+        "optim=adam: optim is a section; its options: optim._target_, optim.weight_decay, optim.eps",
+    ),
     (["cache_dir="], "cache_dir=: must not be empty"),
     (["task=nusax", "task.data_dir="], "task.data_dir=: must not be empty"),
     (["adapter.r=-1"], "adapter.r=-1: must be 1 or more"),
@@ -147,7 +175,10 @@ WRONG = [
     (["task.data_dir=/tmp"], "is generated and reads no files"),
     (["task=nusax", "mt=toy"], "mt=toy with task=nusax"),
     (["task=tydiqa", "mt=toy"], "mt=toy with task=tydiqa"),
-    (["task=tydiqa", "mt=gold"], "mt=gold with task=tydiqa: the benchmark has no human translations"),
+    (
+        ["task=tydiqa", "mt=gold"],
+        "mt=gold with task=tydiqa: the benchmark has no human translations",
+    ),
     (["task=tydiqa", "mt.fallback=gold"], "mt.fallback=gold with task=tydiqa"),
     (["task=nusax", "mt=gold", "mt.fallback=gold"], "only mt=file has it, not gold"),
     (["task=nusax", "mt=file", "mt.fallback=toy"], "choose one of gold"),
@@ -161,7 +192,10 @@ WRONG = [
     (["mt=toy_nllb", "mt.quantization=int8"], "only mt.backend=ctranslate2 has it"),
     (["method=flare_mt"], "choose mt=toy_nllb"),
     (["task=nusax", "mt=gold", "method=flare_mt"], "choose mt=nllb_600m or"),
-    (["mt=toy_nllb", "method=flare_mt", "fusion.source_layer=same"], "every layer fuses the same states"),
+    (
+        ["mt=toy_nllb", "method=flare_mt", "fusion.source_layer=same"],
+        "every layer fuses the same states",
+    ),
     (["source.cache=tape"], "source.cache=tape: choose one of off, memory, disk"),
     (["task=nusax", "mt=file", "mt.path=/no/such"], "mt.path=/no/such: there is no such folder"),
     (["task=nusax", "mt=gold", "mt.path=/tmp"], "mt.path=/tmp: only mt=file and mt=toy_nllb and"),
@@ -174,14 +208,23 @@ WRONG = [
     (["source.shuffle=true", "source.empty=true"], "choose one ablation"),
     (["method=lora", "source.empty=true"], "only flare and flare_mt read a source"),
     (["trainer.devices=2"], "choose trainer=ddp, fsdp or ddp_cpu"),
-    (["trainer=fsdp", "model=llama31"], "4-bit weights are not shared out; choose trainer=ddp, or model.quantize=null"),
-    (["trainer=fsdp", "model=llama31"], "its steps know whole weights only; choose optim._target_=torch.optim.AdamW"),
+    (
+        ["trainer=fsdp", "model=llama31"],
+        "4-bit weights are not shared out; choose trainer=ddp, or model.quantize=null",
+    ),
+    (
+        ["trainer=fsdp", "model=llama31"],
+        "its steps know whole weights only; choose optim._target_=torch.optim.AdamW",
+    ),
     (["trainer=fsdp", "trainer.precision=16-mixed"], "choose bf16-mixed"),
     (
         ["trainer.precision=bf16-true"],
         "trainer.precision=bf16-true: trained weights of 16 bits lose most of their updates; choose bf16-mixed",
     ),
-    (["finetune.tuning=full", "model.dtype=bfloat16"], "choose model.dtype=float32 (with trainer.precision=bf16-mixed"),
+    (
+        ["finetune.tuning=full", "model.dtype=bfloat16"],
+        "choose model.dtype=float32 (with trainer.precision=bf16-mixed",
+    ),
     (
         ["adapter.also_train=[embedding]"],
         "adapter.also_train=embedding: choose one of embeddings, lm_head; did you mean embeddings?",
@@ -214,8 +257,14 @@ WRONG = [
     ),
     (["transfer.lr=inf"], "transfer.lr=inf: must be a finite number"),
     (["fusion=gated", "fusion.bias=nan"], "fusion.bias=nan: must be a finite number"),
-    (["model=tiny", "model=xlmr_base"], "model=tiny and model=xlmr_base: model is given twice with different values; keep one"),
-    (["seed=1", "method=lora", "++seed=2"], "seed=1 and ++seed=2: seed is given twice with different values; keep one"),
+    (
+        ["model=tiny", "model=xlmr_base"],
+        "model=tiny and model=xlmr_base: model is given twice with different values; keep one",
+    ),
+    (
+        ["seed=1", "method=lora", "++seed=2"],
+        "seed=1 and ++seed=2: seed is given twice with different values; keep one",
+    ),
 ]
 
 
@@ -229,7 +278,9 @@ def test_wrong_options_exit_2_with_one_message(overrides, message, capsys, tmp_p
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
-@pytest.mark.parametrize("key", [key for key, f in schema.keys().items() if f.type in ("float", "float | None")])
+@pytest.mark.parametrize(
+    "key", [key for key, f in schema.keys().items() if f.type in ("float", "float | None")]
+)
 def test_no_number_is_infinite_or_nan(key, value):
     extra = {"fusion": ["fusion=gated"], "mt": ["mt=toy_nllb"]}.get(key.split(".")[0], [])
     assert problems(*extra, f"{key}={value}") == [f"{key}={value}: must be a finite number"]
@@ -241,10 +292,30 @@ def test_an_option_may_be_repeated_with_the_same_value():
 
 
 def test_all_problems_at_once(capsys):
-    assert main(["model=tniy", "adapter.r=-1", "task.lang=fr", "method=lora", "fusion=add", "trainer.max_epoch=3", "seed=x"]) == 2
+    assert (
+        main(
+            [
+                "model=tniy",
+                "adapter.r=-1",
+                "task.lang=fr",
+                "method=lora",
+                "fusion=add",
+                "trainer.max_epoch=3",
+                "seed=x",
+            ]
+        )
+        == 2
+    )
     printed = capsys.readouterr().err
     assert printed.startswith("flare_exp: 6 problems")
-    for part in ("tiny", "adapter.r=-1", "task.lang=fr", "fusion=add", "trainer.max_epochs?", "seed=x"):
+    for part in (
+        "tiny",
+        "adapter.r=-1",
+        "task.lang=fr",
+        "fusion=add",
+        "trainer.max_epochs?",
+        "seed=x",
+    ):
         assert part in printed
 
 
@@ -259,7 +330,14 @@ def test_checked_for_cfg_and_multirun_too(capsys):
 
 def test_flags_and_overrides_in_any_order_and_bare_slices():
     mixed = ["seed=0", "-m", "method=lora,flare", "--cfg", "job", "task.train_split=train[:50]"]
-    assert normalised(mixed) == ["-m", "--cfg", "job", "seed=0", "method=lora,flare", "task.train_split='train[:50]'"]
+    assert normalised(mixed) == [
+        "-m",
+        "--cfg",
+        "job",
+        "seed=0",
+        "method=lora,flare",
+        "task.train_split='train[:50]'",
+    ]
     assert main(["seed=0", "-m", "method=lora,flaer"]) == 2
 
 
@@ -278,7 +356,10 @@ def test_output_folder_of_another_run(tmp_path, capsys):
 def test_a_run_folder_may_be_taken_up_with_another_logger(tmp_path):
     from omegaconf import OmegaConf
 
-    before, after = (validation.check([f"output_dir={tmp_path}", f"logger={name}"], False)[0][0] for name in ("csv", "wandb"))
+    before, after = (
+        validation.check([f"output_dir={tmp_path}", f"logger={name}"], False)[0][0]
+        for name in ("csv", "wandb")
+    )
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(before, resolve=True))
     assert not list(check_folder(after, tmp_path))
 
@@ -293,14 +374,21 @@ def test_an_empty_folder_name_is_not_the_current_folder(key, capsys, tmp_path, m
 
 def test_a_grid_makes_no_folder_for_a_job_that_has_not_begun(tmp_path, monkeypatch):
     monkeypatch.setattr("flare_exp.cli.main._hand_over", lambda *_: 0)
-    assert main(["-m", "seed=0,1", f"cache_dir={tmp_path / 'cache'}", f"output_dir={tmp_path / 'grid'}"]) == 0
+    assert (
+        main(
+            ["-m", "seed=0,1", f"cache_dir={tmp_path / 'cache'}", f"output_dir={tmp_path / 'grid'}"]
+        )
+        == 0
+    )
     assert [place.name for place in (tmp_path / "grid").iterdir()] == ["grid.json"]
 
 
 def test_a_cache_that_cannot_be_written_is_told_before_anything_is_made(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert main([f"cache_dir={tmp_path / 'file'}", f"output_dir={tmp_path / 'out'}"]) == 2
-    assert f"cache_dir={tmp_path / 'file'}: cannot be written (File exists)" in capsys.readouterr().err
+    assert (
+        f"cache_dir={tmp_path / 'file'}: cannot be written (File exists)" in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -318,7 +406,9 @@ def test_commands_explain_themselves_and_refuse_unknown_flags(name, capsys):
     assert "--dry-run: there is no such flag; allowed: -" in capsys.readouterr().err
 
 
-def test_the_example_with_an_own_checkpoint_runs_as_printed_and_downloads_nothing(tmp_path, monkeypatch):
+def test_the_example_with_an_own_checkpoint_runs_as_printed_and_downloads_nothing(
+    tmp_path, monkeypatch
+):
     from flare_exp.experiment import downloads
 
     (line,) = [line for line in commandline.EXAMPLES.splitlines() if "model.path=" in line]
@@ -340,11 +430,15 @@ def test_submit_explains_itself(capsys):
 
 def test_the_default_folder_is_named_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("flare_exp.cli.main.check_folder", lambda *_: time.sleep(1.1) or [])  # another second has begun
+    monkeypatch.setattr(
+        "flare_exp.cli.main.check_folder", lambda *_: time.sleep(1.1) or []
+    )  # another second has begun
     ran = []
     monkeypatch.setattr("flare_exp.cli.main.attempt", lambda _, folder: ran.append(folder))
     assert main([]) == 0
-    assert [folder.resolve() for folder in (tmp_path / "outputs").iterdir()] == [folder.resolve() for folder in ran]
+    assert [folder.resolve() for folder in (tmp_path / "outputs").iterdir()] == [
+        folder.resolve() for folder in ran
+    ]
 
 
 def test_a_stored_result_is_shown_without_heavy_imports(tmp_path):
@@ -352,12 +446,31 @@ def test_a_stored_result_is_shown_without_heavy_imports(tmp_path):
 
     (job,) = validation.check([f"output_dir={tmp_path}"], False)[0]
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(job, resolve=True))
-    scores, spent = {"accuracy": 0.5}, dict.fromkeys(("backbone", "finetune", "transfer", "test", "translate", "total"), 1.0)
-    measured = {"task": "toy_sentiment", "lang": "far", "model": "tiny", "method": "flare", "fusion": "add_relu", "mt": "toy",
-                "seed": 0, "test": scores, "english": scores, "zero_shot": scores, "seconds": spent}  # fmt: skip
+    scores, spent = (
+        {"accuracy": 0.5},
+        dict.fromkeys(("backbone", "finetune", "transfer", "test", "translate", "total"), 1.0),
+    )
+    measured = {
+        "task": "toy_sentiment",
+        "lang": "far",
+        "model": "tiny",
+        "method": "flare",
+        "fusion": "add_relu",
+        "mt": "toy",
+        "seed": 0,
+        "test": scores,
+        "english": scores,
+        "zero_shot": scores,
+        "seconds": spent,
+    }
     (tmp_path / "metrics.json").write_text(json.dumps(measured))
-    facts = {"data": {}, "parameters": {"trainable": 1, "total": 2}, "test": {"cut_off": 0, "unparsable": 0}, "artefacts": {},
-             "translations": {}}  # fmt: skip
+    facts = {
+        "data": {},
+        "parameters": {"trainable": 1, "total": 2},
+        "test": {"cut_off": 0, "unparsable": 0},
+        "artefacts": {},
+        "translations": {},
+    }
     (tmp_path / "provenance.json").write_text(json.dumps(facts))
     code = f"""
 import sys
@@ -376,8 +489,16 @@ def test_paths_are_what_the_shell_gives(tmp_path):
     folder = tmp_path / AWKWARD
     for name in ("en", "sw"):
         (folder / name).mkdir(parents=True)
-    given = [f"output_dir={folder / 'out'}", f"cache_dir={folder}", f"task.data_dir={folder}", "task=xnli", "model=custom",
-             f"model.path={folder}", "mt=custom", f"mt.path={folder}"]  # fmt: skip
+    given = [
+        f"output_dir={folder / 'out'}",
+        f"cache_dir={folder}",
+        f"task.data_dir={folder}",
+        "task=xnli",
+        "model=custom",
+        f"model.path={folder}",
+        "mt=custom",
+        f"mt.path={folder}",
+    ]
     (job,), found = validation.check(commandline.overrides(normalised(given)), False)
     assert found == []
     paths = [job.output_dir, job.cache_dir, job.task.data_dir, job.model.path, job.mt.path]
@@ -389,17 +510,27 @@ def test_paths_of_a_grid_may_have_spaces(tmp_path):
     for place in places:
         place.mkdir()
     paths = ",".join(map(str, places))
-    words = normalised(["-m", "model=custom", f"model.path={paths}", f"output_dir={tmp_path / 'out of'}"])
+    words = normalised(
+        ["-m", "model=custom", f"model.path={paths}", f"output_dir={tmp_path / 'out of'}"]
+    )
     jobs, found = validation.check(commandline.overrides(words), True)
     assert found == []
     assert [job.model.path for job in jobs] == [str(place) for place in places]
     cells = composition.cells(commandline.overrides(words))
-    assert [validation.check(cell, False)[0][0].model.path for cell in cells] == [str(place) for place in places]
+    assert [validation.check(cell, False)[0][0].model.path for cell in cells] == [
+        str(place) for place in places
+    ]
 
 
 @pytest.mark.parametrize(
     "given",
-    ["output_dir='a b'", 'output_dir="a, b"', "task.data_dir=null", "cache_dir=${oc.env:HOME}/x", "model.path=choice(a/b,c/d)"],
+    [
+        "output_dir='a b'",
+        'output_dir="a, b"',
+        "task.data_dir=null",
+        "cache_dir=${oc.env:HOME}/x",
+        "model.path=choice(a/b,c/d)",
+    ],
 )
 def test_quotes_and_hydras_own_grammar_stay(given):
     assert normalised([given]) == [given]
@@ -408,13 +539,22 @@ def test_quotes_and_hydras_own_grammar_stay(given):
 def test_a_run_in_an_awkward_folder(tmp_path, monkeypatch):
     """Also through Hydra, alone and as a grid."""
     ran = []
-    monkeypatch.setattr("flare_exp.cli.main.attempt", lambda cfg, folder: ran.append((cfg.cache_dir, folder)))
-    monkeypatch.setattr("flare_exp.cli.main.attempt_in_grid", lambda cfg, folder: ran.append((cfg.cache_dir, folder)))
+    monkeypatch.setattr(
+        "flare_exp.cli.main.attempt", lambda cfg, folder: ran.append((cfg.cache_dir, folder))
+    )
+    monkeypatch.setattr(
+        "flare_exp.cli.main.attempt_in_grid",
+        lambda cfg, folder: ran.append((cfg.cache_dir, folder)),
+    )
     folder = tmp_path / AWKWARD
     assert main([f"output_dir={folder}", f"cache_dir={folder / 'c'}"]) == 0
     grid = tmp_path / "it's größer [1]"
     main(["-m", f"output_dir={grid}", f"cache_dir={grid / 'c'}", "seed=0,1"])
-    assert ran == [(str(folder / "c"), folder), (str(grid / "c"), grid / "0"), (str(grid / "c"), grid / "1")]
+    assert ran == [
+        (str(folder / "c"), folder),
+        (str(grid / "c"), grid / "0"),
+        (str(grid / "c"), grid / "1"),
+    ]
 
 
 def test_the_version_is_this_programs(capsys):
@@ -423,7 +563,12 @@ def test_the_version_is_this_programs(capsys):
 
 
 def test_help_may_be_cut_short():
-    done = subprocess.run(f"{sys.executable} -m flare_exp --help | head -n 1", shell=True, capture_output=True, text=True)
+    done = subprocess.run(
+        f"{sys.executable} -m flare_exp --help | head -n 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.startswith("usage:")
     assert not done.stderr
 
@@ -435,7 +580,9 @@ def test_help_teaches_and_is_quick():
         assert f"\n  {group}\n" in text
         assert all(f"\n    {name} " in text for name in names)
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "flare_exp", "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "flare_exp", "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0
     assert time.perf_counter() - start < 2
     assert done.stdout.strip() == text.strip()
@@ -444,7 +591,10 @@ def test_help_teaches_and_is_quick():
 def test_import_is_light():
     heavy = "('torch', 'transformers', 'lightning', 'datasets')"
     code = f"import sys, flare_exp.cli.main; print([m for m in {heavy} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "[]"
+    )
 
 
 def test_print_config_and_cfg_job(capsys):
@@ -452,7 +602,11 @@ def test_print_config_and_cfg_job(capsys):
     printed = capsys.readouterr().out
     assert "name: gated" in printed
     assert "${" not in printed
-    done = subprocess.run([sys.executable, "-m", "flare_exp", "--cfg", "job", "adapter.r=4"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "flare_exp", "--cfg", "job", "adapter.r=4"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0
     assert "r: 4" in done.stdout
 
@@ -468,10 +622,21 @@ def sweep_commands():
 
 @pytest.mark.parametrize(("name", "overrides"), list(sweep_commands()))
 def test_every_command_of_the_sweeps_composes(name, overrides, tmp_path):
-    for folder in ("nusax/eng", "nusax/ace", "nusax/jav", "xnli/en", "xnli/sw", "tydiqa/en", "tydiqa/sw"):
+    for folder in (
+        "nusax/eng",
+        "nusax/ace",
+        "nusax/jav",
+        "xnli/en",
+        "xnli/sw",
+        "tydiqa/en",
+        "tydiqa/sw",
+    ):
         (tmp_path / folder).mkdir(parents=True)
     filled = [
-        o.replace("$MINILM", str(tmp_path)).replace("$DATA", str(tmp_path)).replace("$out", str(tmp_path)) for o in overrides
+        o.replace("$MINILM", str(tmp_path))
+        .replace("$DATA", str(tmp_path))
+        .replace("$out", str(tmp_path))
+        for o in overrides
     ]
     jobs, found = validation.check(filled, multirun=True)
     assert found == []

@@ -38,7 +38,9 @@ def task():
 
 def module(task, tokenizer, view, **options):
     def translate(examples, lang):
-        return corrupt_examples(ParallelTranslator(task).translate(examples, lang), lang, 0.1, ERRORS[:3], 0)
+        return corrupt_examples(
+            ParallelTranslator(task).translate(examples, lang), lang, 0.1, ERRORS[:3], 0
+        )
 
     form = LabelForm(task, tokenizer, max_length=128)
     return PairedDataModule(task, "far", form, translate, view=view, batch_size=8, **options)
@@ -60,12 +62,16 @@ def test_views(task, tokenizer):
     # training pairs: the English original as source, its imperfect translation as target
     train = module(task, tokenizer, "paired").pairs("train")
     assert texts(p.source for p in train) == texts(task.load("en", "train"))
-    wrong = sum(p.target.texts != t for p, t in zip(train, texts(task.load("far", "train")), strict=True))
+    wrong = sum(
+        p.target.texts != t for p, t in zip(train, texts(task.load("far", "train")), strict=True)
+    )
     assert 0 < wrong < len(train)
 
 
 def test_ids_are_unique_and_name_their_row(task):
-    ids = [e.id for lang in ("en", "far") for role in ("train", "test") for e in task.load(lang, role)]
+    ids = [
+        e.id for lang in ("en", "far") for role in ("train", "test") for e in task.load(lang, role)
+    ]
     assert len(set(ids)) == len(ids)
     assert ids[3] == "toy_sentiment/en/train/3"
 
@@ -77,7 +83,11 @@ def test_batches_pad_each_side_to_its_own_longest(task, tokenizer):
         assert batch[side]["attention_mask"].sum(1).max() == batch[side]["input_ids"].shape[1]
 
 
-FORMS = {"label": ("xlm-roberta", "label"), "span": ("xlm-roberta", "span"), "prompt": ("llama", "prompt")}
+FORMS = {
+    "label": ("xlm-roberta", "label"),
+    "span": ("xlm-roberta", "span"),
+    "prompt": ("llama", "prompt"),
+}
 
 
 def learner(form, tokenizer, fused):
@@ -85,7 +95,9 @@ def learner(form, tokenizer, fused):
     task = {"label": ToySentiment, "span": ToyQA, "prompt": ToyQA}[form](limit=40)
     backbone = random_backbone(FORMS[form])
     backbone.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    model = adapter.add_adapter(backbone, r=4, alpha=8, fusion="add_relu" if fused else None).double()
+    model = adapter.add_adapter(
+        backbone, r=4, alpha=8, fusion="add_relu" if fused else None
+    ).double()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -98,8 +110,14 @@ def learner(form, tokenizer, fused):
         "span": lambda: SpanModule(model, source=source),
         "prompt": lambda: GenerationModule(model, own, reading.answer, Decoding(), source=source),
     }
-    make = functools.partial(PairedDataModule, task, "far", reading, ParallelTranslator(task).translate,
-                             view="paired" if fused else "target")  # fmt: skip
+    make = functools.partial(
+        PairedDataModule,
+        task,
+        "far",
+        reading,
+        ParallelTranslator(task).translate,
+        view="paired" if fused else "target",
+    )
     return make, modules[form]()
 
 
@@ -108,7 +126,10 @@ def learner(form, tokenizer, fused):
 def test_micro_batches_have_the_loss_and_gradient_of_the_whole_batch(form, fused, tokenizer):
     """Against batches that no sampler split, whose terms the module counts itself."""
     make, module = learner(form, tokenizer, fused)
-    dataset, trained = make().dataset("validation"), [p for p in module.parameters() if p.requires_grad]
+    dataset, trained = (
+        make().dataset("validation"),
+        [p for p in module.parameters() if p.requires_grad],
+    )
     collate = PairedCollator(make().form)
     for batch in BucketSampler(dataset.lengths, 32, 0):  # one of 32 rows and one of 8
         whole = module.loss(collate([dataset[row] for row in batch]))
@@ -153,7 +174,9 @@ def test_a_source_does_not_change_the_order_of_the_batches(task, tokenizer):
     lengths, costs = (getattr(paired.dataset("train"), name) for name in ("lengths", "costs"))
     assert lengths == alone.dataset("train").costs != costs
     sources = paired.dataset("train").source
-    assert [c - n for c, n in zip(costs, lengths, strict=True)] == [len(s["inputs"]["input_ids"]) for s in sources]
+    assert [c - n for c, n in zip(costs, lengths, strict=True)] == [
+        len(s["inputs"]["input_ids"]) for s in sources
+    ]
 
 
 def test_shuffled_sources_have_no_fixed_point_and_keep_the_sources(task, tokenizer):
@@ -168,16 +191,27 @@ def test_shuffled_sources_have_no_fixed_point_and_keep_the_sources(task, tokeniz
 
 
 def test_empty_source_and_loader_seed(task, tokenizer):
-    assert "source" not in next(iter(module(task, tokenizer, "paired", empty_source=True).train_dataloader()))
-    orders = [[b["index"].tolist() for b in module(task, tokenizer, "target", seed=s).train_dataloader()] for s in (0, 0, 1)]
+    assert "source" not in next(
+        iter(module(task, tokenizer, "paired", empty_source=True).train_dataloader())
+    )
+    orders = [
+        [b["index"].tolist() for b in module(task, tokenizer, "target", seed=s).train_dataloader()]
+        for s in (0, 0, 1)
+    ]
     assert orders[0] == orders[1] != orders[2]
 
 
 def test_truncation_is_counted(task, tokenizer):
     pairs = module(task, tokenizer, "paired").pairs("train")
-    short, full = (PairedDataset(pairs, LabelForm(task, tokenizer, length)) for length in (10, 1000))
+    short, full = (
+        PairedDataset(pairs, LabelForm(task, tokenizer, length)) for length in (10, 1000)
+    )
     assert full.truncated == 0
-    longer = sum(len(side[i]["inputs"]["input_ids"]) > 10 for side in (full.target, full.source) for i in range(len(pairs)))
+    longer = sum(
+        len(side[i]["inputs"]["input_ids"]) > 10
+        for side in (full.target, full.source)
+        for i in range(len(pairs))
+    )
     assert short.truncated == longer > 0
     assert max(len(t["inputs"]["input_ids"]) for t in short.target) == 10
 
@@ -202,7 +236,9 @@ def test_nothing_is_learned_from_answers_that_are_cut_off(tokenizer, name, caplo
     assert validation.cut_off == sum(item["cut_off"] for item in validation.target) > 0
     assert f"{train.cut_off} examples lost their answer by that: left out" in caplog.text
     least = {"span": 10, "prompt": 32}[name]
-    with pytest.raises(UserError, match=rf"data\.max_length={least}: every training example's answer is cut off"):
+    with pytest.raises(
+        UserError, match=rf"data\.max_length={least}: every training example's answer is cut off"
+    ):
         module(least).dataset("train")
 
 
@@ -213,7 +249,9 @@ def test_what_is_scored_when_translations_are_read(tokenizer):
 
     def pairs(**options):
         form = FORM_CLASSES["span"](task, tokenizer, 200)
-        return PairedDataModule(task, "far", form, ParallelTranslator(task).translate, view="translated", **options).pairs("test")
+        return PairedDataModule(
+            task, "far", form, ParallelTranslator(task).translate, view="translated", **options
+        ).pairs("test")
 
     human, machine = pairs(), pairs(scores_originals=True)
     assert [p.scored for p in human] == [p.target for p in human]
@@ -221,14 +259,25 @@ def test_what_is_scored_when_translations_are_read(tokenizer):
     assert [p.scored for p in machine] == far != [p.target for p in machine]
 
 
-def test_an_example_in_windows_has_one_prediction_and_every_window_its_part_of_the_source(tokenizer):
+def test_an_example_in_windows_has_one_prediction_and_every_window_its_part_of_the_source(
+    tokenizer,
+):
     task = ToyQA(limit=12)
 
     def data(view, longest=48, **options):
         form = SpanForm(task, tokenizer, longest, stride=16)
         source_form = SourceTextForm(task, tokenizer, 200, form.order) if view == "latent" else None
         translate = ParallelTranslator(task).translate
-        return PairedDataModule(task, "far", form, translate, view=view, source_form=source_form, batch_size=8, **options)
+        return PairedDataModule(
+            task,
+            "far",
+            form,
+            translate,
+            view=view,
+            source_form=source_form,
+            batch_size=8,
+            **options,
+        )
 
     dataset = data("paired").dataset("test")
     assert len(dataset.pairs) == 12 < len(dataset) == len(dataset.target) == len(dataset.source)
@@ -244,12 +293,17 @@ def test_an_example_in_windows_has_one_prediction_and_every_window_its_part_of_t
     for seen, same in ((dataset, False), (latent, True)):
         for row, example in enumerate(seen.examples):
             pair, (first, last) = seen.pairs[example], seen.target[row]["window"]
-            said = tokenizer.decode(seen.source[row]["inputs"]["input_ids"], skip_special_tokens=True)
+            said = tokenizer.decode(
+                seen.source[row]["inputs"]["input_ids"], skip_special_tokens=True
+            )
             context = said.replace(pair.source.texts[1], "", 1).strip()
             assert context in pair.source.texts[0]
             if same:
                 assert context == pair.target.texts[0][first:last].strip()
-    assert max(len(item["inputs"]["input_ids"]) for item in data("paired").dataset("test").source) <= 48
+    assert (
+        max(len(item["inputs"]["input_ids"]) for item in data("paired").dataset("test").source)
+        <= 48
+    )
 
 
 def test_pairs_must_be_the_same_examples(task):
@@ -270,7 +324,9 @@ def test_slices(text, expected):
     assert Slice.parse(text) == expected
 
 
-@pytest.mark.parametrize("text", ["train[", "train[5]", "train[-3:]", "train[:10%]", "train[4:4]", ""])
+@pytest.mark.parametrize(
+    "text", ["train[", "train[5]", "train[-3:]", "train[:10%]", "train[4:4]", ""]
+)
 def test_wrong_slices(text):
     with pytest.raises(ValueError, match=r"is not a split|is empty"):
         Slice.parse(text)
@@ -333,7 +389,11 @@ def test_missing_counterpart_and_damaged_file_are_named(tmp_path):
 @pytest.mark.shared
 def test_real_nusax(shared_data):
     task = NusaX(data_dir=str(shared_data / "nusax"))
-    assert [len(task.load("ace", role)) for role in ("train", "validation", "test")] == [500, 100, 400]
+    assert [len(task.load("ace", role)) for role in ("train", "validation", "test")] == [
+        500,
+        100,
+        400,
+    ]
     for lang in ("ace", "jav"):
         english = task.load("eng", "train")
         translated = ParallelTranslator(task).translate(english, lang)
@@ -361,7 +421,12 @@ def test_lightning_gives_every_epoch_another_order():
         data = torch.arange(40.0)[:, None]
         loader = torch.utils.data.DataLoader(data, batch_sampler=BucketSampler([1] * 40, 4, seed=3))
         module = Watcher()
-        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        quiet = {
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        }
         pl.Trainer(accelerator="cpu", max_epochs=3, **quiet).fit(module, loader)
         return module.seen
 
@@ -382,15 +447,15 @@ class Letters:
         return [{"inputs": {"input_ids": [1, *[0] * unknown, *[7] * known, 2]}}]
 
 
-@pytest.mark.parametrize(("unknown", "known", "share"), [(0, 0, None), (1, 3, None), (2, 5, "28.6"), (3, 0, "100.0")])
+@pytest.mark.parametrize(
+    ("unknown", "known", "share"), [(0, 0, None), (1, 3, None), (2, 5, "28.6"), (3, 0, "100.0")]
+)
 def test_texts_that_the_tokenizer_does_not_know_are_refused(unknown, known, share):
     items = Letters.items(unknown, known)
     if share is None:
         check_known(items, Letters(), "nusax/ace/test (target)")
         return
-    said = (
-        rf"nusax/ace/test \(target\): {share} % of the tokens are \[UNK\], unknown to the tokenizer of letters \(at most 25 %\)"
-    )
+    said = rf"nusax/ace/test \(target\): {share} % of the tokens are \[UNK\], unknown to the tokenizer of letters \(at most 25 %\)"
     with pytest.raises(UserError, match=said):
         check_known(items, Letters(), "nusax/ace/test (target)")
     fallback = Letters()

@@ -33,9 +33,13 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_are_taken(page, folder):
     for text in commands(page):
-        if "=<name>" in text or "<overrides" in text:  # of something that the reader has yet to write
+        if (
+            "=<name>" in text or "<overrides" in text
+        ):  # of something that the reader has yet to write
             continue
-        first, *rest = shlex.split(re.sub("<[^>]*>", str(folder), text), comments=True) or ["--help"]
+        first, *rest = shlex.split(re.sub("<[^>]*>", str(folder), text), comments=True) or [
+            "--help"
+        ]
         if first in commandline.COMMANDS or first == "submit":
             command, arguments = first, rest
         else:
@@ -53,7 +57,9 @@ def test_the_commands_of_a_page_are_taken(page, folder):
 
 
 def test_the_first_look_is_a_grid_of_four_methods():
-    printed = subprocess.run(["make", "-n", "-C", str(ROOT), "run"], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        ["make", "-n", "-C", str(ROOT), "run"], capture_output=True, text=True, check=True
+    ).stdout
     (command,) = [line for line in printed.splitlines() if "-m flare_exp" in line]
     overrides = commandline.overrides(shlex.split(command.partition("flare_exp ")[2]))
     jobs, problems = validation.check(overrides, multirun=True)

@@ -7,7 +7,9 @@ from flare_exp.errors import UserError, first_line
 from flare_exp.models import backbones
 
 
-@pytest.mark.parametrize(("said", "line"), [("one\ntwo", "one"), ("", "ValueError"), ("\ntwo", "ValueError")])
+@pytest.mark.parametrize(
+    ("said", "line"), [("one\ntwo", "one"), ("", "ValueError"), ("\ntwo", "ValueError")]
+)
 def test_an_error_has_a_first_line_whatever_it_says(said, line):
     assert first_line(ValueError(said)) == line
 

@@ -36,15 +36,25 @@ class Diverging(pl.LightningModule):
             return loss
         if self.what == "loss":
             return loss * self.value
-        return loss.detach() + torch.sqrt(self.weight - self.weight.detach()).sum()  # finite, with an infinite slope
+        return (
+            loss.detach() + torch.sqrt(self.weight - self.weight.detach()).sum()
+        )  # finite, with an infinite slope
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
 def train(model, *callbacks, **options):
-    trainer = pl.Trainer(max_epochs=1, callbacks=list(callbacks), accelerator="cpu", logger=False, enable_checkpointing=False,
-                         enable_progress_bar=False, enable_model_summary=False, **options)  # fmt: skip
+    trainer = pl.Trainer(
+        max_epochs=1,
+        callbacks=list(callbacks),
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
     trainer.fit(model, DataLoader([torch.ones(2)] * 12, batch_size=1))
 
 
@@ -58,11 +68,18 @@ def train(model, *callbacks, **options):
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_training_stops_at_the_first_step_that_is_not_finite(what, value, said, lag, tmp_path, monkeypatch):
+def test_training_stops_at_the_first_step_that_is_not_finite(
+    what, value, said, lag, tmp_path, monkeypatch
+):
     look = StopIfNotFinite._look
-    monkeypatch.setattr(StopIfNotFinite, "_look", lambda self, given: look(self, lag))  # as on a GPU
+    monkeypatch.setattr(
+        StopIfNotFinite, "_look", lambda self, given: look(self, lag)
+    )  # as on a GPU
     model = Diverging(what, value, at=4)
-    with pytest.raises(UserError, match=rf"transfer: {said} at step 5, .*nothing of it is kept. Likely causes: transfer.lr=1$"):
+    with pytest.raises(
+        UserError,
+        match=rf"transfer: {said} at step 5, .*nothing of it is kept. Likely causes: transfer.lr=1$",
+    ):
         train(model, StopIfNotFinite("transfer", "transfer.lr=1"), gradient_clip_val=1.0)
     assert model.trained == 5 + lag
 
@@ -71,9 +88,16 @@ def test_training_stops_at_the_first_step_that_is_not_finite(what, value, said, 
 def test_no_state_is_saved_after_a_step_that_is_not_finite(tmp_path, monkeypatch):
     """Where steps are looked at later, a state that is due looks at all of them before."""
     look = StopIfNotFinite._look
-    monkeypatch.setattr(StopIfNotFinite, "_look", lambda self, given: look(self, given or 0) if given == 0 else None)
-    monkeypatch.setattr(StopIfNotFinite, "on_train_batch_end", lambda self, trainer, module, outputs, *_: self.pending.append(
-        (trainer.global_step, outputs["loss"], None, ~torch.isfinite(outputs["loss"]))))  # fmt: skip
+    monkeypatch.setattr(
+        StopIfNotFinite, "_look", lambda self, given: look(self, given or 0) if given == 0 else None
+    )
+    monkeypatch.setattr(
+        StopIfNotFinite,
+        "on_train_batch_end",
+        lambda self, trainer, module, outputs, *_: self.pending.append(
+            (trainer.global_step, outputs["loss"], None, ~torch.isfinite(outputs["loss"]))
+        ),
+    )
 
     class Saver(pl.Callback):
         def on_train_batch_end(self, trainer, *_):
@@ -85,11 +109,21 @@ def test_no_state_is_saved_after_a_step_that_is_not_finite(tmp_path, monkeypatch
 
 
 def test_weights_that_are_not_finite_are_named():
-    good = {"a": torch.ones(3), "b": torch.tensor([1]), "c": torch.ones(0), "d": torch.full((2,), 6e4, dtype=torch.float16)}
+    good = {
+        "a": torch.ones(3),
+        "b": torch.tensor([1]),
+        "c": torch.ones(0),
+        "d": torch.full((2,), 6e4, dtype=torch.float16),
+    }
     check_finite(good.items(), "here")
     for bad in (math.nan, math.inf, -math.inf):
-        with pytest.raises(UserError, match=r"here: 1 weights hold NaN or infinite numbers \(e\); they cannot be used"):
-            check_finite([*good.items(), ("e", torch.tensor([0.0, bad, 1.0], dtype=torch.bfloat16))], "here")
+        with pytest.raises(
+            UserError,
+            match=r"here: 1 weights hold NaN or infinite numbers \(e\); they cannot be used",
+        ):
+            check_finite(
+                [*good.items(), ("e", torch.tensor([0.0, bad, 1.0], dtype=torch.bfloat16))], "here"
+            )
 
 
 def spoil(path):
@@ -112,8 +146,16 @@ def test_no_loader_takes_weights_that_are_not_finite(tmp_path):
     spoil(whole / "model.safetensors")
     with pytest.raises(UserError, match=r"model\.path=.*: 1 weights hold NaN"):
         backbones.load(str(whole), "label", num_labels=3)
-    size = {"d_model": 8, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "encoder_layers": 1, "decoder_layers": 1,
-            "encoder_attention_heads": 1, "decoder_attention_heads": 1, "vocab_size": 20}  # fmt: skip
+    size = {
+        "d_model": 8,
+        "encoder_ffn_dim": 8,
+        "decoder_ffn_dim": 8,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 1,
+        "decoder_attention_heads": 1,
+        "vocab_size": 20,
+    }
     M2M100ForConditionalGeneration(M2M100Config(**size)).save_pretrained(tmp_path / "mt")
     nllb.load_model(str(tmp_path / "mt"), None, "cpu")
     spoil(tmp_path / "mt/model.safetensors")
@@ -122,9 +164,23 @@ def test_no_loader_takes_weights_that_are_not_finite(tmp_path):
 
 
 def test_no_embedded_model_is_saved_that_is_not_finite(tmp_path):
-    with pytest.raises(UserError, match=r"the embedded model, after 9 steps \(too high .*\): \d+ weights hold NaN"):
-        pretrain(tmp_path, architecture="llama", documents=500, steps=9, batch_size=4, lr=1e30, vocab_size=300, hidden_size=32,
-                 layers=1, heads=2, target_share=0.5, world_seed=0)  # fmt: skip
+    with pytest.raises(
+        UserError, match=r"the embedded model, after 9 steps \(too high .*\): \d+ weights hold NaN"
+    ):
+        pretrain(
+            tmp_path,
+            architecture="llama",
+            documents=500,
+            steps=9,
+            batch_size=4,
+            lr=1e30,
+            vocab_size=300,
+            hidden_size=32,
+            layers=1,
+            heads=2,
+            target_share=0.5,
+            world_seed=0,
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -133,9 +189,20 @@ def test_a_run_that_diverges_exits_2_and_keeps_nothing(tmp_path, capsys):
     from flare_exp.cli.main import main
 
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint")
-    words = ["model=custom", f"model.path={checkpoint}", "task.limit=40", "trainer=cpu", "trainer.enable_progress_bar=false",
-             "finetune.epochs=1", "transfer.epochs=9", "data.batch_size=8", "transfer.lr=1e30", "trainer.checkpoint_minutes=1e-6",
-             f"cache_dir={tmp_path / 'cache'}", f"output_dir={tmp_path / 'out'}"]  # fmt: skip
+    words = [
+        "model=custom",
+        f"model.path={checkpoint}",
+        "task.limit=40",
+        "trainer=cpu",
+        "trainer.enable_progress_bar=false",
+        "finetune.epochs=1",
+        "transfer.epochs=9",
+        "data.batch_size=8",
+        "transfer.lr=1e30",
+        "trainer.checkpoint_minutes=1e-6",
+        f"cache_dir={tmp_path / 'cache'}",
+        f"output_dir={tmp_path / 'out'}",
+    ]
     assert main(words) == 2
     said = capsys.readouterr().err
     assert "flare_exp: transfer: the " in said
@@ -143,7 +210,10 @@ def test_a_run_that_diverges_exits_2_and_keeps_nothing(tmp_path, capsys):
     assert list((tmp_path / "cache/finetune").glob("*/manifest.json"))
     assert not [p for p in (tmp_path / "cache/transfer").glob("*") if p.is_dir()]
     assert not (tmp_path / "out/metrics.json").exists()
-    assert json.loads((tmp_path / "out/states.jsonl").read_text().splitlines()[-1])["state"] == "failed"
+    assert (
+        json.loads((tmp_path / "out/states.jsonl").read_text().splitlines()[-1])["state"]
+        == "failed"
+    )
     assert divergence.LAG > 0
 
 

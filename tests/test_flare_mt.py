@@ -9,7 +9,17 @@ import torch
 import transformers as hf
 from conftest import BUILDERS, dtype_of, outputs, random_backbone, rows
 from peft import PeftModel
-from test_invariants import ALPHA, batches, forced, fused, fused_blocks, randomise, said, side, tolerance
+from test_invariants import (
+    ALPHA,
+    batches,
+    forced,
+    fused,
+    fused_blocks,
+    randomise,
+    said,
+    side,
+    tolerance,
+)
 
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.data import source_cache
@@ -25,10 +35,26 @@ WIDTH = 12  # of the encoder
 def encoder(dtype=torch.float64):
     torch.manual_seed(11)
     config = hf.M2M100Config(
-        vocab_size=40, d_model=WIDTH, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=16, decoder_ffn_dim=16, init_std=0.3, max_position_embeddings=64, pad_token_id=1, encoder_layerdrop=0.0,
-    )  # fmt: skip
-    return hf.M2M100ForConditionalGeneration(config).get_encoder().to(dtype).eval().requires_grad_(False)
+        vocab_size=40,
+        d_model=WIDTH,
+        encoder_layers=2,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        init_std=0.3,
+        max_position_embeddings=64,
+        pad_token_id=1,
+        encoder_layerdrop=0.0,
+    )
+    return (
+        hf.M2M100ForConditionalGeneration(config)
+        .get_encoder()
+        .to(dtype)
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def latent(make_model, name="add_relu", **options):
@@ -52,7 +78,9 @@ def test_i3_every_block_fuses_the_mapped_states(make_model, kind):
     target, source = batches(kind, 9, 9)  # as wide as one another: position i meets position i
     seen = {}
     for block, (module, *_) in fused_blocks(model).items():
-        module.register_forward_hook(lambda m, args, out, block=block: seen.__setitem__(block, (m, args[0], out)))
+        module.register_forward_hook(
+            lambda m, args, out, block=block: seen.__setitem__(block, (m, args[0], out))
+        )
     said(model, stream, target, source)
     assert len(seen) >= 3
     e = encoder(dtype_of(kind))(**source).last_hidden_state
@@ -61,7 +89,9 @@ def test_i3_every_block_fuses_the_mapped_states(make_model, kind):
         a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
         base = torch.nn.functional.linear(v, module.base_layer.weight, module.base_layer.bias)
         both = torch.relu(s @ a.T)[:, : v.shape[1]] + torch.relu(v @ a.T)[:, :9]
-        phi = torch.where(source["attention_mask"].bool()[..., None], both, torch.relu(v @ a.T)[:, :9])
+        phi = torch.where(
+            source["attention_mask"].bool()[..., None], both, torch.relu(v @ a.T)[:, :9]
+        )
         if v.shape[1] == 9:  # an encoder-decoder's decoder reads something else
             torch.testing.assert_close(h, base + (ALPHA / 4) * phi @ b.T, **tolerance(kind))
 
@@ -98,21 +128,33 @@ def test_i6_source_changes_output_and_swapping_changes_both(make_model, kind):
 
 
 @pytest.mark.parametrize("name", ["add_relu", "cross_attn"])
-@pytest.mark.parametrize("decoder", [kind for kind in BUILDERS if kind in {("llama", "prompt"), ("gemma2", "prompt")}])
+@pytest.mark.parametrize(
+    "decoder", [kind for kind in BUILDERS if kind in {("llama", "prompt"), ("gemma2", "prompt")}]
+)
 def test_i7_generation_with_cache_equals_the_full_forward(decoder, name):
     model, stream = latent(lambda: random_backbone(decoder), name)
     target, source = batches(decoder)
     stream.read(source)
     done = model.generate(
-        **target, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=1, eos_token_id=3, output_logits=True,
+        **target,
+        max_new_tokens=5,
+        min_new_tokens=5,
+        do_sample=False,
+        pad_token_id=1,
+        eos_token_id=3,
+        output_logits=True,
         return_dict_in_generate=True,
-    )  # fmt: skip
+    )
     written = done.sequences[:, target["input_ids"].shape[1] :]
     full = forced(model, stream, target, source, written)
-    torch.testing.assert_close(torch.stack(done.logits, 1).double(), full.double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        torch.stack(done.logits, 1).double(), full.double(), rtol=1e-4, atol=1e-4
+    )
 
 
-def test_i8_gradients_reach_the_map_and_not_the_encoder_with_and_without_checkpointing(make_model, kind):
+def test_i8_gradients_reach_the_map_and_not_the_encoder_with_and_without_checkpointing(
+    make_model, kind
+):
     gradients = []
     for checkpointing in (False, True):
         model, stream = latent(make_model)
@@ -151,9 +193,17 @@ def test_i10_the_map_is_saved_and_loaded_under_any_name(make_model, kind, tmp_pa
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     base = make_model()
     again = adapter.load_adapter(base, str(tmp_path)).to(dtype_of(kind)).eval()
-    torch.testing.assert_close(said(again, MTSource(again, stream.encoder), target, source), expected, **tolerance(kind))
-    other = PeftModel.from_pretrained(make_model().model, tmp_path, adapter_name="other").to(dtype_of(kind)).eval()
-    torch.testing.assert_close(said(other, MTSource(other, stream.encoder), target, source), expected, **tolerance(kind))
+    torch.testing.assert_close(
+        said(again, MTSource(again, stream.encoder), target, source), expected, **tolerance(kind)
+    )
+    other = (
+        PeftModel.from_pretrained(make_model().model, tmp_path, adapter_name="other")
+        .to(dtype_of(kind))
+        .eval()
+    )
+    torch.testing.assert_close(
+        said(other, MTSource(other, stream.encoder), target, source), expected, **tolerance(kind)
+    )
 
 
 # --- sources computed once -------------------------------------------------------------------------------------------
@@ -167,10 +217,17 @@ class Ids:
 
     def pad(self, items):
         width = max(len(item["inputs"]["input_ids"]) for item in items)
-        ids, mask = torch.ones(len(items), width, dtype=torch.long), torch.zeros(len(items), width, dtype=torch.long)
+        ids, mask = (
+            torch.ones(len(items), width, dtype=torch.long),
+            torch.zeros(len(items), width, dtype=torch.long),
+        )
         for row, item in enumerate(items):
             one = torch.tensor(item["inputs"]["input_ids"])
-            place = slice(width - len(one), width) if self.tokenizer.padding_side == "left" else slice(0, len(one))
+            place = (
+                slice(width - len(one), width)
+                if self.tokenizer.padding_side == "left"
+                else slice(0, len(one))
+            )
             ids[row, place], mask[row, place] = one, 1
         return {"input_ids": ids, "attention_mask": mask}
 
@@ -182,13 +239,17 @@ def as_items(batch):
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
 @pytest.mark.parametrize("stream_of", ["mplm", "mt"])
-def test_i11_a_cached_source_gives_the_same_losses_and_gradients(make_model, kind, stream_of, where, tmp_path, caplog):
+def test_i11_a_cached_source_gives_the_same_losses_and_gradients(
+    make_model, kind, stream_of, where, tmp_path, caplog
+):
     caplog.set_level(logging.INFO)
     model, stream = fused(make_model) if stream_of == "mplm" else latent(make_model)
     target, source = batches(kind)
     store = ArtifactStore(tmp_path) if where == "disk" else None
     four = [*as_items(source), as_items(source)[1]]  # one text twice
-    cache = cached_states(stream, four, Ids(kind), torch.device("cpu"), torch.float64, store, {"x": 1})
+    cache = cached_states(
+        stream, four, Ids(kind), torch.device("cpu"), torch.float64, store, {"x": 1}
+    )
     tokens = sum(len(item["inputs"]["input_ids"]) for item in four[:3])
     assert len(cache) == 4
     assert len(cache.states) == tokens, "every text once"
@@ -230,7 +291,10 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path, m
     _, stream = latent(lambda: random_backbone(kind))
     monkeypatch.setattr(source_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     items, device, store = as_items(batches(kind)[1]), torch.device("cpu"), ArtifactStore(tmp_path)
-    with pytest.raises(UserError, match=r"source\.cache=disk: needs .* MB, and .* has 0\.0 MB left; choose source\.cache=memory"):
+    with pytest.raises(
+        UserError,
+        match=r"source\.cache=disk: needs .* MB, and .* has 0\.0 MB left; choose source\.cache=memory",
+    ):
         cached_states(stream, items, Ids(kind), device, torch.float32, store, {})
     assert not list(tmp_path.rglob("*.bin"))
 
@@ -243,7 +307,9 @@ def test_a_cache_keeps_every_texts_own_states():
     batch = padded_states([cache[1], cache[0]], "left")
     assert batch["attention_mask"].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
     assert torch.equal(batch["states"][0, 2:], flat[:2])
-    assert padded_states([flat.bfloat16()], "right")["states"].dtype == torch.bfloat16, "not widened on the way to the device"
+    assert padded_states([flat.bfloat16()], "right")["states"].dtype == torch.bfloat16, (
+        "not widened on the way to the device"
+    )
 
 
 def test_states_that_nobody_computed_are_an_error():

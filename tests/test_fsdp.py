@@ -79,7 +79,9 @@ def loss_of(name, module, batch):
 def one_process(folder, rank):
     """Of every case the gradients of one step on this process's shares of batches of five rows and of one, read at once or in
     micro-batches, whose gradients are reduced every time."""
-    dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2
+    )
     left = {}
     for name, (form, make) in CASES.items():
         found = []
@@ -98,7 +100,9 @@ def one_process(folder, rank):
         held = [p for p in module.parameters() if id(p) in blocks]
         assert all(isinstance(p, DTensor) for p in held)
         left[name] = found, [sum(p.to_local().numel() for p in held), sum(p.numel() for p in held)]
-    answers = {name: written(sharded(writer(d, ends_apart(d))), [rank]) for name, d in DECODINGS.items()}
+    answers = {
+        name: written(sharded(writer(d, ends_apart(d))), [rank]) for name, d in DECODINGS.items()
+    }
     torch.save((left, answers), folder / f"{rank}.pt")
     del module
     launch.part()
@@ -119,14 +123,19 @@ def writer(decoding, eos):
     tokenizer = SimpleNamespace(pad_token_id=1, eos_token_id=eos)
     tokenizer.batch_decode = lambda ids, **_: map(str, ids.tolist())
     settings = Decoding((), max_new_tokens=TOKENS, **decoding)
-    return GenerationModule(model, tokenizer, lambda text: [5], settings, source=BackboneSource(model))
+    return GenerationModule(
+        model, tokenizer, lambda text: [5], settings, source=BackboneSource(model)
+    )
 
 
 def written(module, rows):
     """Tokens of each row's answer, without what follows EOS."""
     side = {"side": "left"}
     target, source = token_batch([7, 4], 1, **side), token_batch([5, 9], 2, **side)
-    batch = {"target": {k: v[rows] for k, v in target.items()}, "source": {k: v[rows] for k, v in source.items()}}
+    batch = {
+        "target": {k: v[rows] for k, v in target.items()},
+        "source": {k: v[rows] for k, v in source.items()},
+    }
     found = [json.loads(text) for text in module.generate(batch)]
     eos = module.tokenizer.eos_token_id
     return [ids[: ids.index(eos)] if eos in ids else ids for ids in found]
@@ -134,7 +143,11 @@ def written(module, rows):
 
 def ends_apart(decoding):
     """A token that ends the two rows' answers at different steps."""
-    return next(eos for eos in range(4, 40) if len({len(row) for row in written(writer(decoding, eos), [0, 1])}) == 2)
+    return next(
+        eos
+        for eos in range(4, 40)
+        if len({len(row) for row in written(writer(decoding, eos), [0, 1])}) == 2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +172,9 @@ def test_i9_two_processes_have_the_gradients_of_one(left, name):
             expected.backward()
             torch.testing.assert_close(loss, expected.detach(), **tight)
             for part, gradient in gradients(module).items():
-                torch.testing.assert_close(grads[part], gradient, **tight, msg=lambda m, n=part: f"{n}: {m}")
+                torch.testing.assert_close(
+                    grads[part], gradient, **tight, msg=lambda m, n=part: f"{n}: {m}"
+                )
             assert any(g.abs().max() > 1e-3 for g in grads.values())
 
 
@@ -177,7 +192,10 @@ def test_what_is_written_does_not_depend_on_when_the_other_process_ends(left, na
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """Architecture -> a tiny checkpoint without dropout."""
-    return {name: without_dropout(tmp_path_factory.mktemp(name), name) for name in ("xlm-roberta", "llama")}
+    return {
+        name: without_dropout(tmp_path_factory.mktemp(name), name)
+        for name in ("xlm-roberta", "llama")
+    }
 
 
 @pytest.mark.slow
@@ -194,8 +212,20 @@ def checkpoints(tmp_path_factory):
                 "data.micro_batch_size=3",
             ],
         ),
-        ("xlm-roberta", ["data.batch_size=31", "finetune.tuning=full", "model.gradient_checkpointing=true"]),
-        ("llama", ["data.batch_size=7", "decode=generate", "decode.max_new_tokens=8", "fusion=gated", "trainer.max_epochs=1"]),
+        (
+            "xlm-roberta",
+            ["data.batch_size=31", "finetune.tuning=full", "model.gradient_checkpointing=true"],
+        ),
+        (
+            "llama",
+            [
+                "data.batch_size=7",
+                "decode=generate",
+                "decode.max_new_tokens=8",
+                "fusion=gated",
+                "trainer.max_epochs=1",
+            ],
+        ),
     ],
     ids=["label", "full", "generate"],
 )
@@ -209,9 +239,19 @@ def test_two_processes_leave_what_one_leaves(checkpoints, tmp_path, architecture
 @pytest.mark.slow
 def test_stopped_and_killed_runs_go_on_to_the_same_end(checkpoints, tmp_path):
     def start(folder, *more):
-        words = command(folder / "cache", folder / "out", "trainer=fsdp", *ON_CPU, "trainer.precision=64-true", "model=custom",
-                        f"model.path={checkpoints['xlm-roberta']}", "method=zero_shot", "finetune.epochs=4",
-                        "data.batch_size=4", *more)  # fmt: skip
+        words = command(
+            folder / "cache",
+            folder / "out",
+            "trainer=fsdp",
+            *ON_CPU,
+            "trainer.precision=64-true",
+            "model=custom",
+            f"model.path={checkpoints['xlm-roberta']}",
+            "method=zero_shot",
+            "finetune.epochs=4",
+            "data.batch_size=4",
+            *more,
+        )
         return processes.Run(words, merged=True)
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -231,4 +271,6 @@ def test_stopped_and_killed_runs_go_on_to_the_same_end(checkpoints, tmp_path):
     assert said.count("finetune: goes on after") == 1
     for name, tensor in weights(whole / "out").items():
         assert torch.equal(weights(parts / "out")[name], tensor), name
-    assert (parts / "out" / "predictions.parquet").read_bytes() == (whole / "out" / "predictions.parquet").read_bytes()
+    assert (parts / "out" / "predictions.parquet").read_bytes() == (
+        whole / "out" / "predictions.parquet"
+    ).read_bytes()

@@ -80,10 +80,16 @@ def llama(tmp_path_factory) -> dict[str, str]:
     folders = {}
     for device, (width, layers, vocabulary) in sizes.items():
         settings = hf.LlamaConfig(
-            vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers,
-            intermediate_size=3 * width, num_attention_heads=4, num_key_value_heads=2,
-            pad_token_id=1, bos_token_id=2, eos_token_id=3,
-        )  # fmt: skip
+            vocab_size=vocabulary,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            intermediate_size=3 * width,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            pad_token_id=1,
+            bos_token_id=2,
+            eos_token_id=3,
+        )
         torch.manual_seed(0)
         folder = tmp_path_factory.mktemp(f"llama_{device}")
         hf.LlamaForCausalLM(settings).save_pretrained(folder)
@@ -103,7 +109,9 @@ def fused(folder: str, device: str, quantize: str | None = None, **options: Any)
     precision = backbones.Precision("bfloat16" if quantize else "float32", quantize)
     backbone = backbones.load(folder, "prompt", precision=precision, device=device)
     torch.manual_seed(1)
-    model = adapter.add_adapter(backbone, r=8, alpha=16, fusion="add_relu", targets="all_linear", **options)
+    model = adapter.add_adapter(
+        backbone, r=8, alpha=16, fusion="add_relu", targets="all_linear", **options
+    )
     return model.to(device).train(), BackboneSource(model)
 
 
@@ -202,7 +210,12 @@ def test_generation_with_dynamic_and_static_cache_writes_the_same(llama, report,
     randomise(model)
     model.eval()
     target, english = batches(device)
-    settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "disable_compile": True}
+    settings = {
+        "max_new_tokens": 6,
+        "min_new_tokens": 6,
+        "do_sample": False,
+        "disable_compile": True,
+    }
     written = []
     for cache in (None, "static"):
         source.read(english)
@@ -232,14 +245,23 @@ def test_cached_source_states_are_the_live_ones(llama, precision, device):
 
 
 @on_both
-def test_ctranslate2_and_transformers_translate_alike(nllb_folder, converted, engine, report, device):  # noqa: F811
+def test_ctranslate2_and_transformers_translate_alike(
+    nllb_folder,  # noqa: F811
+    converted,  # noqa: F811
+    engine,  # noqa: F811
+    report,
+    device,
+):
     asked = texts(40)
     expected = translate(engine, asked)  # on the CPU, in 32 bits
     if device == "cuda":
         import ctranslate2
 
         assert ctranslate2.get_cuda_device_count(), "CTranslate2 sees no GPU"
-    for kind, folder in ((TransformersEngine, nllb_folder), (CTranslate2Engine, converted["float32"])):
+    for kind, folder in (
+        (TransformersEngine, nllb_folder),
+        (CTranslate2Engine, converted["float32"]),
+    ):
         here = kind(folder, decoding=SHORT, device=device)
         with measured(report, f"40 texts, {kind.__name__}", device):
             found = translate(here, asked)
@@ -277,12 +299,36 @@ def test_a_run_takes_what_plan_says(tmp_path, report, device):
     from flare_exp.cli.main import main
 
     model = tmp_path / "model"
-    pretrain(model, architecture="llama", world_seed=0, documents=2000, steps=1, batch_size=8, lr=1e-3, vocab_size=900,
-             hidden_size=1024, layers=12, heads=8, target_share=0.05, recall=0.0)  # fmt: skip
-    given = ["model=custom", f"model.path={model}", "model.quantize=nf4", "model.dtype=bfloat16",
-             "model.gradient_checkpointing=true", "adapter.targets=all_linear", "task=toy_nli",
-             "optim._target_=bitsandbytes.optim.AdamW8bit", "trainer=gpu", "task.limit=512",
-             "trainer.enable_progress_bar=false", "trainer.max_epochs=1", f"cache_dir={tmp_path / 'cache'}"]  # fmt: skip
+    pretrain(
+        model,
+        architecture="llama",
+        world_seed=0,
+        documents=2000,
+        steps=1,
+        batch_size=8,
+        lr=1e-3,
+        vocab_size=900,
+        hidden_size=1024,
+        layers=12,
+        heads=8,
+        target_share=0.05,
+        recall=0.0,
+    )
+    given = [
+        "model=custom",
+        f"model.path={model}",
+        "model.quantize=nf4",
+        "model.dtype=bfloat16",
+        "model.gradient_checkpointing=true",
+        "adapter.targets=all_linear",
+        "task=toy_nli",
+        "optim._target_=bitsandbytes.optim.AdamW8bit",
+        "trainer=gpu",
+        "task.limit=512",
+        "trainer.enable_progress_bar=false",
+        "trainer.max_epochs=1",
+        f"cache_dir={tmp_path / 'cache'}",
+    ]
     (composed,), problems = validation.check(given, multirun=False)
     assert not problems
     (job,) = plan.looked_up([(given, plan._typed(composed))], False, tmp_path)
@@ -291,7 +337,9 @@ def test_a_run_takes_what_plan_says(tmp_path, report, device):
     assert main([*given, f"output_dir={tmp_path / 'run'}"]) == 0
     facts = json.loads((tmp_path / "run" / "provenance.json").read_text())
     report["a run beside its plan"] = {
-        "peak_bytes": facts["peak_gpu_memory_bytes"], "planned_peak_bytes": job.estimate.memory,
-        "seconds": facts["seconds"], "planned_seconds": job.estimate.seconds,
-    }  # fmt: skip
+        "peak_bytes": facts["peak_gpu_memory_bytes"],
+        "planned_peak_bytes": job.estimate.memory,
+        "seconds": facts["seconds"],
+        "planned_seconds": job.estimate.seconds,
+    }
     assert 0.5 < job.estimate.memory / facts["peak_gpu_memory_bytes"] < 2

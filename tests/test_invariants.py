@@ -15,7 +15,13 @@ from torch import nn
 from flare_exp.flare import adapter, fusion, peft_method
 from flare_exp.flare.peft_method import FlareConfig
 from flare_exp.flare.source_encoders import BackboneSource
-from flare_exp.flare.source_states import ANSWER_SOURCES, SOURCE_LAYERS, SOURCE_STATES, align, positions
+from flare_exp.flare.source_states import (
+    ANSWER_SOURCES,
+    SOURCE_LAYERS,
+    SOURCE_STATES,
+    align,
+    positions,
+)
 from flare_exp.models.backbones import FAMILIES, parameter_counts
 from flare_exp.training.modules import Decoding, GenerationModule
 
@@ -36,7 +42,9 @@ def side(kind) -> str:
 
 def batches(kind, target_width=None, source_width=None):
     """A target and a source batch of unequal lengths."""
-    return token_batch([7, 4, 6], 1, target_width, side(kind)), token_batch([5, 9, 3], 2, source_width, side(kind))
+    return token_batch([7, 4, 6], 1, target_width, side(kind)), token_batch(
+        [5, 9, 3], 2, source_width, side(kind)
+    )
 
 
 @pytest.fixture
@@ -53,7 +61,11 @@ def fused(make_model, name="add_relu", trained=True, **options):
     """A FLARE model and its source stream; `trained` gives B (and learned fusions) random values."""
     backbone = make_model()
     torch.manual_seed(3)
-    model = adapter.add_adapter(backbone, r=4, alpha=ALPHA, fusion=name, **options).to(backbone.model.dtype).eval()
+    model = (
+        adapter.add_adapter(backbone, r=4, alpha=ALPHA, fusion=name, **options)
+        .to(backbone.model.dtype)
+        .eval()
+    )
     if trained:
         randomise(model)
     return model, BackboneSource(model)
@@ -73,7 +85,8 @@ def said(model, stream, target, source):
 def real(out, batch):
     """Outputs of each row, without padding."""
     return [
-        o[m.bool()] if out.ndim == 3 and out.shape[1] == len(m) else o for o, m in zip(out, batch["attention_mask"], strict=True)
+        o[m.bool()] if out.ndim == 3 and out.shape[1] == len(m) else o
+        for o, m in zip(out, batch["attention_mask"], strict=True)
     ]
 
 
@@ -101,7 +114,9 @@ def test_i2_add_without_source_equals_peft_lora_bit_for_bit(make_model, target, 
     flare, stream = fused(make_model, "add")
     backbone = make_model()
     names = [*backbone.family.fused, *backbone.family.plain]
-    config = LoraConfig(r=4, lora_alpha=ALPHA, target_modules=names, modules_to_save=list(backbone.head) or None)
+    config = LoraConfig(
+        r=4, lora_alpha=ALPHA, target_modules=names, modules_to_save=list(backbone.head) or None
+    )
     lora = get_peft_model(backbone.model, config).to(backbone.model.dtype).eval()
     weights = {k: v for k, v in flare.state_dict().items() if "lora_" in k}
     missing, unexpected = lora.load_state_dict(weights, strict=False)
@@ -118,28 +133,44 @@ def english_pass(model, source, source_state="layer_input"):
     readers = {block: modules[0] for block, modules in fused_blocks(model).items()}
     if source_state == "block_output":
         stacks = FAMILIES[base.config.model_type].stacks
-        readers = {(stack, index): base.base_model.get_submodule(stacks[stack])[index] for stack, index in readers}
+        readers = {
+            (stack, index): base.base_model.get_submodule(stacks[stack])[index]
+            for stack, index in readers
+        }
 
     def keep(block, args, kwargs):
         seen[block] = args[0] if args else kwargs["hidden_states"]
 
     handles = [
-        reader.register_forward_pre_hook(lambda m, args, kwargs, block=block: keep(block, args, kwargs), with_kwargs=True)
+        reader.register_forward_pre_hook(
+            lambda m, args, kwargs, block=block: keep(block, args, kwargs), with_kwargs=True
+        )
         for block, reader in readers.items()
     ]
     with model.disable_adapter(), torch.no_grad():
         if base.config.is_encoder_decoder:
             encoded = base.base_model.encoder(**source).last_hidden_state
-            shifted = torch.cat([torch.ones_like(source["input_ids"][:, :1]), source["input_ids"][:, :-1]], 1)
+            shifted = torch.cat(
+                [torch.ones_like(source["input_ids"][:, :1]), source["input_ids"][:, :-1]], 1
+            )
             mask = source["attention_mask"]
             decoder = base.base_model.decoder
-            decoded = decoder(input_ids=shifted, encoder_hidden_states=encoded, encoder_attention_mask=mask, use_cache=False)
+            decoded = decoder(
+                input_ids=shifted,
+                encoder_hidden_states=encoded,
+                encoder_attention_mask=mask,
+                use_cache=False,
+            )
             final = {"encoder": encoded, "decoder": decoded.last_hidden_state}
         else:
             where = (
-                {"position_ids": positions(source["attention_mask"])} if "decoder" in {b[0] for b in fused_blocks(model)} else {}
+                {"position_ids": positions(source["attention_mask"])}
+                if "decoder" in {b[0] for b in fused_blocks(model)}
+                else {}
             )
-            final = dict.fromkeys(("encoder", "decoder"), base.base_model(**source, **where).last_hidden_state)
+            final = dict.fromkeys(
+                ("encoder", "decoder"), base.base_model(**source, **where).last_hidden_state
+            )
     for handle in handles:
         handle.remove()
     return seen, final
@@ -147,9 +178,13 @@ def english_pass(model, source, source_state="layer_input"):
 
 @pytest.mark.parametrize("source_layer", SOURCE_LAYERS)
 @pytest.mark.parametrize("source_state", SOURCE_STATES)
-def test_i3_whole_layer_equals_the_papers_equation(make_model, kind, target, source, source_layer, source_state):
+def test_i3_whole_layer_equals_the_papers_equation(
+    make_model, kind, target, source, source_layer, source_state
+):
     """h = W0 v^T + (a/r) B phi(A v^S, A v^T) for every fused projection, with v^S of each option."""
-    model, stream = fused(make_model, "add_relu", source_layer=source_layer, source_state=source_state)
+    model, stream = fused(
+        make_model, "add_relu", source_layer=source_layer, source_state=source_state
+    )
     read, final = english_pass(model, source, source_state)
     seen, blocks = {}, fused_blocks(model)
     for modules in blocks.values():
@@ -168,7 +203,10 @@ def test_i3_whole_layer_equals_the_papers_equation(make_model, kind, target, sou
             for row, (v, own) in enumerate(zip(v_target, h, strict=True)):
                 for t in torch.nonzero(target["attention_mask"][row]).flatten().tolist():
                     phi = (a @ v[t]).relu()
-                    if 0 <= t + shift < source["attention_mask"].shape[1] and source["attention_mask"][row, t + shift]:
+                    if (
+                        0 <= t + shift < source["attention_mask"].shape[1]
+                        and source["attention_mask"][row, t + shift]
+                    ):
                         phi = phi + (a @ v_source[row, t + shift]).relu()
                     expected = module.base_layer.weight @ v[t] + bias + (ALPHA / 4) * b @ phi
                     torch.testing.assert_close(own[t], expected, **tolerance(kind))
@@ -189,16 +227,23 @@ def test_i3_answer_tokens_attend_to_the_source_or_stand_alone(answer_source):
     for module, (v, h) in seen.items():
         a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
         alone = v @ module.base_layer.weight.T + (ALPHA / 4) * v @ a.T @ b.T
-        equal = torch.isclose(h, alone, **tolerance(kind)).all(-1) | ~target["attention_mask"].bool()
+        equal = (
+            torch.isclose(h, alone, **tolerance(kind)).all(-1) | ~target["attention_mask"].bool()
+        )
         assert equal[:, prompt:].all() == (answer_source == "none")
         assert not equal[:, :prompt].all()
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_i4_source_pass_builds_no_graph_and_gradients_are_right(make_model, kind, target, source, name):
+def test_i4_source_pass_builds_no_graph_and_gradients_are_right(
+    make_model, kind, target, source, name
+):
     model, stream = fused(make_model, name)
     model.double()
-    target, source = ({k: v[[0]][:, b["attention_mask"][0].bool()] for k, v in b.items()} for b in (target, source))
+    target, source = (
+        {k: v[[0]][:, b["attention_mask"][0].bool()] for k, v in b.items()}
+        for b in (target, source)
+    )
     trainable = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(True)  # even then
     stream.read(source)
@@ -223,7 +268,10 @@ def test_i4_source_pass_builds_no_graph_and_gradients_are_right(make_model, kind
         down = loss()
         weight += step * direction
     torch.testing.assert_close(
-        (gradient * direction).sum(), (up - down) / (2 * step), rtol=1e-5 if exact else 1e-2, atol=1e-6 if exact else 1e-3
+        (gradient * direction).sum(),
+        (up - down) / (2 * step),
+        rtol=1e-5 if exact else 1e-2,
+        atol=1e-6 if exact else 1e-3,
     )
     assert gradient.abs().max() > 0
 
@@ -233,21 +281,34 @@ def test_i4_source_pass_is_the_backbone_without_adapter_and_without_dropout(make
     read, final = english_pass(model, source)
     model.train()
     stream.read(source)
-    assert all(m.training for m in model.modules()), "the source pass must put every module back into train mode"
+    assert all(m.training for m in model.modules()), (
+        "the source pass must put every module back into train mode"
+    )
     for stack, index in fused_blocks(model):
-        assert torch.equal(stream.states.of((stack, index))[0], read.get((stack, index + 1), final[stack]))
+        assert torch.equal(
+            stream.states.of((stack, index))[0], read.get((stack, index + 1), final[stack])
+        )
 
 
 @pytest.mark.parametrize("name", FUSIONS)
-def test_i5_padding_and_batch_composition_never_change_outputs(make_model, kind, target, source, name):
+def test_i5_padding_and_batch_composition_never_change_outputs(
+    make_model, kind, target, source, name
+):
     model, stream = fused(make_model, name)
     whole = real(said(model, stream, target, source), target)
     wide_target, wide_source = batches(kind, 12, 14)
-    for own, wide in zip(whole, real(said(model, stream, wide_target, wide_source), wide_target), strict=True):
+    for own, wide in zip(
+        whole, real(said(model, stream, wide_target, wide_source), wide_target), strict=True
+    ):
         torch.testing.assert_close(wide, own, **tolerance(kind))
     for row in range(3):
-        alone = [{k: v[[row]][:, b["attention_mask"][row].bool()] for k, v in b.items()} for b in (target, source)]
-        torch.testing.assert_close(real(said(model, stream, *alone), alone[0])[0], whole[row], **tolerance(kind))
+        alone = [
+            {k: v[[row]][:, b["attention_mask"][row].bool()] for k, v in b.items()}
+            for b in (target, source)
+        ]
+        torch.testing.assert_close(
+            real(said(model, stream, *alone), alone[0])[0], whole[row], **tolerance(kind)
+        )
 
 
 @pytest.mark.parametrize("name", FUSIONS)
@@ -256,14 +317,18 @@ def test_i5_a_row_without_source_equals_no_source(make_model, kind, target, sour
     source["attention_mask"][1] = 0
     mixed = said(model, stream, target, source)
     assert torch.isfinite(mixed).all()
-    torch.testing.assert_close(mixed[[1]], said(model, stream, rows(target, 1), None), **tolerance(kind))
+    torch.testing.assert_close(
+        mixed[[1]], said(model, stream, rows(target, 1), None), **tolerance(kind)
+    )
 
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_i6_source_changes_output_and_swapping_changes_both(make_model, kind, target, source, name):
     """Every pair of a family, a fusion function and the two options of the source states occurs."""
     options = list(itertools.product(SOURCE_LAYERS, SOURCE_STATES))
-    source_layer, source_state = options[(FUSIONS.index(name) + list(BUILDERS).index(kind)) % len(options)]
+    source_layer, source_state = options[
+        (FUSIONS.index(name) + list(BUILDERS).index(kind)) % len(options)
+    ]
     model, stream = fused(make_model, name, source_layer=source_layer, source_state=source_state)
     own = said(model, stream, target, source)
     assert not torch.allclose(own, said(model, stream, target, None))
@@ -304,8 +369,16 @@ NEVER = 9999  # a token that no model says, so that every answer has all six
 
 def generate(model, stream, target, source, eos=NEVER, **options):
     stream.read(source)
-    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 1, "eos_token_id": eos, "disable_compile": True}
-    return model.generate(**target, **settings, return_dict_in_generate=True, output_logits=True, **options)
+    settings = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "pad_token_id": 1,
+        "eos_token_id": eos,
+        "disable_compile": True,
+    }
+    return model.generate(
+        **target, **settings, return_dict_in_generate=True, output_logits=True, **options
+    )
 
 
 def forced(model, stream, target, source, written):
@@ -313,7 +386,9 @@ def forced(model, stream, target, source, written):
     stream.read(source, prompt=target["input_ids"].shape[1])
     mask = torch.cat([target["attention_mask"], torch.ones_like(written)], 1)
     ids = torch.cat([target["input_ids"], written], 1)
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False).logits
+    logits = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False
+    ).logits
     return logits[:, target["input_ids"].shape[1] - 1 : -1]
 
 
@@ -321,24 +396,37 @@ def forced(model, stream, target, source, written):
 @pytest.mark.parametrize("answer_source", ANSWER_SOURCES)
 def test_i7_generation_with_cache_equals_the_full_forward(decoder, answer_source, cache):
     """Every decoder with every fusion function here, and with every pair of options; every triple of these three occurs."""
-    number = DECODERS.index(decoder) + 2 * ANSWER_SOURCES.index(answer_source) + ("dynamic", "static").index(cache)
+    number = (
+        DECODERS.index(decoder)
+        + 2 * ANSWER_SOURCES.index(answer_source)
+        + ("dynamic", "static").index(cache)
+    )
     name = ("add_relu", "cross_attn", "gated")[number % 3]
     model, stream = fused(lambda: random_backbone(decoder), name, answer_source=answer_source)
     target, source = batches(decoder)
-    done = generate(model, stream, target, source, cache_implementation=None if cache == "dynamic" else cache)
+    done = generate(
+        model, stream, target, source, cache_implementation=None if cache == "dynamic" else cache
+    )
     written = done.sequences[:, target["input_ids"].shape[1] :]
     expected = forced(model, stream, target, source, written)
     assert written.shape == (3, 6)
-    torch.testing.assert_close(torch.stack(done.logits, 1), expected.to(done.logits[0].dtype), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        torch.stack(done.logits, 1), expected.to(done.logits[0].dtype), rtol=1e-4, atol=1e-4
+    )
     assert torch.equal(expected.argmax(-1), written)
     # each alone writes the same
     for row in range(3):
-        alone = [{k: v[[row]][:, b["attention_mask"][row].bool()] for k, v in b.items()} for b in (target, source)]
+        alone = [
+            {k: v[[row]][:, b["attention_mask"][row].bool()] for k, v in b.items()}
+            for b in (target, source)
+        ]
         single = generate(model, stream, *alone).sequences[0, alone[0]["input_ids"].shape[1] :]
         assert torch.equal(single, written[row])
     # with a token of the answers as EOS, they stop there
     eos = int(written[0, 2])
-    stopped = generate(model, stream, target, source, eos=eos).sequences[:, target["input_ids"].shape[1] :]
+    stopped = generate(model, stream, target, source, eos=eos).sequences[
+        :, target["input_ids"].shape[1] :
+    ]
     for short, whole in zip(stopped.tolist(), written.tolist(), strict=True):
         end = whole.index(eos) + 1 if eos in whole else len(whole)
         assert short[:end] == whole[:end]
@@ -377,13 +465,24 @@ def test_answer_tokens_fuse_the_last_source_state_or_none(name, answer_source):
 def test_i7_beams_score_what_the_full_forward_says(decoder, name):
     model, stream = fused(lambda: random_backbone(decoder), name)
     target, source = batches(decoder)
-    done = generate(model, stream, target, source, num_beams=3, num_return_sequences=2, length_penalty=0.0, output_scores=True)
+    done = generate(
+        model,
+        stream,
+        target,
+        source,
+        num_beams=3,
+        num_return_sequences=2,
+        length_penalty=0.0,
+        output_scores=True,
+    )
     width = target["input_ids"].shape[1]
     double_target, double_source = (rows(b, 0, 0, 1, 1, 2, 2) for b in (target, source))
     written = done.sequences[:, width:]
     logp = forced(model, stream, double_target, double_source, written).log_softmax(-1)
     logp = logp.gather(-1, written[..., None]).squeeze(-1)
-    torch.testing.assert_close(logp.sum(1).float(), done.sequences_scores.float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        logp.sum(1).float(), done.sequences_scores.float(), rtol=1e-4, atol=1e-4
+    )
     greedy = generate(model, stream, target, source).sequences
     assert greedy.shape[0] == 3
 
@@ -398,13 +497,18 @@ def test_candidates_are_scored_as_one_at_a_time(family):
     kind = (family, "prompt")
     model, stream = fused(lambda: random_backbone(kind))
     texts = {"short": [7, 3], "long": [8, 9, 10, 3], "other": [8, 11, 3]}
-    module = GenerationModule(model, Tokenizer(), texts.__getitem__, Decoding(tuple(texts)), source=stream)
+    module = GenerationModule(
+        model, Tokenizer(), texts.__getitem__, Decoding(tuple(texts)), source=stream
+    )
     target, source = batches(kind)
     batch = {"target": target, "source": source, "index": torch.arange(3)}
     chosen = module.choose(batch)
     found, _ = module(batch, {name: x.repeat(3, 1) for name, x in module.candidates.items()})
     for row in range(3):
-        alone = [{k: v[[row]][:, b["attention_mask"][row].bool()] for k, v in b.items()} for b in (target, source)]
+        alone = [
+            {k: v[[row]][:, b["attention_mask"][row].bool()] for k, v in b.items()}
+            for b in (target, source)
+        ]
         scores = []
         for ids in texts.values():
             written = torch.tensor([ids])
@@ -414,7 +518,9 @@ def test_candidates_are_scored_as_one_at_a_time(family):
             else:
                 logits = forced(model, stream, *alone, written)
             scores.append(logits.log_softmax(-1).gather(-1, written[..., None]).sum().item())
-        torch.testing.assert_close(found.sum(1)[3 * row : 3 * row + 3].float(), torch.tensor(scores), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            found.sum(1)[3 * row : 3 * row + 3].float(), torch.tensor(scores), rtol=1e-4, atol=1e-4
+        )
         assert list(texts)[max(range(3), key=scores.__getitem__)] == chosen[row]
 
 
@@ -424,16 +530,27 @@ def test_an_encoder_decoder_generates_what_its_full_forward_says():
     target, source = batches(kind)
     for beams in (1, 3):
         done = generate(
-            model, stream, target, source, num_beams=beams, decoder_start_token_id=1, length_penalty=0.0, output_scores=True
+            model,
+            stream,
+            target,
+            source,
+            num_beams=beams,
+            decoder_start_token_id=1,
+            length_penalty=0.0,
+            output_scores=True,
         )
         stream.read(source)
         logits = model(**target, decoder_input_ids=done.sequences[:, :-1]).logits
         if beams == 1:
-            torch.testing.assert_close(torch.stack(done.logits, 1), logits.to(done.logits[0].dtype), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                torch.stack(done.logits, 1), logits.to(done.logits[0].dtype), rtol=1e-4, atol=1e-4
+            )
         else:
             written = done.sequences[:, 1:]
             logp = logits.log_softmax(-1).gather(-1, written[..., None]).squeeze(-1)
-            torch.testing.assert_close(logp.sum(1).float(), done.sequences_scores.float(), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                logp.sum(1).float(), done.sequences_scores.float(), rtol=1e-4, atol=1e-4
+            )
 
 
 # --- I8, I10, structure ----------------------------------------------------------------------------------------------
@@ -459,14 +576,23 @@ def test_i8_gradient_checkpointing_changes_no_gradient(make_model, target, sourc
         torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-10, atol=1e-12)
 
 
-def test_i13_the_same_seed_trains_the_same_adapter_and_another_seed_another_one(make_model, kind, target, source):
+def test_i13_the_same_seed_trains_the_same_adapter_and_another_seed_another_one(
+    make_model, kind, target, source
+):
     def train(seed):
         torch.manual_seed(seed)
-        model = adapter.add_adapter(make_model(seed=0), r=4, alpha=ALPHA, dropout=0.1, fusion="gated").to(dtype_of(kind)).train()
+        model = (
+            adapter.add_adapter(make_model(seed=0), r=4, alpha=ALPHA, dropout=0.1, fusion="gated")
+            .to(dtype_of(kind))
+            .train()
+        )
         torch.manual_seed(seed)  # of A and the head, then of dropout
         for parameter in (p for p in model.parameters() if p.requires_grad):
             torch.nn.init.normal_(parameter, std=0.1)
-        optimizer, stream = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]), BackboneSource(model)
+        optimizer, stream = (
+            torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]),
+            BackboneSource(model),
+        )
         for _ in range(2):
             said(model, stream, target, source).tanh().sum().backward()
             optimizer.step()
@@ -512,14 +638,20 @@ for number, (family, form) in enumerate(BUILDERS):
 torch.save(made, pathlib.Path(sys.argv[1], "made.pt"))
 """
     here = str(__import__("pathlib").Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path), here], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), here], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     made = torch.load(tmp_path / "made.pt", weights_only=True)
     for number, expected in kept.items():
-        torch.testing.assert_close(made[number], expected.detach(), **tolerance(list(BUILDERS)[int(number)]))
+        torch.testing.assert_close(
+            made[number], expected.detach(), **tolerance(list(BUILDERS)[int(number)])
+        )
 
 
-def test_merging_a_fusion_adapter_is_refused_and_plain_lora_merges_exactly(make_model, kind, target):
+def test_merging_a_fusion_adapter_is_refused_and_plain_lora_merges_exactly(
+    make_model, kind, target
+):
     model, _ = fused(make_model)
     with pytest.raises(ValueError, match="cannot be merged"):
         model.merge_and_unload()
@@ -528,7 +660,9 @@ def test_merging_a_fusion_adapter_is_refused_and_plain_lora_merges_exactly(make_
     plain = adapter.add_adapter(make_model(), r=4, alpha=ALPHA).to(dtype_of(kind)).eval()
     randomise(plain, "modules_to_save")
     expected = outputs(plain, target)
-    torch.testing.assert_close(outputs(plain.merge_and_unload(), target), expected, **tolerance(kind))
+    torch.testing.assert_close(
+        outputs(plain.merge_and_unload(), target), expected, **tolerance(kind)
+    )
 
 
 def test_a_frozen_english_adapter_equals_the_merged_one(make_model, kind, target, source, tmp_path):
@@ -539,16 +673,29 @@ def test_a_frozen_english_adapter_equals_the_merged_one(make_model, kind, target
     randomise(english, "modules_to_save")
     english.save_pretrained(tmp_path / "english")
     merged = make_model()
-    merged = replace(merged, model=adapter.load_adapter(merged, str(tmp_path / "english")).to(dtype_of(kind)).merge_and_unload())
+    merged = replace(
+        merged,
+        model=adapter.load_adapter(merged, str(tmp_path / "english"))
+        .to(dtype_of(kind))
+        .merge_and_unload(),
+    )
     models = [merged, adapter.add_frozen(make_model(), str(tmp_path / "english"))]
     found = []
     for backbone in models:
         torch.manual_seed(3)
-        model = adapter.add_adapter(backbone, r=4, alpha=ALPHA, fusion="gated").to(dtype_of(kind)).eval()
+        model = (
+            adapter.add_adapter(backbone, r=4, alpha=ALPHA, fusion="gated")
+            .to(dtype_of(kind))
+            .eval()
+        )
         trained = {k for k, p in model.named_parameters() if p.requires_grad}
         assert trained
         assert not any(".english." in key for key in trained)
-        weights = {k: v for k, v in model.state_dict().items() if ".default." in k or k.endswith(".default")}
+        weights = {
+            k: v
+            for k, v in model.state_dict().items()
+            if ".default." in k or k.endswith(".default")
+        }
         torch.manual_seed(4)
         for key in sorted(weights):
             if "lora" in key or "fusion" in key:
@@ -558,7 +705,9 @@ def test_a_frozen_english_adapter_equals_the_merged_one(make_model, kind, target
     model.save_pretrained(tmp_path / "flare", selected_adapters=["default"])
     english_again = adapter.add_frozen(make_model(), str(tmp_path / "english"))
     again = adapter.load_adapter(english_again, str(tmp_path / "flare")).to(dtype_of(kind)).eval()
-    torch.testing.assert_close(said(again, BackboneSource(again), target, source), found[0], **tolerance(kind))
+    torch.testing.assert_close(
+        said(again, BackboneSource(again), target, source), found[0], **tolerance(kind)
+    )
 
 
 def test_a_fusion_adds_its_own_parameters_to_every_fused_projection_and_nothing_else(make_model):
@@ -566,7 +715,9 @@ def test_a_fusion_adds_its_own_parameters_to_every_fused_projection_and_nothing_
     for name in FUSIONS:
         model = fused(make_model, name)[0]
         own = sum(p.numel() for p in fusion.build(name, 4).parameters())
-        assert parameter_counts(model)["trainable"] - lora["trainable"] == own * sum(map(len, fused_blocks(model).values()))
+        assert parameter_counts(model)["trainable"] - lora["trainable"] == own * sum(
+            map(len, fused_blocks(model).values())
+        )
 
 
 def test_all_linear_adapts_every_linear_layer_of_the_blocks_and_fuses_the_same(make_model, source):
@@ -577,13 +728,17 @@ def test_all_linear_adapts_every_linear_layer_of_the_blocks_and_fuses_the_same(m
         if isinstance(m, torch.nn.Linear) and ("layers." in n or "layer." in n or "block." in n)
     ]
     assert {n.removesuffix(".base_layer") for n in inside if n.endswith(".base_layer")} == {
-        n.removesuffix(".base_layer") for n in inside if "lora_" not in n and "flare_fusion" not in n
+        n.removesuffix(".base_layer")
+        for n in inside
+        if "lora_" not in n and "flare_fusion" not in n
     }
     assert fused_blocks(model).keys() == fused_blocks(fused(make_model, "add")[0]).keys()
     read, final = english_pass(model, source)
     stream.read(source)  # plain LoRA layers stand aside in the source pass as well
     for stack, index in fused_blocks(model):
-        assert torch.equal(stream.states.of((stack, index))[0], read.get((stack, index + 1), final[stack]))
+        assert torch.equal(
+            stream.states.of((stack, index))[0], read.get((stack, index + 1), final[stack])
+        )
 
 
 def test_fusion_is_a_variant_in_pefts_registry():
@@ -591,11 +746,15 @@ def test_fusion_is_a_variant_in_pefts_registry():
     model, stream = fused(lambda: random_backbone(("llama", "prompt")), targets="all_linear")
     layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
     config = model.peft_config["default"]
-    assert all(isinstance(layer.lora_variants["fusion",](), peft_method.FlareVariant) for layer in layers)
+    assert all(
+        isinstance(layer.lora_variants["fusion",](), peft_method.FlareVariant) for layer in layers
+    )
     assert all(layer.lora_variant["default"].states is stream.states for layer in layers)
     assert layers[0].resolve_lora_variant(config=FlareConfig(fusion=None)) is None
     with pytest.raises(ValueError, match="unsupported variant combination"):
-        get_peft_model(nn.Sequential(nn.Conv1d(1, 1, 1)), FlareConfig(target_modules=["0"], fusion="add"))
+        get_peft_model(
+            nn.Sequential(nn.Conv1d(1, 1, 1)), FlareConfig(target_modules=["0"], fusion="add")
+        )
     assert config.fusion == "add_relu"
 
 
@@ -621,6 +780,8 @@ def test_align():
     answer, answer_mask = align(states, mask, torch.arange(4), "left", prompt=2)
     assert answer.tolist() == [[[2, 3], [4, 5], [4, 5], [4, 5]]]
     assert answer_mask.all()
-    assert align(states, mask, torch.arange(4), "left", 2, "none")[1].tolist() == [[True, True, False, False]]
+    assert align(states, mask, torch.arange(4), "left", 2, "none")[1].tolist() == [
+        [True, True, False, False]
+    ]
     # a later piece of a cached generation
     assert align(states, mask, torch.arange(3, 4), "left", prompt=2)[0].tolist() == [[[4, 5]]]

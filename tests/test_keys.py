@@ -30,13 +30,44 @@ ARCHITECTURES = {"tiny": "xlm-roberta", "decoder": "llama", "seq2seq": "mt5"}
 # Kinds of runs that have all options between them; {} is the folder of what they read.
 RUNS = {
     "label": ["source.cache=memory", "source.dtype=bfloat16"],
-    "span": ["task=toy_qa", "task.window=48", "task.doc_stride=8", "fusion=cross_attn", "mt=toy_nllb"],
-    "prompt": ["model=custom", "model.path={}/decoder", "model.quantize=nf4", "task=toy_nli", "decode=generate", "method=lora"],
-    "latent": ["model=custom", "model.path=org/model", f"model.revision={COMMIT}", "method=flare_mt", "fusion=gated",
-               "mt=custom", "mt.path=org/mt", f"mt.revision={COMMIT}", "mt.backend=ctranslate2"],
-    "data": ["model=custom", "model.path={}/seq2seq", "task=nusax", "task.data_dir={}/data", "mt=file", "mt.path={}/none",
-             "mt.fallback=gold", "trainer=ddp_cpu", "task.form=generative"],
-}  # fmt: skip
+    "span": [
+        "task=toy_qa",
+        "task.window=48",
+        "task.doc_stride=8",
+        "fusion=cross_attn",
+        "mt=toy_nllb",
+    ],
+    "prompt": [
+        "model=custom",
+        "model.path={}/decoder",
+        "model.quantize=nf4",
+        "task=toy_nli",
+        "decode=generate",
+        "method=lora",
+    ],
+    "latent": [
+        "model=custom",
+        "model.path=org/model",
+        f"model.revision={COMMIT}",
+        "method=flare_mt",
+        "fusion=gated",
+        "mt=custom",
+        "mt.path=org/mt",
+        f"mt.revision={COMMIT}",
+        "mt.backend=ctranslate2",
+    ],
+    "data": [
+        "model=custom",
+        "model.path={}/seq2seq",
+        "task=nusax",
+        "task.data_dir={}/data",
+        "mt=file",
+        "mt.path={}/none",
+        "mt.fallback=gold",
+        "trainer=ddp_cpu",
+        "task.form=generative",
+    ],
+}
 # Another value of options whose type does not tell one; a list: overrides, where a name alone means nothing.
 ANOTHER = {
     "task.name": ["task=toy_nli"],
@@ -71,19 +102,35 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("keys")
     for name, architecture in ARCHITECTURES.items():
         tiny_checkpoint(place / name, architecture)
-    train_mt(place / "nllb", world_seed=0, pairs=300, steps=1, batch_size=4, lr=1e-3, vocab_size=400, hidden_size=16, layers=1,
-             heads=2)  # fmt: skip
+    train_mt(
+        place / "nllb",
+        world_seed=0,
+        pairs=300,
+        steps=1,
+        batch_size=4,
+        lr=1e-3,
+        vocab_size=400,
+        hidden_size=16,
+        layers=1,
+        heads=2,
+    )
     for commit in (COMMIT, OTHER):
         put(place / "hub", "org/model", place / "tiny", commit)
         put(place / "hub", "org/mt", place / "nllb", commit)
     for data, word in (("data", "good"), ("other_data", "fine")):
         for lang in ("eng", "ace", "ban"):
             for split in ("train", "validation", "test"):
-                rows = [{"id": str(i), "text": f"{lang} {split} {word} {i}", "label": i % 3} for i in range(12)]
+                rows = [
+                    {"id": str(i), "text": f"{lang} {split} {word} {i}", "label": i % 3}
+                    for i in range(12)
+                ]
                 write(place / data / lang / f"{split}.parquet", rows)
     for own, other in (("eng", "ace"), ("ace", "eng")):
         for split in ("train", "validation", "test"):
-            rows = [{"text": f"{own} {split} good {i}", "text_translated": f"{other} {i}"} for i in range(12)]
+            rows = [
+                {"text": f"{own} {split} good {i}", "text_translated": f"{other} {i}"}
+                for i in range(12)
+            ]
             write(place / "files" / f"mt_{own}-{other}" / f"{split}.parquet", rows)
     (place / "none").mkdir()
     return place
@@ -99,13 +146,19 @@ def digests(place):
     """(configuration) -> name and digest of every artifact of that run, which is only looked at."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "hub"))
-        for module, names in ((backbones, ("family_of", "longest_input", "load_tokenizer")), (nllb, ("check", "load_encoder")),
-                              (preview, ("load_task", "weights_here")), (checkpoints, ("existing_checkpoint",))):  # fmt: skip
+        for module, names in (
+            (backbones, ("family_of", "longest_input", "load_tokenizer")),
+            (nllb, ("check", "load_encoder")),
+            (preview, ("load_task", "weights_here")),
+            (checkpoints, ("existing_checkpoint",)),
+        ):
             for name in names:
                 patch.setattr(module, name, cached(getattr(module, name)))
         make_task = preview.load_task  # already cached
         patch.setattr(preview, "load_task", lambda cfg: reading_once(make_task(cfg)))
-        patch.setattr(preview, "first_step", lambda folder, build, options: stand_in(place, options))
+        patch.setattr(
+            preview, "first_step", lambda folder, build, options: stand_in(place, options)
+        )
 
         def digests(cfg):
             cfg = pipeline.pinned(pipeline.placed(cfg, cfg.trainer.accelerator == "gpu"))
@@ -114,7 +167,10 @@ def digests(place):
             if stages.mt.missing:
                 made["mt"] = stages.mt.missing
             # a translation that is not there goes by its digest
-            return {name if name != a.digest else f"translation {i}": a.digest for i, (name, a) in enumerate(made.items())}
+            return {
+                name if name != a.digest else f"translation {i}": a.digest
+                for i, (name, a) in enumerate(made.items())
+            }
 
         yield digests
 
@@ -149,7 +205,9 @@ def stand_in(place: Path, options: dict) -> Path:
 def composed(overrides, place) -> schema.Config:
     given = [o.replace("{}", str(place)) for o in overrides]
     return OmegaConf.to_object(
-        composition._compose([*given, "task.limit=6", f"cache_dir={place}/cache", f"output_dir={place}/out"])
+        composition._compose(
+            [*given, "task.limit=6", f"cache_dir={place}/cache", f"output_dir={place}/out"]
+        )
     )
 
 
@@ -190,7 +248,11 @@ def perturbed(cfg, key, rules, place):
             return None
     before = getattr(owners[-1], name)
     value = other.replace("{}", str(place)) if isinstance(other, str) else other
-    value = another(key, before, typing.get_type_hints(type(owners[-1]))[name], rules) if value is None else value
+    value = (
+        another(key, before, typing.get_type_hints(type(owners[-1]))[name], rules)
+        if value is None
+        else value
+    )
     if value == before:
         return None
     for owner, part in zip(reversed(owners), reversed([*parents, name]), strict=True):
@@ -242,9 +304,13 @@ def test_every_option_is_in_a_key_or_says_why_it_changes_nothing(digests, base, 
             tried.append(name)
             changed += [f"{what} ({name})" for what in differing(before[name], after)]
         if key in unchanged and changed:
-            problems.append(f"{key} says no_effect={unchanged[key]!r}, and it changes the keys of {', '.join(changed)}")
+            problems.append(
+                f"{key} says no_effect={unchanged[key]!r}, and it changes the keys of {', '.join(changed)}"
+            )
         elif key not in unchanged and not changed:
-            problems.append(HINT.format(key=key) if tried else f"{key}: no run of RUNS has another value of it")
+            problems.append(
+                HINT.format(key=key) if tried else f"{key}: no run of RUNS has another value of it"
+            )
         elif not tried and options[key].metadata.get("choices", (0, 0))[1:]:
             problems.append(f"{key}: no run of RUNS has another value of it")
     assert not problems, "\n".join(problems)
@@ -253,7 +319,9 @@ def test_every_option_is_in_a_key_or_says_why_it_changes_nothing(digests, base, 
 def test_keys_hold_nothing_of_the_machine(digests, base, place, monkeypatch):
     keys = []
     identified = preview.Looking._identified
-    monkeypatch.setattr(preview.Looking, "_identified", lambda *args: keys.append(args[2]) or identified(*args))
+    monkeypatch.setattr(
+        preview.Looking, "_identified", lambda *args: keys.append(args[2]) or identified(*args)
+    )
     for cfg in base.values():
         digests(cfg)
     words = (str(place), str(Path.home()), platform.node(), sys.version.split()[0])
@@ -266,26 +334,45 @@ TESTED = {"english_test", "zero_shot", "test"}
 LEARNED = {"finetune", "transfer", *TESTED}
 
 
-@pytest.mark.parametrize(("run", "key", "value", "expected"), [
-    ("prompt", "decode.beams", 2, LEARNED),  # validation generates too
-    ("prompt", "task.max_answer_length", 5, set()),  # it has no head
-    ("span", "task.max_answer_length", 5, LEARNED),
-    ("span", "decode.beams", 2, set()),
-    ("label", "task.test_split", "test[1:]", TESTED | {"translation of toy_sentiment/far/test into en"}),
-    ("label", "fusion.source_layer", "same", {"transfer", "test"}),
-])  # fmt: skip
-def test_an_option_is_in_the_keys_of_what_it_changes(digests, base, before, run, key, value, expected):
+@pytest.mark.parametrize(
+    ("run", "key", "value", "expected"),
+    [
+        ("prompt", "decode.beams", 2, LEARNED),  # validation generates too
+        ("prompt", "task.max_answer_length", 5, set()),  # it has no head
+        ("span", "task.max_answer_length", 5, LEARNED),
+        ("span", "decode.beams", 2, set()),
+        (
+            "label",
+            "task.test_split",
+            "test[1:]",
+            TESTED | {"translation of toy_sentiment/far/test into en"},
+        ),
+        ("label", "fusion.source_layer", "same", {"transfer", "test"}),
+    ],
+)
+def test_an_option_is_in_the_keys_of_what_it_changes(
+    digests, base, before, run, key, value, expected
+):
     section, _, name = key.partition(".")
-    cfg = dataclasses.replace(base[run], **{section: dataclasses.replace(getattr(base[run], section), **{name: value})})
+    cfg = dataclasses.replace(
+        base[run], **{section: dataclasses.replace(getattr(base[run], section), **{name: value})}
+    )
     assert differing(before[run], digests(cfg)) == expected
 
 
-@pytest.mark.parametrize(("run", "attribute", "value", "expected"), [
-    ("prompt", "prompt", "{premise}\n{hypothesis}\n", LEARNED), ("label", "prompt", "{text}\n", set()),
-    ("label", "metric", "accuracy", LEARNED), ("label", "labels", ("bad", "fair", "good"), LEARNED),
-    ("span", "fields", ("context", "query"), LEARNED),
-])  # fmt: skip
-def test_so_are_attributes_of_a_task(digests, base, before, monkeypatch, run, attribute, value, expected):
+@pytest.mark.parametrize(
+    ("run", "attribute", "value", "expected"),
+    [
+        ("prompt", "prompt", "{premise}\n{hypothesis}\n", LEARNED),
+        ("label", "prompt", "{text}\n", set()),
+        ("label", "metric", "accuracy", LEARNED),
+        ("label", "labels", ("bad", "fair", "good"), LEARNED),
+        ("span", "fields", ("context", "query"), LEARNED),
+    ],
+)
+def test_so_are_attributes_of_a_task(
+    digests, base, before, monkeypatch, run, attribute, value, expected
+):
     monkeypatch.setattr(TASKS[base[run].task.name], attribute, value)
     assert differing(before[run], digests(base[run])) == expected
 
@@ -296,27 +383,55 @@ def append(monkeypatch):
     original = code.source_of
 
     def append(module, line):
-        monkeypatch.setattr(code, "source_of", lambda name: original(name) + (line if name == f"flare_exp.{module}" else ""))
+        monkeypatch.setattr(
+            code,
+            "source_of",
+            lambda name: original(name) + (line if name == f"flare_exp.{module}" else ""),
+        )
 
     return append
 
 
-HUMAN = {f"translation of toy_sentiment/{of}" for of in ("en/train into far", "en/validation into far", "far/test into en")}
-MACHINE = {*(f"translation {i}" for i in range(4, 7)), "transfer", "test"}  # what is to be translated is not known yet
+HUMAN = {
+    f"translation of toy_sentiment/{of}"
+    for of in ("en/train into far", "en/validation into far", "far/test into en")
+}
+MACHINE = {
+    *(f"translation {i}" for i in range(4, 7)),
+    "transfer",
+    "test",
+}  # what is to be translated is not known yet
 
 
-@pytest.mark.parametrize(("run", "module", "expected"), [
-    ("label", "flare.fusion", {"transfer", "test"}), ("label", "flare.source_encoders", {"transfer", "test"}),
-    ("label", "flare.adapter", LEARNED), ("label", "flare.peft_method", LEARNED), ("label", "data.dataset", LEARNED),
-    ("label", "data.classification", LEARNED), ("label", "tasks.metrics", LEARNED), ("label", "tasks.toy", LEARNED),
-    ("label", "tasks.xnli", set()), ("label", "models.backbones", set()),  # a row of another family
-    ("label", "translation.noise", HUMAN), ("label", "translation.engines", set()),
-    ("label", "toy.world", {"backbone", *LEARNED}), ("label", "toy.grammar", {"backbone", *LEARNED}),
-    ("span", "translation.engines", MACHINE), ("span", "translation.segmentation", MACHINE),
-    ("span", "translation.projection", MACHINE), ("span", "toy.translation_model", {"mt", *MACHINE}),
-    ("span", "translation.noise", set()), ("latent", "toy.translation_model", set()), ("prompt", "flare.fusion", set()),
-])  # fmt: skip
-def test_changed_code_is_in_the_keys_of_what_it_changes(digests, base, before, append, run, module, expected):
+@pytest.mark.parametrize(
+    ("run", "module", "expected"),
+    [
+        ("label", "flare.fusion", {"transfer", "test"}),
+        ("label", "flare.source_encoders", {"transfer", "test"}),
+        ("label", "flare.adapter", LEARNED),
+        ("label", "flare.peft_method", LEARNED),
+        ("label", "data.dataset", LEARNED),
+        ("label", "data.classification", LEARNED),
+        ("label", "tasks.metrics", LEARNED),
+        ("label", "tasks.toy", LEARNED),
+        ("label", "tasks.xnli", set()),
+        ("label", "models.backbones", set()),  # a row of another family
+        ("label", "translation.noise", HUMAN),
+        ("label", "translation.engines", set()),
+        ("label", "toy.world", {"backbone", *LEARNED}),
+        ("label", "toy.grammar", {"backbone", *LEARNED}),
+        ("span", "translation.engines", MACHINE),
+        ("span", "translation.segmentation", MACHINE),
+        ("span", "translation.projection", MACHINE),
+        ("span", "toy.translation_model", {"mt", *MACHINE}),
+        ("span", "translation.noise", set()),
+        ("latent", "toy.translation_model", set()),
+        ("prompt", "flare.fusion", set()),
+    ],
+)
+def test_changed_code_is_in_the_keys_of_what_it_changes(
+    digests, base, before, append, run, module, expected
+):
     append(module, "\n# a comment\n\n\n")
     assert differing(before[run], digests(base[run])) == set()
     append(module, "\nCHANGED = 1\n")
@@ -325,7 +440,11 @@ def test_changed_code_is_in_the_keys_of_what_it_changes(digests, base, before, a
 
 def test_so_is_the_row_of_the_family(digests, base, before, monkeypatch):
     row = backbones.FAMILIES["xlm-roberta"]
-    monkeypatch.setattr(backbones, "family_of", lambda *_: dataclasses.replace(row, query=row.value, value=row.query))
+    monkeypatch.setattr(
+        backbones,
+        "family_of",
+        lambda *_: dataclasses.replace(row, query=row.value, value=row.query),
+    )
     assert differing(before["label"], digests(base["label"])) == LEARNED
 
 
@@ -350,13 +469,23 @@ def test_the_hash_is_the_same_in_every_version_of_python(monkeypatch):
     assert hash_of(SOURCE, monkeypatch) == "387cf09f87d2e41e"
 
 
-@pytest.mark.parametrize(("old", "new", "same"), [
-    ('"""A module."""', "# A module\n", True), ("A docstring.", "Another.", True), ("import math", "import math  # pi", True),
-    ("radius ** 2", "(radius**2)", True),
-    ("*, unit=None, **more", "*,\n    unit=None,\n    **more,\n", True), ("more['digits']", "more [ 'digits' ]", True),
-    ("unit=None", "unit=0", False), ("radius **", "radius *", False), ('else ""', 'else " "', False), ("pi", "tau", False),
-    (":.{", ":{", False), ("!r", "", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ('"""A module."""', "# A module\n", True),
+        ("A docstring.", "Another.", True),
+        ("import math", "import math  # pi", True),
+        ("radius ** 2", "(radius**2)", True),
+        ("*, unit=None, **more", "*,\n    unit=None,\n    **more,\n", True),
+        ("more['digits']", "more [ 'digits' ]", True),
+        ("unit=None", "unit=0", False),
+        ("radius **", "radius *", False),
+        ('else ""', 'else " "', False),
+        ("pi", "tau", False),
+        (":.{", ":{", False),
+        ("!r", "", False),
+    ],
+)
 def test_the_hash_is_of_what_the_code_does(monkeypatch, old, new, same):
     assert old in SOURCE
     assert (hash_of(SOURCE.replace(old, new), monkeypatch) == hash_of(SOURCE, monkeypatch)) == same

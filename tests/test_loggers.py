@@ -22,7 +22,13 @@ class FakeRun:
     """A W&B run that remembers what it is told."""
 
     def __init__(self, resumed=False, **summary):
-        self.resumed, self.summary, self.history, self.offline, self.id = resumed, summary, [], False, "x"
+        self.resumed, self.summary, self.history, self.offline, self.id = (
+            resumed,
+            summary,
+            [],
+            False,
+            "x",
+        )
 
     def log(self, point):
         self.history.append(point)
@@ -53,15 +59,38 @@ def composed(*overrides):
 
 
 def test_what_a_run_is_called_comes_from_the_configuration():
-    options = pipeline.wandb_options(composed("logger=wandb", "task=nusax", "seed=3", "fusion=mul", "model=xlmr_large"))
-    assert options == {"project": "flare_exp", "entity": None, "group": "nusax-ace-xlmr_large", "job_type": "flare", "mode": None,
-                       "name": "flare_mul-nllb_3b3-seed3", "tags": ["nusax", "ace", "xlmr_large", "nllb_3b3"]}  # fmt: skip
-    assert pipeline.wandb_options(composed("logger=wandb", "method=lora"))["name"] == "lora-toy-seed0"
-    own = composed(
-        "logger=wandb", "logger.group=g", "logger.job_type=j", "logger.run_name=n", "logger.tags=[t]", "logger.mode=offline"
+    options = pipeline.wandb_options(
+        composed("logger=wandb", "task=nusax", "seed=3", "fusion=mul", "model=xlmr_large")
     )
-    assert pipeline.wandb_options(own) == {"project": "flare_exp", "entity": None, "group": "g", "job_type": "j", "name": "n",
-                                           "tags": ["t"], "mode": "offline"}  # fmt: skip
+    assert options == {
+        "project": "flare_exp",
+        "entity": None,
+        "group": "nusax-ace-xlmr_large",
+        "job_type": "flare",
+        "mode": None,
+        "name": "flare_mul-nllb_3b3-seed3",
+        "tags": ["nusax", "ace", "xlmr_large", "nllb_3b3"],
+    }
+    assert (
+        pipeline.wandb_options(composed("logger=wandb", "method=lora"))["name"] == "lora-toy-seed0"
+    )
+    own = composed(
+        "logger=wandb",
+        "logger.group=g",
+        "logger.job_type=j",
+        "logger.run_name=n",
+        "logger.tags=[t]",
+        "logger.mode=offline",
+    )
+    assert pipeline.wandb_options(own) == {
+        "project": "flare_exp",
+        "entity": None,
+        "group": "g",
+        "job_type": "j",
+        "name": "n",
+        "tags": ["t"],
+        "mode": "offline",
+    }
     assert pipeline.wandb_options(composed("offline=true", "logger=wandb"))["mode"] == "offline"
     assert pipeline.wandb_options(composed()) is None
 
@@ -69,11 +98,15 @@ def test_what_a_run_is_called_comes_from_the_configuration():
 def test_the_project_may_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "theirs")
     assert pipeline.wandb_options(composed("logger=wandb"))["project"] == "theirs"
-    assert pipeline.wandb_options(composed("logger=wandb", "logger.project=mine"))["project"] == "mine"
+    assert (
+        pipeline.wandb_options(composed("logger=wandb", "logger.project=mine"))["project"] == "mine"
+    )
 
 
 def test_online_without_network_is_refused():
-    _, problems = validation.check(["offline=true", "logger=wandb", "logger.mode=online"], multirun=False)
+    _, problems = validation.check(
+        ["offline=true", "logger=wandb", "logger.mode=online"], multirun=False
+    )
     assert problems == ["logger.mode=online with offline=true: choose one"]
 
 
@@ -108,9 +141,16 @@ def test_a_stage_that_starts_anew_draws_no_point_twice(started, tmp_path):
             curves.log_metrics({"train/loss": 0.5}, step)
         tracker.loggers("finetune", tmp_path)[1].log_metrics({"train/loss": 0.5}, 3)
     # at the last step known there may be more to say
-    assert [(name, point[name]) for point in started.run.history for name in point if name.endswith("/step")] == [
-        ("transfer/step", 5), ("transfer/step", 7), ("finetune/step", 3),
-    ]  # fmt: skip
+    assert [
+        (name, point[name])
+        for point in started.run.history
+        for name in point
+        if name.endswith("/step")
+    ] == [
+        ("transfer/step", 5),
+        ("transfer/step", 7),
+        ("finetune/step", 3),
+    ]
     assert started.run.history[0]["transfer/train/loss"] == 0.5
 
 
@@ -132,7 +172,9 @@ def test_a_failure_of_wandb_to_start_is_told_and_the_run_goes_on(tmp_path, caplo
         (curves,) = tracker.loggers("transfer", tmp_path)
         curves.log_metrics({"train/loss": 1.0}, 0)
         tracker.summary({"test/accuracy": 1.0})
-    assert [r.getMessage() for r in caplog.records] == ["W&B failed and is off for the rest of this run: no network"]
+    assert [r.getMessage() for r in caplog.records] == [
+        "W&B failed and is off for the rest of this run: no network"
+    ]
 
 
 def test_a_failure_of_wandb_is_told_once_and_no_more_is_said(started, tmp_path, caplog):
@@ -144,7 +186,9 @@ def test_a_failure_of_wandb_is_told_once_and_no_more_is_said(started, tmp_path, 
         tracker.point("transfer", {"train/loss": 1.0}, 0)
         tracker.point("transfer", {"train/loss": 1.0}, 1)
         tracker.summary({"test/accuracy": 1.0})
-    assert [r.getMessage() for r in caplog.records] == ["W&B failed and is off for the rest of this run: no network"]
+    assert [r.getMessage() for r in caplog.records] == [
+        "W&B failed and is off for the rest of this run: no network"
+    ]
     assert not started.run.summary
 
 
@@ -166,31 +210,58 @@ def merged(found, kind):
 @pytest.mark.xdist_group("pipeline")
 def test_an_offline_run_holds_name_configuration_curves_and_results(cache_dir, tmp_path):
     out = tmp_path / "out"
-    done = launch(cache_dir, out, "logger=wandb", "logger.mode=offline", "seed=3", WANDB_MODE="online")
+    done = launch(
+        cache_dir, out, "logger=wandb", "logger.mode=offline", "seed=3", WANDB_MODE="online"
+    )
     assert done.returncode == 0, done.stderr
     (log,) = out.glob("wandb/offline-run-*/run-*.wandb")
     assert f"wandb sync {log.parent}" in (out / "flare_exp.log").read_text()
     found = records(log)
     (run,) = (content for name, content in found if name == "run")
-    assert (run["run_id"], run["display_name"], run["run_group"], run["job_type"], run["project"]) == (
-        (out / "wandb_id").read_text(), "flare_add_relu-toy-seed3", "toy_sentiment-far-tiny", "flare", "flare_exp",
-    )  # fmt: skip
+    assert (
+        run["run_id"],
+        run["display_name"],
+        run["run_group"],
+        run["job_type"],
+        run["project"],
+    ) == (
+        (out / "wandb_id").read_text(),
+        "flare_add_relu-toy-seed3",
+        "toy_sentiment-far-tiny",
+        "flare",
+        "flare_exp",
+    )
     settings = run["config"]["update"]
-    assert (settings["transfer.epochs"], settings["fusion.name"], settings["seed"]) == (2, "add_relu", 3)
+    assert (settings["transfer.epochs"], settings["fusion.name"], settings["seed"]) == (
+        2,
+        "add_relu",
+        3,
+    )
     summary, measured = merged(found, "summary"), result(out)
     for block in ("test", "english", "zero_shot"):
-        assert {k: summary[f"{block}/{k}"] for k in measured[block]} == pytest.approx(measured[block])
+        assert {k: summary[f"{block}/{k}"] for k in measured[block]} == pytest.approx(
+            measured[block]
+        )
     history = [content["item"] for name, content in found if name == "history"]
     for stage in ("finetune", "transfer"):
-        scores = [point[f"{stage}/validation/macro_f1"] for point in history if f"{stage}/validation/macro_f1" in point]
+        scores = [
+            point[f"{stage}/validation/macro_f1"]
+            for point in history
+            if f"{stage}/validation/macro_f1" in point
+        ]
         assert len(scores) == 2, "one per epoch"
-        assert summary[f"{stage}/validation/macro_f1"] == pytest.approx(max(scores), abs=1e-5), "of the weights that were kept"
+        assert summary[f"{stage}/validation/macro_f1"] == pytest.approx(max(scores), abs=1e-5), (
+            "of the weights that were kept"
+        )
         steps = [point[f"{stage}/step"] for point in history if f"{stage}/step" in point]
         assert steps == sorted(steps)
         assert steps[-1] == 3, "counted from 0 in each stage"
     # every sweep's metric is one of these, up to the metric of its task
     logged = {name.replace("macro_f1", "*") for name in summary}
-    assert {yaml.safe_load(f.read_text())["metric"]["name"].rpartition("/")[0] + "/*" for f in sweep_files()} <= logged
+    assert {
+        yaml.safe_load(f.read_text())["metric"]["name"].rpartition("/")[0] + "/*"
+        for f in sweep_files()
+    } <= logged
 
 
 @pytest.mark.slow
@@ -218,8 +289,13 @@ def started_by(agent, folder, cache, values, **env):
     tiny = dict(o.split("=") for o in [*TINY, f"cache_dir={cache}"])
     process = agent.start({**tiny, **values}, run_id="agents01")
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    done = subprocess.run(process.command, cwd=folder, env={**process.env, "WANDB_MODE": "offline", "PATH": path, **env},
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        process.command,
+        cwd=folder,
+        env={**process.env, "WANDB_MODE": "offline", "PATH": path, **env},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return folder / "outputs" / "sweeps" / "agents01"
 
@@ -248,19 +324,39 @@ pipeline.settle, wandb.init = settle, init
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("pipeline")
-def test_what_an_agent_starts_is_its_run_with_its_values_in_every_process(cache_dir, tmp_path, monkeypatch):
+def test_what_an_agent_starts_is_its_run_with_its_values_in_every_process(
+    cache_dir, tmp_path, monkeypatch
+):
     """One of the processes talks to W&B."""
     (sweep,) = (yaml.safe_load(f.read_text()) for f in sweep_files() if f.stem == "toy")
     (tmp_path / "sitecustomize.py").write_text(WITNESS)
     (witness := tmp_path / "witness").mkdir()
     path = os.pathsep.join(p for p in (str(tmp_path), os.environ.get("PYTHONPATH")) if p)
-    values = {"trainer": "ddp_cpu", "task.lang": "near", "method": "lora", "transfer.lr": 0.001, "seed": 1}
-    out = started_by(Agent(sweep, tmp_path, monkeypatch), tmp_path, cache_dir, values, PYTHONPATH=path, WITNESS=str(witness))
+    values = {
+        "trainer": "ddp_cpu",
+        "task.lang": "near",
+        "method": "lora",
+        "transfer.lr": 0.001,
+        "seed": 1,
+    }
+    out = started_by(
+        Agent(sweep, tmp_path, monkeypatch),
+        tmp_path,
+        cache_dir,
+        values,
+        PYTHONPATH=path,
+        WITNESS=str(witness),
+    )
     measured = result(out)
     assert (measured["lang"], measured["method"], measured["seed"]) == ("near", "lora", 1)
     leader, follower = (json.loads(f.read_text()) for f in witness.glob("settled-*"))
     assert leader == follower
-    assert (leader["method"]["name"], leader["transfer"]["lr"], leader["seed"], leader["trainer"]["devices"]) == (
+    assert (
+        leader["method"]["name"],
+        leader["transfer"]["lr"],
+        leader["seed"],
+        leader["trainer"]["devices"],
+    ) == (
         "lora",
         0.001,
         1,
@@ -270,7 +366,15 @@ def test_what_an_agent_starts_is_its_run_with_its_values_in_every_process(cache_
     (log,) = out.glob("wandb/offline-run-*/*.wandb")
     assert log.name == "run-agents01.wandb"
     (run,) = (content for name, content in records(log) if name == "run")
-    assert (run["run_id"], run["sweep_id"], run["display_name"]) == ("agents01", "sweep1", "lora-toy-seed1")
+    assert (run["run_id"], run["sweep_id"], run["display_name"]) == (
+        "agents01",
+        "sweep1",
+        "lora-toy-seed1",
+    )
     settings = run["config"]["update"]
-    assert (settings["method"], settings["method.name"], settings["task.lang"]) == ("lora", "lora", "near")
+    assert (settings["method"], settings["method.name"], settings["task.lang"]) == (
+        "lora",
+        "lora",
+        "near",
+    )
     assert settings["mt.noise"] == 0.1, "nothing is lost below the groups that the sweep sets"

@@ -21,7 +21,7 @@ SCRIPTS = {
     "telugu": ("తెలుగుక", "।.,!"),
     "thai": ("กขคงาิ่", "ฯ๏.,"),
     "han": ("北京上海市", "。，、《》（）"),  # noqa: RUF001
-}  # fmt: skip
+}
 ARTICLES = ("a", "an", "the", "The", "AN", "then", "data")
 MARKS = "\u0301\u0308\u0327\u0331"  # combining: some compose with a Latin letter, the last with none of ours
 
@@ -39,12 +39,16 @@ def pair(rng, letters, punctuation):
 
     def decorated(words):
         spaces = [" ", "  ", "\t", "\u00a0", "\u3000"]
-        text = "".join(w + rng.choice(["", rng.choice(punctuation)]) + rng.choice(spaces) for w in words)
+        text = "".join(
+            w + rng.choice(["", rng.choice(punctuation)]) + rng.choice(spaces) for w in words
+        )
         return unicodedata.normalize("NFD", text) if rng.random() < 0.3 else text
 
     gold = [word(rng, letters) for _ in range(rng.randint(0, 5))]
     guess = [w.swapcase() if rng.random() < 0.3 else w for w in gold if rng.random() < 0.8]
-    guess += [word(rng, letters) for _ in range(rng.choice([0, 0, 1, 3]))] + guess[:1] * rng.choice([0, 0, 2])
+    guess += [word(rng, letters) for _ in range(rng.choice([0, 0, 1, 3]))] + guess[:1] * rng.choice(
+        [0, 0, 2]
+    )
     if rng.random() < 0.3:
         rng.shuffle(guess)
     return decorated(guess), decorated(gold)
@@ -57,7 +61,9 @@ def reference_tokens(text):
             if current and current != "a" and current != "an" and current != "the":
                 tokens.append(current)
             current = ""
-        elif not (33 <= ord(c) < 127 and not c.isalnum()) and not unicodedata.category(c).startswith("P"):
+        elif not (33 <= ord(c) < 127 and not c.isalnum()) and not unicodedata.category(
+            c
+        ).startswith("P"):
             current += c
     return tokens
 
@@ -89,7 +95,10 @@ def test_answers_equal_the_reference(script):
         prediction, gold = pair(rng, *SCRIPTS[script])
         exact, f1 = reference(prediction, gold)
         scores = metrics.answers([prediction], [[gold]])
-        assert scores == pytest.approx({"exact_match": exact, "f1": f1}, abs=1e-6), (prediction, gold)
+        assert scores == pytest.approx({"exact_match": exact, "f1": f1}, abs=1e-6), (
+            prediction,
+            gold,
+        )
         seen.add((exact, 0 < f1 < 1))
     assert len(seen) == 3, "right, partly right and wrong answers all occur"
 
@@ -98,13 +107,19 @@ def test_answers_equal_torchmetrics_on_ascii():
     rng, total = random.Random(0), []
     for i in range(200):
         prediction, gold = pair(rng, "abcxyz", ".,!?'-()$%_")
-        prediction, gold = (unicodedata.normalize("NFD", t).encode("ascii", "ignore").decode() for t in (prediction, gold))
+        prediction, gold = (
+            unicodedata.normalize("NFD", t).encode("ascii", "ignore").decode()
+            for t in (prediction, gold)
+        )
         theirs = squad(
             [{"prediction_text": prediction, "id": str(i)}],
             [{"answers": {"answer_start": [0], "text": [gold]}, "id": str(i)}],
         )
         ours = metrics.answers([prediction], [[gold]])
-        assert ours["exact_match"] == pytest.approx(float(theirs["exact_match"]) / 100, abs=1e-6), (prediction, gold)
+        assert ours["exact_match"] == pytest.approx(float(theirs["exact_match"]) / 100, abs=1e-6), (
+            prediction,
+            gold,
+        )
         assert ours["f1"] == pytest.approx(float(theirs["f1"]) / 100, abs=1e-6), (prediction, gold)
         total.append(ours["f1"])
     assert 0.2 < sum(total) / len(total) < 0.9
@@ -130,14 +145,19 @@ def test_equal_answers(prediction, gold):
     assert metrics.answers([prediction], [[gold]]) == {"exact_match": 1.0, "f1": 1.0}
 
 
-@pytest.mark.parametrize(("prediction", "gold"), [("", "x"), ("কি", "ক"), ("a\u0331 b", "b"), ("then", "n"), ("5", "५")])
+@pytest.mark.parametrize(
+    ("prediction", "gold"), [("", "x"), ("কি", "ক"), ("a\u0331 b", "b"), ("then", "n"), ("5", "५")]
+)
 def test_different_answers(prediction, gold):
     """Combining marks are part of a word, not punctuation; nothing is an article but a whole word."""
     assert metrics.answers([prediction], [[gold]])["exact_match"] == 0.0
 
 
 def test_best_gold_counts_and_a_lost_answer_is_wrong():
-    assert metrics.answers(["red car"], [["blue", "the red car"]]) == {"exact_match": 1.0, "f1": 1.0}
+    assert metrics.answers(["red car"], [["blue", "the red car"]]) == {
+        "exact_match": 1.0,
+        "f1": 1.0,
+    }
     assert metrics.answers(["x", "y"], [["x"], []]) == {"exact_match": 0.5, "f1": 0.5}
     assert metrics.answers(["b b c"], [["b c c"]])["f1"] == pytest.approx(2 / 3, abs=1e-6)
     with pytest.raises(ValueError, match="zip"):
@@ -145,8 +165,13 @@ def test_best_gold_counts_and_a_lost_answer_is_wrong():
 
 
 def test_squad_is_torchmetrics_over_all_examples_and_a_lost_answer_is_wrong():
-    predictions, gold = ["red car", "the blue", "", ""], [["blue", "the red car"], ["blue house"], [], ["x"]]
-    assert metrics.squad(predictions, gold) == pytest.approx({"squad_exact_match": 0.25, "squad_f1": (1 + 2 / 3) / 4}, abs=1e-6)
+    predictions, gold = (
+        ["red car", "the blue", "", ""],
+        [["blue", "the red car"], ["blue house"], [], ["x"]],
+    )
+    assert metrics.squad(predictions, gold) == pytest.approx(
+        {"squad_exact_match": 0.25, "squad_f1": (1 + 2 / 3) / 4}, abs=1e-6
+    )
     assert metrics.squad([""], [[]]) == {"squad_exact_match": 0.0, "squad_f1": 0.0}
 
 
@@ -178,16 +203,36 @@ def test_classification_equals_the_reference(seed):
 
 
 def test_nothing_but_unparsable_predictions_score_zero():
-    assert metrics.classification(["?", ""], LABELS[:2], LABELS) == {"accuracy": 0.0, "macro_f1": 0.0}
+    assert metrics.classification(["?", ""], LABELS[:2], LABELS) == {
+        "accuracy": 0.0,
+        "macro_f1": 0.0,
+    }
 
 
 def test_a_task_scores_by_what_it_is():
-    labelled = [Example("xnli/en/test/0", "0", ("p", "h"), 2), Example("xnli/en/test/1", "1", ("p", "h"), 0)]
+    labelled = [
+        Example("xnli/en/test/0", "0", ("p", "h"), 2),
+        Example("xnli/en/test/1", "1", ("p", "h"), 0),
+    ]
     assert XNLI().score(["contradiction", "neutral"], labelled)["accuracy"] == 0.5
-    asked = [Example("tydiqa/sw/test/0", "0", ("c", "q"), answers=(Answer("Mto Nile", 0), Answer("Nile", 4)))]
-    assert TyDiQA().score(["nile."], asked) == {"exact_match": 1.0, "f1": 1.0, "squad_exact_match": 1.0, "squad_f1": 1.0}
+    asked = [
+        Example(
+            "tydiqa/sw/test/0", "0", ("c", "q"), answers=(Answer("Mto Nile", 0), Answer("Nile", 4))
+        )
+    ]
+    assert TyDiQA().score(["nile."], asked) == {
+        "exact_match": 1.0,
+        "f1": 1.0,
+        "squad_exact_match": 1.0,
+        "squad_f1": 1.0,
+    }
     # SQuAD's own script knows ASCII's punctuation alone
     quoted = [Example("tydiqa/ru/test/0", "0", ("c", "q"), answers=(Answer("Москва", 0),))]
-    assert TyDiQA().score(["«Москва»"], quoted) == {"exact_match": 1.0, "f1": 1.0, "squad_exact_match": 0.0, "squad_f1": 0.0}
+    assert TyDiQA().score(["«Москва»"], quoted) == {
+        "exact_match": 1.0,
+        "f1": 1.0,
+        "squad_exact_match": 0.0,
+        "squad_f1": 0.0,
+    }
     assert XNLI.metric in XNLI().score(["neutral"], labelled[:1])
     assert TyDiQA.metric in TyDiQA().score([""], asked)

@@ -41,8 +41,14 @@ def texts(number: int, seed: int = 5, words: int = 9) -> list[str]:
 
 def blank(tokenizer, **options) -> hf.M2M100ForConditionalGeneration:
     stacks = {"layers": 1, "attention_heads": 2, "ffn_dim": 64}
-    size = {f"{stack}_{name}": number for stack in ("encoder", "decoder") for name, number in stacks.items()}
-    config = hf.M2M100Config(vocab_size=len(tokenizer), d_model=32, max_position_embeddings=64, **size, **options)
+    size = {
+        f"{stack}_{name}": number
+        for stack in ("encoder", "decoder")
+        for name, number in stacks.items()
+    }
+    config = hf.M2M100Config(
+        vocab_size=len(tokenizer), d_model=32, max_position_embeddings=64, **size, **options
+    )
     return hf.M2M100ForConditionalGeneration(config)
 
 
@@ -50,9 +56,21 @@ def blank(tokenizer, **options) -> hf.M2M100ForConditionalGeneration:
 @pytest.fixture(scope="session", params=[pytest.param("tiny", marks=pytest.mark.slow)])
 def nllb_folder(tmp_path_factory) -> str:
     """Folder of a checkpoint that copies short texts, after seconds of training."""
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", ".", "。", *LETTERS, *(f"▁{c}" for c in LETTERS)]
+    pieces = [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        "▁",
+        ".",
+        "。",
+        *LETTERS,
+        *(f"▁{c}" for c in LETTERS),
+    ]
     merges = [("▁", c) for c in LETTERS]
-    tokenizer = hf.NllbTokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=merges, extra_special_tokens=CODES)
+    tokenizer = hf.NllbTokenizer(
+        vocab={p: i for i, p in enumerate(pieces)}, merges=merges, extra_special_tokens=CODES
+    )
     rng = random.Random(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -61,7 +79,10 @@ def nllb_folder(tmp_path_factory) -> str:
         model = blank(tokenizer, init_std=0.1, encoder_layerdrop=0.0, decoder_layerdrop=0.0).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
         for _ in range(200):
-            lines = [" ".join(text(rng, rng.randint(1, 3)) for _ in range(rng.randint(1, 2))) for _ in range(24)]
+            lines = [
+                " ".join(text(rng, rng.randint(1, 3)) for _ in range(rng.randint(1, 2)))
+                for _ in range(24)
+            ]
             batch = tokenizer(lines, padding=True, return_tensors="pt")
             labels = batch["input_ids"].clone()
             labels[:, 0] = nllb.language_id(tokenizer, "quy_Latn")
@@ -98,7 +119,9 @@ def test_the_checkpoint_of_these_tests_tells_orders_and_ends_apart(engine):
     assert len({one.text for one in found}) > 50
 
 
-@pytest.mark.parametrize("decoding", [SHORT, Decoding(3, 48), Decoding(1, 48, 2)], ids=["greedy", "beams", "no repeats"])
+@pytest.mark.parametrize(
+    "decoding", [SHORT, Decoding(3, 48), Decoding(1, 48, 2)], ids=["greedy", "beams", "no repeats"]
+)
 def test_a_text_is_translated_the_same_whatever_is_beside_it(nllb_folder, decoding):
     engine = TransformersEngine(nllb_folder, decoding=decoding, batch_tokens=1024)
     these = texts(24)
@@ -113,7 +136,9 @@ def rows_of(engine, monkeypatch) -> list[list[int]]:
     """The token rows that the engine decodes from now on."""
     seen: list[list[int]] = []
     decode = engine._decode
-    monkeypatch.setattr(engine, "_decode", lambda rows, *rest: seen.extend(rows) or decode(rows, *rest))
+    monkeypatch.setattr(
+        engine, "_decode", lambda rows, *rest: seen.extend(rows) or decode(rows, *rest)
+    )
     return seen
 
 
@@ -127,7 +152,9 @@ def test_equal_texts_are_translated_once(engine, monkeypatch):
 def test_languages_are_told_by_their_tokens(engine, monkeypatch):
     seen, made = rows_of(engine, monkeypatch), []
     generate = engine.model.generate
-    monkeypatch.setattr(engine.model, "generate", lambda *a, **k: made.append(generate(*a, **k)) or made[-1])
+    monkeypatch.setattr(
+        engine.model, "generate", lambda *a, **k: made.append(generate(*a, **k)) or made[-1]
+    )
     engine.translate(["ab c."], "zho_Hans", "quy_Latn")
     engine.translate(["ab c."], "quy_Latn", "eng_Latn")
     ids = engine.tokenizer.convert_tokens_to_ids
@@ -152,7 +179,12 @@ def test_habits_of_the_checkpoint_do_not_count(engine):
     assert settings.num_beams in (None, 1)
     assert settings.max_length is None
     assert not engine.model.training
-    assert engine.model.model.decoder.layerdrop == engine.model.model.encoder.layerdrop == engine.model.model.encoder.dropout == 0
+    assert (
+        engine.model.model.decoder.layerdrop
+        == engine.model.model.encoder.layerdrop
+        == engine.model.model.encoder.dropout
+        == 0
+    )
     assert max(len(one.text) for one in translate(engine, texts(20))) > 10  # its max_length is 7
 
 
@@ -162,7 +194,9 @@ def test_a_long_text_is_translated_to_its_end(nllb_folder):
     parts = segmentation.segments(long, lambda part: engine._length(part) <= 12)
     assert len(parts) > 15
     alone = translate(engine, [part for part, _ in parts])
-    expected = "".join(one.text + separator for one, (_, separator) in zip(alone, parts, strict=True))
+    expected = "".join(
+        one.text + separator for one, (_, separator) in zip(alone, parts, strict=True)
+    )
     assert translate(engine, [long])[0].text == expected
     copied = sum(one.text == part for one, (part, _) in zip(alone, parts, strict=True))
     assert copied > len(parts) / 2
@@ -192,7 +226,9 @@ def test_a_translation_without_an_end_is_cut_at_its_limit(nllb_folder):
     target = nllb.language_id(engine.tokenizer, "quy_Latn")
     for own in these:
         length = engine._length(own)
-        (row,) = engine._decode([engine.tokenizer(own)["input_ids"]], target, engine.decoding.limit(length))
+        (row,) = engine._decode(
+            [engine.tokenizer(own)["input_ids"]], target, engine.decoding.limit(length)
+        )
         assert len(row) == engine.decoding.limit(length) == (60 if length > 12 else 64 - 4)
 
 
@@ -209,7 +245,10 @@ def test_progress_adds_up(engine):
 
 def test_a_progress_bar_moves(capsys, monkeypatch):
     rich.get_console()  # somebody asked for it before, elsewhere than on a terminal
-    for key, value in {"FORCE_COLOR": "1", "TERM": "xterm"}.items():  # as on a terminal, wherever the tests run
+    for key, value in {
+        "FORCE_COLOR": "1",
+        "TERM": "xterm",
+    }.items():  # as on a terminal, wherever the tests run
         monkeypatch.setenv(key, value)
     with progress.bar("translating", 3) as moved:
         moved(1)
@@ -267,7 +306,9 @@ CHARACTERS = st.text("ab .。！\n的กี่?\u0301", max_size=60)
 @exhaustive
 def test_nothing_is_lost_all_fits_and_what_is_kept_is_whole(text, longest, ends):
     keep = (min(ends), min(max(ends), len(text)))
-    found = segmentation.segments(text, lambda part: len(part) <= longest, keep if keep[0] < keep[1] else None)
+    found = segmentation.segments(
+        text, lambda part: len(part) <= longest, keep if keep[0] < keep[1] else None
+    )
     assert "".join(segment + separator for segment, separator in found) == text
     assert all(len(segment) <= longest for segment, _ in found)
     assert not any(separator.strip() for _, separator in found)
@@ -306,18 +347,27 @@ def test_sentences_that_fit_are_not_broken(sentences):
     ("whole", "expected"),
     [
         ("One two. Three (four.) Five", ["One two. ", "Three (four.) ", "Five"]),
-        ("第一句话在这里。第二句话！「第三。」第四", ["第一句话在这里。第二句话！", "「第三。」第四"]),
+        (
+            "第一句话在这里。第二句话！「第三。」第四",
+            ["第一句话在这里。第二句话！", "「第三。」第四"],
+        ),
         ("سؤال أول؟ جواب ثان۔ آخر ما", ["سؤال أول؟ ", "جواب ثان۔ ", "آخر ما"]),
         ("3.5 and 4.25 and\n\nnew", ["3.5 and 4.25 ", "and\n\nnew"]),
         ("aaaaaaaaaaaaaaaaaaaa", ["aaaaaaaaaaaaa", "aaaaaaa"]),
     ],
 )
 def test_where_texts_are_split(whole, expected):
-    assert ["".join(pair) for pair in segmentation.segments(whole, lambda part: len(part) <= 13)] == expected
+    assert [
+        "".join(pair) for pair in segmentation.segments(whole, lambda part: len(part) <= 13)
+    ] == expected
 
 
 def test_segments_are_joined_as_the_target_is_written():
-    parts = [(Translated("One.", False), ""), (Translated("Two.", True), "\n"), (Translated("Three.", False), " ")]
+    parts = [
+        (Translated("One.", False), ""),
+        (Translated("Two.", True), "\n"),
+        (Translated("Three.", False), " "),
+    ]
     assert segmentation.joined(parts, "eng_Latn") == Translated("One. Two.\nThree.", True)
     assert segmentation.joined(parts, "jpn_Jpan").text == "One.Two.\nThree."
 
@@ -362,7 +412,9 @@ def test_check_names_a_missing_folder(tmp_path):
 
 
 def test_check_names_an_unknown_hub_id():
-    with pytest.raises(UserError, match=r"mt\.path=no-such/checkpoint: its configuration could not be read"):
+    with pytest.raises(
+        UserError, match=r"mt\.path=no-such/checkpoint: its configuration could not be read"
+    ):
         nllb.check("no-such/checkpoint")
 
 
@@ -374,7 +426,9 @@ def test_check_refuses_other_architectures(tmp_path):
 
 def test_check_refuses_other_tokenizers(tmp_path):
     hf.M2M100Config(vocab_size=8).save_pretrained(tmp_path)
-    hf.XLMRobertaTokenizer(vocab=[("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]).save_pretrained(tmp_path)
+    hf.XLMRobertaTokenizer(
+        vocab=[("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    ).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="its tokenizer is XLMRobertaTokenizer"):
         nllb.check(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{")
@@ -410,14 +464,20 @@ def test_the_encoder_alone_gives_the_states_of_the_full_model(nllb_folder, engin
     assert encoder.layerdrop == 0
     assert not encoder.training
     assert not [name for name, _ in encoder.named_parameters() if "decoder" in name]
-    held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in encoder.parameters()}
-    assert sum(held.values()) == sum(p.nbytes for p in encoder.parameters())  # no view into the whole checkpoint
+    held = {
+        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in encoder.parameters()
+    }
+    assert sum(held.values()) == sum(
+        p.nbytes for p in encoder.parameters()
+    )  # no view into the whole checkpoint
     batch = tokenizer(texts(5), padding=True, return_tensors="pt")
     with torch.no_grad():
         found = encoder(**batch).last_hidden_state
         encoder.train()
         dropped = encoder(**batch).last_hidden_state
-        full = engine.model(**batch, decoder_input_ids=batch["input_ids"][:, :1]).encoder_last_hidden_state
+        full = engine.model(
+            **batch, decoder_input_ids=batch["input_ids"][:, :1]
+        ).encoder_last_hidden_state
     assert found.shape == (*batch["input_ids"].shape, engine.model.config.d_model)
     torch.testing.assert_close(found, full, rtol=0, atol=0)
     torch.testing.assert_close(dropped, full, rtol=0, atol=0)
@@ -428,7 +488,10 @@ def test_the_encoder_alone_gives_the_states_of_the_full_model(nllb_folder, engin
 def test_a_gpu_translates_in_16_bits(nllb_folder, engine):
     on_gpu = TransformersEngine(nllb_folder, decoding=SHORT, device="cuda")
     assert next(on_gpu.model.parameters()).dtype in (torch.bfloat16, torch.float16)
-    same = sum(a == b for a, b in zip(translate(on_gpu, texts(40)), translate(engine, texts(40)), strict=True))
+    same = sum(
+        a == b
+        for a, b in zip(translate(on_gpu, texts(40)), translate(engine, texts(40)), strict=True)
+    )
     assert same > 20
 
 
@@ -452,7 +515,9 @@ def converted(nllb_folder, tmp_path_factory) -> dict[str, str]:
 
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("no_repeat_ngram", [0, 3])
-def test_ctranslate2_translates_as_transformers_does(nllb_folder, converted, beams, no_repeat_ngram):
+def test_ctranslate2_translates_as_transformers_does(
+    nllb_folder, converted, beams, no_repeat_ngram
+):
     decoding = Decoding(beams, 48, no_repeat_ngram)
     other = CTranslate2Engine(converted["float32"], decoding)
     these = [*texts(40), " ".join(texts(12, words=4)), "", "ab."]
@@ -471,14 +536,21 @@ def test_ctranslate2_cuts_at_the_same_limit(nllb_folder, converted):
     code, end = "quy_Latn", "</s>"
     engine = CTranslate2Engine(converted["float32"], decoding)
     result = engine.model.translate_batch(
-        [[*engine.tokenizer.tokenize("ab."), end]], [[code]], max_decoding_length=41, suppress_sequences=[[end]], beam_size=1
+        [[*engine.tokenizer.tokenize("ab."), end]],
+        [[code]],
+        max_decoding_length=41,
+        suppress_sequences=[[end]],
+        beam_size=1,
     )
     assert len(result[0].hypotheses[0]) == 41  # the code and the limit
 
 
 def test_eight_bits_are_near(engine, converted):
     small = CTranslate2Engine(converted["int8"], SHORT)
-    same = sum(a == b for a, b in zip(translate(small, texts(40)), translate(engine, texts(40)), strict=True))
+    same = sum(
+        a == b
+        for a, b in zip(translate(small, texts(40)), translate(engine, texts(40)), strict=True)
+    )
     assert same > 20
 
 
@@ -495,6 +567,9 @@ def test_what_ctranslate2_cannot_use_is_named(nllb_folder, converted, tmp_path):
 
 def test_ctranslate2_is_asked_for_by_name_when_it_is_missing(nllb_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ctranslate2", None)
-    for use in (lambda: engines.convert(nllb_folder, None, tmp_path, "int8"), lambda: CTranslate2Engine(str(tmp_path))):
+    for use in (
+        lambda: engines.convert(nllb_folder, None, tmp_path, "int8"),
+        lambda: CTranslate2Engine(str(tmp_path)),
+    ):
         with pytest.raises(UserError, match=r"flare_exp\[ct2\].*mt\.backend=transformers"):
             use()

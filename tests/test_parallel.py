@@ -32,14 +32,27 @@ from flare_exp.training.modules import ClassificationModule, Decoding, Generatio
 
 FORMS = {"label": ("xlm-roberta", "label"), "span": ("bert", "span"), "prompt": ("llama", "prompt")}
 ROWS = 5  # odd: the shares are unequal
-STEPS = [(ROWS, 1), (1, 1), (ROWS, 2), (ROWS, 5), (1, 2)]  # rows of the global batch, micro-batches of each process
+STEPS = [
+    (ROWS, 1),
+    (1, 1),
+    (ROWS, 2),
+    (ROWS, 5),
+    (1, 2),
+]  # rows of the global batch, micro-batches of each process
 
 
 def module_of(form, kind=None, encoder=None):
     """A FLARE (with an `encoder`: FLARE MT) module in float64 with a random B, the same in every process."""
-    backbone, width = random_backbone(kind or FORMS[form]), encoder.config.d_model if encoder else None
+    backbone, width = (
+        random_backbone(kind or FORMS[form]),
+        encoder.config.d_model if encoder else None,
+    )
     torch.manual_seed(3)
-    model = adapter.add_adapter(backbone, r=4, alpha=8, fusion="gated", source_width=width).double().train()
+    model = (
+        adapter.add_adapter(backbone, r=4, alpha=8, fusion="gated", source_width=width)
+        .double()
+        .train()
+    )
     for module in model.modules():  # a mask of dropout follows from the process, not from the row
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -73,14 +86,21 @@ def batch_of(form, index):
     def taken(tensors):
         return {name: x[chosen] for name, x in tensors.items()}
 
-    batch = {"index": torch.tensor(index), "target": taken(token_batch([7, 4, 6, 5, 7], 1, side=side)),
-             "source": taken(token_batch([5, 9, 3, 4, 6], 2, side=side))}  # fmt: skip
+    batch = {
+        "index": torch.tensor(index),
+        "target": taken(token_batch([7, 4, 6, 5, 7], 1, side=side)),
+        "source": taken(token_batch([5, 9, 3, 4, 6], 2, side=side)),
+    }
     if form == "label":
         return {**batch, "labels": torch.tensor([0, 2, 1, 1, 0])[chosen]}
     if form == "span":
         offsets = torch.arange(7)[None, :, None].repeat(len(chosen), 1, 2)
         # rows 1 and 3 lost their answer: one process has two rows that teach, the other none or three
-        return {**batch, "offsets": offsets, "span": torch.tensor([[1, 2], [-1, -1], [3, 3], [-1, -1], [2, 5]])[chosen]}
+        return {
+            **batch,
+            "offsets": offsets,
+            "span": torch.tensor([[1, 2], [-1, -1], [3, 3], [-1, -1], [2, 5]])[chosen],
+        }
     return {**batch, "answer": taken(token_batch([1, 4, 2, 3, 2], 3))}
 
 
@@ -123,7 +143,10 @@ def one_process(form, folder, rank):
 
 def in_two_processes(work, *arguments):
     """work(*arguments, rank) in each."""
-    workers = [processes.CONTEXT.Process(target=work, args=(*arguments, rank), daemon=True) for rank in range(2)]
+    workers = [
+        processes.CONTEXT.Process(target=work, args=(*arguments, rank), daemon=True)
+        for rank in range(2)
+    ]
     for process in workers:
         process.start()
     for process in workers:
@@ -144,23 +167,38 @@ def test_i9_two_processes_have_the_gradients_of_one(form, tmp_path):
             expected.backward()
             torch.testing.assert_close(loss, expected.detach(), rtol=1e-10, atol=1e-10)
             for name, gradient in gradients(module).items():
-                torch.testing.assert_close(grads[name], gradient, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+                torch.testing.assert_close(
+                    grads[name], gradient, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
+                )
             assert any(g.abs().max() > 1e-3 for g in grads.values())
 
 
 @pytest.mark.parametrize(
     ("rows", "batch", "size", "micro"),
-    [(21, 4, 2, None), (21, 4, 3, None), (5, 2, 4, None), (3, 32, 2, None), (21, 8, 1, 3), (21, 8, 2, 1), (33, 32, 3, 4)],
+    [
+        (21, 4, 2, None),
+        (21, 4, 3, None),
+        (5, 2, 4, None),
+        (3, 32, 2, None),
+        (21, 8, 1, 3),
+        (21, 8, 2, 1),
+        (33, 32, 3, 4),
+    ],
 )
 def test_shares_make_up_the_batches_of_one_process(rows, batch, size, micro):
-    make, terms = functools.partial(BucketSampler, [7 * i % 5 for i in range(rows)], batch, 0), [i % 3 for i in range(rows)]
+    make, terms = (
+        functools.partial(BucketSampler, [7 * i % 5 for i in range(rows)], batch, 0),
+        [i % 3 for i in range(rows)],
+    )
     passes = passes_of(batch, micro, size)
     whole, shares = make(), [Shares(make(), terms, rank, size, passes) for rank in range(size)]
     for epoch in range(2):
         for sampler in (whole, *shares):
             sampler.set_epoch(epoch)
         read = [list(share) for share in shares]
-        assert {len(own) for own in read} == {len(share) for share in shares} == {passes * len(whole)}
+        assert (
+            {len(own) for own in read} == {len(share) for share in shares} == {passes * len(whole)}
+        )
         assert all(own for parts in read for own in parts)
         assert max(len(own) for parts in read for own in parts) <= (micro or batch)
         for n, expected in enumerate(whole):
@@ -180,7 +218,9 @@ def test_a_follower_takes_what_the_leader_left(tmp_path):
     def refuse(folder):
         raise AssertionError("only the leader builds")
 
-    made = ArtifactStore(tmp_path, distributed.Team(0, 2)).get("kind", {"a": 1}, lambda folder: {"x": 1})
+    made = ArtifactStore(tmp_path, distributed.Team(0, 2)).get(
+        "kind", {"a": 1}, lambda folder: {"x": 1}
+    )
     left = ArtifactStore(tmp_path, distributed.Team(1, 2)).get("kind", {"a": 1}, refuse)
     assert (left.path, left.info) == (made.path, made.info)
 
@@ -200,14 +240,29 @@ def test_fewer_gpus_than_devices(monkeypatch):
 
 
 def command(cache, out, *overrides):
-    words = ["task.limit=33", "finetune.epochs=2", "transfer.epochs=2", "transfer.lr=1e-3", "task.test_split=test[:21]",
-             "trainer.enable_progress_bar=false", f"cache_dir={cache}", f"output_dir={out}", *overrides]  # fmt: skip
+    words = [
+        "task.limit=33",
+        "finetune.epochs=2",
+        "transfer.epochs=2",
+        "transfer.lr=1e-3",
+        "task.test_split=test[:21]",
+        "trainer.enable_progress_bar=false",
+        f"cache_dir={cache}",
+        f"output_dir={out}",
+        *overrides,
+    ]
     return [sys.executable, "-m", "flare_exp", *last_of_each(words)]
 
 
 def without_dropout(folder, architecture="xlm-roberta"):
     """A tiny checkpoint without dropout, whose masks would be others in other processes."""
-    return tiny_checkpoint(folder, architecture, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, attention_dropout=0.0)
+    return tiny_checkpoint(
+        folder,
+        architecture,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        attention_dropout=0.0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +286,15 @@ def assert_several_leave_what_one_leaves(folder, trainer, own, *overrides):
     for name, more in (("cpu", []), (trainer, own)):
         outs[name] = out = folder / name
         done = processes.run(
-            command(folder / f"cache_{name}", out, f"trainer={name}", "trainer.precision=64-true", *more, *overrides), timeout=300
+            command(
+                folder / f"cache_{name}",
+                out,
+                f"trainer={name}",
+                "trainer.precision=64-true",
+                *more,
+                *overrides,
+            ),
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("English fine-tuning") == 1
@@ -241,13 +304,22 @@ def assert_several_leave_what_one_leaves(folder, trainer, own, *overrides):
     expected, found = weights(one), weights(several)
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
-    assert (one / "predictions.parquet").read_bytes() == (several / "predictions.parquet").read_bytes()
+        torch.testing.assert_close(
+            found[name], tensor, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    assert (one / "predictions.parquet").read_bytes() == (
+        several / "predictions.parquet"
+    ).read_bytes()
     assert pq.read_table(several / "predictions.parquet").num_rows == 21
     first, second = (json.loads((out / "metrics.json").read_text()) for out in (one, several))
-    assert {k: v for k, v in first.items() if k != "seconds"} == {k: v for k, v in second.items() if k != "seconds"}
+    assert {k: v for k, v in first.items() if k != "seconds"} == {
+        k: v for k, v in second.items() if k != "seconds"
+    }
     digests = [
-        {k: a["digest"] for k, a in json.loads((out / "provenance.json").read_text())["artefacts"].items()}
+        {
+            k: a["digest"]
+            for k, a in json.loads((out / "provenance.json").read_text())["artefacts"].items()
+        }
         for out in (one, several)
     ]
     assert digests[0] == digests[1]
@@ -266,23 +338,43 @@ def assert_several_leave_what_one_leaves(folder, trainer, own, *overrides):
 def test_two_processes_leave_what_one_leaves(checkpoint, tmp_path, overrides):
     own = [o for o in overrides if "devices" in o or "micro" in o]
     shared = [o for o in overrides if o not in own]
-    assert_several_leave_what_one_leaves(tmp_path, "ddp_cpu", own, "model=custom", f"model.path={checkpoint}", *shared)
+    assert_several_leave_what_one_leaves(
+        tmp_path, "ddp_cpu", own, "model=custom", f"model.path={checkpoint}", *shared
+    )
 
 
 @pytest.mark.slow
 def test_a_grid_of_two_jobs_with_two_processes_each_has_two_folders(checkpoint, tmp_path):
-    words = command(tmp_path / "cache", tmp_path / "grid", "-m", "trainer=ddp_cpu", "seed=0,1", "model=custom",
-                    f"model.path={checkpoint}", "method=lora", "trainer.max_epochs=1")  # fmt: skip
+    words = command(
+        tmp_path / "cache",
+        tmp_path / "grid",
+        "-m",
+        "trainer=ddp_cpu",
+        "seed=0,1",
+        "model=custom",
+        f"model.path={checkpoint}",
+        "method=lora",
+        "trainer.max_epochs=1",
+    )
     done = processes.run(words, timeout=300)
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "grid").iterdir() if p.is_dir()) == ["0", "1"]
-    seeds = [json.loads((tmp_path / "grid" / job / "metrics.json").read_text())["seed"] for job in "01"]
+    seeds = [
+        json.loads((tmp_path / "grid" / job / "metrics.json").read_text())["seed"] for job in "01"
+    ]
     assert seeds == [0, 1]
-    assert len(list((tmp_path / "cache" / "finetune").glob("[0-9a-f]*/manifest.json"))) == 2  # one for each seed, no more
+    assert (
+        len(list((tmp_path / "cache" / "finetune").glob("[0-9a-f]*/manifest.json"))) == 2
+    )  # one for each seed, no more
 
 
 def children(pid):
-    return [int(word) for word in subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True).stdout.split()]
+    return [
+        int(word)
+        for word in subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True
+        ).stdout.split()
+    ]
 
 
 @pytest.mark.slow
@@ -290,17 +382,31 @@ def children(pid):
 def test_the_end_of_one_process_is_the_end_of_all(checkpoint, tmp_path, victim):
     cache, out = tmp_path / "cache", tmp_path / "out"
     process = processes.Run(
-        command(cache, out, "trainer=ddp_cpu", "model=custom", f"model.path={checkpoint}", "finetune.epochs=3000"), merged=True
+        command(
+            cache,
+            out,
+            "trainer=ddp_cpu",
+            "model=custom",
+            f"model.path={checkpoint}",
+            "finetune.epochs=3000",
+        ),
+        merged=True,
     )
     deadline = time.monotonic() + 120
-    while not list(cache.glob("finetune/.*/metrics.csv")) and process.poll() is None and time.monotonic() < deadline:
+    while (
+        not list(cache.glob("finetune/.*/metrics.csv"))
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
     (follower,) = children(process.pid)
     os.kill(follower if victim == "follower" else process.pid, signal.SIGKILL)
     said, _ = process.communicate(timeout=60)
     if victim == "follower":
         assert process.returncode == 2
-        assert said.count("flare_exp: process 1 of 2 (counted from 0) failed: ended by SIGKILL") == 1
+        assert (
+            said.count("flare_exp: process 1 of 2 (counted from 0) failed: ended by SIGKILL") == 1
+        )
         assert "Traceback" not in said
     else:
         while time.monotonic() < deadline + 60 and os.path.exists(f"/proc/{follower}"):

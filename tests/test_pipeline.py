@@ -23,18 +23,33 @@ from flare_exp.tasks import metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]  # one worker: they share runs
 
-TINY = ["model.pretrain.steps=20", "model.pretrain.documents=1000", "model.pretrain.hidden_size=32", "model.pretrain.layers=2",
-        "task.limit=64", "finetune.epochs=2", "transfer.epochs=2", "trainer=cpu",
-        "trainer.enable_progress_bar=false"]  # fmt: skip
+TINY = [
+    "model.pretrain.steps=20",
+    "model.pretrain.documents=1000",
+    "model.pretrain.hidden_size=32",
+    "model.pretrain.layers=2",
+    "task.limit=64",
+    "finetune.epochs=2",
+    "transfer.epochs=2",
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+]
 
 
 def command(cache: Path, *overrides: str) -> list[str]:
     embedded = not any(o == "model=custom" for o in overrides)
     tiny = [o for o in TINY if embedded or not o.startswith("model.")]
-    return [sys.executable, "-m", "flare_exp", *last_of_each([*tiny, f"cache_dir={cache}", *overrides])]
+    return [
+        sys.executable,
+        "-m",
+        "flare_exp",
+        *last_of_each([*tiny, f"cache_dir={cache}", *overrides]),
+    ]
 
 
-def launch(cache: Path, out: Path | None, *overrides: str, fresh: bool = False, **env: str) -> subprocess.CompletedProcess:
+def launch(
+    cache: Path, out: Path | None, *overrides: str, fresh: bool = False, **env: str
+) -> subprocess.CompletedProcess:
     """Run to the end. `fresh`: in a new interpreter instead of a forked one."""
     words = command(cache, *([f"output_dir={out}"] if out else []), *overrides)
     if fresh:
@@ -63,13 +78,28 @@ def flare_run(cache_dir, tmp_path_factory):
 def test_run_folder_holds_everything(flare_run, cache_dir):
     out, done = flare_run
     measured = result(out)
-    assert {k: measured[k] for k in ("task", "lang", "model", "method", "fusion", "mt", "seed")} == {
-        "task": "toy_sentiment", "lang": "far", "model": "tiny", "method": "flare", "fusion": "add_relu", "mt": "toy", "seed": 0,
-    }  # fmt: skip
+    assert {
+        k: measured[k] for k in ("task", "lang", "model", "method", "fusion", "mt", "seed")
+    } == {
+        "task": "toy_sentiment",
+        "lang": "far",
+        "model": "tiny",
+        "method": "flare",
+        "fusion": "add_relu",
+        "mt": "toy",
+        "seed": 0,
+    }
     for block in ("test", "english", "zero_shot"):
         assert set(measured[block]) == {"accuracy", "macro_f1"}
         assert all(0 <= v <= 1 for v in measured[block].values())
-    assert set(measured["seconds"]) == {"backbone", "finetune", "translate", "transfer", "test", "total"}
+    assert set(measured["seconds"]) == {
+        "backbone",
+        "finetune",
+        "translate",
+        "transfer",
+        "test",
+        "total",
+    }
     for name in (
         "config.yaml",
         "provenance.json",
@@ -86,7 +116,10 @@ def test_run_folder_holds_everything(flare_run, cache_dir):
     assert provenance["parameters"]["trainable"] < provenance["parameters"]["total"]
     assert provenance["data"]["far/test"]["examples"] == 64
     assert provenance["packages"]["torch"]
-    manifests = [json.loads(path.read_text())["key"]["code"] for path in cache_dir.glob("transfer/*/manifest.json")]
+    manifests = [
+        json.loads(path.read_text())["key"]["code"]
+        for path in cache_dir.glob("transfer/*/manifest.json")
+    ]
     assert provenance["artefacts"]["transfer"]["code"] in manifests
     assert provenance["peak_memory_bytes"] > 10**8
     assert "zero-shot" in done.stdout
@@ -101,14 +134,19 @@ def test_predictions_are_complete_and_give_the_metrics(flare_run):
     assert set(table[0]) == {"id", "gold", "prediction", "target", "source"}
     labels = ["negative", "neutral", "positive"]
     gold, guess = ([labels.index(r[k]) for r in table] for k in ("gold", "prediction"))
-    assert result(out)["test"]["accuracy"] == pytest.approx(sum(a == b for a, b in zip(gold, guess, strict=True)) / 64)
+    assert result(out)["test"]["accuracy"] == pytest.approx(
+        sum(a == b for a, b in zip(gold, guess, strict=True)) / 64
+    )
     # macro F1, written out
     f1 = []
     for c in range(3):
         hits = sum(a == b == c for a, b in zip(gold, guess, strict=True))
         f1.append(2 * hits / max(1, gold.count(c) + guess.count(c)))
     assert result(out)["test"]["macro_f1"] == pytest.approx(sum(f1) / 3, abs=1e-6)
-    assert metrics.classification([r["prediction"] for r in table], [r["gold"] for r in table], labels) == result(out)["test"]
+    assert (
+        metrics.classification([r["prediction"] for r in table], [r["gold"] for r in table], labels)
+        == result(out)["test"]
+    )
 
 
 def test_a_run_folders_models_load_with_peft_and_repeat_the_predictions(flare_run, cache_dir):
@@ -128,9 +166,13 @@ def test_a_run_folders_models_load_with_peft_and_repeat_the_predictions(flare_ru
     model = PeftModel.from_pretrained(model, str(out / "english")).merge_and_unload()
     model = PeftModel.from_pretrained(model, str(out / "adapter")).eval()
     table = pq.read_table(out / "predictions.parquet").to_pylist()
-    BackboneSource(model).read(dict(tokenizer([r["source"] for r in table], padding=True, return_tensors="pt")))
+    BackboneSource(model).read(
+        dict(tokenizer([r["source"] for r in table], padding=True, return_tensors="pt"))
+    )
     with torch.no_grad():
-        logits = model(**tokenizer([r["target"] for r in table], padding=True, return_tensors="pt")).logits
+        logits = model(
+            **tokenizer([r["target"] for r in table], padding=True, return_tensors="pt")
+        ).logits
     labels = ["negative", "neutral", "positive"]
     assert [labels[i] for i in logits.argmax(-1).tolist()] == [r["prediction"] for r in table]
 
@@ -139,7 +181,9 @@ def repeated(out):
     """What a run folder's model predicts for the run's own test texts, and what the run predicted."""
     rows = pq.read_table(out / "predictions.parquet").to_pylist()
     sources = [row["source"] for row in rows] if rows[0]["source"] else None
-    return flare_exp.load(out).predict([row["target"] for row in rows], sources), [row["prediction"] for row in rows]
+    return flare_exp.load(out).predict([row["target"] for row in rows], sources), [
+        row["prediction"] for row in rows
+    ]
 
 
 def test_a_run_is_loaded_by_its_folder_and_repeats_its_predictions(flare_run, tmp_path):
@@ -167,14 +211,22 @@ def test_the_python_snippets_of_the_pages_run(flare_run, cache_dir):
     texts, english_texts = ([row[side] for row in rows] for side in ("target", "source"))
     tokenizer = backbones.load_tokenizer(str(checkpoint))
     batches = {
-        name: dict(tokenizer(given, padding="max_length", max_length=40, truncation=True, return_tensors="pt"))
+        name: dict(
+            tokenizer(
+                given, padding="max_length", max_length=40, truncation=True, return_tensors="pt"
+            )
+        )
         for name, given in (("english_batch", english_texts), ("target_batch", texts))
     }
     known = {"texts": texts, "english_texts": english_texts, **batches}
-    snippets = [s for page in PAGES for s in re.findall("```python\n(.*?)```", page.read_text(), re.DOTALL)]
+    snippets = [
+        s for page in PAGES for s in re.findall("```python\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
     assert len(snippets) >= 2
     for snippet in snippets:
-        code = snippet.replace("FacebookAI/xlm-roberta-base", str(checkpoint)).replace("outputs/my_run", str(out))
+        code = snippet.replace("FacebookAI/xlm-roberta-base", str(checkpoint)).replace(
+            "outputs/my_run", str(out)
+        )
         exec(compile(code, "snippet", "exec"), known)
     assert known["labels"] == [row["prediction"] for row in rows]
     assert known["logits"].shape == (4, 3)
@@ -194,7 +246,9 @@ def test_same_command_returns_the_stored_result_and_another_config_is_refused(fl
 
 def test_other_methods_reuse_english_and_fusion_is_null(flare_run, cache_dir, tmp_path):
     flare, _ = flare_run
-    digests = {json.loads((flare / "provenance.json").read_text())["artefacts"]["finetune"]["digest"]}
+    digests = {
+        json.loads((flare / "provenance.json").read_text())["artefacts"]["finetune"]["digest"]
+    }
     for method in ("zero_shot", "lora", "translate_test"):
         done = launch(cache_dir, tmp_path / method, f"method={method}")
         assert done.returncode == 0, done.stderr
@@ -202,7 +256,9 @@ def test_other_methods_reuse_english_and_fusion_is_null(flare_run, cache_dir, tm
         assert measured["fusion"] is None
         assert measured["english"] == result(flare)["english"]
         assert measured["zero_shot"] == result(flare)["zero_shot"]
-        finetune = json.loads((tmp_path / method / "provenance.json").read_text())["artefacts"]["finetune"]
+        finetune = json.loads((tmp_path / method / "provenance.json").read_text())["artefacts"][
+            "finetune"
+        ]
         assert finetune["reused"]
         assert "found in the cache: finetune" in done.stdout
         digests.add(finetune["digest"])
@@ -214,7 +270,9 @@ def test_other_methods_reuse_english_and_fusion_is_null(flare_run, cache_dir, tm
 def test_i13_same_seed_same_result_other_seed_other_result(flare_run, cache_dir, tmp_path):
     """From an empty cache, so that everything is computed again."""
     flare, _ = flare_run
-    for seed, cache in enumerate((tmp_path / "cache", with_finished("backbone", cache_dir, tmp_path / "other"))):
+    for seed, cache in enumerate(
+        (tmp_path / "cache", with_finished("backbone", cache_dir, tmp_path / "other"))
+    ):
         assert launch(cache, tmp_path / str(seed), f"seed={seed}").returncode == 0
 
     def adapter(folder):
@@ -222,22 +280,39 @@ def test_i13_same_seed_same_result_other_seed_other_result(flare_run, cache_dir,
 
     assert adapter(tmp_path / "0") == adapter(flare)
     assert result(tmp_path / "0")["test"] == result(flare)["test"]
-    assert pq.read_table(tmp_path / "0/predictions.parquet") == pq.read_table(flare / "predictions.parquet")
+    assert pq.read_table(tmp_path / "0/predictions.parquet") == pq.read_table(
+        flare / "predictions.parquet"
+    )
     assert adapter(tmp_path / "1") != adapter(flare)
     # another seed trains another way, in the same world on the same backbone
-    backbones = [json.loads((tmp_path / s / "provenance.json").read_text())["artefacts"]["backbone"]["digest"] for s in "01"]
+    backbones = [
+        json.loads((tmp_path / s / "provenance.json").read_text())["artefacts"]["backbone"][
+            "digest"
+        ]
+        for s in "01"
+    ]
     assert backbones[0] == backbones[1]
 
 
 def test_ablations_train_another_adapter(flare_run, cache_dir, tmp_path):
     flare, _ = flare_run
-    digests = [json.loads((flare / "provenance.json").read_text())["artefacts"]["transfer"]["digest"]]
+    digests = [
+        json.loads((flare / "provenance.json").read_text())["artefacts"]["transfer"]["digest"]
+    ]
     for name in ("shuffle", "empty"):
         assert launch(cache_dir, tmp_path / name, f"source.{name}=true").returncode == 0
-        digests.append(json.loads((tmp_path / name / "provenance.json").read_text())["artefacts"]["transfer"]["digest"])
+        digests.append(
+            json.loads((tmp_path / name / "provenance.json").read_text())["artefacts"]["transfer"][
+                "digest"
+            ]
+        )
         sources = pq.read_table(tmp_path / name / "predictions.parquet")["source"].to_pylist()
         original = pq.read_table(flare / "predictions.parquet")["source"].to_pylist()
-        assert sources == [None] * 64 if name == "empty" else (sorted(sources) == sorted(original) and sources != original)
+        assert (
+            sources == [None] * 64
+            if name == "empty"
+            else (sorted(sources) == sorted(original) and sources != original)
+        )
     assert len(set(digests)) == 3
 
 
@@ -249,17 +324,27 @@ def test_killed_in_every_stage_and_started_again(flare_run, tmp_path):
     for stage in ("backbone", "finetune", "translation", "transfer", "test"):
         process = processes.Run(command(cache, f"output_dir={out}"))
         deadline = time.monotonic() + 120
-        while process.alive(0.002) and not list((cache / stage).glob(".*")) and time.monotonic() < deadline:
+        while (
+            process.alive(0.002)
+            and not list((cache / stage).glob(".*"))
+            and time.monotonic() < deadline
+        ):
             pass
         process.kill()
         assert process.wait() == -signal.SIGKILL, f"it ended before {stage}"
         assert not (out / "metrics.json").exists()
-        finished |= {p: p.stat().st_mtime_ns for p in cache.glob("*/[!.]*/manifest.json") if p not in finished}
+        finished |= {
+            p: p.stat().st_mtime_ns
+            for p in cache.glob("*/[!.]*/manifest.json")
+            if p not in finished
+        }
     assert len({p.parent.parent.name for p in finished}) >= 4
     done = launch(cache, out)
     assert done.returncode == 0, done.stderr
     assert result(out)["test"] == result(flare)["test"]
-    assert {p: p.stat().st_mtime_ns for p in finished} == finished, "a finished stage was made again"
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished, (
+        "a finished stage was made again"
+    )
     artefacts = json.loads((out / "provenance.json").read_text())["artefacts"]
     reused = {f"{a['kind']}/{a['digest']}" for a in artefacts.values() if a["reused"]}
     before = json.loads((out / "provenance.json").read_text())["translations"].values()
@@ -275,7 +360,9 @@ def test_grid_skips_what_cannot_be_and_goes_on_after_a_failure(cache_dir, tmp_pa
     folders = sorted(p.parent.name for p in tmp_path.glob("*/metrics.json"))
     assert folders == ["2", "3"]
     assert [result(tmp_path / f)["fusion"] for f in folders] == ["add", "mul"]
-    failing = launch(cache_dir, tmp_path / "b", "-m", "method=zero_shot", "task.test_split=test,nothing")
+    failing = launch(
+        cache_dir, tmp_path / "b", "-m", "method=zero_shot", "task.test_split=test,nothing"
+    )
     assert failing.returncode == 1
     assert "1 of 2 jobs of the grid failed" in failing.stderr
     assert f"see {tmp_path / 'b' / '1' / 'flare_exp.log'}" in failing.stderr
@@ -283,7 +370,9 @@ def test_grid_skips_what_cannot_be_and_goes_on_after_a_failure(cache_dir, tmp_pa
 
 
 def test_damaged_checkpoint_and_damaged_artefact(cache_dir, flare_run, tmp_path):
-    backbone = json.loads((flare_run[0] / "provenance.json").read_text())["artefacts"]["backbone"]["digest"]
+    backbone = json.loads((flare_run[0] / "provenance.json").read_text())["artefacts"]["backbone"][
+        "digest"
+    ]
     shutil.copytree(cache_dir / "backbone" / backbone, tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
@@ -311,7 +400,9 @@ def test_unknown_family_says_which_row_to_add(cache_dir, tmp_path):
     assert "FAMILIES" in done.stderr
 
 
-def test_after_full_fine_tuning_the_adapter_is_the_same_whether_english_was_trained_or_found(tmp_path):
+def test_after_full_fine_tuning_the_adapter_is_the_same_whether_english_was_trained_or_found(
+    tmp_path,
+):
     made = []
     for number in ("trained", "found"):
         out, cache = tmp_path / number, tmp_path / "cache"

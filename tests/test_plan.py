@@ -19,8 +19,15 @@ from flare_exp.models import backbones
 from flare_exp.planning import architectures, counting, estimates, preview, walk
 from flare_exp.toy.pretrain import pretrain
 
-SMALL = ["model.pretrain.steps=20", "model.pretrain.documents=2000", "task.limit=96", "finetune.epochs=1", "transfer.epochs=1",
-         "trainer=cpu", "trainer.enable_progress_bar=false"]  # fmt: skip
+SMALL = [
+    "model.pretrain.steps=20",
+    "model.pretrain.documents=2000",
+    "task.limit=96",
+    "finetune.epochs=1",
+    "transfer.epochs=1",
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+]
 
 
 def jobs(*overrides: str, scratch: Path, multirun: bool = False) -> list[plan.Job]:
@@ -40,42 +47,79 @@ def test_a_mistake_exits_with_2_and_nothing_is_estimated(capsys):
 @pytest.mark.slow
 def test_a_grid_builds_what_its_jobs_share_once(tmp_path):
     grid = jobs(
-        *SMALL, f"cache_dir={tmp_path / 'cache'}", "method=lora,flare,zero_shot", "seed=0,1", multirun=True, scratch=tmp_path
+        *SMALL,
+        f"cache_dir={tmp_path / 'cache'}",
+        "method=lora,flare,zero_shot",
+        "seed=0,1",
+        multirun=True,
+        scratch=tmp_path,
     )
     owners = [job.owners for job in grid]
     assert [o["backbone"] for o in owners] == [None, 0, 0, 0, 0, 0]
     assert [o["finetune"] for o in owners] == [None, None, 0, 1, 0, 1]
     assert [o.get("transfer", "none") for o in owners] == [None, None, None, None, "none", "none"]
     # the source of flare's test is a translation that lora does not need; zero-shot is scored with every method
-    assert [sum(job.made[n].kind == "translation" for n in job.todo) for job in grid] == [2, 0, 1, 0, 0, 0]
+    assert [sum(job.made[n].kind == "translation" for n in job.todo) for job in grid] == [
+        2,
+        0,
+        1,
+        0,
+        0,
+        0,
+    ]
     assert [o["test"] for o in owners] == [None, None, None, None, 0, 1]
     assert not (tmp_path / "cache").exists()  # looking leaves nothing
     fused = jobs(
-        *SMALL, f"cache_dir={tmp_path / 'cache'}", "method=lora,flare", "fusion=add,mul", multirun=True, scratch=tmp_path
+        *SMALL,
+        f"cache_dir={tmp_path / 'cache'}",
+        "method=lora,flare",
+        "fusion=add,mul",
+        multirun=True,
+        scratch=tmp_path,
     )
-    assert [job.number for job in fused] == [2, 3]  # as in the grid itself, lora does not combine with a fusion
+    assert [job.number for job in fused] == [
+        2,
+        3,
+    ]  # as in the grid itself, lora does not combine with a fusion
 
 
 def libraries() -> int:
     """Peak memory of a process that has only imported what a run does."""
-    code = ("from flare_exp.cli import plan; from flare_exp.config import validation;"
-            "plan._quietly(plan._typed(validation.check([], False)[0][0]));"
-            "from flare_exp.experiment import pipeline, provenance; print(provenance.peak_memory())")  # fmt: skip
-    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    code = (
+        "from flare_exp.cli import plan; from flare_exp.config import validation;"
+        "plan._quietly(plan._typed(validation.check([], False)[0][0]));"
+        "from flare_exp.experiment import pipeline, provenance; print(provenance.peak_memory())"
+    )
+    return int(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+    )
 
 
 @pytest.mark.slow
-def test_the_probe_is_within_30_percent_of_a_real_run_and_then_everything_is_built(tmp_path, capsys):
+def test_the_probe_is_within_30_percent_of_a_real_run_and_then_everything_is_built(
+    tmp_path, capsys
+):
     # so large that the increase over the libraries' own memory is most of it
     small = [o for o in SMALL if not o.startswith(("task.limit", "model.pretrain.steps"))]
-    overrides = [*small, "model.pretrain.steps=2", "model.pretrain.hidden_size=64", "task.limit=192", "data.batch_size=192",
-                 f"cache_dir={tmp_path / 'cache'}"]  # fmt: skip
+    overrides = [
+        *small,
+        "model.pretrain.steps=2",
+        "model.pretrain.hidden_size=64",
+        "task.limit=192",
+        "data.batch_size=192",
+        f"cache_dir={tmp_path / 'cache'}",
+    ]
     (job,) = jobs(*overrides, scratch=tmp_path)
     plan.price([job], tmp_path)
     assert job.todo == {*job.made}
     command = [sys.executable, "-m", "flare_exp", *overrides, f"output_dir={tmp_path / 'run'}"]
     done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     assert done.returncode == 0, done.stderr
     facts = json.loads((tmp_path / "run" / "provenance.json").read_text())
@@ -86,7 +130,9 @@ def test_the_probe_is_within_30_percent_of_a_real_run_and_then_everything_is_bui
     assert job.parameters == facts["parameters"]
     assert 0.2 < job.seconds / facts["seconds"]["total"] < 5  # the machine is not ours alone
     adapter = sum(f.stat().st_size for f in (tmp_path / "run" / "adapter").iterdir())
-    assert 0.5 < job.estimate.disk["transfer"] / 3 / adapter < 2  # it has two checkpoints on the way
+    assert (
+        0.5 < job.estimate.disk["transfer"] / 3 / adapter < 2
+    )  # it has two checkpoints on the way
     # every key that the plan asks for is one that the run has left
     assert main(["plan", *overrides]) == 0
     shown = capsys.readouterr().out
@@ -97,12 +143,32 @@ def test_the_probe_is_within_30_percent_of_a_real_run_and_then_everything_is_bui
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["xlm-roberta", "llama", "mt5"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_arithmetic_counts_the_tensors_that_a_real_step_has(architecture, checkpointing, tmp_path, monkeypatch):
+def test_arithmetic_counts_the_tensors_that_a_real_step_has(
+    architecture, checkpointing, tmp_path, monkeypatch
+):
     torch.manual_seed(0)
-    pretrain(tmp_path / "model", architecture=architecture, world_seed=0, documents=500, steps=1, batch_size=4, lr=1e-3,
-             vocab_size=600, hidden_size=64, layers=3, heads=4, target_share=0.05)  # fmt: skip
-    given = ["model=custom", f"model.path={tmp_path / 'model'}", "task.limit=64", "trainer=cpu",
-             f"cache_dir={tmp_path / 'cache'}", f"model.gradient_checkpointing={str(checkpointing).lower()}"]  # fmt: skip
+    pretrain(
+        tmp_path / "model",
+        architecture=architecture,
+        world_seed=0,
+        documents=500,
+        steps=1,
+        batch_size=4,
+        lr=1e-3,
+        vocab_size=600,
+        hidden_size=64,
+        layers=3,
+        heads=4,
+        target_share=0.05,
+    )
+    given = [
+        "model=custom",
+        f"model.path={tmp_path / 'model'}",
+        "task.limit=64",
+        "trainer=cpu",
+        f"cache_dir={tmp_path / 'cache'}",
+        f"model.gradient_checkpointing={str(checkpointing).lower()}",
+    ]
     (cfg,) = (plan._typed(c) for c in validation.check(given, False)[0])
     stages = preview.preview(plan.settled(cfg), tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
@@ -111,12 +177,18 @@ def test_arithmetic_counts_the_tensors_that_a_real_step_has(architecture, checkp
     for side in ("target", "source"):
         batch[side]["attention_mask"][0, :3] = 0  # without padding some attention has no mask
     with counting.Counter({p.untyped_storage()._cdata for p in model.parameters()}) as counter:
-        counting._sum(module(batch, batch["answer"]) if "answer" in batch else module(batch)).backward()
-    kept = sum(p.nbytes * (3 if p.requires_grad else 1) for p in model.parameters())  # and two moments
+        counting._sum(
+            module(batch, batch["answer"]) if "answer" in batch else module(batch)
+        ).backward()
+    kept = sum(
+        p.nbytes * (3 if p.requires_grad else 1) for p in model.parameters()
+    )  # and two moments
     monkeypatch.setattr(preview, "weights_here", lambda *_: False)
     sketch = preview.preview(plan.settled(cfg), tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(sketch, {"transfer"})
-    assert counting.Work(sketch, model, source, data).step == pytest.approx(kept + counter.peak, rel=0.1)
+    assert counting.Work(sketch, model, source, data).step == pytest.approx(
+        kept + counter.peak, rel=0.1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +196,27 @@ def llama(tmp_path_factory):
     """A tiny decoder; its arguments on a command line."""
     folder = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
-    pretrain(folder / "model", architecture="llama", world_seed=0, documents=500, steps=1, batch_size=4, lr=1e-3,
-             vocab_size=600, hidden_size=64, layers=3, heads=4, target_share=0.05)  # fmt: skip
-    return ["model=custom", f"model.path={folder / 'model'}", "task.limit=64", "trainer=cpu", f"cache_dir={folder / 'cache'}"]
+    pretrain(
+        folder / "model",
+        architecture="llama",
+        world_seed=0,
+        documents=500,
+        steps=1,
+        batch_size=4,
+        lr=1e-3,
+        vocab_size=600,
+        hidden_size=64,
+        layers=3,
+        heads=4,
+        target_share=0.05,
+    )
+    return [
+        "model=custom",
+        f"model.path={folder / 'model'}",
+        "task.limit=64",
+        "trainer=cpu",
+        f"cache_dir={folder / 'cache'}",
+    ]
 
 
 def stages_of(given: list[str], folder: Path) -> preview.Preview:
@@ -137,25 +227,40 @@ def stages_of(given: list[str], folder: Path) -> preview.Preview:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
-    [["task=toy_nli"], ["task=toy_nli", "data.micro_batch_size=4"], ["task=toy_qa", "decode=generate", "decode.beams=2"]],
+    [
+        ["task=toy_nli"],
+        ["task=toy_nli", "data.micro_batch_size=4"],
+        ["task=toy_qa", "decode=generate", "decode.beams=2"],
+    ],
     ids=["scored", "scored in parts", "written"],
 )
-def test_arithmetic_counts_the_tensors_that_a_real_prediction_has(llama, given, tmp_path, monkeypatch):
+def test_arithmetic_counts_the_tensors_that_a_real_prediction_has(
+    llama, given, tmp_path, monkeypatch
+):
     given = [*llama, *given, *(["decode.max_new_tokens=20"] if "task=toy_qa" in given else [])]
     stages = stages_of(given, tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
     module = stages.module(model.eval(), source)
-    batch, _ = counting._batch(stages, data, stages.cfg.data.micro_batch_size or stages.cfg.data.batch_size)
+    batch, _ = counting._batch(
+        stages, data, stages.cfg.data.micro_batch_size or stages.cfg.data.batch_size
+    )
     batch["index"] = torch.arange(len(batch["target"]["input_ids"]))
     # whose EOS no model writes, so that the longest answer is
-    module.tokenizer = SimpleNamespace(pad_token_id=0, eos_token_id=-1, batch_decode=lambda ids, **_: map(str, ids.tolist()))
-    with counting.Counter({p.untyped_storage()._cdata for p in model.parameters()}) as counter, torch.no_grad():
+    module.tokenizer = SimpleNamespace(
+        pad_token_id=0, eos_token_id=-1, batch_decode=lambda ids, **_: map(str, ids.tolist())
+    )
+    with (
+        counting.Counter({p.untyped_storage()._cdata for p in model.parameters()}) as counter,
+        torch.no_grad(),
+    ):
         module.predict(batch)
     kept = sum(p.nbytes for p in model.parameters())
     monkeypatch.setattr(preview, "weights_here", lambda *_: False)
     sketch = stages_of(given, tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(sketch, {"transfer"})
-    assert counting.Work(sketch, model, source, data).testing == pytest.approx(kept + counter.peak, rel=0.15)
+    assert counting.Work(sketch, model, source, data).testing == pytest.approx(
+        kept + counter.peak, rel=0.15
+    )
 
 
 def test_fewer_rows_in_a_pass_need_less_memory(llama, tmp_path, monkeypatch):
@@ -171,9 +276,18 @@ def test_fewer_rows_in_a_pass_need_less_memory(llama, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("80GB", 80 * 10**9), ("40GiB", 40 * 2**30), ("1.5TB", 1.5e12), ("512MB", 512e6), ("80", 0), ("80gb", 0), ("0GB", 0),
-     ("-1GB", 0), ("GB", 0)],
-)  # fmt: skip
+    [
+        ("80GB", 80 * 10**9),
+        ("40GiB", 40 * 2**30),
+        ("1.5TB", 1.5e12),
+        ("512MB", 512e6),
+        ("80", 0),
+        ("80gb", 0),
+        ("0GB", 0),
+        ("-1GB", 0),
+        ("GB", 0),
+    ],
+)
 def test_sizes(text, size):
     assert plan.bytes_of(text) == size
 
@@ -211,7 +325,10 @@ def five_bytes_a_row(monkeypatch):
     ],
 )
 def test_the_largest_micro_batch_that_fits(limit, rows, device, expected, five_bytes_a_row):
-    (cfg,) = (plan._typed(c) for c in validation.check([f"data.batch_size={rows}", f"trainer={device}"], False)[0])
+    (cfg,) = (
+        plan._typed(c)
+        for c in validation.check([f"data.batch_size={rows}", f"trainer={device}"], False)[0]
+    )
     jobs = [plan.Job(n, [], replace(cfg, seed=n), {}, {"transfer": None}) for n in range(2)]
     found = plan.fitting(jobs, limit, Path())
     assert found == {n: (expected, 10 + 5 * max(1, expected)) for n in range(2)}
@@ -234,55 +351,88 @@ def test_plan_says_which_micro_batch_fits(llama, five_bytes_a_row, limit, code, 
 def test_the_missions_own_command_fits_an_80_gb_gpu(tmp_path):
     """As it is written in the README, with every row as long as it may be."""
     for model in ("llama3", "llama31", "gemma2"):
-        (cfg,) = (plan._typed(c) for c in validation.check([f"model={model}", "task=tydiqa"], False)[0])
+        (cfg,) = (
+            plan._typed(c) for c in validation.check([f"model={model}", "task=tydiqa"], False)[0]
+        )
         assert cfg.model.gradient_checkpointing
         assert cfg.data.micro_batch_size == 8
-    (job,) = jobs("model=llama31", "task=tydiqa", "trainer=gpu", f"cache_dir={tmp_path / 'cache'}", scratch=tmp_path)
+    (job,) = jobs(
+        "model=llama31",
+        "task=tydiqa",
+        "trainer=gpu",
+        f"cache_dir={tmp_path / 'cache'}",
+        scratch=tmp_path,
+    )
     stages = preview.preview(job.cfg, tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
     assert counting.Work(stages, model, source, data).training < 0.5 * 80e9
 
 
 def test_llama_has_its_published_size_and_lora_its_closed_formula(tmp_path):
-    (job,) = jobs("model=llama31", "task=toy_nli", "method=lora", f"cache_dir={tmp_path / 'cache'}", scratch=tmp_path)
+    (job,) = jobs(
+        "model=llama31",
+        "task=toy_nli",
+        "method=lora",
+        f"cache_dir={tmp_path / 'cache'}",
+        scratch=tmp_path,
+    )
     assert job.column("model") == "download"
     assert job.download == pytest.approx(16.06e9, rel=0.01)
-    assert job.cfg.trainer.precision == "bf16-mixed"  # a model that is not here is planned for a GPU
+    assert (
+        job.cfg.trainer.precision == "bf16-mixed"
+    )  # a model that is not here is planned for a GPU
     stages = preview.preview(job.cfg, tmp_path)
     english, adapted = (
-        estimates.backbones.parameter_counts(m) for _, m, *_ in walk.iter_stage_models(stages, {"finetune", "transfer"})
+        estimates.backbones.parameter_counts(m)
+        for _, m, *_ in walk.iter_stage_models(stages, {"finetune", "transfer"})
     )
     d, kv, ffn, rank, layers = 4096, 1024, 14336, 8, 32
     lora = layers * rank * (2 * (d + d) + 2 * (d + kv) + 3 * (d + ffn))
     assert english["trainable"] == adapted["trainable"] == lora == 20_971_520
     assert english["total"] - lora == pytest.approx(8.03e9, rel=1e-3)
-    assert adapted["total"] - english["total"] == lora  # beside 4-bit weights the English adapter stays
+    assert (
+        adapted["total"] - english["total"] == lora
+    )  # beside 4-bit weights the English adapter stays
     # packed weights: 16 bits for embeddings and norms, a little more than 4 for the rest
     linear = layers * (2 * d * d + 2 * d * kv + 3 * d * ffn)
     expected = 2 * (english["total"] - lora - linear) + 4 * lora + linear * (0.5 + 1 / 64)
     model = stages.add_adapter(stages.fresh_backbone())
-    assert counting._weights(stages, model) == pytest.approx(expected + 2 * d * ffn, rel=0.01)  # one is unpacked
+    assert counting._weights(stages, model) == pytest.approx(
+        expected + 2 * d * ffn, rel=0.01
+    )  # one is unpacked
 
 
 def test_named_models_have_their_published_sizes():
     from transformers import AutoModel
 
-    published = {"FacebookAI/xlm-roberta-base": 0.278, "FacebookAI/xlm-roberta-large": 0.56, "google/mt5-xl": 3.74,
-                 "google/gemma-2-9b": 9.24, "facebook/nllb-200-distilled-600M": 0.615,
-                 "facebook/nllb-200-3.3B": 3.345}  # fmt: skip
+    published = {
+        "FacebookAI/xlm-roberta-base": 0.278,
+        "FacebookAI/xlm-roberta-large": 0.56,
+        "google/mt5-xl": 3.74,
+        "google/gemma-2-9b": 9.24,
+        "facebook/nllb-200-distilled-600M": 0.615,
+        "facebook/nllb-200-3.3B": 3.345,
+    }
     for name, billions in published.items():
         with torch.device("meta"):
             model = AutoModel.from_config(preview.config_of(name))
-        counted = model.num_parameters() + (250112 * 2048 if "mt5" in name else 0)  # its output matrix is another one
+        counted = model.num_parameters() + (
+            250112 * 2048 if "mt5" in name else 0
+        )  # its output matrix is another one
         assert counted / 1e9 == pytest.approx(billions, rel=0.01), name
 
 
 def test_every_hub_model_of_the_configuration_is_known():
-    for group, names in (("model", ("xlmr_base", "xlmr_large", "mt5_xl", "llama3", "llama31", "gemma2")),
-                         ("mt", ("nllb_600m", "nllb_1b3", "nllb_1b3_distilled", "nllb_3b3"))):  # fmt: skip
+    for group, names in (
+        ("model", ("xlmr_base", "xlmr_large", "mt5_xl", "llama3", "llama31", "gemma2")),
+        ("mt", ("nllb_600m", "nllb_1b3", "nllb_1b3_distilled", "nllb_3b3")),
+    ):
         for name in names:
             (cfg,) = validation.check(
-                [f"{group}={name}", "task=xnli"] if group == "model" else ["task=xnli", f"mt={name}"], False
+                [f"{group}={name}", "task=xnli"]
+                if group == "model"
+                else ["task=xnli", f"mt={name}"],
+                False,
             )[0]
             assert getattr(cfg, group).path in architectures.ARCHITECTURES
 
@@ -290,13 +440,19 @@ def test_every_hub_model_of_the_configuration_is_known():
 def test_peak_memory_is_not_inherited():
     own = bytearray(300 * 10**6)
     code = "from flare_exp.experiment import provenance; print(provenance.peak_memory())"
-    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    child = int(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+    )
     assert child < len(own) < provenance.peak_memory()
 
 
 @pytest.mark.parametrize(("model", "task"), [("xlmr_base", "nusax"), ("xlmr_base", "tydiqa")])
 def test_without_model_and_data_published_sizes_are_planned_with(model, task, tmp_path):
-    (job,) = jobs(f"model={model}", f"task={task}", f"cache_dir={tmp_path / 'cache'}", scratch=tmp_path)
+    (job,) = jobs(
+        f"model={model}", f"task={task}", f"cache_dir={tmp_path / 'cache'}", scratch=tmp_path
+    )
     found = estimates.estimate(job.cfg, tmp_path, job.todo)
     assert {*found.seconds} == job.todo
     assert all(taken > 0 for taken in found.seconds.values())
@@ -306,36 +462,67 @@ def test_without_model_and_data_published_sizes_are_planned_with(model, task, tm
 
 
 # a small model of every family, as if its checkpoint were on the hub
-_SMALL = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
-          "max_position_embeddings": 1024}  # fmt: skip
+_SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "max_position_embeddings": 1024,
+}
 _GROUPED = _SMALL | {"num_key_value_heads": 1, "head_dim": 8}
 FAMILIES = {
     "bert": _SMALL,
     "xlm-roberta": _SMALL | {"max_position_embeddings": 514},
-    "mt5": {"vocab_size": 100, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2},
+    "mt5": {
+        "vocab_size": 100,
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 16,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 2,
+    },
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"), _GROUPED),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", backbones.FAMILIES)
-def test_every_family_can_be_planned_with_every_task_and_one_with_every_method(family, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(architectures.ARCHITECTURES, "org/small", {"model_type": family, **FAMILIES[family]})
+def test_every_family_can_be_planned_with_every_task_and_one_with_every_method(
+    family, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(
+        architectures.ARCHITECTURES, "org/small", {"model_type": family, **FAMILIES[family]}
+    )
     model = ["model=custom", "model.path=org/small", f"cache_dir={tmp_path / 'cache'}"]
     every = family == "xlm-roberta"  # what follows from the method alone is planned once
     grids = [
         ("nusax,xnli,tydiqa", "nllb_600m", "zero_shot,translate_test,lora,flare,flare_mt"),
         ("toy_sentiment,toy_nli,toy_qa", "toy", "lora,zero_shot,translate_test,flare"),
     ]
-    few = [("nusax,xnli,tydiqa", "nllb_600m", "flare"), ("xnli", "nllb_600m", "flare_mt"), ("toy_qa", "toy", "lora,flare")]
+    few = [
+        ("nusax,xnli,tydiqa", "nllb_600m", "flare"),
+        ("xnli", "nllb_600m", "flare_mt"),
+        ("toy_qa", "toy", "lora,flare"),
+    ]
     for benchmarks, translation, methods in grids if every else few:
-        grid = jobs(*model, f"task={benchmarks}", f"mt={translation}", f"method={methods}", "task.limit=40", multirun=True,
-                    scratch=tmp_path)  # fmt: skip
+        grid = jobs(
+            *model,
+            f"task={benchmarks}",
+            f"mt={translation}",
+            f"method={methods}",
+            "task.limit=40",
+            multirun=True,
+            scratch=tmp_path,
+        )
         plan.price(grid, tmp_path)
         plan.show(grid, 0)
         assert all(0 < job.parameters["trainable"] < job.parameters["total"] for job in grid)
         for job in grid:
-            assert {n for n in job.todo if job.made[n].kind != "translation"} <= {*(job.estimate.seconds if job.estimate else ())}
+            assert {n for n in job.todo if job.made[n].kind != "translation"} <= {
+                *(job.estimate.seconds if job.estimate else ())
+            }
             # translated text is other text, though it is not there yet
             assert job.owners["test"] is None or job.cfg.method.name == "zero_shot"
     assert capsys.readouterr().out.count("shared with") > (10 if every else 0)
@@ -347,9 +534,16 @@ def test_every_family_can_be_planned_with_every_task_and_one_with_every_method(f
         ("xlm-roberta", ["task=nusax"]),
         ("llama", ["task=tydiqa", "data.micro_batch_size=4", "model.gradient_checkpointing=true"]),
         # a block's gradients are larger than what it saves
-        ("xlm-roberta", ["task=nusax", "data.micro_batch_size=1", "data.max_length=8", "adapter.r=16"]),
+        (
+            "xlm-roberta",
+            ["task=nusax", "data.micro_batch_size=1", "data.max_length=8", "adapter.r=16"],
+        ),
         pytest.param("mt5", ["task=xnli"], marks=pytest.mark.slow),
-        pytest.param("gemma2", ["task=xnli", "method=flare_mt", "trainer.precision=bf16-mixed"], marks=pytest.mark.slow),
+        pytest.param(
+            "gemma2",
+            ["task=xnli", "method=flare_mt", "trainer.precision=bf16-mixed"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param("gemma3_text", ["task=nusax"], marks=pytest.mark.slow),
     ],
 )
@@ -373,23 +567,42 @@ def test_a_deep_model_is_counted_by_two_shallow_ones(family, given, tmp_path, mo
 
 def test_jobs_that_differ_have_numbers_of_their_own(tmp_path, monkeypatch):
     deep = {**FAMILIES["xlm-roberta"], "num_hidden_layers": 9}
-    monkeypatch.setitem(architectures.ARCHITECTURES, "org/deep", {"model_type": "xlm-roberta", **deep})
+    monkeypatch.setitem(
+        architectures.ARCHITECTURES, "org/deep", {"model_type": "xlm-roberta", **deep}
+    )
     model = ["model=custom", "model.path=org/deep", "task=nusax", f"cache_dir={tmp_path / 'cache'}"]
     grid = jobs(*model, "method=lora,flare", "adapter.r=4,8", multirun=True, scratch=tmp_path)
     plan.price(grid, tmp_path)
-    assert len({(job.estimate.seconds["transfer"], job.estimate.memory) for job in grid}) == len(grid)
+    assert len({(job.estimate.seconds["transfer"], job.estimate.memory) for job in grid}) == len(
+        grid
+    )
     monkeypatch.setattr(counting, "_WORK", {})  # as if the last one were planned alone
     alone = estimates.estimate(grid[-1].cfg, tmp_path, grid[-1].todo)
     assert (alone.seconds, alone.memory) == (grid[-1].estimate.seconds, grid[-1].estimate.memory)
 
 
 def test_jobs_that_cost_the_same_are_counted_once(tmp_path, monkeypatch):
-    monkeypatch.setitem(architectures.ARCHITECTURES, "org/small", {"model_type": "xlm-roberta", **FAMILIES["xlm-roberta"]})
+    monkeypatch.setitem(
+        architectures.ARCHITECTURES,
+        "org/small",
+        {"model_type": "xlm-roberta", **FAMILIES["xlm-roberta"]},
+    )
     counted = []
     estimate = estimates.estimate
-    monkeypatch.setattr(estimates, "estimate", lambda *given: counted.append(given) or estimate(*given))
-    grid = jobs("model=custom", "model.path=org/small", "task=xnli", "method=lora,flare", "task.lang=sw,ur,ar", "seed=0,1,2",
-                f"cache_dir={tmp_path / 'cache'}", multirun=True, scratch=tmp_path)  # fmt: skip
+    monkeypatch.setattr(
+        estimates, "estimate", lambda *given: counted.append(given) or estimate(*given)
+    )
+    grid = jobs(
+        "model=custom",
+        "model.path=org/small",
+        "task=xnli",
+        "method=lora,flare",
+        "task.lang=sw,ur,ar",
+        "seed=0,1,2",
+        f"cache_dir={tmp_path / 'cache'}",
+        multirun=True,
+        scratch=tmp_path,
+    )
     plan.price(grid, tmp_path)
     # lora with English training, with its translations, and without either; flare in the same way has the translated test only
     assert len(counted) <= 6
@@ -403,7 +616,13 @@ def test_few_rows_stand_for_all_that_were_published(tmp_path, monkeypatch):
     found = []
     for few in (preview.FEW, 3000):
         monkeypatch.setattr(preview, "FEW", few)
-        (job,) = jobs("model=xlmr_base", "task=tydiqa", "method=flare", f"cache_dir={tmp_path / 'cache'}", scratch=tmp_path)
+        (job,) = jobs(
+            "model=xlmr_base",
+            "task=tydiqa",
+            "method=flare",
+            f"cache_dir={tmp_path / 'cache'}",
+            scratch=tmp_path,
+        )
         found.append(estimates.estimate(job.cfg, tmp_path, job.todo))
     few, many = found
     assert list(few.seconds.values()) == pytest.approx(list(many.seconds.values()), rel=0.01)
@@ -424,7 +643,9 @@ def peaks(tmp_path, monkeypatch):
 
         def job(cfg, folder):
             block = torch.ones(sizes[int(folder.name)], dtype=torch.uint8)
-            pieces = [bytes(500) for _ in range(block.nbytes // 5000)]  # the allocator keeps small pieces
+            pieces = [
+                bytes(500) for _ in range(block.nbytes // 5000)
+            ]  # the allocator keeps small pieces
             found.append(provenance.provenance()["peak_memory_bytes"])
             del block, pieces
             return {}

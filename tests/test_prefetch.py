@@ -53,25 +53,37 @@ def checkpoint(tmp_path_factory) -> Path:
     """A random XLM-R with a tokenizer of its own."""
     folder = tmp_path_factory.mktemp("checkpoint")
     characters = ("<s>", "<pad>", "</s>", "<unk>", *string.ascii_lowercase, *string.digits)
-    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="<unk>")
+    )
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Split("", "isolated")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.Split("", "isolated")]
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
     )
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     options = SMALL | {"max_position_embeddings": 140}
-    hf.XLMRobertaForMaskedLM(hf.XLMRobertaConfig(**options, type_vocab_size=1, pad_token_id=1)).save_pretrained(folder)
+    hf.XLMRobertaForMaskedLM(
+        hf.XLMRobertaConfig(**options, type_vocab_size=1, pad_token_id=1)
+    ).save_pretrained(folder)
     return folder
 
 
-def launch(home: Path, *arguments: str, offline: bool = True, **env: str) -> subprocess.CompletedProcess:
+def launch(
+    home: Path, *arguments: str, offline: bool = True, **env: str
+) -> subprocess.CompletedProcess:
     """`python -m flare_exp` with its hub caches below `home`."""
     free = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
     env = free | {"HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"} | env
     words = [*arguments, "offline=true"] if offline else arguments
-    return subprocess.run([sys.executable, "-m", "flare_exp", *words], capture_output=True, text=True, env=env)
+    return subprocess.run(
+        [sys.executable, "-m", "flare_exp", *words], capture_output=True, text=True, env=env
+    )
 
 
 @pytest.fixture
@@ -89,46 +101,89 @@ def test_embedded_and_local_things_need_nothing(tmp_path, capsys):
     (tmp_path / "en").mkdir()
     (tmp_path / "sw").mkdir()
     assert needed() == needed("model=tiny_decoder", "mt=toy_nllb", "method=flare_mt") == []
-    local = ["task=xnli", f"task.data_dir={tmp_path}", "mt=gold", "model=custom", f"model.path={tmp_path}"]
+    local = [
+        "task=xnli",
+        f"task.data_dir={tmp_path}",
+        "mt=gold",
+        "model=custom",
+        f"model.path={tmp_path}",
+    ]
     assert needed(*local) == []
     assert main(["prefetch", *local]) == 0
     assert "Nothing comes from the hub" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("overrides", "asked"), [
-    (["method=zero_shot"], False), (["method=lora"], True), (["method=flare"], True), (["method=flare_mt"], True),
-    (["method=translate_test"], True), (["method=flare", "mt=gold"], False), (["method=flare", "mt=file", "mt.path=."], False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("overrides", "asked"),
+    [
+        (["method=zero_shot"], False),
+        (["method=lora"], True),
+        (["method=flare"], True),
+        (["method=flare_mt"], True),
+        (["method=translate_test"], True),
+        (["method=flare", "mt=gold"], False),
+        (["method=flare", "mt=file", "mt.path=."], False),
+    ],
+)
 def test_a_translation_model_is_needed_where_it_translates(overrides, asked):
     assert (NLLB in [origin for _, origin, _ in needed("task=xnli", *overrides)]) == asked
 
 
 def test_a_grid_needs_everything_once():
-    found = needed("model=xlmr_base,xlmr_large", "task=xnli", "task.lang=sw,ur", "mt=gold", "model.revision=v1", "seed=0,1")
+    found = needed(
+        "model=xlmr_base,xlmr_large",
+        "task=xnli",
+        "task.lang=sw,ur",
+        "mt=gold",
+        "model.revision=v1",
+        "seed=0,1",
+    )
     assert found == [
         ("backbone", "FacebookAI/xlm-roberta-base", "v1"),
         *(("data set", f"facebook/xnli ({lang})", XNLI.revision) for lang in ("en", "sw", "ur")),
         ("backbone", "FacebookAI/xlm-roberta-large", "v1"),
     ]
     table = needed("task=tydiqa", "task.lang=sw,ko", "mt=file", "mt.path=.")
-    assert [origin for _, origin, _ in table] == ["google-research-datasets/tydiqa (secondary_task)"]
+    assert [origin for _, origin, _ in table] == [
+        "google-research-datasets/tydiqa (secondary_task)"
+    ]
 
 
 SAFE, BIN = "model.safetensors", "pytorch_model.bin"
 PARTS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 
 
-@pytest.mark.parametrize(("weights", "chosen"), [
-    ([SAFE, BIN, *PARTS, "tf_model.h5"], [SAFE]),
-    ([BIN, "flax_model.msgpack", "rust_model.ot"], [BIN]),
-    ([*PARTS, f"{SAFE}.index.json", BIN, f"{BIN}.index.json"], [*PARTS, f"{SAFE}.index.json"]),
-    (["pytorch_model-00001-of-00001.bin", f"{BIN}.index.json"], ["pytorch_model-00001-of-00001.bin", f"{BIN}.index.json"]),
-    (["consolidated.00.pth", "model.fp16.safetensors"], []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("weights", "chosen"),
+    [
+        ([SAFE, BIN, *PARTS, "tf_model.h5"], [SAFE]),
+        ([BIN, "flax_model.msgpack", "rust_model.ot"], [BIN]),
+        ([*PARTS, f"{SAFE}.index.json", BIN, f"{BIN}.index.json"], [*PARTS, f"{SAFE}.index.json"]),
+        (
+            ["pytorch_model-00001-of-00001.bin", f"{BIN}.index.json"],
+            ["pytorch_model-00001-of-00001.bin", f"{BIN}.index.json"],
+        ),
+        (["consolidated.00.pth", "model.fp16.safetensors"], []),
+    ],
+)
 def test_weights_in_one_format(weights, chosen):
-    small = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-             "spiece.model", "vocab.txt", "merges.txt"]  # fmt: skip
-    others = ["README.md", "onnx/config.json", "onnx/model.onnx", "original/tokenizer.model", "trainer_state.json"]
+    small = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "spiece.model",
+        "vocab.txt",
+        "merges.txt",
+    ]
+    others = [
+        "README.md",
+        "onnx/config.json",
+        "onnx/model.onnx",
+        "original/tokenizer.model",
+        "trainer_state.json",
+    ]
     assert sorted(hub.wanted([*weights, *others, *small])) == sorted([*small, *chosen])
 
 
@@ -138,7 +193,15 @@ def test_a_folder_is_what_transformers_reads_of_it(checkpoint, tmp_path):
 
     shutil.copytree(checkpoint, tmp_path / "here")
     before = identity()
-    strays = ["README.md", "notes.txt", "training_args.bin", "optimizer.bin", "trainer_state.json", BIN, "onnx.json"]
+    strays = [
+        "README.md",
+        "notes.txt",
+        "training_args.bin",
+        "optimizer.bin",
+        "trainer_state.json",
+        BIN,
+        "onnx.json",
+    ]
     for name in strays:
         (tmp_path / "here" / name).write_text("stray")
     (tmp_path / "here" / "checkpoint-500").mkdir()
@@ -156,7 +219,10 @@ def test_a_folder_is_what_transformers_reads_of_it(checkpoint, tmp_path):
 def test_a_complete_checkpoint_is_found_by_branch_and_commit(cache, checkpoint):
     assert hub.Checkpoint("backbone", "org/name", None).find() == hub.Found(lacks="all of it")
     put(cache, "org/name", checkpoint)
-    size = sum((checkpoint / name).stat().st_size for name in hub.wanted([p.name for p in checkpoint.iterdir()]))
+    size = sum(
+        (checkpoint / name).stat().st_size
+        for name in hub.wanted([p.name for p in checkpoint.iterdir()])
+    )
     for revision in (None, "main", COMMIT):
         assert hub.Checkpoint("backbone", "org/name", revision).find() == hub.Found(COMMIT, size)
     for revision in ("v2", OTHER):
@@ -184,7 +250,9 @@ def test_a_revision_becomes_the_commit_that_the_cache_has_of_it(cache, checkpoin
 def test_a_revision_that_cannot_be_resolved_stops_a_run_and_not_a_plan(cache):
     for key, given in (("model", ["model=custom"]), ("mt", ["mt=custom"])):
         cfg = settled(*given, f"{key}.path=org/none")
-        with pytest.raises(UserError, match=rf"{key}.path=org/none: the commit of main .* not known .*prefetch"):
+        with pytest.raises(
+            UserError, match=rf"{key}.path=org/none: the commit of main .* not known .*prefetch"
+        ):
             pipeline.pinned(cfg)
         assert pipeline.pinned(cfg, required=False) == cfg
     unknown = existing_checkpoint("org/none", None).digest
@@ -202,9 +270,14 @@ def test_presets_of_hub_checkpoints_are_pinned(group):
             assert hub.is_commit(preset.get("revision")), file
 
 
-@pytest.mark.parametrize(("name", "lacks"), [
-    ("model.safetensors", "its weights"), ("tokenizer.json", "its tokenizer"), ("config.json", "its config.json"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "lacks"),
+    [
+        ("model.safetensors", "its weights"),
+        ("tokenizer.json", "its tokenizer"),
+        ("config.json", "its config.json"),
+    ],
+)
 def test_a_checkpoint_that_lacks_a_file_is_not_there(cache, checkpoint, name, lacks):
     (put(cache, "org/name", checkpoint) / name).resolve().unlink()  # the link to it stays
     assert hub.Checkpoint("backbone", "org/name", None).find().lacks == lacks
@@ -213,8 +286,13 @@ def test_a_checkpoint_that_lacks_a_file_is_not_there(cache, checkpoint, name, la
 def test_a_checkpoint_that_lacks_a_shard_is_not_there(cache, checkpoint):
     snapshot = put(cache, "org/name", checkpoint)
     (snapshot / SAFE).rename(snapshot / PARTS[0])
-    (snapshot / f"{SAFE}.index.json").write_text(json.dumps({"weight_map": {"a": PARTS[0], "b": PARTS[1], "c": PARTS[1]}}))
-    assert hub.Checkpoint("backbone", "org/name", None).find().lacks == f"1 of its 2 files of weights, e.g. {PARTS[1]}"
+    (snapshot / f"{SAFE}.index.json").write_text(
+        json.dumps({"weight_map": {"a": PARTS[0], "b": PARTS[1], "c": PARTS[1]}})
+    )
+    assert (
+        hub.Checkpoint("backbone", "org/name", None).find().lacks
+        == f"1 of its 2 files of weights, e.g. {PARTS[1]}"
+    )
 
 
 def test_a_data_set_at_another_commit_is_not_there(cache, tmp_path):
@@ -231,12 +309,22 @@ def test_a_data_set_at_another_commit_is_not_there(cache, tmp_path):
 
 
 def test_all_that_is_missing_is_one_message_before_anything_runs(cache, tmp_path, capsys):
-    given = ["model=xlmr_base", "task=xnli", "task.train_split=train[:2000]", f"output_dir={tmp_path / 'out' / 'run'}",
-             f"cache_dir={tmp_path / 'artifacts'}", "offline=true"]  # fmt: skip
+    given = [
+        "model=xlmr_base",
+        "task=xnli",
+        "task.train_split=train[:2000]",
+        f"output_dir={tmp_path / 'out' / 'run'}",
+        f"cache_dir={tmp_path / 'artifacts'}",
+        "offline=true",
+    ]
     assert main(given) == 2
     message = capsys.readouterr().err
-    for missing in ("backbone FacebookAI/xlm-roberta-base at e73636d", f"translation model {NLLB} at 1a07f7d",
-                    "data set facebook/xnli (en) at b8dd5d7", "data set facebook/xnli (sw) at"):  # fmt: skip
+    for missing in (
+        "backbone FacebookAI/xlm-roberta-base at e73636d",
+        f"translation model {NLLB} at 1a07f7d",
+        "data set facebook/xnli (en) at b8dd5d7",
+        "data set facebook/xnli (sw) at",
+    ):
         assert message.count(f"  - {missing}") == 1
     command = shlex.split(message.splitlines()[-1])
     assert command == ["python", "-m", "flare_exp", "prefetch", *given[:3], given[4]]
@@ -245,24 +333,33 @@ def test_all_that_is_missing_is_one_message_before_anything_runs(cache, tmp_path
     capsys.readouterr()
     # of a grid too, and with the environment's word only (tests/conftest.py)
     assert main(["-m", "model=xlmr_base", "seed=0,1", f"output_dir={tmp_path / 'out'}"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "  python -m flare_exp prefetch -m model=xlmr_base seed=0,1"
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == "  python -m flare_exp prefetch -m model=xlmr_base seed=0,1"
+    )
 
 
 def test_a_hub_that_does_not_answer_is_one_message_at_once(tmp_path):
     run = ["model=xlmr_base", "task=xnli", f"output_dir={tmp_path / 'out'}"]
     start = time.perf_counter()
     done = launch(tmp_path, *run, offline=False, HF_ENDPOINT=NOWHERE)
-    assert time.perf_counter() - start < 15  # 2 s on a machine of its own; the libraries' retries took 34
+    assert (
+        time.perf_counter() - start < 15
+    )  # 2 s on a machine of its own; the libraries' retries took 34
     assert done.returncode == 2
     assert done.stdout == ""
     lines = done.stderr.splitlines()
-    assert lines[0].startswith(f"flare_exp: {NOWHERE} cannot be reached ([Errno 111] Connection refused), but the local caches")
+    assert lines[0].startswith(
+        f"flare_exp: {NOWHERE} cannot be reached ([Errno 111] Connection refused), but the local caches"
+    )
     assert lines[-1] == "  python -m flare_exp prefetch model=xlmr_base task=xnli"
     assert len(lines) == 7  # two models, two data sets
 
 
 def test_a_prefetch_from_a_hub_that_does_not_answer_ends_at_once(tmp_path):
-    done = launch(tmp_path, "prefetch", "model=xlmr_base", "task=xnli", offline=False, HF_ENDPOINT=NOWHERE)
+    done = launch(
+        tmp_path, "prefetch", "model=xlmr_base", "task=xnli", offline=False, HF_ENDPOINT=NOWHERE
+    )
     assert done.returncode == 1
     assert done.stderr.count(f"{NOWHERE} cannot be reached") == 1
     assert "Retry" not in done.stdout + done.stderr
@@ -293,10 +390,14 @@ def test_prefetch_without_network_reports(cache, checkpoint, capsys):
     assert sum(row[-4:] == ["missing", "all", "of", "it"] for row in rows) == 2
 
 
-@pytest.mark.parametrize(("revision", "state"), [
-    (None, "there already; whether it is the newest is unknown: no route"), (COMMIT, "there already"),
-    ("v2", "failed: no route"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("revision", "state"),
+    [
+        (None, "there already; whether it is the newest is unknown: no route"),
+        (COMMIT, "there already"),
+        ("v2", "failed: no route"),
+    ],
+)
 def test_an_unreachable_hub(cache, checkpoint, monkeypatch, revision, state):
     def fetch(need):
         raise ConnectionError("no route\nto host")
@@ -320,8 +421,15 @@ def test_a_run_from_a_cache_alone(checkpoint, tmp_path):
     snapshot = put(tmp_path / "hub", "org/name", checkpoint)
     torch.save(load_file(snapshot / SAFE), snapshot / BIN)  # older checkpoints have no other format
     (snapshot / SAFE).unlink()
-    run = ["model=custom", "model.path=org/name", "task.limit=16", "trainer=debug", "trainer.enable_progress_bar=false",
-           f"cache_dir={tmp_path / 'artefacts'}", f"output_dir={tmp_path / 'out'}"]  # fmt: skip
+    run = [
+        "model=custom",
+        "model.path=org/name",
+        "task.limit=16",
+        "trainer=debug",
+        "trainer.enable_progress_bar=false",
+        f"cache_dir={tmp_path / 'artefacts'}",
+        f"output_dir={tmp_path / 'out'}",
+    ]
     done = launch(tmp_path, *run)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["model"] == "custom"
@@ -362,7 +470,11 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        self.answer(json.loads(body).get("paths") if body.startswith("{") else parse_qs(body).get("paths", []))
+        self.answer(
+            json.loads(body).get("paths")
+            if body.startswith("{")
+            else parse_qs(body).get("paths", [])
+        )
 
     def answer(self, paths=()):
         words = unquote(urlparse(self.path).path).strip("/").removeprefix("api/").split("/")
@@ -370,7 +482,10 @@ class Answer(BaseHTTPRequestHandler):
             words.insert(0, "models")
         kind, owner, name, what, _, *rest = (*words, "", "", "", "")
         repository, path = f"{kind}/{owner}/{name}", "/".join(rest).rstrip("/")
-        files, commit = self.server.repositories.get(repository), self.server.commits.get(repository, COMMIT)
+        files, commit = (
+            self.server.repositories.get(repository),
+            self.server.commits.get(repository, COMMIT),
+        )
         if files is None:
             self.send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         elif what == "resolve":
@@ -385,16 +500,24 @@ class Answer(BaseHTTPRequestHandler):
                 {
                     "id": f"{owner}/{name}",
                     "sha": commit,
-                    "siblings": [{"rfilename": path, "size": len(data)} for path, data in files.items()],
+                    "siblings": [
+                        {"rfilename": path, "size": len(data)} for path, data in files.items()
+                    ],
                 },
             )
 
     def file(self, files, path, commit):
         if path not in files:
-            return self.send(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
+            return self.send(
+                404,
+                {"error": "Entry not found"},
+                {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit},
+            )
         if self.command == "GET":
             self.server.got.append(path)
-        return self.send(200, files[path], {"ETag": f'"{digest(files[path])}"', "X-Repo-Commit": commit})
+        return self.send(
+            200, files[path], {"ETag": f'"{digest(files[path])}"', "X-Repo-Commit": commit}
+        )
 
     def send(self, status, body, headers=()):
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -419,7 +542,9 @@ def tree(files, folder, recursive):
     depth = folder.count("/") + 1 if folder else 0
     folders = {"/".join(path.split("/")[: depth + 1]) for path in below if path.count("/") > depth}
     shown = below if recursive else [path for path in below if path.count("/") == depth]
-    return [{"type": "directory", "path": path, "oid": ""} for path in folders] + [entry(files, path) for path in shown]
+    return [{"type": "directory", "path": path, "oid": ""} for path in folders] + [
+        entry(files, path) for path in shown
+    ]
 
 
 def parquet(rows) -> bytes:
@@ -431,29 +556,68 @@ def parquet(rows) -> bytes:
 @pytest.fixture
 def server(checkpoint):
     model = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
-    others = {"tf_model.h5": b"tensorflow", "onnx/model.onnx": b"onnx", "README.md": b"# A model", "pytorch_model.bin": b"pickle"}
+    others = {
+        "tf_model.h5": b"tensorflow",
+        "onnx/model.onnx": b"onnx",
+        "README.md": b"# A model",
+        "pytorch_model.bin": b"pickle",
+    }
     splits = ("train", "validation", "test")
-    data = {f"{lang}/{split}-0.parquet": parquet([{"premise": f"{lang} {split} {i}", "hypothesis": "the food", "label": i % 3}
-                                                  for i in range(24)]) for lang in ("en", "sw") for split in splits}  # fmt: skip
-    configs = [{"config_name": lang, "data_files": [{"split": split, "path": f"{lang}/{split}-*"} for split in splits]}
-               for lang in ("en", "sw")]  # fmt: skip
+    data = {
+        f"{lang}/{split}-0.parquet": parquet(
+            [
+                {"premise": f"{lang} {split} {i}", "hypothesis": "the food", "label": i % 3}
+                for i in range(24)
+            ]
+        )
+        for lang in ("en", "sw")
+        for split in splits
+    }
+    configs = [
+        {
+            "config_name": lang,
+            "data_files": [{"split": split, "path": f"{lang}/{split}-*"} for split in splits],
+        }
+        for lang in ("en", "sw")
+    ]
     card = f"---\nconfigs: {json.dumps(configs)}\n---\n# XNLI".encode()
-    running = Hub({"models/org/name": {**model, **others}, "datasets/facebook/xnli": {"README.md": card, **data}})
+    running = Hub(
+        {
+            "models/org/name": {**model, **others},
+            "datasets/facebook/xnli": {"README.md": card, **data},
+        }
+    )
     running.commits["datasets/facebook/xnli"] = XNLI.revision
     yield running
     running.shutdown()
 
 
 def test_what_will_be_downloaded_is_said_before_it_starts(server, tmp_path):
-    run = ["-m", "model=custom", "model.path=org/name,org/none", "task=xnli", "mt=gold", f"output_dir={tmp_path / 'out'}"]
+    run = [
+        "-m",
+        "model=custom",
+        "model.path=org/name,org/none",
+        "task=xnli",
+        "mt=gold",
+        f"output_dir={tmp_path / 'out'}",
+    ]
     done = launch(tmp_path, *run, offline=False, HF_ENDPOINT=server.address)
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     files = server.repositories["models/org/name"]
     size = decimal(sum(len(files[name]) for name in hub.wanted(list(files))))
     assert lines[0] == f"downloads backbone org/name at main: {size} into {tmp_path / 'hub'}"
-    data = decimal(sum(len(data) for name, data in server.repositories["datasets/facebook/xnli"].items() if name[:3] == "en/"))
-    assert f"downloads data set facebook/xnli (en) at {XNLI.revision}: {data} into {tmp_path / 'datasets'}" in lines
+    data = decimal(
+        sum(
+            len(data)
+            for name, data in server.repositories["datasets/facebook/xnli"].items()
+            if name[:3] == "en/"
+        )
+    )
+    assert (
+        f"downloads data set facebook/xnli (en) at {XNLI.revision}: {data} into {tmp_path / 'datasets'}"
+        in lines
+    )
     assert "flare_exp: backbone org/none at main: there is no such repository" in done.stderr
     assert lines[-1] == "Nothing was run."
     assert server.got == []
@@ -461,8 +625,15 @@ def test_what_will_be_downloaded_is_said_before_it_starts(server, tmp_path):
 
 @pytest.mark.slow
 def test_prefetch_then_run_without_network(server, tmp_path):
-    run = ["model=custom", "model.path=org/name", "task=xnli", "mt=gold", "trainer=debug", "trainer.enable_progress_bar=false",
-           f"cache_dir={tmp_path / 'artefacts'}"]  # fmt: skip
+    run = [
+        "model=custom",
+        "model.path=org/name",
+        "task=xnli",
+        "mt=gold",
+        "trainer=debug",
+        "trainer.enable_progress_bar=false",
+        f"cache_dir={tmp_path / 'artefacts'}",
+    ]
     refused = launch(tmp_path, *run, f"output_dir={tmp_path / 'out'}")
     assert refused.returncode == 2
     assert refused.stderr.count("missing all of it") == 3
@@ -474,7 +645,12 @@ def test_prefetch_then_run_without_network(server, tmp_path):
     assert done.stdout.count("fetched") == 3
     assert "failed: there is no such repository" in done.stdout
     fetched = Counter(Path(name).suffix for name in server.got)
-    assert fetched.keys() == {".json", ".safetensors", ".md", ".parquet"}  # the data set's card tells its configurations
+    assert fetched.keys() == {
+        ".json",
+        ".safetensors",
+        ".md",
+        ".parquet",
+    }  # the data set's card tells its configurations
     assert (fetched[".safetensors"], fetched[".parquet"]) == (1, 6)
 
     server.got.clear()
@@ -483,9 +659,13 @@ def test_prefetch_then_run_without_network(server, tmp_path):
     assert again.stdout.count("there already") == 3
     assert server.got == []
 
-    done = launch(tmp_path, *run, f"output_dir={tmp_path / 'out'}", offline=False, HF_ENDPOINT=NOWHERE)
+    done = launch(
+        tmp_path, *run, f"output_dir={tmp_path / 'out'}", offline=False, HF_ENDPOINT=NOWHERE
+    )
     assert done.returncode == 0, done.stderr
-    assert "sw test 0" in str(pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()[0])
+    assert "sw test 0" in str(
+        pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()[0]
+    )
 
 
 @pytest.mark.slow
@@ -497,7 +677,9 @@ def test_prefetch_follows_a_branch(server, tmp_path):
         assert f"{commit[:12]} " in done.stdout, done.stderr
         assert said in done.stdout
     # killed in between
-    (tmp_path / "hub" / "models--org--name" / "snapshots" / OTHER / "tokenizer_config.json").unlink()
+    (
+        tmp_path / "hub" / "models--org--name" / "snapshots" / OTHER / "tokenizer_config.json"
+    ).unlink()
     done = launch(tmp_path, *model)
     assert done.returncode == 1
     assert "missing part of its configuration or tokenizer" in done.stdout

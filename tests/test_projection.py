@@ -12,7 +12,10 @@ from flare_exp.translation.projection import MARKERS, find, mark, own_marks_repl
 
 # what must not be left in a context, and the characters that may change to get there: said again, not read from the table
 OWN = {
-    "quotes": (re.compile(r"""["“”„«»「」『』《》〝〞＂]|''|``"""), set("\"“”„«»「」『』《》〝〞＂'`")),
+    "quotes": (
+        re.compile(r"""["“”„«»「」『』《》〝〞＂]|''|``"""),
+        set("\"“”„«»「」『』《》〝〞＂'`"),
+    ),
     "brackets": (re.compile(r"[][［］【】]"), set("[]［］【】")),
     "tags": (re.compile(r"[<＜]\s*/?\s*[a-zA-Zа-я]\s*[>＞]"), set("<>＜＞")),
 }
@@ -38,7 +41,14 @@ VARIANTS = {
         ("``", "''"),
     ],
     "brackets": ["[]", "［］", "【】", "〔〕", "［]"],
-    "tags": [("<a>", "</a>"), ("<A>", "</A>"), ("< a >", "< / a >"), ("<a >", "</ a>"), ("＜a＞", "＜／a＞"), ("<а>", "</а>")],
+    "tags": [
+        ("<a>", "</a>"),
+        ("<A>", "</A>"),
+        ("< a >", "< / a >"),
+        ("<a >", "</ a>"),
+        ("＜a＞", "＜／a＞"),
+        ("<а>", "</а>"),
+    ],
 }
 MARKED = {"quotes": '"%s"', "brackets": "[%s]", "tags": "<a>%s</a>"}
 WORDS = [
@@ -58,7 +68,19 @@ WORDS = [
     "👩‍👩‍👧",
     "7'",
 ]
-PIECES = [*WORDS, *"\"'`“”„«»「」《》[]［］【】()<>/.,!।。؟-", "''", '""', "``", "<a>", "</a>", "< A >", "<b>", "[12]", '7"']
+PIECES = [
+    *WORDS,
+    *"\"'`“”„«»「」《》[]［］【】()<>/.,!।。؟-",
+    "''",
+    '""',
+    "``",
+    "<a>",
+    "</a>",
+    "< A >",
+    "<b>",
+    "[12]",
+    '7"',
+]
 SPACES = [" ", " ", " ", "  ", "\n", "\u00a0", "\u3000", "", ""]
 
 kinds = st.sampled_from(sorted(MARKERS))
@@ -68,14 +90,18 @@ steady = settings(deadline=None, derandomize=True, max_examples=200)
 @st.composite
 def asked(draw):
     """A context with marks of every kind and an answer anywhere in it, at words' ends or not, perhaps there twice."""
-    pieces = draw(st.lists(st.sampled_from(PIECES) | st.sampled_from(SPACES), min_size=1, max_size=14))
+    pieces = draw(
+        st.lists(st.sampled_from(PIECES) | st.sampled_from(SPACES), min_size=1, max_size=14)
+    )
     context = "".join(pieces)
     start = draw(st.sampled_from([0, draw(st.integers(0, len(context)))]))
     stop = draw(st.sampled_from([len(context), draw(st.integers(start, len(context)))]))
     assume(context[start:stop].strip())
     if draw(st.booleans()):
         twin = context[start:stop]
-        context, start = draw(st.sampled_from([(twin + context, start + len(twin)), (context + twin, start)]))
+        context, start = draw(
+            st.sampled_from([(twin + context, start + len(twin)), (context + twin, start)])
+        )
         stop = start + len(twin)
     return context, Answer(context[start:stop], start)
 
@@ -83,7 +109,9 @@ def asked(draw):
 @st.composite
 def sentences(draw):
     """Words before an answer of words, the answer, words after it."""
-    before, answer, after = (draw(st.lists(st.sampled_from(WORDS), min_size=n, max_size=4)) for n in (0, 1, 0))
+    before, answer, after = (
+        draw(st.lists(st.sampled_from(WORDS), min_size=n, max_size=4)) for n in (0, 1, 0)
+    )
     return " ".join(before), " ".join(answer), " ".join(after)
 
 
@@ -146,7 +174,9 @@ def test_other_glyphs_elsewhere_in_the_text(drawn, kind, data):
 def test_spaces_inside_the_marks_are_no_part_of_the_answer(drawn, kind, data):
     before, core, after = drawn
     opening, closing = data.draw(st.sampled_from(VARIANTS[kind]))
-    left, right = (data.draw(st.sampled_from(["", " ", "\u00a0", "\u202f", " \n"])) for _ in range(2))
+    left, right = (
+        data.draw(st.sampled_from(["", " ", "\u00a0", "\u202f", " \n"])) for _ in range(2)
+    )
     assume("'" not in closing or "'" not in core + before + after)
     text, found = find(joined(before, opening + left + core + right + closing, after), kind)
     assert text == joined(before, core, after)
@@ -262,7 +292,15 @@ def test_find(translated, kind, text, answer):
 
 
 @pytest.mark.parametrize(
-    "answer", [Answer("b", -1), Answer("a", -4), Answer("b", 0), Answer("c", 2), Answer("", 0), Answer(" ", 1)]
+    "answer",
+    [
+        Answer("b", -1),
+        Answer("a", -4),
+        Answer("b", 0),
+        Answer("c", 2),
+        Answer("", 0),
+        Answer(" ", 1),
+    ],
 )
 def test_what_is_no_span_cannot_be_marked(answer):
     with pytest.raises(ValueError, match="is no span of the context 'a b'"):
@@ -272,9 +310,16 @@ def test_what_is_no_span_cannot_be_marked(answer):
 @pytest.mark.shared
 @pytest.mark.parametrize("kind", sorted(MARKERS))
 def test_identity_on_tydiqa(shared_data, kind):
-    examples = [e for e in TyDiQA(str(shared_data / "tydiqa")).read("en", "train") if e.answers[0].start >= 0]
+    examples = [
+        e
+        for e in TyDiQA(str(shared_data / "tydiqa")).read("en", "train")
+        if e.answers[0].start >= 0
+    ]
     assert examples
     for example in examples:
         context, answer = example.texts[0], example.answers[0]
         before, core, after = parts(context, answer, kind)
-        assert find(mark(context, answer, kind), kind) == (before + core + after, Answer(core, len(before)))
+        assert find(mark(context, answer, kind), kind) == (
+            before + core + after,
+            Answer(core, len(before)),
+        )

@@ -23,12 +23,19 @@ def finished(folder, *overrides, score=0.5, metrics=None):
     assert not problems
     folder.mkdir(parents=True)
     measured = {
-        "task": job.task.name, "lang": job.task.lang, "model": job.model.name, "mt": job.mt.name,
-        "method": job.method.name, "seed": job.seed, "test": {"accuracy": 0.1, "macro_f1": score},
+        "task": job.task.name,
+        "lang": job.task.lang,
+        "model": job.model.name,
+        "mt": job.mt.name,
+        "method": job.method.name,
+        "seed": job.seed,
+        "test": {"accuracy": 0.1, "macro_f1": score},
         "fusion": job.fusion.name if job.method.name in schema.FUSING_METHODS else None,
-        "english": {"accuracy": 0.9, "macro_f1": 0.9}, "zero_shot": {"accuracy": 0.2, "macro_f1": 0.2},
-        "seconds": {"transfer": 1.0, "test": 2.0}, **(metrics or {}),
-    }  # fmt: skip
+        "english": {"accuracy": 0.9, "macro_f1": 0.9},
+        "zero_shot": {"accuracy": 0.2, "macro_f1": 0.2},
+        "seconds": {"transfer": 1.0, "test": 2.0},
+        **(metrics or {}),
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(job)))
     (folder / "metrics.json").write_text(json.dumps(measured))
     return folder
@@ -61,11 +68,20 @@ def test_only_options_that_differ_from_the_shipped_ones_need_a_column(tmp_path, 
     """The defaults of a model or task, and what cannot change a result, tell no cells apart."""
     finished(tmp_path / "0", "model=tiny", "trainer=cpu", "data.workers=1")
     finished(tmp_path / "1", "model=tiny_decoder", "trainer=cpu", "output_dir=elsewhere")
-    finished(tmp_path / "2", "model=tiny", "trainer=cpu", "seed=1", "trainer.devices=2", "trainer.strategy=ddp")
+    finished(
+        tmp_path / "2",
+        "model=tiny",
+        "trainer=cpu",
+        "seed=1",
+        "trainer.devices=2",
+        "trainer.strategy=ddp",
+    )
     finished(tmp_path / "3", "model=tiny", "trainer=cpu", "method=lora")
     finished(tmp_path / "4", "model=tiny", "trainer=cpu", "source.shuffle=true")
     measured = {"translation": {"noise": 0.4, "chrf++": {"en": 55.0, "far": 50.0}}}
-    finished(tmp_path / "5", "trainer=cpu", "mt=gold", "mt.noise=0.4", "method=lora", metrics=measured)
+    finished(
+        tmp_path / "5", "trainer=cpu", "mt=gold", "mt.noise=0.4", "method=lora", metrics=measured
+    )
     _, _, (head, *cells) = table(capsys, tmp_path)
     assert head[:5] == ["model", "lang", "mt", "method", "seeds"]
     assert {tuple(row[:5]) for row in cells} == {
@@ -110,11 +126,18 @@ def test_half_and_damaged_runs_are_named_and_the_rest_is_shown(tmp_path, capsys)
     code, printed, (head, *cells) = table(capsys, tmp_path)
     assert code == 0
     assert [row[head.index("seeds")] for row in cells] == ["0,1"]
-    assert cells[0][head.index("new")] == "-", "a metric that only some runs have is no mean over all"
+    assert cells[0][head.index("new")] == "-", (
+        "a metric that only some runs have is no mean over all"
+    )
     left_out = [line for line in printed.out.splitlines() if line.startswith("left out: ")]
-    assert sorted(line.split(": ")[1] for line in left_out) == sorted(str(tmp_path / n) for n in damaged)
+    assert sorted(line.split(": ")[1] for line in left_out) == sorted(
+        str(tmp_path / n) for n in damaged
+    )
     assert table(capsys, tmp_path / "torn")[0] == 2, "no run at all"
-    for folders in ([tmp_path / "nowhere"], [tmp_path, tmp_path / "nowhere"]):  # a mistyped one is not left out in silence
+    for folders in (
+        [tmp_path / "nowhere"],
+        [tmp_path, tmp_path / "nowhere"],
+    ):  # a mistyped one is not left out in silence
         code, printed, rows = table(capsys, *folders)
         assert (code, rows) == (2, [])
         assert printed.err == f"flare_exp report: {tmp_path / 'nowhere'}: there is no such folder\n"
@@ -140,7 +163,9 @@ def said(capsys, folder, scores):
 def test_a_sentence_compares_flare_with_the_baselines(translate_test, expected, tmp_path, capsys):
     scores = {"lora": 0.4, "translate_test": translate_test, "flare": 0.8, "zero_shot": 0.2}
     (line,) = said(capsys, tmp_path, scores)
-    assert line.startswith("tiny, far: flare (add_relu) has macro_f1 80.0, 40.0 points above lora (40.0) and ")
+    assert line.startswith(
+        "tiny, far: flare (add_relu) has macro_f1 80.0, 40.0 points above lora (40.0) and "
+    )
     assert expected in line
     assert "One seed" in line
 

@@ -23,8 +23,16 @@ from flare_exp.experiment import pipeline, run_state, runs
 from flare_exp.training import checkpointing
 from flare_exp.utils import signals
 
-SMALL = ["task.limit=100", "finetune.epochs=2", "transfer.epochs=2", "transfer.lr=1e-3", "data.batch_size=20", "trainer=cpu",
-         "trainer.enable_progress_bar=false", "model=custom"]  # fmt: skip
+SMALL = [
+    "task.limit=100",
+    "finetune.epochs=2",
+    "transfer.epochs=2",
+    "transfer.lr=1e-3",
+    "data.batch_size=20",
+    "trainer=cpu",
+    "trainer.enable_progress_bar=false",
+    "model=custom",
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +42,11 @@ def checkpoint(tmp_path_factory):
 
 
 def arguments(checkpoint, folder, *overrides):
-    place = [f"model.path={checkpoint}", f"cache_dir={folder / 'cache'}", f"output_dir={folder / 'out'}"]
+    place = [
+        f"model.path={checkpoint}",
+        f"cache_dir={folder / 'cache'}",
+        f"output_dir={folder / 'out'}",
+    ]
     return last_of_each([*SMALL, *place, *overrides])
 
 
@@ -49,12 +61,23 @@ def left(folder):
     """What a run leaves, by name: bytes of weights and predictions, rows of the curves.
 
     The mean loss of an epoch is left out: Lightning begins it anew when an epoch goes on."""
-    found = {name: (folder / "out" / name).read_bytes() for name in
-             ("english/adapter_model.safetensors", "adapter/adapter_model.safetensors", "predictions.parquet")}  # fmt: skip
+    found = {
+        name: (folder / "out" / name).read_bytes()
+        for name in (
+            "english/adapter_model.safetensors",
+            "adapter/adapter_model.safetensors",
+            "predictions.parquet",
+        )
+    }
     for stage in ("finetune", "transfer"):
         with (folder / "out" / "curves" / f"{stage}.csv").open(newline="") as file:
-            rows = [{k: v for k, v in row.items() if k != "train/loss_epoch"} for row in csv.DictReader(file)]
-        found[stage] = [row for row in rows if any(v for k, v in row.items() if k not in ("epoch", "step"))]
+            rows = [
+                {k: v for k, v in row.items() if k != "train/loss_epoch"}
+                for row in csv.DictReader(file)
+            ]
+        found[stage] = [
+            row for row in rows if any(v for k, v in row.items() if k not in ("epoch", "step"))
+        ]
     return found
 
 
@@ -62,7 +85,10 @@ def left(folder):
 def test_i12_stopped_at_any_step_equals_uninterrupted(checkpoint, tmp_path, monkeypatch, caplog):
     caplog.set_level("INFO")
     run(checkpoint, tmp_path / "whole")
-    looks, stops = 0, {1, 3, 8, 9, 12, 16}  # looks for a signal: before a stage, after each step but the last of an epoch
+    looks, stops = (
+        0,
+        {1, 3, 8, 9, 12, 16},
+    )  # looks for a signal: before a stage, after each step but the last of an epoch
 
     def asked():
         nonlocal looks
@@ -81,14 +107,23 @@ def test_i12_stopped_at_any_step_equals_uninterrupted(checkpoint, tmp_path, monk
 
 
 @pytest.mark.slow
-def test_a_step_read_in_micro_batches_is_the_same_step_and_their_size_may_change_on_the_way(tmp_path, monkeypatch, caplog):
+def test_a_step_read_in_micro_batches_is_the_same_step_and_their_size_may_change_on_the_way(
+    tmp_path, monkeypatch, caplog
+):
     """Without dropout, whose masks follow from the order of the passes; 64 bits are rounded to 32 where a training goes on."""
     caplog.set_level("INFO")
-    exact = ["trainer.precision=64-true", "trainer.gradient_clip_val=0.01", "trainer.limit_train_batches=4"]
+    exact = [
+        "trainer.precision=64-true",
+        "trainer.gradient_clip_val=0.01",
+        "trainer.limit_train_batches=4",
+    ]
     settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     checkpoint = tiny_checkpoint(tmp_path / "checkpoint", **settings)
     run(checkpoint, tmp_path / "whole", *exact)
-    looks, stops = 0, {2, 5, 8}  # looks for a signal: before a stage, after each step but the last of an epoch
+    looks, stops = (
+        0,
+        {2, 5, 8},
+    )  # looks for a signal: before a stage, after each step but the last of an epoch
 
     def asked():
         nonlocal looks
@@ -109,7 +144,8 @@ def test_a_step_read_in_micro_batches_is_the_same_step_and_their_size_may_change
             torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-7)
     for stage in ("finetune", "transfer"):
         assert [{k: float(v) if v else v for k, v in row.items()} for row in found[stage]] == [
-            {k: pytest.approx(float(v), rel=1e-6) if v else v for k, v in row.items()} for row in expected[stage]
+            {k: pytest.approx(float(v), rel=1e-6) if v else v for k, v in row.items()}
+            for row in expected[stage]
         ]
 
 
@@ -120,12 +156,22 @@ def test_a_signal_stops_and_the_same_command_goes_on(checkpoint, tmp_path, train
     ignored."""
 
     def start(folder, epochs=200, **options):
-        words = arguments(checkpoint, folder, f"trainer={trainer}", f"finetune.epochs={epochs}", "method=zero_shot")
-        return processes.Run([*processes.PROGRAM, *words], merged=True, fresh_followers=True, **options)
+        words = arguments(
+            checkpoint,
+            folder,
+            f"trainer={trainer}",
+            f"finetune.epochs={epochs}",
+            "method=zero_shot",
+        )
+        return processes.Run(
+            [*processes.PROGRAM, *words], merged=True, fresh_followers=True, **options
+        )
 
     process = start(tmp_path)
     wait_for(lambda: list(tmp_path.glob("cache/finetune/.*/checkpoints")), process)
-    group = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout.split()
+    group = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
     for pid in [*group, process.pid]:
         os.kill(int(pid), by)
     said, _ = process.communicate(timeout=60)
@@ -151,7 +197,13 @@ def test_a_signal_stops_and_the_same_command_goes_on(checkpoint, tmp_path, train
 
 @pytest.mark.slow
 def test_killed_without_a_warning_goes_on_from_the_last_state(checkpoint, tmp_path):
-    words = arguments(checkpoint, tmp_path, "trainer.checkpoint_minutes=0.001", "method=zero_shot", "finetune.epochs=40")
+    words = arguments(
+        checkpoint,
+        tmp_path,
+        "trainer.checkpoint_minutes=0.001",
+        "method=zero_shot",
+        "finetune.epochs=40",
+    )
     process = processes.Run([*processes.PROGRAM, *words])
     wait_for(lambda: list(tmp_path.glob("cache/finetune/.*/state.ckpt")), process)
     process.kill()
@@ -171,7 +223,9 @@ def disk(tmp_path):
     """A small file system of its own: its folder, and a function that sets its size in kilobytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], capture_output=True
+    ).returncode:
         pytest.skip("file systems cannot be mounted here")
 
     def resize(kilobytes):
@@ -183,7 +237,9 @@ def disk(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("filled", ["cache", "out"])
-def test_a_full_disk_at_any_stage_is_one_message_and_the_same_command_goes_on(checkpoint, tmp_path, disk, filled):
+def test_a_full_disk_at_any_stage_is_one_message_and_the_same_command_goes_on(
+    checkpoint, tmp_path, disk, filled
+):
     """The disk grows a little whenever it was full, so that it is full in one stage after the other."""
     place, resize = disk
     run(checkpoint, tmp_path / "whole")
@@ -193,7 +249,12 @@ def test_a_full_disk_at_any_stage_is_one_message_and_the_same_command_goes_on(ch
     folders = {name: (place if name == filled else room) / name for name in ("cache", "out")}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
-    given = [*SMALL, f"model.path={checkpoint}", f"cache_dir={folders['cache']}", f"output_dir={folders['out']}"]
+    given = [
+        *SMALL,
+        f"model.path={checkpoint}",
+        f"cache_dir={folders['cache']}",
+        f"output_dir={folders['out']}",
+    ]
     (job,), _ = validation.check(given, False)
     reasons, kilobytes = [], 16
     while (reason := runs.attempt(job, folders["out"])) is not None:
@@ -206,23 +267,41 @@ def test_a_full_disk_at_any_stage_is_one_message_and_the_same_command_goes_on(ch
         assert {p.name for p in folders["out"].iterdir()} <= {"config.yaml", "states.jsonl"}
         for manifest in folders["cache"].glob("*/[!.]*/manifest.json"):
             files = json.loads(manifest.read_text())["files"]
-            assert all((manifest.parent / name).stat().st_size == facts["bytes"] for name, facts in files.items())
+            assert all(
+                (manifest.parent / name).stat().st_size == facts["bytes"]
+                for name, facts in files.items()
+            )
         assert not list(folders["cache"].rglob("*.partial"))
         assert kilobytes < 20_000, reasons
         kilobytes = round(1.5 * kilobytes)
         resize(kilobytes)
     assert len(reasons) >= 2
     if filled == "cache":
-        kinds = {kind for kind in ("finetune", "transfer", "test", "translation") for r in reasons if f"artefact {kind}/" in r}
+        kinds = {
+            kind
+            for kind in ("finetune", "transfer", "test", "translation")
+            for r in reasons
+            if f"artefact {kind}/" in r
+        }
         assert len(kinds) >= 2, reasons
-    for name in ("english/adapter_model.safetensors", "adapter/adapter_model.safetensors", "predictions.parquet"):
-        assert (folders["out"] / name).read_bytes() == (tmp_path / "whole" / "out" / name).read_bytes()
+    for name in (
+        "english/adapter_model.safetensors",
+        "adapter/adapter_model.safetensors",
+        "predictions.parquet",
+    ):
+        assert (folders["out"] / name).read_bytes() == (
+            tmp_path / "whole" / "out" / name
+        ).read_bytes()
 
 
 def test_libraries_errors_of_a_full_disk_are_told():
     wrapped = RuntimeError("could not be saved")
     wrapped.__cause__ = OSError(28, os.strerror(28))
-    for error in (wrapped.__cause__, wrapped, Exception("I/O error: No space left on device (os error 28)")):
+    for error in (
+        wrapped.__cause__,
+        wrapped,
+        Exception("I/O error: No space left on device (os error 28)"),
+    ):
         assert out_of_room(error) == "No space left on device"
     assert out_of_room(ValueError("no")) is None
 
@@ -234,7 +313,10 @@ def test_a_crash_is_one_line_and_its_traceback_is_in_the_log(tmp_path, monkeypat
     monkeypatch.setattr(runs, "run_job", crash)
     assert main([f"output_dir={tmp_path}"]) == 1
     said = capsys.readouterr()
-    assert said.err.splitlines()[-1] == f"flare_exp: ZeroDivisionError: by; the traceback is in {tmp_path / 'flare_exp.log'}"
+    assert (
+        said.err.splitlines()[-1]
+        == f"flare_exp: ZeroDivisionError: by; the traceback is in {tmp_path / 'flare_exp.log'}"
+    )
     assert "Traceback" not in said.out + said.err
     log = (tmp_path / "flare_exp.log").read_text()
     assert "Traceback (most recent call last)" in log
@@ -304,7 +386,9 @@ def test_a_state_is_kept_after_every_epoch(checkpoint, tmp_path, monkeypatch):
     kept = []
     save = checkpointing.StepCheckpoint.save
     monkeypatch.setattr(
-        checkpointing.StepCheckpoint, "save", lambda self, trainer: kept.append(trainer.global_step) or save(self, trainer)
+        checkpointing.StepCheckpoint,
+        "save",
+        lambda self, trainer: kept.append(trainer.global_step) or save(self, trainer),
     )
     monkeypatch.setattr(signals, "SHARE", 1e9)  # whatever it takes
     run(checkpoint, tmp_path, "finetune.epochs=3", "method=zero_shot")
@@ -331,7 +415,9 @@ def test_a_damaged_state_is_named_and_training_starts_anew(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("processes", "sharded"), [(2, False), (1, True)])
-def test_a_state_of_other_processes_is_named_and_training_starts_anew(tmp_path, caplog, processes, sharded):
+def test_a_state_of_other_processes_is_named_and_training_starts_anew(
+    tmp_path, caplog, processes, sharded
+):
     state = tmp_path / "state.ckpt"
     torch.save({"global_step": 7, "random": [None], "sharded": False}, state)
     assert checkpointing.steps_kept(state, processes, sharded) == 0
@@ -362,7 +448,9 @@ def test_a_loader_goes_on_within_an_epoch(workers, passes):
     def loader():
         order = BucketSampler([1] * 10, 2, 0)
         order.set_epoch(3)
-        return ResumableLoader(Numbers(), batch_sampler=Shares(order, [1] * 10, passes=passes), num_workers=workers)
+        return ResumableLoader(
+            Numbers(), batch_sampler=Shares(order, [1] * 10, passes=passes), num_workers=workers
+        )
 
     whole = [b.tolist() for b in loader()]
     first, second = loader(), loader()
@@ -383,7 +471,10 @@ def test_curves_are_continued(tmp_path):
         assert not curves.exists()
         curves.write_text("epoch,step,b\n0,19,3\n")
     with curves.open(newline="") as file:
-        assert [(row["step"], row["a"], row["b"]) for row in csv.DictReader(file)] == [("9", "1", ""), ("19", "", "3")]
+        assert [(row["step"], row["a"], row["b"]) for row in csv.DictReader(file)] == [
+            ("9", "1", ""),
+            ("19", "", "3"),
+        ]
 
 
 def test_requeue_names_the_array_task(monkeypatch):
@@ -401,10 +492,15 @@ def test_requeue_names_the_array_task(monkeypatch):
 
 def test_slurm_may_refuse_to_requeue(monkeypatch):
     def refuse(words, **_):
-        raise subprocess.CalledProcessError(1, words, stderr="Requested operation is presently disabled\n")
+        raise subprocess.CalledProcessError(
+            1, words, stderr="Requested operation is presently disabled\n"
+        )
 
     monkeypatch.setattr(subprocess, "run", refuse)
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
-    with pytest.raises(RuntimeError, match="SLURM job 8 could not be requeued: Requested operation is presently disabled"):
+    with pytest.raises(
+        RuntimeError,
+        match="SLURM job 8 could not be requeued: Requested operation is presently disabled",
+    ):
         signals.requeue()

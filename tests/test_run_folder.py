@@ -13,15 +13,26 @@ from flare_exp.experiment.curves import draw_curves
 from flare_exp.experiment.run_page import run_page
 
 MEASURED = {
-    "task": "toy_qa", "lang": "far", "model": "tiny", "method": "flare", "fusion": "add", "mt": "toy", "seed": 3,
-    "test": {"exact_match": 0.5, "f1": 0.625}, "english": {"exact_match": 0.9, "f1": 0.95},
-    "zero_shot": {"exact_match": 0.1, "f1": 0.2}, "seconds": {"total": 12.3},
-}  # fmt: skip
+    "task": "toy_qa",
+    "lang": "far",
+    "model": "tiny",
+    "method": "flare",
+    "fusion": "add",
+    "mt": "toy",
+    "seed": 3,
+    "test": {"exact_match": 0.5, "f1": 0.625},
+    "english": {"exact_match": 0.9, "f1": 0.95},
+    "zero_shot": {"exact_match": 0.1, "f1": 0.2},
+    "seconds": {"total": 12.3},
+}
 FACTS = {
-    "parameters": {"trainable": 1200, "total": 34000}, "commit": {"hash": "0123456789abcdef", "dirty": True},
-    "packages": {"flare-exp": "0.1.0"}, "device": "cpu", "test": {"examples": 1000},
+    "parameters": {"trainable": 1200, "total": 34000},
+    "commit": {"hash": "0123456789abcdef", "dirty": True},
+    "packages": {"flare-exp": "0.1.0"},
+    "device": "cpu",
+    "test": {"examples": 1000},
     "command": ["/somewhere/__main__.py", "seed=3", "task.train_split=train[:9]"],
-}  # fmt: skip
+}
 CURVES = """epoch,step,train/loss_step,validation/f1,validation/loss
 0,9,1.5,,
 0,10,,0.5,1.2
@@ -49,7 +60,10 @@ def test_curves_are_drawn_from_what_was_logged(tmp_path):
     draw_curves(tmp_path, tmp_path / "one.png", "f1", "far")
     (tmp_path / "finetune.csv").write_text(CURVES)
     draw_curves(tmp_path, tmp_path / "two.png", "f1", "far")
-    widths = [int.from_bytes((tmp_path / name).read_bytes()[16:20], "big") for name in ("one.png", "two.png")]
+    widths = [
+        int.from_bytes((tmp_path / name).read_bytes()[16:20], "big")
+        for name in ("one.png", "two.png")
+    ]
     assert widths[1] == 2 * widths[0], "a column per training"
 
 
@@ -69,16 +83,32 @@ def test_large_weights_are_linked_and_outlive_the_cache(tmp_path, monkeypatch):
 
 
 def test_a_line_says_how_a_job_of_a_grid_ended():
-    assert results.one_line(json.loads(json.dumps(MEASURED))) == "flare (add), far, seed 3: exact_match 50.0, f1 62.5 (12 s)"
+    assert (
+        results.one_line(json.loads(json.dumps(MEASURED)))
+        == "flare (add), far, seed 3: exact_match 50.0, f1 62.5 (12 s)"
+    )
 
 
 @pytest.mark.slow
 def test_a_stage_has_one_line_of_progress_that_fits(tmp_path):
     """On a terminal of 80 columns: counted from epoch 1, no line wraps."""
-    words = ["task.limit=64", "finetune.epochs=2", "trainer=cpu", "method=zero_shot", "model=custom",
-             f"model.path={tiny_checkpoint(tmp_path / 'checkpoint')}", f"cache_dir={tmp_path / 'cache'}",
-             f"output_dir={tmp_path / 'out'}"]  # fmt: skip
-    env = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "FORCE_COLOR": "1", "TTY_COMPATIBLE": "1"}
+    words = [
+        "task.limit=64",
+        "finetune.epochs=2",
+        "trainer=cpu",
+        "method=zero_shot",
+        "model=custom",
+        f"model.path={tiny_checkpoint(tmp_path / 'checkpoint')}",
+        f"cache_dir={tmp_path / 'cache'}",
+        f"output_dir={tmp_path / 'out'}",
+    ]
+    env = {
+        **os.environ,
+        "TERM": "xterm",
+        "COLUMNS": "80",
+        "FORCE_COLOR": "1",
+        "TTY_COMPATIBLE": "1",
+    }
     done = processes.run([*processes.PROGRAM, *words], env)
     assert done.returncode == 0, done.stderr
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", done.stdout)

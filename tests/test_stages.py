@@ -19,9 +19,22 @@ from flare_exp.training.tracking import Tracker
 
 pytestmark = pytest.mark.slow
 
-TINY = ["model=custom", "task.limit=8", "trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=1",
-        "data.batch_size=4", "trainer.enable_progress_bar=false"]  # fmt: skip
-TINY_MT = ["mt=toy_nllb", "mt.pretrain.steps=2", "mt.pretrain.pairs=50", "mt.pretrain.hidden_size=16", "mt.max_length=16"]
+TINY = [
+    "model=custom",
+    "task.limit=8",
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=1",
+    "data.batch_size=4",
+    "trainer.enable_progress_bar=false",
+]
+TINY_MT = [
+    "mt=toy_nllb",
+    "mt.pretrain.steps=2",
+    "mt.pretrain.pairs=50",
+    "mt.pretrain.hidden_size=16",
+    "mt.max_length=16",
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +47,21 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def make_stages(checkpoint, tmp_path):
     def make(*overrides, cache="cache", path=checkpoint):
-        given = [*TINY, f"model.path={path}", f"cache_dir={tmp_path / cache}", f"output_dir={tmp_path}", *overrides]
+        given = [
+            *TINY,
+            f"model.path={path}",
+            f"cache_dir={tmp_path / cache}",
+            f"output_dir={tmp_path}",
+            *overrides,
+        ]
         (composed,), problems = validation.check(given, False)
         assert problems == []
         cfg = pipeline.settle(OmegaConf.to_object(composed))
         store = ArtifactStore(cfg.cache_dir, distributed.ALONE)
         tracker = Tracker(tmp_path / "run", {}, None)
-        return Stages(cfg, store, pipeline.load_task(cfg), checkpoints.prepare_backbone(cfg, store), tracker)
+        return Stages(
+            cfg, store, pipeline.load_task(cfg), checkpoints.prepare_backbone(cfg, store), tracker
+        )
 
     return make
 
@@ -66,10 +87,16 @@ def read_states(monkeypatch):
 
 @pytest.mark.parametrize(
     ("precision", "dtype", "rounding"),
-    [("64-true", torch.float64, 1e-12), ("32-true", torch.float32, 1e-5), ("bf16-mixed", torch.bfloat16, 0.02),
-     ("16-mixed", torch.bfloat16, 0.02)],
-)  # fmt: skip
-def test_cached_states_are_those_of_a_live_pass(make_stages, read_states, precision, dtype, rounding):
+    [
+        ("64-true", torch.float64, 1e-12),
+        ("32-true", torch.float32, 1e-5),
+        ("bf16-mixed", torch.bfloat16, 0.02),
+        ("16-mixed", torch.bfloat16, 0.02),
+    ],
+)
+def test_cached_states_are_those_of_a_live_pass(
+    make_stages, read_states, precision, dtype, rounding
+):
     """In the same precision (Lightning turns 16-mixed into bf16-mixed on CPUs); other batches round in another order."""
     found = []
     for cache in ("off", "memory", "disk"):
@@ -104,7 +131,9 @@ def test_fusion_functions_share_one_cache_of_source_states(make_stages, tmp_path
 def test_source_states_are_given_up_after_a_stage(make_stages, read_states, cache):
     stages, held = make_stages(f"source.cache={cache}"), []
     source = stages.source
-    stages.source = lambda model: held.append(source(model)) or held[-1]  # as a module that lives on
+    stages.source = lambda model: (
+        held.append(source(model)) or held[-1]
+    )  # as a module that lives on
     english = stages.finetune_source()
     adapted = stages.transfer(english, "paired", fuses=True)
     assert read_states
@@ -113,7 +142,9 @@ def test_source_states_are_given_up_after_a_stage(make_stages, read_states, cach
     gone = [weakref.ref(states) for states, _ in read_states]
     read_states.clear()
     assert not any(ref() is not None for ref in gone)
-    assert all(stages.data("paired").dataset(role).cache is None for role in ("train", "validation"))
+    assert all(
+        stages.data("paired").dataset(role).cache is None for role in ("train", "validation")
+    )
 
 
 @pytest.mark.parametrize("method", ["flare", "flare_mt"])
@@ -140,16 +171,25 @@ def test_a_translation_model_is_given_up_when_its_work_is_done(make_stages, monk
     stages.fit = watched
     english = stages.finetune_source()
     adapted = stages.transfer(english, view, fuses=True)
-    assert {name for name, _ in loaded} == ({"engine"} if method == "flare" else {"engine", "encoder"})
+    assert {name for name, _ in loaded} == (
+        {"engine"} if method == "flare" else {"engine", "encoder"}
+    )
     assert alive["transfer"] == []
     stages.test(adapted, view, english)
-    assert loaded[-1][0] == ("engine" if method == "flare" else "encoder"), "loaded again for the test"
+    assert loaded[-1][0] == ("engine" if method == "flare" else "encoder"), (
+        "loaded again for the test"
+    )
 
 
 def test_trained_embeddings_of_a_bfloat16_decoder_go_through_the_stages(make_stages, tmp_path):
     (tmp_path / "tied").mkdir()
     path = untied(tiny_checkpoint(tmp_path / "tied", "llama"), tmp_path / "untied")
-    chosen = ["model.dtype=bfloat16", "adapter.also_train=[embeddings,lm_head]", "finetune.lr=1e-3", "transfer.lr=1e-3"]
+    chosen = [
+        "model.dtype=bfloat16",
+        "adapter.also_train=[embeddings,lm_head]",
+        "finetune.lr=1e-3",
+        "transfer.lr=1e-3",
+    ]
     stages = make_stages(*chosen, path=path)
     english = stages.finetune_source()
     adapted = stages.transfer(english, "paired", fuses=True)

@@ -70,7 +70,12 @@ def test_the_timeline_is_in_order(grid, capsys):
 
 
 @pytest.mark.parametrize(
-    ("error", "state"), [(UserError("no data"), "failed"), (KeyboardInterrupt(), "stopped"), (ZeroDivisionError("x"), "failed")]
+    ("error", "state"),
+    [
+        (UserError("no data"), "failed"),
+        (KeyboardInterrupt(), "stopped"),
+        (ZeroDivisionError("x"), "failed"),
+    ],
 )
 def test_a_run_leaves_its_state_however_it_ends(tmp_path, error, state):
     def end(error):
@@ -102,7 +107,10 @@ except UserError as error:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert "another process is running there" in done.stdout, done.stderr
         assert run_state.read(tmp_path).state == "running"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "in\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+        == "in\n"
+    )
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "b"]])

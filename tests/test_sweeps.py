@@ -30,13 +30,18 @@ class Agent:
         monkeypatch.setenv("WANDB_DIR", str(folder))
         monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
         monkeypatch.setattr(wandb_agent, "AgentProcess", SimpleNamespace)
-        self.program, self.agent = sweep["program"], wandb_agent.Agent(api=None, queue=None, sweep_id="sweep1")
+        self.program, self.agent = (
+            sweep["program"],
+            wandb_agent.Agent(api=None, queue=None, sweep_id="sweep1"),
+        )
         self.agent._sweep_command = list(sweep["command"])
 
     def start(self, values, run_id="run1"):
         """The process of a run: `command`, `env`."""
         given = {name: {"value": value} for name, value in values.items()}
-        answer = self.agent._process_command({"type": "run", "run_id": run_id, "program": self.program, "args": given})
+        answer = self.agent._process_command(
+            {"type": "run", "run_id": run_id, "program": self.program, "args": given}
+        )
         assert "exception" not in answer, answer
         return self.agent._run_processes[run_id]
 
@@ -69,24 +74,34 @@ def test_every_run_of_a_sweep_composes(path, tmp_path, monkeypatch):
     sweep = yaml.safe_load(path.read_text())
     agent = Agent(sweep, tmp_path, monkeypatch)
     for values in cells(sweep["parameters"]):
-        assert None not in values.values(), "an agent writes None, which is a word for Hydra: use the word null"
+        assert None not in values.values(), (
+            "an agent writes None, which is a word for Hydra: use the word null"
+        )
         job, problems = check(agent.start(values, "run7"))
         assert not problems
         assert job.logger.name == "wandb"
         assert job.output_dir == "outputs/sweeps/run7"
         for name, value in values.items():
-            assert value == (getattr(job, name).name if name in composition.groups() else schema.flat(as_dict(job))[name])
+            assert value == (
+                getattr(job, name).name
+                if name in composition.groups()
+                else schema.flat(as_dict(job))[name]
+            )
     if "task.lang" in sweep["parameters"]:
         assert sweep["parameters"]["task.lang"]["values"] == list(TASKS[job.task.name].languages)
     searches, main_metric = sweep["method"] != "grid", TASKS[job.task.name].metric
-    assert sweep["metric"]["name"] == ("transfer/validation/" if searches else "test/") + main_metric
+    assert (
+        sweep["metric"]["name"] == ("transfer/validation/" if searches else "test/") + main_metric
+    )
     assert sweep["metric"]["goal"] == "maximize"
 
 
 def test_every_table_of_the_paper_has_its_sweeps():
     found = {path.stem for path in sweep_files()}
     benchmarks = {"nusax", "tydiqa", "xnli"}
-    assert found >= benchmarks | {f"{kind}_{task}" for kind in ("fusions", "mt_size") for task in benchmarks}
+    assert found >= benchmarks | {
+        f"{kind}_{task}" for kind in ("fusions", "mt_size") for task in benchmarks
+    }
 
 
 def as_dict(job):
@@ -104,15 +119,24 @@ def as_dict(job):
     ],
 )
 def test_a_mistake_in_a_sweep_is_found(values, problem, tmp_path, monkeypatch):
-    _, problems = check(Agent(yaml.safe_load(sweep_files()[0].read_text()), tmp_path, monkeypatch).start(values))
+    _, problems = check(
+        Agent(yaml.safe_load(sweep_files()[0].read_text()), tmp_path, monkeypatch).start(values)
+    )
     assert len(problems) == 1
     assert problem in problems[0]
 
 
 def test_every_kind_of_value_survives_the_agent(tmp_path, monkeypatch):
     agent = Agent(yaml.safe_load(sweep_files()[0].read_text()), tmp_path, monkeypatch)
-    values = {"optim.eps": 1e-09, "transfer.lr": 2e-05, "trainer.enable_progress_bar": False, "mt.errors": ["drop", "swap"],
-              "task.train_split": "train[:10]", "fusion.heads": "null", "logger.run_name": "two words"}  # fmt: skip
+    values = {
+        "optim.eps": 1e-09,
+        "transfer.lr": 2e-05,
+        "trainer.enable_progress_bar": False,
+        "mt.errors": ["drop", "swap"],
+        "task.train_split": "train[:10]",
+        "fusion.heads": "null",
+        "logger.run_name": "two words",
+    }
     job, problems = check(agent.start(values))
     assert not problems
     found = schema.flat(as_dict(job))
@@ -130,12 +154,22 @@ def script(name):
 
 def run(folder, method, score, mt="gold", noise=0.0, chrf=None, seed=0, **source):
     metrics = {
-        "task": "toy_sentiment", "lang": "far", "model": "tiny", "method": method, "mt": mt, "seed": seed,
-        "fusion": None if method == "lora" else "add_relu", "test": {"accuracy": 0.1, "macro_f1": score},
-        "english": {"accuracy": 0.9, "macro_f1": 0.9}, "seconds": {"transfer": 1.0},
-        "translation": {"noise": noise, "chrf++": {} if chrf is None else {"en": chrf + 5, "far": chrf}},
+        "task": "toy_sentiment",
+        "lang": "far",
+        "model": "tiny",
+        "method": method,
+        "mt": mt,
+        "seed": seed,
+        "fusion": None if method == "lora" else "add_relu",
+        "test": {"accuracy": 0.1, "macro_f1": score},
+        "english": {"accuracy": 0.9, "macro_f1": 0.9},
+        "seconds": {"transfer": 1.0},
+        "translation": {
+            "noise": noise,
+            "chrf++": {} if chrf is None else {"en": chrf + 5, "far": chrf},
+        },
         "source": {"shuffle": False, "empty": False, **source},
-    }  # fmt: skip
+    }
     place = folder / f"{method}-{mt}-{noise}-{chrf}-{seed}-{'-'.join(source)}"
     place.mkdir(parents=True)
     (place / "metrics.json").write_text(json.dumps(metrics))
@@ -160,13 +194,23 @@ def test_gains_are_over_lora_on_the_same_translations_and_seed(runs):
     gains = plot.gains(plot.read(runs))["toy_sentiment"]
     by_label = {label: points for (_, _, label), points in gains.items()}
     assert set(by_label) == {"FLARE", "FLARE MT", "FLARE, another example's source"}
-    assert by_label["FLARE"] == {100.0: [pytest.approx(40)] * 2, 60.0: [pytest.approx(30)] * 2, 90.0: [pytest.approx(30)] * 2}
+    assert by_label["FLARE"] == {
+        100.0: [pytest.approx(40)] * 2,
+        60.0: [pytest.approx(30)] * 2,
+        90.0: [pytest.approx(30)] * 2,
+    }
     assert by_label["FLARE MT"][60.0] == [pytest.approx(20)] * 2
     assert by_label["FLARE, another example's source"][90.0] == [pytest.approx(5)] * 2
     unmeasured = {"task": "xnli", "lang": "sw", "mt": "gold", "translation": {"chrf++": {}}}
     assert plot.chrf(unmeasured) is None, "translated by machine, without a human reference"
-    noisy = {label: points for (_, _, label), points in plot.noisy(plot.read(runs))["toy_sentiment"].items()}
-    assert noisy["LoRA"] == {0.0: [pytest.approx(40), pytest.approx(50)], 40.0: [pytest.approx(20)] * 2}
+    noisy = {
+        label: points
+        for (_, _, label), points in plot.noisy(plot.read(runs))["toy_sentiment"].items()
+    }
+    assert noisy["LoRA"] == {
+        0.0: [pytest.approx(40), pytest.approx(50)],
+        40.0: [pytest.approx(20)] * 2,
+    }
 
 
 def test_the_figures_are_drawn(runs, capsys):

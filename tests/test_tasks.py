@@ -35,7 +35,12 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 
 def question(i, lang="english", context="The Nile is long. Nile.", text="Nile", start=4):
-    return {"id": f"{lang}-{i}", "context": context, "question": f"q{i}?", "answers": {"text": [text], "answer_start": [start]}}
+    return {
+        "id": f"{lang}-{i}",
+        "context": context,
+        "question": f"q{i}?",
+        "answers": {"text": [text], "answer_start": [start]},
+    }
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +78,9 @@ def hub(monkeypatch):
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_every_task_is_whole(task):
     """What a new task needs beside its class (docs/adding_a_task.md)."""
-    assert task.prompt.format(**dict.fromkeys(task.fields, "x")), "its prompt is a template over its fields"
+    assert task.prompt.format(**dict.fromkeys(task.fields, "x")), (
+        "its prompt is a template over its fields"
+    )
     assert task.metric in (("accuracy", "macro_f1") if task.labels else ("exact_match", "f1"))
     assert bool(task.labels) != (task.fields == ("context", "question"))
     assert task.english not in task.languages
@@ -97,8 +104,12 @@ def test_xnli_pairs_rows_by_number(tmp_path):
     write(tmp_path / "sw/test.parquet", [nli(i + 10, i % 3) for i in range(5)])
     task = XNLI(data_dir=str(tmp_path), splits={"test": "test[1:4]"})
     swahili = task.load("sw", "test")
-    assert [(e.id, e.key, e.label) for e in swahili] == [(f"xnli/sw/test/{i}", str(i), i % 3) for i in (1, 2, 3)]
-    assert [e.texts for e in ParallelTranslator(task).translate(swahili, "en")] == [(f"p{i}", f"h{i}") for i in (1, 2, 3)]
+    assert [(e.id, e.key, e.label) for e in swahili] == [
+        (f"xnli/sw/test/{i}", str(i), i % 3) for i in (1, 2, 3)
+    ]
+    assert [e.texts for e in ParallelTranslator(task).translate(swahili, "en")] == [
+        (f"p{i}", f"h{i}") for i in (1, 2, 3)
+    ]
     assert task.gold(swahili[0]) == ("neutral",)
     prompt = task.prompt.format(**dict(zip(task.fields, swahili[0].texts, strict=True)))
     assert prompt == "Premise: p11\nHypothesis: h11\nLabel:"
@@ -106,7 +117,10 @@ def test_xnli_pairs_rows_by_number(tmp_path):
 
 def test_xnli_refuses_unlabelled_rows(tmp_path):
     write(tmp_path / "sw/test.parquet", [nli(0), nli(1, -1)])
-    with pytest.raises(UserError, match=r"sw/test\.parquet, row 1 \(from 0\), column label: -1 is none of 0\.\.2 \(entail"):
+    with pytest.raises(
+        UserError,
+        match=r"sw/test\.parquet, row 1 \(from 0\), column label: -1 is none of 0\.\.2 \(entail",
+    ):
         XNLI(data_dir=str(tmp_path)).load("sw", "test")
 
 
@@ -114,14 +128,21 @@ def test_hub_is_asked_for_one_language_at_a_pinned_commit(hub):
     for task, row in ((XNLI(), nli(0)), (NusaX(), {"id": 1, "text": "t", "label": 0, "lang": "x"})):
         calls = hub([row])
         task.load(task.languages[0], "validation")
-        assert calls == [((task.hub_id, task.languages[0]), {"split": "validation", "revision": task.revision})]
+        assert calls == [
+            ((task.hub_id, task.languages[0]), {"split": "validation", "revision": task.revision})
+        ]
         assert len(task.revision) == 40
 
 
-@pytest.mark.parametrize("error", [OSError("no\nroute"), ValueError("BuilderConfig 'xx' not found"), ConnectionError("offline")])
+@pytest.mark.parametrize(
+    "error",
+    [OSError("no\nroute"), ValueError("BuilderConfig 'xx' not found"), ConnectionError("offline")],
+)
 def test_hub_errors_say_what_to_do(hub, error):
     hub(error)
-    with pytest.raises(UserError, match=r"facebook/xnli \(sw, test\) could not be loaded: .*\n.*task\.data_dir"):
+    with pytest.raises(
+        UserError, match=r"facebook/xnli \(sw, test\) could not be loaded: .*\n.*task\.data_dir"
+    ):
         XNLI().load("sw", "test")
     hub([{"text": "another data set"}])
     with pytest.raises(UserError, match="could not be loaded"):
@@ -136,9 +157,15 @@ def test_tydiqa_takes_a_language_from_the_hub_before_it_slices(hub):
     calls = hub(rows)
     task = TyDiQA(splits={"train": "train[1:3]", "validation": None, "test": "validation"}, limit=3)
     assert [e.key for e in task.load("sw", "train")] == ["swahili-1", "swahili-2"]
-    assert calls == [((task.hub_id, "secondary_task"), {"split": "train", "revision": task.revision})]
-    assert {lang: len(task.load(lang, "test")) for lang in (task.english, *task.languages)} == dict.fromkeys(PREFIXES, 3)
-    assert [e.id for e in task.load("ko", "test")] == [f"tydiqa/ko/validation/{i}" for i in range(3)]
+    assert calls == [
+        ((task.hub_id, "secondary_task"), {"split": "train", "revision": task.revision})
+    ]
+    assert {
+        lang: len(task.load(lang, "test")) for lang in (task.english, *task.languages)
+    } == dict.fromkeys(PREFIXES, 3)
+    assert [e.id for e in task.load("ko", "test")] == [
+        f"tydiqa/ko/validation/{i}" for i in range(3)
+    ]
 
 
 def test_tydiqa_folder_carries_the_language(tmp_path):
@@ -149,7 +176,9 @@ def test_tydiqa_folder_carries_the_language(tmp_path):
     assert examples[0].answers == (Answer("Nile", 4),)
     assert examples[0].label is None
     write(tmp_path / "sw/train.parquet", [question("x"), question("x")])
-    with pytest.raises(UserError, match=r"train\.parquet: rows 0 and 1 \(from 0\) have the id english-x"):
+    with pytest.raises(
+        UserError, match=r"train\.parquet: rows 0 and 1 \(from 0\) have the id english-x"
+    ):
         TyDiQA(data_dir=str(tmp_path)).load("sw", "train")
 
 
@@ -159,7 +188,12 @@ def test_tydiqa_folder_carries_the_language(tmp_path):
         ("The Nile is long. Nile.", "Nile", 4, 4),
         ("The Nile is long. Nile.", "Nile", 18, 18),
         ("Река Нил длинна", "Нил", len("Река ".encode()), 5),  # bytes
-        ("éééé Nil, Nil", "Nil", len("éééé ".encode()), 5),  # bytes, though another one is one character off
+        (
+            "éééé Nil, Nil",
+            "Nil",
+            len("éééé ".encode()),
+            5,
+        ),  # bytes, though another one is one character off
         ("The Nile is long. Nile.", "Nile", 16, 18),  # off by some: the nearest
         ("The Nile is long. Nile.", "Nile", 999, 18),
         ("The Nile is long. Nile.", "Nile", -1, 4),
@@ -185,15 +219,26 @@ def test_a_lost_answer_is_kept_and_counted_once(tmp_path, caplog):
 
 def test_english_has_a_test_split_of_its_own(tmp_path):
     for lang, split in (("en", "train"), ("en", "validation"), ("sw", "train")):
-        write(tmp_path / lang / f"{split}.parquet", [question(i, f"{lang}-{split}") for i in range(4)])
-    splits = {"train": "train[2:]", "validation": "train[:2]", "test": "train", "english_test": "validation"}
+        write(
+            tmp_path / lang / f"{split}.parquet", [question(i, f"{lang}-{split}") for i in range(4)]
+        )
+    splits = {
+        "train": "train[2:]",
+        "validation": "train[:2]",
+        "test": "train",
+        "english_test": "validation",
+    }
     task = TyDiQA(data_dir=str(tmp_path), splits=splits)
     assert task.load("en", "test")[0].id == "tydiqa/en/validation/0"
     assert task.load("sw", "test")[0].id == "tydiqa/sw/train/0"
     same = TyDiQA(data_dir=str(tmp_path), splits={**splits, "english_test": None})
     assert same.load("en", "test")[0].id == "tydiqa/en/train/0"
-    with pytest.raises(UserError, match=r"task\.english_test_split=validation\[9:\] of en holds no example"):
-        TyDiQA(data_dir=str(tmp_path), splits={**splits, "english_test": "validation[9:]"}).load("en", "test")
+    with pytest.raises(
+        UserError, match=r"task\.english_test_split=validation\[9:\] of en holds no example"
+    ):
+        TyDiQA(data_dir=str(tmp_path), splits={**splits, "english_test": "validation[9:]"}).load(
+            "en", "test"
+        )
 
 
 def test_no_context_is_both_trained_and_selected_on(tmp_path, caplog):
@@ -202,8 +247,13 @@ def test_no_context_is_both_trained_and_selected_on(tmp_path, caplog):
 
     rows = [question(i, f"en{i}") for i in range(8)]
     contexts = [0, 1, 2, 3, 1, 4, 0, 5]
-    write(tmp_path / "en/train.parquet", [{**row, "context": f"story {c}", "answers": {"text": ["story"], "answer_start": [0]}}
-                                          for row, c in zip(rows, contexts, strict=True)])  # fmt: skip
+    write(
+        tmp_path / "en/train.parquet",
+        [
+            {**row, "context": f"story {c}", "answers": {"text": ["story"], "answer_start": [0]}}
+            for row, c in zip(rows, contexts, strict=True)
+        ],
+    )
     for lang in ("en", "sw"):
         write(tmp_path / lang / "validation.parquet", rows)
     splits = {"train": "train[2:]", "validation": "train[:2]", "test": "validation"}
@@ -226,7 +276,14 @@ def test_no_context_is_both_trained_and_selected_on(tmp_path, caplog):
 class ParallelQA(Task):
     """Numbered words; the answer is three of them, elsewhere in each language."""
 
-    name, english, languages, fields, metric, parallel = "qa", "en", ("xx",), ("context", "question"), "exact_match", True
+    name, english, languages, fields, metric, parallel = (
+        "qa",
+        "en",
+        ("xx",),
+        ("context", "question"),
+        "exact_match",
+        True,
+    )
 
     def read(self, lang, split):
         made = []
@@ -235,7 +292,14 @@ class ParallelQA(Task):
             words = [f"{lang}{rng.randrange(99)}" for _ in range(20)]
             at = rng.randrange(17)
             answer = Answer(" ".join(words[at : at + 3]), len(" ".join([*words[:at], ""])))
-            made.append(Example(f"qa/{lang}/{split}/{i}", str(i), (" ".join(words), f"q{i} ?"), answers=(answer,)))
+            made.append(
+                Example(
+                    f"qa/{lang}/{split}/{i}",
+                    str(i),
+                    (" ".join(words), f"q{i} ?"),
+                    answers=(answer,),
+                )
+            )
         return made
 
 
@@ -266,7 +330,10 @@ def test_answers_stay_exact_under_noise_or_are_lost():
     [
         ([("a", 0), ("b", 1), ("c", 2), ("d", 3)], Answer("b c", 2)),
         ([("b", 1), ("c", 2), ("d", 3)], Answer("b c", 0)),  # something else dropped
-        ([("long", None), ("b", 1), ("c", 2), ("d", 3)], Answer("b c", 5)),  # something else replaced
+        (
+            [("long", None), ("b", 1), ("c", 2), ("d", 3)],
+            Answer("b c", 5),
+        ),  # something else replaced
         ([("a", 0), ("d", 3), ("b", 1), ("c", 2)], Answer("b c", 4)),  # moved as one
         ([("a", 0), ("c", 2), ("b", 1), ("d", 3)], None),  # out of order
         ([("a", 0), ("b", 1), ("d", 3), ("c", 2)], None),  # torn apart
@@ -282,7 +349,11 @@ def test_follow(words, expected):
     ("text", "answer", "expected"),
     [
         ("in 1920s.[8]", Answer("1920s", 3), Answer("1920s", 3)),  # ends inside a word
-        ("the (Key  set)", Answer("Key  set", 5), Answer("Key set", 5)),  # starts inside one; single spaces come back
+        (
+            "the (Key  set)",
+            Answer("Key  set", 5),
+            Answer("Key set", 5),
+        ),  # starts inside one; single spaces come back
         ("one  two", Answer(" two", 4), Answer("two", 4)),  # starts with a space
         ("one two", Answer("three", -1), None),
     ],
@@ -299,10 +370,15 @@ def test_corruption_is_the_published_one():
     words = [f"w{i}" for i in range(60)]
     made = [
         corrupt(" ".join(words[:n]), rate, ["x", "y", "z"], f"{seed}|far|id{n}|0")
-        for seed in range(20) for n in (1, 2, 5, 60) for rate in (0.1, 0.5, 1.0)
-    ]  # fmt: skip
+        for seed in range(20)
+        for n in (1, 2, 5, 60)
+        for rate in (0.1, 0.5, 1.0)
+    ]
     assert digest_of(made)[:16] == "c57590dea9989d57"
-    assert corrupt("one two three four five six seven eight", 0.5, ["x", "y"], "s") == "y two three five four six y"
+    assert (
+        corrupt("one two three four five six seven eight", 0.5, ["x", "y"], "s")
+        == "y two three five four six y"
+    )
     assert corrupted(["one", "two"], 0.0, [], "s") == [("one", 0), ("two", 1)]
 
 
@@ -310,7 +386,12 @@ def test_corruption_is_the_published_one():
 
 
 def translated(row, **changes):
-    return {**row, "premise_translated": row["premise"].upper(), "hypothesis_translated": row["hypothesis"].upper(), **changes}
+    return {
+        **row,
+        "premise_translated": row["premise"].upper(),
+        "hypothesis_translated": row["hypothesis"].upper(),
+        **changes,
+    }
 
 
 @pytest.fixture
@@ -332,13 +413,22 @@ def test_file_gives_its_rows_by_number(xnli, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([translated(nli(i)) for i in (0, 1, 3, 2, 4, 5)], r"test\.parquet, row 2: premise is not that of xnli/sw/test/2: 'p3'"),
-        ([translated(nli(i)) for i in range(4)], r"test\.parquet ends at row 3; it has no translation of xnli/sw/test/4"),
+        (
+            [translated(nli(i)) for i in (0, 1, 3, 2, 4, 5)],
+            r"test\.parquet, row 2: premise is not that of xnli/sw/test/2: 'p3'",
+        ),
+        (
+            [translated(nli(i)) for i in range(4)],
+            r"test\.parquet ends at row 3; it has no translation of xnli/sw/test/4",
+        ),
         (
             [translated(nli(i), hypothesis_translated=None) for i in range(6)],
             r"row 2 \(from 0\), column hypothesis_translated: null instead of text",
         ),
-        ([nli(i) for i in range(6)], r"lacks the column\(s\) premise_translated, hypothesis_translated"),
+        (
+            [nli(i) for i in range(6)],
+            r"lacks the column\(s\) premise_translated, hypothesis_translated",
+        ),
     ],
 )
 def test_a_file_that_is_not_of_this_split_is_refused(xnli, tmp_path, rows, message):
@@ -352,7 +442,8 @@ def test_a_file_that_is_not_of_this_split_is_refused(xnli, tmp_path, rows, messa
 def test_a_missing_direction(xnli, tmp_path, caplog):
     examples = xnli.load("en", "test")
     with pytest.raises(
-        UserError, match=r"there is no .*mt_en-sw.test\.parquet; give the folder .* mt\.path, or mt\.fallback=gold"
+        UserError,
+        match=r"there is no .*mt_en-sw.test\.parquet; give the folder .* mt\.path, or mt\.fallback=gold",
     ):
         translator(xnli, "file", path=str(tmp_path)).identity(examples, "sw")
     base.warn_once.cache_clear()
@@ -361,16 +452,24 @@ def test_a_missing_direction(xnli, tmp_path, caplog):
         assert maker.identity(examples, "sw") == translator(xnli, "gold").identity(examples, "sw")
         assert maker.translate(examples, "sw") == translator(xnli, "gold").translate(examples, "sw")
     assert len(caplog.records) == 1
-    assert maker.identity(xnli.load("sw", "test"), "en")["by"] == "file", "only the missing direction falls back"
+    assert maker.identity(xnli.load("sw", "test"), "en")["by"] == "file", (
+        "only the missing direction falls back"
+    )
     with pytest.raises(UserError, match=r"mt=file: set mt\.path=<folder>"):
         translator(xnli, "file")
     with pytest.raises(UserError) as raised:
-        FileTranslator(TyDiQA(), tmp_path).identity([Example("tydiqa/en/train/0", "0", ("c", "q"))], "sw")
+        FileTranslator(TyDiQA(), tmp_path).identity(
+            [Example("tydiqa/en/train/0", "0", ("c", "q"))], "sw"
+        )
     assert "fallback" not in str(raised.value), "TyDiQA has no human translations"
 
 
-@pytest.mark.parametrize(("train_split", "by"), [("train", "machine (benchmark)"), ("validation", "human")])
-def test_translations_that_a_benchmark_made_by_machine_are_not_called_human(tmp_path, caplog, train_split, by):
+@pytest.mark.parametrize(
+    ("train_split", "by"), [("train", "machine (benchmark)"), ("validation", "human")]
+)
+def test_translations_that_a_benchmark_made_by_machine_are_not_called_human(
+    tmp_path, caplog, train_split, by
+):
     """XNLI's training translations are the authors' machine translation, the rest is human."""
     for lang, sign in (("en", ""), ("sw", "kwa ")):
         for split in ("train", "validation", "test"):
@@ -382,9 +481,13 @@ def test_translations_that_a_benchmark_made_by_machine_are_not_called_human(tmp_
     facts = gold.identity(english, "sw")
     assert facts["by"] == by
     assert gold.identity(task.load("en", "test"), "sw")["by"] == "human"
-    assert gold.identity(task.read("sw", "train"), "en")["by"] == "human", "the English text is the original"
+    assert gold.identity(task.read("sw", "train"), "en")["by"] == "human", (
+        "the English text is the original"
+    )
     made = [(replace(e, texts=("x", "y")), {}) for e in english]
-    assert ("chrf++" in quality(task, english, made, "sw")) == (by == "human"), "a machine is no reference"
+    assert ("chrf++" in quality(task, english, made, "sw")) == (by == "human"), (
+        "a machine is no reference"
+    )
     base.warn_once.cache_clear()
     FileTranslator(task, tmp_path / "nowhere", gold).translate(english, "sw")
     assert f"the benchmark's own {by.split()[0]} translations stand in" in caplog.text
@@ -393,7 +496,11 @@ def test_translations_that_a_benchmark_made_by_machine_are_not_called_human(tmp_
 
 
 def asked(i, texts, starts, **changes):
-    row = {**question(i), "context_translated": "Mto Nile ni mrefu.", "question_translated": "lini?"}
+    row = {
+        **question(i),
+        "context_translated": "Mto Nile ni mrefu.",
+        "question_translated": "lini?",
+    }
     return {**row, "answers_translated": {"text": texts, "answer_start": starts}, **changes}
 
 
@@ -407,9 +514,18 @@ def test_question_answering_files_carry_the_answers(tmp_path):
     assert [m.answers for m in made] == [(Answer("Nile", 4),), ()]
     for text, start in (("Nile", 0), ("mrefu.", -6)):  # the second is there, counted from the end
         write(file, [asked(0, [text], [start]), asked(1, [], [])])
-        with pytest.raises(UserError, match=rf"train\.parquet, row 0: context_translated has no '{text}' at {start}"):
+        with pytest.raises(
+            UserError,
+            match=rf"train\.parquet, row 0: context_translated has no '{text}' at {start}",
+        ):
             FileTranslator(task, tmp_path).translate(examples, "sw")
-    write(file, [{k: v for k, v in asked(i, [], []).items() if k != "answers_translated"} for i in range(2)])
+    write(
+        file,
+        [
+            {k: v for k, v in asked(i, [], []).items() if k != "answers_translated"}
+            for i in range(2)
+        ],
+    )
     with pytest.raises(UserError, match=r"mt\.path: .* lacks the column\(s\) answers_translated"):
         FileTranslator(task, tmp_path).translate(examples, "sw")
 
@@ -461,7 +577,10 @@ def job(*overrides):
 @pytest.fixture
 def qa_folder(tmp_path):
     for lang, split in (("en", "train"), ("en", "validation"), ("sw", "validation")):
-        write(tmp_path / lang / f"{split}.parquet", [question(i, f"{lang}{split}") for i in range(402)])
+        write(
+            tmp_path / lang / f"{split}.parquet",
+            [question(i, f"{lang}{split}") for i in range(402)],
+        )
     return tmp_path
 
 
@@ -469,9 +588,20 @@ def test_translations_are_missed_before_any_model(qa_folder):
     from flare_exp.experiment import pipeline
     from flare_exp.experiment.checkpoints import make_translator
 
-    needs = {"zero_shot": None, "lora": "mt_en-sw", "translate_test": "mt_sw-en", "flare": "mt_en-sw"}
+    needs = {
+        "zero_shot": None,
+        "lora": "mt_en-sw",
+        "translate_test": "mt_sw-en",
+        "flare": "mt_en-sw",
+    }
     for method, folder in needs.items():
-        cfg = job("task=tydiqa", f"task.data_dir={qa_folder}", "method=flare", "mt=file", f"mt.path={qa_folder}")
+        cfg = job(
+            "task=tydiqa",
+            f"task.data_dir={qa_folder}",
+            "method=flare",
+            "mt=file",
+            f"mt.path={qa_folder}",
+        )
         task = pipeline.load_task(cfg)
 
         def check(cfg=cfg, task=task, method=method):
@@ -539,11 +669,17 @@ def test_doubtful_data_are_read_and_said_with_counts(tmp_path):
     ]
     for lang, split in (("en", "train"), ("en", "validation"), ("sw", "validation")):
         rows = [question(i, f"{lang}{split}", context=f"{lang} {split} {i} Nile") for i in range(3)]
-        write(tmp_path / lang / f"{split}.parquet", [*rows[:2], {**rows[2], "answers": {"text": [""], "answer_start": [0]}}])
+        write(
+            tmp_path / lang / f"{split}.parquet",
+            [*rows[:2], {**rows[2], "answers": {"text": [""], "answer_start": [0]}}],
+        )
     splits = {"test": "validation", "validation": "train[:1]", "train": "train[1:]"}
     task = TyDiQA(data_dir=str(tmp_path), splits=splits)
     (said,) = (note for note in data_notes(pipeline.check_data(task, "sw")) if "answer" in note)
-    assert said == "warning: examples without an answer: 1 of 2 in en/train; 1 of 3 in en/test; 1 of 3 in sw/test"
+    assert (
+        said
+        == "warning: examples without an answer: 1 of 2 in en/train; 1 of 3 in en/test; 1 of 3 in sw/test"
+    )
     assert data_notes(pipeline.check_data(TASKS["toy_sentiment"](limit=64), "far")) == []
 
 
@@ -553,7 +689,9 @@ def test_texts_that_were_trained_on_or_are_english_are_counted(tmp_path):
 
     for lang in ("eng", "ace"):
         for number, split in enumerate(("train", "validation", "test")):
-            rows = [{**nusax(100 * number + i, i % 3), "text": f"{lang} {split} {i}"} for i in range(30)]
+            rows = [
+                {**nusax(100 * number + i, i % 3), "text": f"{lang} {split} {i}"} for i in range(30)
+            ]
             write(tmp_path / lang / f"{split}.parquet", rows)
 
     def change(lang, split, texts):
@@ -569,7 +707,9 @@ def test_texts_that_were_trained_on_or_are_english_are_counted(tmp_path):
     change("eng", "test", {0: "eng train 4", 1: "eng train 5"})
     change("ace", "test", {0: "eng test 7"})  # one of 30 may be a name, or a word of both languages
     empty = "warning: examples with an empty text: 1 of 30 in eng/train"
-    trained = "warning: texts of the training data, so that the score is too high: 2 of 30 in eng/test"
+    trained = (
+        "warning: texts of the training data, so that the score is too high: 2 of 30 in eng/test"
+    )
     assert said() == [empty, trained]
     change("ace", "test", {i: f"eng test {i}" for i in range(2, 12)})
     english = "warning: texts that are the English ones (are the files of the right language?): 11 of 30 in ace/test"
@@ -583,28 +723,53 @@ def test_a_split_without_rows_is_named_by_its_file(tmp_path):
     with pytest.raises(UserError, match=r"eng/train.parquet has no rows$"):
         NusaX(data_dir=str(tmp_path)).load("eng", "train")
     write(tmp_path / "eng" / "train.parquet", [nusax(i, 0) for i in range(4)])
-    with pytest.raises(UserError, match=r"task\.train_split=train\[9:\] of eng holds no example: the split has 4 rows"):
+    with pytest.raises(
+        UserError,
+        match=r"task\.train_split=train\[9:\] of eng holds no example: the split has 4 rows",
+    ):
         NusaX(data_dir=str(tmp_path), splits={"train": "train[9:]"}).load("eng", "train")
 
 
 BAD_CELLS = [
     ("text", pa.array(["a", None, "c"]), "row 1 (from 0), column text: null instead of text"),
     ("text", pa.array([b"a", b"b", b"c"]), "row 0 (from 0), column text: b'a' instead of text"),
-    ("text", pa.array([b"a", b"\xff", b"c"]).view(pa.string()), "row 1 (from 0), column text: text that is not valid UTF-8"),
+    (
+        "text",
+        pa.array([b"a", b"\xff", b"c"]).view(pa.string()),
+        "row 1 (from 0), column text: text that is not valid UTF-8",
+    ),
     ("text", pa.array([1, 2, 3]), "row 0 (from 0), column text: 1 instead of text"),
     ("label", pa.array([0.0, 1.0, 2.0]), "row 0 (from 0), column label: 0.0 instead of an integer"),
     ("label", pa.array([0, None, 2]), "row 1 (from 0), column label: null instead of an integer"),
     ("label", pa.array(["0", "1", "2"]), "row 0 (from 0), column label: '0' instead of an integer"),
-    ("label", pa.array([True, False, True]), "row 0 (from 0), column label: True instead of an integer"),
-    ("label", pa.array([0, 1, 3]), "row 2 (from 0), column label: 3 is none of 0..2 (negative, neutral, positive)"),
-    ("id", pa.array([1.5, 2.5, 3.5]), "row 0 (from 0), column id: 1.5 instead of text or an integer"),
+    (
+        "label",
+        pa.array([True, False, True]),
+        "row 0 (from 0), column label: True instead of an integer",
+    ),
+    (
+        "label",
+        pa.array([0, 1, 3]),
+        "row 2 (from 0), column label: 3 is none of 0..2 (negative, neutral, positive)",
+    ),
+    (
+        "id",
+        pa.array([1.5, 2.5, 3.5]),
+        "row 0 (from 0), column id: 1.5 instead of text or an integer",
+    ),
     ("id", pa.array([1, None, 3]), "row 1 (from 0), column id: null instead of text or an integer"),
 ]
 
 
-@pytest.mark.parametrize(("column", "cells", "message"), BAD_CELLS, ids=[message for *_, message in BAD_CELLS])
+@pytest.mark.parametrize(
+    ("column", "cells", "message"), BAD_CELLS, ids=[message for *_, message in BAD_CELLS]
+)
 def test_a_bad_cell_is_named_with_file_row_and_column(tmp_path, column, cells, message):
-    columns = {"id": pa.array([1, 2, 3]), "text": pa.array(["a", "b", "c"]), "label": pa.array([0, 1, 2])}
+    columns = {
+        "id": pa.array([1, 2, 3]),
+        "text": pa.array(["a", "b", "c"]),
+        "label": pa.array([0, 1, 2]),
+    }
     (tmp_path / "ace").mkdir()
     pq.write_table(pa.table(columns | {column: cells}), tmp_path / "ace/test.parquet")
     with pytest.raises(UserError) as raised:
@@ -628,16 +793,35 @@ def test_a_bad_cell_is_named_with_file_row_and_column(tmp_path, column, cells, m
 )
 def test_answers_of_another_form_are_refused(tmp_path, answers):
     write(tmp_path / "sw/train.parquet", [{**question(0), "answers": answers}])
-    with pytest.raises(UserError, match=r"train\.parquet, row 0 \(from 0\), column answers: .* instead of \{text: \[text"):
+    with pytest.raises(
+        UserError,
+        match=r"train\.parquet, row 0 \(from 0\), column answers: .* instead of \{text: \[text",
+    ):
         TyDiQA(data_dir=str(tmp_path)).load("sw", "train")
 
 
 ANSWER_CELLS = st.fixed_dictionaries(
-    {"text": st.one_of(st.none(), st.text(max_size=5), st.lists(st.one_of(st.none(), st.text(max_size=5)), max_size=3))},
-    optional={"answer_start": st.one_of(st.none(), st.floats(), st.lists(st.one_of(st.none(), st.integers(-9, 99)), max_size=3))},
+    {
+        "text": st.one_of(
+            st.none(),
+            st.text(max_size=5),
+            st.lists(st.one_of(st.none(), st.text(max_size=5)), max_size=3),
+        )
+    },
+    optional={
+        "answer_start": st.one_of(
+            st.none(), st.floats(), st.lists(st.one_of(st.none(), st.integers(-9, 99)), max_size=3)
+        )
+    },
 )
 CELLS = st.one_of(
-    st.none(), st.text(max_size=8), st.binary(max_size=6), st.integers(-3, 2**40), st.floats(), st.booleans(), ANSWER_CELLS
+    st.none(),
+    st.text(max_size=8),
+    st.binary(max_size=6),
+    st.integers(-3, 2**40),
+    st.floats(),
+    st.booleans(),
+    ANSWER_CELLS,
 )
 
 
@@ -661,15 +845,28 @@ def damaged(table: pa.Table, kind: str, column: int, row: int, values) -> pa.Tab
     if kind in ("cells", "column"):
         try:
             made = pa.array(cells)
-        except (pa.ArrowException, TypeError, OverflowError, ValueError):  # parquet has no columns of mixed types
-            made = pa.array([None if v is None else str(v).encode("utf-8", "replace").decode() for v in cells])
+        except (
+            pa.ArrowException,
+            TypeError,
+            OverflowError,
+            ValueError,
+        ):  # parquet has no columns of mixed types
+            made = pa.array(
+                [None if v is None else str(v).encode("utf-8", "replace").decode() for v in cells]
+            )
         return table.set_column(at, name, made)
     if kind == "utf8":
-        made = pa.array([b"\xff\xfe" if i == row else b"x" for i in range(len(cells))]).view(pa.string())
+        made = pa.array([b"\xff\xfe" if i == row else b"x" for i in range(len(cells))]).view(
+            pa.string()
+        )
         return table.set_column(at, name, made)
     if kind == "rows":
-        return table.slice(row, row % 3) if row % 2 else pa.concat_tables([table, table.slice(0, row)])
-    return table.rename_columns([table.column_names[0] if i == at else n for i, n in enumerate(table.column_names)])
+        return (
+            table.slice(row, row % 3) if row % 2 else pa.concat_tables([table, table.slice(0, row)])
+        )
+    return table.rename_columns(
+        [table.column_names[0] if i == at else n for i, n in enumerate(table.column_names)]
+    )
 
 
 def benchmark_tables(name):
@@ -679,17 +876,34 @@ def benchmark_tables(name):
     for number, split in enumerate(base.ROLES):
         for code, other in ((task.english, lang), (lang, task.english)):
             if name == "tydiqa":
-                rows = [question(i, f"{code}{number}", f"{code} The Nile is long {i}.", "Nile", 4) for i in range(5)]
-                rows = [{**r, "answers": {"text": ["Nile"], "answer_start": [r["context"].index("Nile")]}} for r in rows]
+                rows = [
+                    question(i, f"{code}{number}", f"{code} The Nile is long {i}.", "Nile", 4)
+                    for i in range(5)
+                ]
+                rows = [
+                    {
+                        **r,
+                        "answers": {"text": ["Nile"], "answer_start": [r["context"].index("Nile")]},
+                    }
+                    for r in rows
+                ]
             elif name == "xnli":
                 rows = [{**nli(i, i % 3), "premise": f"{code} p {i}"} for i in range(5)]
             else:
                 rows = [nusax(10 * number + i, i % 3, f"{code} t ") for i in range(5)]
             yield f"{code}/{split}.parquet", rows
             if (code == lang) == (split == "test"):
-                made = [{f: r[f] for f in task.fields} | {f"{f}_translated": r[f] for f in task.fields} for r in rows]
-                spans = [{"answers_translated": r["answers"]} if "answers" in r else {} for r in rows]
-                yield f"mt_{code}-{other}/{split}.parquet", [m | s for m, s in zip(made, spans, strict=True)]
+                made = [
+                    {f: r[f] for f in task.fields} | {f"{f}_translated": r[f] for f in task.fields}
+                    for r in rows
+                ]
+                spans = [
+                    {"answers_translated": r["answers"]} if "answers" in r else {} for r in rows
+                ]
+                yield (
+                    f"mt_{code}-{other}/{split}.parquet",
+                    [m | s for m, s in zip(made, spans, strict=True)],
+                )
 
 
 @pytest.mark.slow
@@ -721,19 +935,29 @@ def test_200_damaged_tables_end_in_a_message_or_in_success(name, where, tmp_path
             data = PairedDataModule(task, lang, form, maker.translate, view=view)
             for role in base.ROLES:
                 dataset = data.dataset(role)
-                task.score([task.gold(p.target)[0] if task.gold(p.target) else "" for p in dataset.pairs],
-                           [p.target for p in dataset.pairs])  # fmt: skip
+                task.score(
+                    [task.gold(p.target)[0] if task.gold(p.target) else "" for p in dataset.pairs],
+                    [p.target for p in dataset.pairs],
+                )
 
     run()  # undamaged
 
-    @settings(max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=200,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.sampled_from(wanted), damage())
     def attempt(path, what):
         place = tmp_path / path
         if what[0] in ("bytes", "cut"):
             content, at = bytearray(whole[path]), (what[1] * 97 + what[2] * 31) % len(whole[path])
             place.write_bytes(
-                content[:at] if what[0] == "cut" else content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :]
+                content[:at]
+                if what[0] == "cut"
+                else content[:at] + bytes([content[at] ^ 0x55]) + content[at + 1 :]
             )
         else:
             pq.write_table(damaged(pa.Table.from_pylist(tables[path]), *what), place)
@@ -756,26 +980,44 @@ def test_200_damaged_tables_end_in_a_message_or_in_success(name, where, tmp_path
 @pytest.mark.shared
 def test_real_xnli(shared_data):
     folder = shared_data / "xnli"
-    task = XNLI(data_dir=str(folder), splits={"train": "validation[:2000]", "validation": "validation[2000:]"})
+    task = XNLI(
+        data_dir=str(folder),
+        splits={"train": "validation[:2000]", "validation": "validation[2000:]"},
+    )
     assert [len(task.load("en", role)) for role in base.ROLES] == [2000, 490, 5010]
     swahili = task.load("sw", "test")
     made = translator(task, "file", path=str(folder)).translate(swahili, "en")
     human = ParallelTranslator(task).translate(swahili, "en")
-    assert [e.label for e in made] == [e.label for e in human] == [e.label for e in task.load("es", "test")]
-    assert 0 < sum(m.texts == h.texts for m, h in zip(made, human, strict=True)) < 1000, "machine translation is another text"
+    assert (
+        [e.label for e in made]
+        == [e.label for e in human]
+        == [e.label for e in task.load("es", "test")]
+    )
+    assert 0 < sum(m.texts == h.texts for m, h in zip(made, human, strict=True)) < 1000, (
+        "machine translation is another text"
+    )
     with pytest.raises(UserError, match="mt_en-sw"):
         translator(task, "file", path=str(folder)).translate(task.load("en", "train"), "sw")
-    fallen = translator(task, "file", path=str(folder), fallback="gold").translate(task.load("en", "train"), "sw")
+    fallen = translator(task, "file", path=str(folder), fallback="gold").translate(
+        task.load("en", "train"), "sw"
+    )
     assert fallen == ParallelTranslator(task).translate(task.load("en", "train"), "sw")
 
 
 @pytest.mark.shared
 def test_real_tydiqa(shared_data):
-    splits = {"train": "train[400:]", "validation": "train[:400]", "test": "train", "english_test": "validation"}
+    splits = {
+        "train": "train[400:]",
+        "validation": "train[:400]",
+        "test": "train",
+        "english_test": "validation",
+    }
     task = TyDiQA(data_dir=str(shared_data / "tydiqa"), splits=splits)
     trained, selected, tested = (task.load("en", role) for role in base.ROLES)
     # 61 of 2,949 rows share a context with the 400 that select, and are left out
-    contexts = [row["context"] for row in pq.read_table(shared_data / "tydiqa/en/train.parquet").to_pylist()]
+    contexts = [
+        row["context"] for row in pq.read_table(shared_data / "tydiqa/en/train.parquet").to_pylist()
+    ]
     assert sum(context in set(contexts[:400]) for context in contexts[400:]) == 61
     assert [len(rows) for rows in (trained, selected, tested)] == [2949 - 61, 400, 347]
     assert not {e.texts[0] for e in trained} & {e.texts[0] for e in selected}

@@ -5,7 +5,12 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
 
 from flare_exp.tasks.toy import ToyNLI, ToyQA, ToySentiment
 from flare_exp.toy.pretrain import ARCHITECTURES, STATE, kept_state, pretrain
@@ -13,8 +18,18 @@ from flare_exp.toy.tokenizers import SENTINELS
 from flare_exp.toy.world import World
 from flare_exp.utils import signals
 
-OPTIONS = {"world_seed": 0, "documents": 1500, "steps": 4, "batch_size": 4, "lr": 1e-3, "vocab_size": 700,
-           "hidden_size": 16, "layers": 2, "heads": 2, "target_share": 0.1}  # fmt: skip
+OPTIONS = {
+    "world_seed": 0,
+    "documents": 1500,
+    "steps": 4,
+    "batch_size": 4,
+    "lr": 1e-3,
+    "vocab_size": 700,
+    "hidden_size": 16,
+    "layers": 2,
+    "heads": 2,
+    "target_share": 0.1,
+}
 CLASSES = {
     "xlm-roberta": (AutoModelForMaskedLM, "XLMRobertaForMaskedLM", "XLMRobertaTokenizer"),
     "llama": (AutoModelForCausalLM, "LlamaForCausalLM", "LlamaTokenizer"),
@@ -24,7 +39,9 @@ CLASSES = {
 
 
 @pytest.mark.parametrize("architecture", ["xlm-roberta", "mt5"])
-def test_pre_training_that_is_stopped_goes_on_to_the_same_weights(architecture, tmp_path, monkeypatch):
+def test_pre_training_that_is_stopped_goes_on_to_the_same_weights(
+    architecture, tmp_path, monkeypatch
+):
     options = {**OPTIONS, "architecture": architecture, "documents": 300}
     whole = pretrain(tmp_path, **options)
     looks, stops = 0, {5, 10}  # three looks before the steps, then one after each
@@ -38,10 +55,14 @@ def test_pre_training_that_is_stopped_goes_on_to_the_same_weights(architecture, 
     folder.mkdir()
     monkeypatch.setattr(signals, "asked", asked)
     for steps in (2, 4):
-        with pytest.raises(signals.Stopped, match=f"stopped by SIGTERM after {steps} steps of pre-training"):
+        with pytest.raises(
+            signals.Stopped, match=f"stopped by SIGTERM after {steps} steps of pre-training"
+        ):
             pretrain(folder, **options)
     assert pretrain(folder, **options) == whole
-    assert (folder / "model.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == (
+        tmp_path / "model.safetensors"
+    ).read_bytes()
     assert not (folder / STATE).exists()
 
 
@@ -59,7 +80,9 @@ def built(request, tmp_path_factory):
     def build(**options):
         folder = tmp_path_factory.mktemp("model")
         recall = 0.0 if request.param == "xlm-roberta" else 0.6
-        return folder, pretrain(folder, architecture=request.param, **{**OPTIONS, "recall": recall, **options})
+        return folder, pretrain(
+            folder, architecture=request.param, **{**OPTIONS, "recall": recall, **options}
+        )
 
     return request.param, *build(), build
 
@@ -84,10 +107,16 @@ def test_text_survives_the_tokenizer(built):
         for lang in ("en", "near", "far"):
             for example in task.load(lang, "test"):
                 prompt = task.prompt.format(**dict(zip(task.fields, example.texts, strict=True)))
-                texts = example.texts if name == "xlm-roberta" else (*example.texts, f"{prompt} {task.gold(example)[0]}")
+                texts = (
+                    example.texts
+                    if name == "xlm-roberta"
+                    else (*example.texts, f"{prompt} {task.gold(example)[0]}")
+                )
                 for text in texts:
                     back = tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True)
-                    assert back == (text.replace("\n", " ") if name == "mt5" else text)  # as the real T5's
+                    assert back == (
+                        text.replace("\n", " ") if name == "mt5" else text
+                    )  # as the real T5's
     if name in ("llama", "gemma2"):  # an answer continues its prompt's tokens
         ids = tokenizer(prompt)["input_ids"]
         assert tokenizer(f"{prompt} neutral")["input_ids"][: len(ids)] == ids
@@ -126,5 +155,9 @@ def test_spans_move_behind_their_sentinels():
         else:
             spans[-1].append(token)
     rest = iter(spans)
-    assert [t for token in batch["input_ids"][0].tolist() for t in (next(rest) if token in sentinels else [token])] == row
+    assert [
+        t
+        for token in batch["input_ids"][0].tolist()
+        for t in (next(rest) if token in sentinels else [token])
+    ] == row
     assert len(spans) > 2

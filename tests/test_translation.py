@@ -32,7 +32,12 @@ class Reverser:
         if progress:
             progress(len(texts))
         # a marked span is one word
-        return [engines.Translated(" ".join(reversed(re.findall(r'"[^"]*"|\S+', t))).upper(), "long" in t) for t in texts]
+        return [
+            engines.Translated(
+                " ".join(reversed(re.findall(r'"[^"]*"|\S+', t))).upper(), "long" in t
+            )
+            for t in texts
+        ]
 
 
 def maker(task, folder, engine, shard=4, check=lambda *codes: None, x=1):
@@ -75,7 +80,9 @@ def test_classification_translates_every_different_text_once(tmp_path):
     task, engine = ToyNLI(limit=20), Reverser()
     examples = [*task.load("en", "train"), *task.load("en", "train")]
     made = maker(task, tmp_path, engine).translate(examples, "far")
-    assert [m.texts for m in made] == [tuple(" ".join(reversed(t.split())).upper() for t in e.texts) for e in examples]
+    assert [m.texts for m in made] == [
+        tuple(" ".join(reversed(t.split())).upper() for t in e.texts) for e in examples
+    ]
     assert [(m.id, m.label) for m in made] == [(e.id, e.label) for e in examples]
     asked = [text for texts, *_ in engine.asked for text in texts]
     assert len(asked) == len(set(asked)) == len({t for e in examples for t in e.texts})
@@ -94,14 +101,21 @@ def test_answers_are_marked_into_the_target_language_only(tmp_path):
     assert sum('"' in text for texts, *_ in engine.asked for text in texts) == 6
     engine.asked.clear()
     tested = maker(task, tmp_path, engine).translate(task.load("far", "test"), "en")
-    assert not any('"' in text for texts, *_ in engine.asked for text in texts), "the test source must not show the answer"
+    assert not any('"' in text for texts, *_ in engine.asked for text in texts), (
+        "the test source must not show the answer"
+    )
     assert all(m.answers == () for m in tested)
 
 
 def test_a_model_translates_texts_by_themselves(tmp_path):
     engine = Reverser()
     machine = maker(ToyQA(), tmp_path, engine)
-    assert machine.texts(["on monday", "", "rome", "on monday"], "en", "far") == ["MONDAY ON", "", "ROME", "MONDAY ON"]
+    assert machine.texts(["on monday", "", "rome", "on monday"], "en", "far") == [
+        "MONDAY ON",
+        "",
+        "ROME",
+        "MONDAY ON",
+    ]
     ((asked, *languages),) = engine.asked
     assert asked == ["on monday", "", "rome"], "answers alone, each once"
     assert languages == ["eng_Latn", "far_Latn"]
@@ -112,17 +126,27 @@ def test_answers_that_are_lost_or_were_never_there_are_none(tmp_path):
         def translate(self, texts, *more, **options):
             return [engines.Translated(t.replace('"', "", 1), False) for t in texts]
 
-    found = Example("tydiqa/en/train/0", "0", ("the nile is long", "what"), answers=(Answer("nile", 4),))
-    absent = Example("tydiqa/en/train/1", "1", ('the "nile" is long', "what"), answers=(Answer("congo", -1),))
+    found = Example(
+        "tydiqa/en/train/0", "0", ("the nile is long", "what"), answers=(Answer("nile", 4),)
+    )
+    absent = Example(
+        "tydiqa/en/train/1", "1", ('the "nile" is long', "what"), answers=(Answer("congo", -1),)
+    )
     lost, never = maker(TyDiQA(), tmp_path, Loser()).translate([found, absent], "sw")
     assert lost.answers == never.answers == ()
     assert lost.texts[0] == "the nile is long", "no mark of ours is left"
-    assert maker(TyDiQA(), tmp_path / "b", Reverser()).translate([absent], "sw")[0].answers == (), "its own quotes mark nothing"
+    assert maker(TyDiQA(), tmp_path / "b", Reverser()).translate([absent], "sw")[0].answers == (), (
+        "its own quotes mark nothing"
+    )
 
 
 def test_flags_of_all_texts_of_an_example(tmp_path):
     rows = maker(ToyNLI(), tmp_path, Reverser()).flagged(
-        [Example("toy_nli/en/train/0", "0", ("a long one", "b c"), 0), Example("toy_nli/en/train/1", "1", ("x", "y z"), 0)], "far"
+        [
+            Example("toy_nli/en/train/0", "0", ("a long one", "b c"), 0),
+            Example("toy_nli/en/train/1", "1", ("x", "y z"), 0),
+        ],
+        "far",
     )
     assert [flags["truncated"] for _, flags in rows] == [True, False]
     assert [flags["copy"] for _, flags in rows] == [False, True]  # one word reversed is itself
@@ -133,15 +157,25 @@ def test_a_manifest_says_what_was_lost_and_how_good_the_rest_is():
     task = ToyQA(limit=30)
     english = task.load("en", "train")
     human = ParallelTranslator(task).translate(english, "far")
-    made = [(replace(e, answers=()) if i < 3 else e, dict.fromkeys(FLAGS, i == 5)) for i, e in enumerate(human)]
-    made[7] = (replace(human[7], texts=("x y z", human[7].texts[1]), answers=(Answer("y", 2),)), dict.fromkeys(FLAGS, False))
+    made = [
+        (replace(e, answers=()) if i < 3 else e, dict.fromkeys(FLAGS, i == 5))
+        for i, e in enumerate(human)
+    ]
+    made[7] = (
+        replace(human[7], texts=("x y z", human[7].texts[1]), answers=(Answer("y", 2),)),
+        dict.fromkeys(FLAGS, False),
+    )
     facts = quality(task, english, made, "far")
     assert facts["answers"] == {"of": 30, "kept": 27, "exact": 26}
     assert [facts[flag] for flag in FLAGS] == [1] * 4
     assert 90 < facts["chrf++"] < 100
     assert facts["chrf++_signature"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:2")
-    assert "chrf++" not in quality(task, english, [(e, {}) for e in human], "far"), "human translations are the measure"
-    assert "answers" not in quality(task, task.load("far", "test"), [(e, {}) for e in task.load("far", "test")], "en")
+    assert "chrf++" not in quality(task, english, [(e, {}) for e in human], "far"), (
+        "human translations are the measure"
+    )
+    assert "answers" not in quality(
+        task, task.load("far", "test"), [(e, {}) for e in task.load("far", "test")], "en"
+    )
 
 
 # --- shards ----------------------------------------------------------------------------------------------------------
@@ -162,7 +196,9 @@ def test_an_interrupted_translation_goes_on_after_its_last_finished_shard(tmp_pa
     assert len(first.asked) == stop_after
     assert maker(task, tmp_path / "parts", second).translate(examples, "far") == whole
     assert len(second.asked) == 6 - stop_after
-    assert [p.name for p in shards(tmp_path / "parts")] == [p.name for p in shards(tmp_path / "whole")]
+    assert [p.name for p in shards(tmp_path / "parts")] == [
+        p.name for p in shards(tmp_path / "whole")
+    ]
     for a, b in zip(shards(tmp_path / "parts"), shards(tmp_path / "whole"), strict=True):
         assert (a / "texts.parquet").read_bytes() == (b / "texts.parquet").read_bytes()
 
@@ -188,7 +224,10 @@ def test_what_a_shard_depends_on(tmp_path):
     assert len(engine.asked) == 3
     facts = json.loads((shards(tmp_path)[0] / "manifest.json").read_text())
     assert facts["info"]["texts"] == 4
-    assert pq.read_table(shards(tmp_path)[0] / "texts.parquet").column_names[:2] == ["original", "translation"]
+    assert pq.read_table(shards(tmp_path)[0] / "texts.parquet").column_names[:2] == [
+        "original",
+        "translation",
+    ]
 
 
 def test_a_checkpoint_that_cannot_be_had_is_told_before_translating(tmp_path):
@@ -207,7 +246,9 @@ def test_a_checkpoint_that_cannot_be_had_is_told_before_translating(tmp_path):
 def test_every_kind_of_error_does_what_it_says():
     words = [f"w{i}" for i in range(400)]
     made = {kind: corrupted(words, 0.3, ["x"], "s", [kind]) for kind in ERRORS}
-    kept = {kind: [number for _, number in found if number is not None] for kind, found in made.items()}
+    kept = {
+        kind: [number for _, number in found if number is not None] for kind, found in made.items()
+    }
     assert kept["drop"] == sorted(kept["drop"])
     assert 200 < len(made["drop"]) < 340
     assert sorted(kept["swap"]) == list(range(400)) != kept["swap"]
@@ -218,7 +259,12 @@ def test_every_kind_of_error_does_what_it_says():
 
 
 def test_noise_keeps_answers_exact_in_languages_without_spaces():
-    example = Example("tydiqa/en/train/0", "0", ("曼谷是泰国的首都和最大城市", "哪里"), answers=(Answer("泰国", 3),))
+    example = Example(
+        "tydiqa/en/train/0",
+        "0",
+        ("曼谷是泰国的首都和最大城市", "哪里"),
+        answers=(Answer("泰国", 3),),
+    )
     found = set()
     for seed in range(60):
         (made,) = corrupt_examples([example], "zh", 0.1, ERRORS, seed, 0)

@@ -25,8 +25,11 @@ def test_wheel_contains_conf_and_runs_from_any_folder(tmp_path):
     code = "import flare_exp; print(flare_exp.__file__); from flare_exp.cli.main import main; raise SystemExit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, "--cfg", "job", "fusion=gated"],
-        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+    )
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "site") in done.stdout
     assert "name: gated" in done.stdout

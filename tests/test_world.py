@@ -64,11 +64,24 @@ def test_nli_needs_both_sentences():
 def test_one_sentence_of_a_pair_predicts_nothing(side):
     """A naive Bayes classifier on the words of one side stays at chance; on sentiment the same one does not."""
     for cls, low, high in ((ToyNLI, 0.29, 0.38), (ToySentiment, 0.45, 1.0)):
-        words = {split: [(set(e.texts[min(side, len(e.texts) - 1)].split()), e.label) for e in cls().read("en", split)]
-                 for split in ("train", "test")}  # fmt: skip
-        seen = [Counter(word for text, label in words["train"] if label == i for word in text) for i in range(3)]
-        guess = [max(range(3), key=lambda i: sum(math.log(seen[i][w] + 1) for w in text)) for text, _ in words["test"]]
-        accuracy = sum(g == label for g, (_, label) in zip(guess, words["test"], strict=True)) / len(guess)
+        words = {
+            split: [
+                (set(e.texts[min(side, len(e.texts) - 1)].split()), e.label)
+                for e in cls().read("en", split)
+            ]
+            for split in ("train", "test")
+        }
+        seen = [
+            Counter(word for text, label in words["train"] if label == i for word in text)
+            for i in range(3)
+        ]
+        guess = [
+            max(range(3), key=lambda i: sum(math.log(seen[i][w] + 1) for w in text))
+            for text, _ in words["test"]
+        ]
+        accuracy = sum(
+            g == label for g, (_, label) in zip(guess, words["test"], strict=True)
+        ) / len(guess)
         assert low < accuracy < high
 
 
@@ -87,7 +100,10 @@ def test_qa_answers_are_single_words_of_the_story_at_varied_places(lang):
 def test_qa_answer_depends_on_the_question():
     world = World()
     inquiry = next(q for q in world.inquiries("train") if q.asked == "speaker")
-    answers = {asked: world.ask(replace(inquiry, asked=asked), "en")[2] for asked in ("time", "place", "person", "speaker")}
+    answers = {
+        asked: world.ask(replace(inquiry, asked=asked), "en")[2]
+        for asked in ("time", "place", "person", "speaker")
+    }
     assert len(set(answers.values())) == 4
 
 
@@ -105,7 +121,10 @@ def test_sentiment_needs_composition():
     from flare_exp.toy.meaning import Review, State
 
     world = World()
-    good, bad = State("soup", ("good",), None, False, 1), State("waiter", ("rude",), None, False, -1)
+    good, bad = (
+        State("soup", ("good",), None, False, 1),
+        State("waiter", ("rude",), None, False, -1),
+    )
     a, b = Review("but", good, bad, None, None), Review("but", bad, good, None, None)
     for lang in ("en", "near", "far"):
         assert sorted(world.render(a, lang).split()) == sorted(world.render(b, lang).split())

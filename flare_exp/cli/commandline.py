@@ -11,8 +11,14 @@ from flare_exp.config import composition, schema
 
 # Subcommand -> its flags, and what it does, for --help. Each is a module flare_exp.<name> with `main(arguments) -> exit code`.
 COMMANDS = {
-    "plan": (("-m", "--multirun"), "what a run or a grid (-m) would build, need and take, without running it"),
-    "prefetch": (("-m", "--multirun"), "fetch models and data from the hub, for runs without network"),
+    "plan": (
+        ("-m", "--multirun"),
+        "what a run or a grid (-m) would build, need and take, without running it",
+    ),
+    "prefetch": (
+        ("-m", "--multirun"),
+        "fetch models and data from the hub, for runs without network",
+    ),
     "report": ((), "tables of finished runs: mean and standard deviation over seeds"),
     "status": (("--timeline",), "what has become of the jobs of a grid"),
 }
@@ -60,7 +66,11 @@ def quoted(override: str, several: bool) -> str:
     key, _, value = override.partition("=")
     if key.endswith("_split") and "[" in value and value[0] not in "'\"":
         return f"{key}='{value}'"
-    if key not in PATHS or re.fullmatch(r"[\w./~-]*", value, re.ASCII) or (_is_hydras(value) and _parses(override)):
+    if (
+        key not in PATHS
+        or re.fullmatch(r"[\w./~-]*", value, re.ASCII)
+        or (_is_hydras(value) and _parses(override))
+    ):
         return override
     from hydra.core.override_parser.types import Quote, QuotedString
 
@@ -70,7 +80,11 @@ def quoted(override: str, several: bool) -> str:
 
 def _is_hydras(value: str) -> bool:
     """Whether a value uses Hydra's grammar: in quotes, an interpolation, or a sweep such as choice(a,b)."""
-    return (value[0] == value[-1] and value[0] in "'\"") or "${" in value or bool(re.fullmatch(r"\w+\(.*\)", value))
+    return (
+        (value[0] == value[-1] and value[0] in "'\"")
+        or "${" in value
+        or bool(re.fullmatch(r"\w+\(.*\)", value))
+    )
 
 
 def _parses(override: str) -> bool:
@@ -97,7 +111,10 @@ def unknown_flags(arguments: Sequence[str]) -> list[str]:
     from hydra._internal.utils import get_args_parser
 
     _, unknown = get_args_parser().parse_known_args(list(arguments))
-    return [f"{flag}: there is no such flag; options are given as key=value, without dashes" for flag in unknown]
+    return [
+        f"{flag}: there is no such flag; options are given as key=value, without dashes"
+        for flag in unknown
+    ]
 
 
 def unknown_command(arguments: Sequence[str]) -> str | None:
@@ -128,7 +145,9 @@ def show(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own flush at exit complains
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or Python's own flush at exit complains
 
 
 def help_text() -> str:
@@ -153,11 +172,21 @@ def help_text() -> str:
         text = f.metadata.get("help", "")
         if not text or key.endswith(".name") or key == "experiment":
             continue
-        default = "" if f.default in ("???", None) or "dataclasses" in repr(f.default) else f" [{f.default}]"
+        default = (
+            ""
+            if f.default in ("???", None) or "dataclasses" in repr(f.default)
+            else f" [{f.default}]"
+        )
         allowed = f.metadata.get("choices", f.metadata.get("each", ()))
         choices = f" ({', '.join(map(str, allowed))})" if len(allowed) > 1 else ""
         lines.append(f"  {key:<30}{text}{choices}{default}")
-    return "\n".join([*lines, "", "-m runs every combination of comma-separated values; --cfg job shows a configuration."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "-m runs every combination of comma-separated values; --cfg job shows a configuration.",
+        ]
+    )
 
 
 def _comment(group: str, name: str) -> str:

@@ -48,7 +48,9 @@ def _main(given: list[str]) -> int:
     signals.listen()
     wait = given[:1] != ["submit"]
     unknown = commandline.unknown_command(given) if wait else None
-    arguments = commandline.normalised(given if wait else ["-m", "hydra/launcher=slurm", *given[1:]])
+    arguments = commandline.normalised(
+        given if wait else ["-m", "hydra/launcher=slurm", *given[1:]]
+    )
     if any(a in ("--help", "-h") for a in arguments):
         commandline.show(commandline.help_text() if wait else commandline.SUBMIT)
         return 0
@@ -59,9 +61,13 @@ def _main(given: list[str]) -> int:
     overrides = commandline.overrides(arguments)
     multirun = any(f in ("-m", "--multirun") for f in flags)
     if multirun and not any(o.startswith("output_dir=") for o in overrides):
-        overrides.append("output_dir=" + time.strftime("outputs/%Y-%m-%d_%H-%M-%S_grid"))  # one folder for all its jobs
+        overrides.append(
+            "output_dir=" + time.strftime("outputs/%Y-%m-%d_%H-%M-%S_grid")
+        )  # one folder for all its jobs
         arguments.append(overrides[-1])
-    jobs, problems = validation.check([o for o in overrides if not (unknown and o == given[0])], multirun)
+    jobs, problems = validation.check(
+        [o for o in overrides if not (unknown and o == given[0])], multirun
+    )
     problems = [*([unknown] if unknown else []), *commandline.unknown_flags(arguments), *problems]
     only_shown = any(f.startswith(("--cfg", "-c", "--info", "-i", "--resolve")) for f in flags)
     if problems:
@@ -72,17 +78,27 @@ def _main(given: list[str]) -> int:
         return _print_config(jobs[0])
     if not multirun and assists(jobs[0]):
         return 0
-    if not any(o.startswith("output_dir=") for o in overrides):  # its default holds the time: it is named once
+    if not any(
+        o.startswith("output_dir=") for o in overrides
+    ):  # its default holds the time: it is named once
         arguments.append(commandline.quoted(f"output_dir={jobs[0].output_dir}", False))
     folder = Path(str(jobs[0].output_dir)).expanduser()
     on_slurm = "hydra/launcher=slurm" in overrides
     grid = _Grid(folder, jobs, composition.cells(overrides)) if multirun else None
     if on_slurm and not multirun:
-        problems = ["hydra/launcher=slurm: a launcher starts the jobs of a grid; add -m (it may be a grid of one)"]
+        problems = [
+            "hydra/launcher=slurm: a launcher starts the jobs of a grid; add -m (it may be a grid of one)"
+        ]
     elif multirun and not on_slurm and any(job.trainer.nodes > 1 for job in jobs):
-        problems = ["trainer.nodes with -m: the jobs of a grid on several machines need hydra/launcher=slurm"]
+        problems = [
+            "trainer.nodes with -m: the jobs of a grid on several machines need hydra/launcher=slurm"
+        ]
     done = (folder / "metrics.json").is_file()
-    caches = [] if done else [Path(name).expanduser() for name in dict.fromkeys(str(job.cache_dir) for job in jobs)]
+    caches = (
+        []
+        if done
+        else [Path(name).expanduser() for name in dict.fromkeys(str(job.cache_dir) for job in jobs)]
+    )
     new = absent([folder, *caches])
     problems = problems or list(grid.problems() if grid else check_folder(jobs[0], folder))
     problems += [problem for cache in caches for problem in check_writable(cache, "cache_dir")]
@@ -109,7 +125,9 @@ def _command(name: str, arguments: Sequence[str]) -> int:
     known, _ = commandline.COMMANDS[name]
     try:
         if unknown := [a for a in arguments if a.startswith("-") and a not in known]:
-            raise UserError(f"{unknown[0]}: there is no such flag; allowed: {', '.join((*known, '--help'))}")
+            raise UserError(
+                f"{unknown[0]}: there is no such flag; allowed: {', '.join((*known, '--help'))}"
+            )
         return module.main(commandline.normalised(arguments, name == "prefetch"))
     except UserError as error:
         print(f"flare_exp {name}: {error}", file=sys.stderr)
@@ -128,7 +146,9 @@ class _Grid:
 
     def __init__(self, folder: Path, jobs: Sequence[Any], cells: Sequence[Sequence[str]]):
         self.folder, self.jobs, self.cells = folder, jobs, cells
-        self.skipped = [n for n, job in enumerate(jobs) if composition.without_fusion(job, cells[n])]
+        self.skipped = [
+            n for n, job in enumerate(jobs) if composition.without_fusion(job, cells[n])
+        ]
         self.numbers = [n for n in range(len(jobs)) if n not in self.skipped]
 
     def problems(self) -> Iterator[str]:
@@ -150,7 +170,9 @@ class _Grid:
         from flare_exp.experiment import run_state
 
         for method in dict.fromkeys(self.jobs[n].method.name for n in self.skipped):
-            print(f"skipped: method={method} has no fusion, so the cells that combine it with fusion=... are left out")
+            print(
+                f"skipped: method={method} has no fusion, so the cells that combine it with fusion=... are left out"
+            )
         run_state.write_grid(self.folder, {n: self.cells[n] for n in self.numbers})
 
 
@@ -162,15 +184,23 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
     from flare_exp.cluster import slurm
     from flare_exp.experiment import run_state
 
-    jobs = [slurm.Job(OmegaConf.to_object(grid.jobs[n]), (grid.folder / str(n)).absolute(), grid.cells[n])  # type: ignore[arg-type]
-            for n in grid.numbers]  # fmt: skip
+    jobs = [
+        slurm.Job(
+            OmegaConf.to_object(grid.jobs[n]),  # type: ignore[arg-type]
+            (grid.folder / str(n)).absolute(),
+            grid.cells[n],
+        )
+        for n in grid.numbers
+    ]
     before = {job.folder: run_state.read(job.folder) for job in jobs}
     missing = [job for job in jobs if before[job.folder].state not in ("done", "running")]
     print(f"{grid.folder}: {len(jobs)} jobs, {run_state.counts(before)}")
     if missing:
         try:
             array = slurm.submit(missing, composition.launcher(grid.cells[0]))
-            print(f"submitted as SLURM job array {array}; see: python -m flare_exp status {grid.folder}")
+            print(
+                f"submitted as SLURM job array {array}; see: python -m flare_exp status {grid.folder}"
+            )
             if not wait:
                 return 0
         except UserError as error:
@@ -179,8 +209,10 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
         try:
             slurm.wait(missing, array)
         except (KeyboardInterrupt, signals.Stopped, UserError) as error:
-            print(f"\nno longer waiting{f' ({error})' if str(error) else ''}; the jobs go on (scancel {array} ends them)",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"\nno longer waiting{f' ({error})' if str(error) else ''}; the jobs go on (scancel {array} ends them)",
+                file=sys.stderr,
+            )
             return 130
     states = before | {job.folder: slurm.ended(run_state.read(job.folder)) for job in missing}
     status.print_table(states, {job.folder: list(job.overrides) for job in jobs})
@@ -195,7 +227,9 @@ def _hand_over(arguments: Sequence[str], grid: _Grid | None = None) -> int:
     composition.register_schema()
     sys.argv = [sys.argv[0], *arguments]
     outcome = _Outcome(grid)
-    hydra.main(version_base="1.3", config_path=str(composition.conf_dir()), config_name="config")(outcome.job)()
+    hydra.main(version_base="1.3", config_path=str(composition.conf_dir()), config_name="config")(
+        outcome.job
+    )()
     return outcome.report()
 
 
@@ -236,10 +270,16 @@ class _Outcome:
 
             print_report([str(self.grid.folder)])
         if self.failed and self.grid:
-            print(f"{len(self.failed)} of {len(self.grid.numbers)} jobs of the grid failed:", file=sys.stderr)
+            print(
+                f"{len(self.failed)} of {len(self.grid.numbers)} jobs of the grid failed:",
+                file=sys.stderr,
+            )
             for folder, reason in self.failed:
                 log = folder / "flare_exp.log"
-                print(f"  {folder}: {reason}{'' if str(log) in reason else f'; see {log}'}", file=sys.stderr)
+                print(
+                    f"  {folder}: {reason}{'' if str(log) in reason else f'; see {log}'}",
+                    file=sys.stderr,
+                )
             return 1
         if self.crashed:
             return 1

@@ -29,8 +29,13 @@ if TYPE_CHECKING:
 
 
 # What a reader sees -> names of artefacts (`pipeline.through`); translations have names of their own.
-COLUMNS = {"model": ("backbone", "mt"), "finetune": ("finetune",), "translate": (), "transfer": ("transfer",),
-           "test": ("english_test", "zero_shot", "test")}  # fmt: skip
+COLUMNS = {
+    "model": ("backbone", "mt"),
+    "finetune": ("finetune",),
+    "translate": (),
+    "transfer": ("transfer",),
+    "test": ("english_test", "zero_shot", "test"),
+}
 ELSEWHERE = ("hub", "checkpoint")  # kinds that are never built here
 
 
@@ -57,14 +62,21 @@ class Job:
 
     @property
     def seconds(self) -> float:
-        return sum(self.estimate.seconds.get(name, 0.0) for name in self.todo) if self.estimate else 0.0
+        return (
+            sum(self.estimate.seconds.get(name, 0.0) for name in self.todo)
+            if self.estimate
+            else 0.0
+        )
 
     @property
     def generic(self) -> dict[str, str]:
         """The names of this job's artefacts -> names that do not depend on its language: a translation that is not there yet is
         named by its digest."""
         unnamed = [name for name, a in self.made.items() if name == a.digest]
-        return {name: f"translation {unnamed.index(name)}" if name in unnamed else name for name in self.made}
+        return {
+            name: f"translation {unnamed.index(name)}" if name in unnamed else name
+            for name in self.made
+        }
 
     def column(self, name: str) -> str:
         """State and time of a column's artefacts."""
@@ -73,8 +85,14 @@ class Job:
         if not names:
             return "-"
         states = [self._state(n) for n in names]
-        said = [f"{states.count(s)} {s}" if len(set(states)) > 1 else s for s in dict.fromkeys(states)]
-        taken = sum(self.estimate.seconds.get(n, 0.0) for n in self.todo & {*names}) if self.estimate else 0.0
+        said = [
+            f"{states.count(s)} {s}" if len(set(states)) > 1 else s for s in dict.fromkeys(states)
+        ]
+        taken = (
+            sum(self.estimate.seconds.get(n, 0.0) for n in self.todo & {*names})
+            if self.estimate
+            else 0.0
+        )
         return "\n".join(said) + (f"\n{duration(taken)}" if self.todo & {*names} else "")
 
     def _state(self, name: str) -> str:
@@ -92,7 +110,11 @@ def main(arguments: Sequence[str]) -> int:
     overrides = commandline.overrides([a for a in arguments if not a.startswith("memory=")])
     multirun = any(a in ("-m", "--multirun") for a in arguments)
     composed, problems = validation.check(overrides, multirun)
-    problems += [f"memory={text}: must be a size above 0 like 80GB or 40GiB" for text in limits if not bytes_of(text)]
+    problems += [
+        f"memory={text}: must be a size above 0 like 80GB or 40GiB"
+        for text in limits
+        if not bytes_of(text)
+    ]
     if problems:
         return commandline.refuse(problems)
     jobs = [(o, _typed(c)) for o, c in zip(composition.cells(overrides), composed, strict=True)]
@@ -122,7 +144,9 @@ def _quietly(cfg: schema.Config) -> None:
     quiet(replace(cfg, offline=True))  # a plan asks nobody
 
 
-def looked_up(jobs: Sequence[tuple[list[str], schema.Config]], multirun: bool, scratch: Path) -> list[Job]:
+def looked_up(
+    jobs: Sequence[tuple[list[str], schema.Config]], multirun: bool, scratch: Path
+) -> list[Job]:
     """What each job builds, finds, or leaves to an earlier one."""
     found: list[Job] = []
     building: dict[str, int] = {}  # artefact -> the job that builds it
@@ -144,7 +168,11 @@ def price(jobs: Sequence[Job], scratch: Path) -> None:
     known: dict[str, Estimate] = {}
     for job in _progress(jobs, "estimating"):
         generic = job.generic
-        human = {name for name in job.todo if job.made[name].kind == "translation" and name != job.made[name].digest}
+        human = {
+            name
+            for name in job.todo
+            if job.made[name].kind == "translation" and name != job.made[name].digest
+        }
         lang = job.sizes or job.cfg.task.lang
         same = replace(job.cfg, seed=0, output_dir="", task=replace(job.cfg.task, lang=lang))
         alike = repr((sorted(generic[name] for name in job.todo - human), same))
@@ -167,7 +195,11 @@ def _estimated(job: Job, scratch: Path) -> Estimate:
 def _renamed(estimate: Estimate, names: dict[str, str]) -> Estimate:
     """Replace the names of artefacts in an estimate."""
     seconds = {names.get(name, name): value for name, value in estimate.seconds.items()}
-    return replace(estimate, seconds=seconds, disk={names.get(name, name): value for name, value in estimate.disk.items()})
+    return replace(
+        estimate,
+        seconds=seconds,
+        disk={names.get(name, name): value for name, value in estimate.disk.items()},
+    )
 
 
 def _trained(job: Job, jobs: dict[int, Job]) -> dict[str, int]:
@@ -184,7 +216,9 @@ def _progress(jobs: Sequence[Any], doing: str) -> Iterable[Any]:
     from rich.console import Console
     from rich.progress import track
 
-    return track(jobs, description=f"{doing} {len(jobs)} jobs", console=Console(stderr=True), transient=True)
+    return track(
+        jobs, description=f"{doing} {len(jobs)} jobs", console=Console(stderr=True), transient=True
+    )
 
 
 def bytes_of(text: str) -> int:
@@ -238,7 +272,11 @@ def settled(cfg: schema.Config) -> schema.Config:
     from flare_exp.planning.preview import is_sketch
 
     cfg = replace(cfg, trainer=replace(cfg.trainer, enable_progress_bar=False))
-    placed = pipeline.placed(cfg, cfg.trainer.accelerator != "cpu") if is_sketch(cfg) else pipeline.settle(cfg)
+    placed = (
+        pipeline.placed(cfg, cfg.trainer.accelerator != "cpu")
+        if is_sketch(cfg)
+        else pipeline.settle(cfg)
+    )
     return pipeline.pinned(placed, required=False)
 
 
@@ -255,9 +293,18 @@ def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: P
         made["mt"] = stages.mt.missing
     names = {stages.task.english: "English", cfg.task.lang: "target"}
     assumed = stages.task.assumed if cfg.mt.name != "file" else {}  # type: ignore[attr-defined]
-    sizes = sorted((names[lang], role, rows) for (lang, role), rows in assumed.items() if lang in names)
-    return Job(number, overrides, cfg, made, download=estimates.downloads(stages, bool(reads_mt)),
-               sizes=repr(sizes) if sizes else "", counted=isinstance(stages, Sketch))  # fmt: skip
+    sizes = sorted(
+        (names[lang], role, rows) for (lang, role), rows in assumed.items() if lang in names
+    )
+    return Job(
+        number,
+        overrides,
+        cfg,
+        made,
+        download=estimates.downloads(stages, bool(reads_mt)),
+        sizes=repr(sizes) if sizes else "",
+        counted=isinstance(stages, Sketch),
+    )
 
 
 def _estimate(cfg: schema.Config, scratch: Path, todo: set[str]) -> Estimate:
@@ -270,7 +317,10 @@ def _estimate(cfg: schema.Config, scratch: Path, todo: set[str]) -> Estimate:
     alone = replace(cfg, data=share, trainer=replace(cfg.trainer, devices=1, strategy=None))
     found = estimates.estimate(alone, scratch, todo)
     together = {*COLUMNS["finetune"], *COLUMNS["transfer"], *COLUMNS["test"]}
-    found.seconds = {name: taken / devices if name in together else taken for name, taken in found.seconds.items()}
+    found.seconds = {
+        name: taken / devices if name in together else taken
+        for name, taken in found.seconds.items()
+    }
     return found
 
 
@@ -284,18 +334,34 @@ def show(jobs: Sequence[Job], left_out: int) -> None:
 
     table = Table(show_lines=True)
     for name in ("job", "overrides", *COLUMNS, "trained", "of all", "peak memory", "time"):
-        table.add_column(name, justify="right" if name in ("job", "trained", "of all", "peak memory", "time") else "left")
+        table.add_column(
+            name,
+            justify="right"
+            if name in ("job", "trained", "of all", "peak memory", "time")
+            else "left",
+        )
     for job in jobs:
         counts = job.parameters
-        cells = [str(job.number), "\n".join(job.overrides) or "(default)", *(job.column(name) for name in COLUMNS)]
-        cells += [f"{counts['trainable']:,}", f"{counts['total']:,}", size(job.estimate.memory) if job.estimate else "-"]
+        cells = [
+            str(job.number),
+            "\n".join(job.overrides) or "(default)",
+            *(job.column(name) for name in COLUMNS),
+        ]
+        cells += [
+            f"{counts['trainable']:,}",
+            f"{counts['total']:,}",
+            size(job.estimate.memory) if job.estimate else "-",
+        ]
         table.add_row(*cells, duration(job.seconds))
     console = Console(width=150)
     console.print(table, highlight=False)
     for line in [*sums(jobs), *notes(jobs)]:
         console.print(line, highlight=False, markup=False)
     if left_out:
-        console.print(f"{left_out} cells left out: they combine fusion=... with a method without fusion", highlight=False)
+        console.print(
+            f"{left_out} cells left out: they combine fusion=... with a method without fusion",
+            highlight=False,
+        )
 
 
 def sums(jobs: Sequence[Job]) -> list[str]:
@@ -329,4 +395,10 @@ def size(count: float) -> str:
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes:02} min"
+        if hours
+        else f"{minutes} min {rest:02} s"
+        if minutes
+        else f"{rest} s"
+    )

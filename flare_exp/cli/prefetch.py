@@ -20,13 +20,19 @@ def main(arguments: Sequence[str]) -> int:
     overrides = [a for a in arguments if not a.startswith("-")]
     jobs, problems = validation.check(overrides, multirun=True)
     if problems:
-        raise UserError("\n  - ".join(["the command line has mistakes; nothing was fetched", *problems]))
+        raise UserError(
+            "\n  - ".join(["the command line has mistakes; nothing was fetched", *problems])
+        )
     only_look = hub.offline(any(job.offline for job in jobs))
     wanted = needs_of(jobs)
     if not wanted:
-        print("Nothing comes from the hub: models and data of this command line are embedded, or in local folders.")
+        print(
+            "Nothing comes from the hub: models and data of this command line are embedded, or in local folders."
+        )
         return 0
-    if not only_look and (silent := hub.unreachable()):  # the hub's libraries would try each need for half a minute
+    if not only_look and (
+        silent := hub.unreachable()
+    ):  # the hub's libraries would try each need for half a minute
         print(f"flare_exp prefetch: {silent}; nothing was fetched", file=sys.stderr, flush=True)
         only_look = hub.offline(True)
     outcomes = [(need, *(look(need) if only_look else bring(need))) for need in wanted]
@@ -40,13 +46,31 @@ def _print(outcomes: Sequence[tuple[hub.Need, hub.Found, str]]) -> None:
     from rich.filesize import decimal
     from rich.table import Table
 
-    table = Table("what", "where from", "revision", "size", "state", title="from the Hugging Face hub", box=box.SIMPLE_HEAD)
+    table = Table(
+        "what",
+        "where from",
+        "revision",
+        "size",
+        "state",
+        title="from the Hugging Face hub",
+        box=box.SIMPLE_HEAD,
+    )
     table.columns[3].justify = "right"
     for need, found, state in outcomes:
         revision = (found.commit or need.revision or "main")[:12]
-        table.add_row(need.what, need.origin, revision, decimal(found.size) if found.size else "", state)
-    console = Console(width=max(130, Console().width) if not sys.stdout.isatty() else None, markup=False)
+        table.add_row(
+            need.what, need.origin, revision, decimal(found.size) if found.size else "", state
+        )
+    console = Console(
+        width=max(130, Console().width) if not sys.stdout.isatty() else None, markup=False
+    )
     console.print(table)
     left = sum(bool(found.lacks) for _, found, _ in outcomes)
-    end = f"{left} of {len(outcomes)} not there" if left else "Runs with offline=true find everything"
-    console.print(f"{end}; caches: {cache_names([need for need, _, _ in outcomes])}", highlight=False, soft_wrap=True)
+    end = (
+        f"{left} of {len(outcomes)} not there" if left else "Runs with offline=true find everything"
+    )
+    console.print(
+        f"{end}; caches: {cache_names([need for need, _, _ in outcomes])}",
+        highlight=False,
+        soft_wrap=True,
+    )

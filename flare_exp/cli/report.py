@@ -66,7 +66,9 @@ class Run:
     def changed(self) -> dict[str, str]:
         """Return what is not as shipped for this model, task and so on, beside `name`."""
         chosen = [(g, str(self.options.get(f"{g}.name"))) for g in GROUPS]
-        shipped = defaults(*(f"{g}={name}" for g, name in chosen if name in composition.groups()[g]))
+        shipped = defaults(
+            *(f"{g}={name}" for g, name in chosen if name in composition.groups()[g])
+        )
         ignored = VOLATILE | NAMED | {"seed", *(f"source.{name}" for name in ABLATIONS)}
         sections = () if self.fuses else ("fusion.", "source.")
         return {
@@ -125,7 +127,9 @@ def read(folder: Path) -> Run:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"metrics.json is damaged ({type(error).__name__}: {error})") from None
     try:
-        run = Run(folder, metrics, schema.flat(yaml.safe_load((folder / "config.yaml").read_text())))
+        run = Run(
+            folder, metrics, schema.flat(yaml.safe_load((folder / "config.yaml").read_text()))
+        )
         _ = run.name, run.changed
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         reason = first_line(error)
@@ -176,7 +180,11 @@ def rows(cells: Cells, options: Sequence[str], metrics: Sequence[str]) -> Iterat
         quality = [run.chrf for run in runs if run.chrf is not None]
         mt += f", chrF++ {statistics.mean(quality):.0f}" if quality else ""
         given = [str(runs[0].options.get(key, "-")) for key in options]
-        scores = [spread([r.metrics[b].get(m) for r in runs]) for b in ("test", "english") for m in metrics]
+        scores = [
+            spread([r.metrics[b].get(m) for r in runs])
+            for b in ("test", "english")
+            for m in metrics
+        ]
         spent = [statistics.mean(run.metrics["seconds"][stage] for run in runs) for stage in TIMED]
         shown = [f"{seconds:.0f}" for seconds in spent]
         yield [model, lang, mt, method, *given, ",".join(map(str, sorted(seeds))), *scores, *shown]
@@ -240,7 +248,9 @@ def _against(scores: Mapping[str, float], name: str, other: str) -> str:
     gain = scores[name] - scores[other]
     if abs(gain) <= TIE:
         return f"as much as {other} ({scores[other]:.1f})"
-    return f"{abs(gain):.1f} points {'above' if gain > 0 else 'below'} {other} ({scores[other]:.1f})"
+    return (
+        f"{abs(gain):.1f} points {'above' if gain > 0 else 'below'} {other} ({scores[other]:.1f})"
+    )
 
 
 def _why(gain: float, zero_shot: float, lang: str) -> str:

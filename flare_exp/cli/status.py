@@ -25,8 +25,16 @@ def print_table(states: dict[Path, State], overrides: dict[Path, list[str]]) -> 
     for name in ("job", "state", "overrides", "why, log"):
         table.add_column(name, overflow="fold")
     for folder, found in states.items():
-        where = f"{found.slurm_job and f'SLURM job {found.slurm_job}'} {found.host}".strip() if found.state == "running" else ""
-        log = str(folder / "flare_exp.log") if found.state in ("failed", "stopped") and found.host else ""
+        where = (
+            f"{found.slurm_job and f'SLURM job {found.slurm_job}'} {found.host}".strip()
+            if found.state == "running"
+            else ""
+        )
+        log = (
+            str(folder / "flare_exp.log")
+            if found.state in ("failed", "stopped") and found.host
+            else ""
+        )
         said = "; ".join(filter(None, (found.reason, where, log)))
         own = " ".join(o for o in overrides[folder] if o not in common)
         table.add_row(folder.name, f"[{STYLES[found.state]}]{found.state}[/]", own, said)
@@ -40,15 +48,25 @@ def print_timeline(folders: Iterable[Path]) -> None:
     events = [(when, folder.name, state) for folder in folders for when, state in history(folder)]
     for when, name, state in sorted(events, key=lambda event: event[0]):
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
-        where = f"SLURM job {state.slurm_job}" if state.slurm_job else f"process {state.pid}" if state.pid else ""
-        print(f"{stamp}  job {name:<4} {state.state:<8} {'; '.join(filter(None, (where, state.reason)))}".rstrip())
+        where = (
+            f"SLURM job {state.slurm_job}"
+            if state.slurm_job
+            else f"process {state.pid}"
+            if state.pid
+            else ""
+        )
+        print(
+            f"{stamp}  job {name:<4} {state.state:<8} {'; '.join(filter(None, (where, state.reason)))}".rstrip()
+        )
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the table; the exit code is 0 when all jobs are done, else 1."""
     places = [a for a in arguments if a != "--timeline"]
     if len(places) != 1:
-        raise UserError("name one folder: python -m flare_exp status [--timeline] <folder of a run or a grid>")
+        raise UserError(
+            "name one folder: python -m flare_exp status [--timeline] <folder of a run or a grid>"
+        )
     overrides = jobs_of(Path(places[0]).expanduser())
     if "--timeline" in arguments:
         print_timeline(overrides)

@@ -29,7 +29,9 @@ signals = signal.SIGUSR1, signal.SIGTERM
 signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 for s in signals: signal.signal(s, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
-PYTHON = shlex.join(["sh", "-c", 'trap "" USR1 TERM; exec "$0" "$@"', sys.executable, "-c", BLOCKED])
+PYTHON = shlex.join(
+    ["sh", "-c", 'trap "" USR1 TERM; exec "$0" "$@"', sys.executable, "-c", BLOCKED]
+)
 
 
 @dataclass(frozen=True)
@@ -51,23 +53,44 @@ def resources(launcher: Mapping[str, Any], jobs: Sequence[Job]) -> dict[str, Any
     """
     machines = {(t.accelerator, t.devices, t.nodes) for t in (job.config.trainer for job in jobs)}
     if len(machines) > 1:
-        raise UserError("the jobs of one submission ask SLURM for the same: trainer.accelerator, trainer.devices and "
-                        "trainer.nodes cannot differ; submit them one after the other")  # fmt: skip
+        raise UserError(
+            "the jobs of one submission ask SLURM for the same: trainer.accelerator, trainer.devices and "
+            "trainer.nodes cannot differ; submit them one after the other"
+        )
     trainer = jobs[0].config.trainer
-    asked = {k: v for k, v in launcher.items() if v is not None and k not in ("_target_", "submitit_folder", "max_num_timeout")}
+    asked = {
+        k: v
+        for k, v in launcher.items()
+        if v is not None and k not in ("_target_", "submitit_folder", "max_num_timeout")
+    }
     if asked.get("tasks_per_node", 1) != 1:
-        raise UserError(f"hydra.launcher.tasks_per_node={asked['tasks_per_node']}: must be 1; a task starts the processes of its "
-                        "node itself (trainer.devices)")  # fmt: skip
+        raise UserError(
+            f"hydra.launcher.tasks_per_node={asked['tasks_per_node']}: must be 1; a task starts the processes of its "
+            "node itself (trainer.devices)"
+        )
     if asked.get("nodes", 1) not in (1, trainer.nodes):
-        raise UserError(f"hydra.launcher.nodes={asked['nodes']} and trainer.nodes={trainer.nodes}: set trainer.nodes, "
-                        "which the launcher follows")  # fmt: skip
+        raise UserError(
+            f"hydra.launcher.nodes={asked['nodes']} and trainer.nodes={trainer.nodes}: set trainer.nodes, "
+            "which the launcher follows"
+        )
     asked["nodes"] = trainer.nodes
     if trainer.nodes > 1:
-        asked["srun_args"] = ["--kill-on-bad-exit=1"]  # when one machine fails, the others must not wait for it
+        asked["srun_args"] = [
+            "--kill-on-bad-exit=1"
+        ]  # when one machine fails, the others must not wait for it
     given = {"gpus_per_node", "gres", "gpus_per_task"} & asked.keys()
     if trainer.accelerator != "cpu" and not given:
         asked["gpus_per_node"] = trainer.devices
-    common = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name", "stderr_to_stdout"}
+    common = {
+        "timeout_min",
+        "cpus_per_task",
+        "gpus_per_node",
+        "tasks_per_node",
+        "mem_gb",
+        "nodes",
+        "name",
+        "stderr_to_stdout",
+    }
     return {k if k in common else f"slurm_{k}": v for k, v in asked.items()}
 
 
@@ -84,7 +107,9 @@ def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> str:
         run_state.add(job.folder, run_state.State("waiting", "submitted to SLURM"))
     try:
         executor = submitit.AutoExecutor(
-            cluster="slurm", folder=Path(launcher["submitit_folder"]).absolute(), slurm_python=PYTHON
+            cluster="slurm",
+            folder=Path(launcher["submitit_folder"]).absolute(),
+            slurm_python=PYTHON,
         )
         executor.update_parameters(**asked)
         made = executor.map_array(run, jobs)
@@ -105,18 +130,31 @@ def run(job: Job) -> None:
     if assists(job.config):
         return
     job.folder.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), logging.FileHandler(job.folder / "flare_exp.log")]
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S", handlers=handlers, force=True)
+    handlers: list[logging.Handler] = [
+        logging.StreamHandler(sys.stdout),
+        logging.FileHandler(job.folder / "flare_exp.log"),
+    ]
+    logging.basicConfig(
+        level=logging.INFO,
+        format="[%(asctime)s] %(message)s",
+        datefmt="%H:%M:%S",
+        handlers=handlers,
+        force=True,
+    )
     config = OmegaConf.structured(replace(job.config, output_dir=str(job.folder)))
     done = (job.folder / "metrics.json").is_file()
-    if reason := (None if done else downloads.checked([config], job.overrides, False)) or attempt_in_grid(config, job.folder):
+    if reason := (
+        None if done else downloads.checked([config], job.overrides, False)
+    ) or attempt_in_grid(config, job.folder):
         logging.getLogger(__name__).error("%s", reason)
         raise SystemExit(1)
 
 
 def active(array: str) -> bool:
     """Whether SLURM has not done with all jobs of an array."""
-    done = subprocess.run(["squeue", "-h", "-j", array, "-o", "%i"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["squeue", "-h", "-j", array, "-o", "%i"], capture_output=True, text=True, timeout=60
+    )
     if done.returncode and "Invalid job id" not in done.stderr:
         raise UserError(f"squeue: {done.stderr.strip()}")
     return bool(done.stdout.strip())
@@ -127,7 +165,9 @@ def wait(jobs: Sequence[Job], array: str) -> None:
     said = ""
     while True:
         queued = active(array)
-        if (now := run_state.counts({job.folder: run_state.read(job.folder) for job in jobs})) != said:
+        if (
+            now := run_state.counts({job.folder: run_state.read(job.folder) for job in jobs})
+        ) != said:
             print(f"[{time.strftime('%H:%M:%S')}] {now}", flush=True)
             said = now
         if not queued:
@@ -139,5 +179,7 @@ def wait(jobs: Sequence[Job], array: str) -> None:
 def ended(state: run_state.State) -> run_state.State:
     """The state of a job that SLURM has done with."""
     if state.state in ("running", "waiting"):
-        return replace(state, state="failed", reason=f"SLURM job {state.slurm_job} ended without a result")
+        return replace(
+            state, state="failed", reason=f"SLURM job {state.slurm_job} ended without a result"
+        )
     return state

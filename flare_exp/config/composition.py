@@ -19,7 +19,10 @@ def conf_dir() -> Path:
 def groups() -> dict[str, list[str]]:
     """Group -> its options, from the files of conf/."""
     folders = sorted({f.parent for f in conf_dir().glob("*/**/*.yaml")})
-    return {p.relative_to(conf_dir()).as_posix(): sorted(f.stem for f in p.glob("*.yaml")) for p in folders}
+    return {
+        p.relative_to(conf_dir()).as_posix(): sorted(f.stem for f in p.glob("*.yaml"))
+        for p in folders
+    }
 
 
 def register_schema() -> None:
@@ -63,7 +66,11 @@ def compose_cell(overrides: Sequence[str], bases: dict[tuple[str, ...], Any]) ->
 
     known = keys().keys() - groups().keys()
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    values = [o for o in parsed if o.key_or_group in known and not (o.is_delete() or o.is_sweep_override())]
+    values = [
+        o
+        for o in parsed
+        if o.key_or_group in known and not (o.is_delete() or o.is_sweep_override())
+    ]
     chosen = tuple(str(o.input_line) for o in parsed if o not in values)
     if chosen not in bases:
         bases[chosen] = _compose(chosen)
@@ -85,7 +92,9 @@ def without_fusion(job: Any, overrides: Sequence[str]) -> bool:
 def expand_grid(overrides: Sequence[Any]) -> Iterator[list[str]]:
     """The override lists of a multirun's jobs (one list for a single run)."""
     axes = [
-        [f"{_prefix(o)}{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] if o.is_sweep_override() else [o.input_line]
+        [f"{_prefix(o)}{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [o.input_line]
         for o in overrides
     ]
     for cell in itertools.product(*axes):

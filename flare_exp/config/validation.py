@@ -47,7 +47,11 @@ def check(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str
             problems.append(f"{text}: not of the form key=value{reason}")
             continue
         given.setdefault(override.key_or_group, []).append(override)
-        found = [f"{text}: several values need -m (multirun)"] if override.is_sweep_override() and not multirun else []
+        found = (
+            [f"{text}: several values need -m (multirun)"]
+            if override.is_sweep_override() and not multirun
+            else []
+        )
         found = found or list(_check_override(override))
         problems += found
         if not found:
@@ -76,7 +80,11 @@ def _check_override(override) -> Iterator[str]:
     key, known_groups, known = override.key_or_group, groups(), keys()
     if key.startswith("hydra"):
         return
-    values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
+    values = (
+        list(override.sweep_string_iterator())
+        if override.is_sweep_override()
+        else [override.value()]
+    )
     if key in known_groups and override.is_add() and not override.is_force_add():
         yield f"{override.input_line}: leave out the +; it is for options that there are not yet"
     elif key in known_groups and not override.is_delete():
@@ -105,7 +113,9 @@ def _check_type(key: str, value: Any) -> Iterator[str]:
     try:
         from hydra.core.override_parser.types import QuotedString
 
-        if keys()[key].type == "bool" and isinstance(value, int) and value not in (0, 1):  # OmegaConf takes any for true
+        if (
+            keys()[key].type == "bool" and isinstance(value, int) and value not in (0, 1)
+        ):  # OmegaConf takes any for true
             raise ValueError
         OmegaConf.update(typed, key, value.text if isinstance(value, QuotedString) else value)
     except (OmegaConfBaseException, ValueError) as error:
@@ -113,19 +123,28 @@ def _check_type(key: str, value: Any) -> Iterator[str]:
 
 
 # type of an option -> what its value must be
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "list[str]": "a list, e.g. [drop,swap]"}
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "list[str]": "a list, e.g. [drop,swap]",
+}
 
 
 def _expected(key: str) -> str:
     """Say which type of value an option takes; "": a text."""
     known = keys()
-    if inside := [name for name, f in known.items() if name.startswith(f"{key}.") and f.metadata.get("help")]:
+    if inside := [
+        name for name, f in known.items() if name.startswith(f"{key}.") and f.metadata.get("help")
+    ]:
         return f"{key} is a section; its options: {', '.join(inside)}"
     kind, _, null = known[key].type.partition(" | ")
     return f"must be {KINDS[kind]}{', or null' if null else ''}" if kind in KINDS else ""
 
 
-def _check_job(overrides: list[str], multirun: bool, bases: dict[tuple[str, ...], Any]) -> tuple[Any, list[str]]:
+def _check_job(
+    overrides: list[str], multirun: bool, bases: dict[tuple[str, ...], Any]
+) -> tuple[Any, list[str]]:
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -134,10 +153,14 @@ def _check_job(overrides: list[str], multirun: bool, bases: dict[tuple[str, ...]
         composed = compose_cell(overrides, bases)
         cfg: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except AssertionError:  # omegaconf's answer to a key below something that is null
-        return None, ["model.pretrain.*, mt.pretrain.*: only embedded models are built here and have these options"]
+        return None, [
+            "model.pretrain.*, mt.pretrain.*: only embedded models are built here and have these options"
+        ]
     except (HydraException, OmegaConfBaseException) as error:
         reason = error.__cause__ or error
-        if isinstance(error, MissingConfigException) and error.options is not None:  # of a group of Hydra's own
+        if (
+            isinstance(error, MissingConfigException) and error.options is not None
+        ):  # of a group of Hydra's own
             group, _, name = str(error.missing_cfg_file).rpartition("/")
             return None, [f"{group}={name}: {_allowed(name, error.options)}"]
         key = getattr(reason, "full_key", None)
@@ -169,7 +192,9 @@ def _check_rules(cfg: Any, prefix: str = "") -> Iterator[str]:
             yield f"{key}=: must not be empty"
         elif value == [] and "may_be_empty" in rules:
             continue
-        elif "each" in rules and (wrong := [v for v in value if v not in rules["each"]] or ([] if value else ["[]"])):
+        elif "each" in rules and (
+            wrong := [v for v in value if v not in rules["each"]] or ([] if value else ["[]"])
+        ):
             yield f"{key}={wrong[0]}: {_allowed(wrong[0], rules['each'])}"
         elif "min" in rules and value < rules["min"]:
             yield f"{key}={value}: must be {rules['min']} or more"
@@ -186,19 +211,31 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
         yield from _check_task(cfg, task)
     if cfg.model.path is None and cfg.model.pretrain is None:
         yield f"model={cfg.model.name}: model.path=<hub id or checkpoint folder> is missing"
-    if cfg.model.path and (cfg.model.path.startswith((".", "/", "~")) or cfg.model.path.count("/") > 1):
+    if cfg.model.path and (
+        cfg.model.path.startswith((".", "/", "~")) or cfg.model.path.count("/") > 1
+    ):
         if not Path(cfg.model.path).expanduser().is_dir():
             yield f"model.path={cfg.model.path}: there is no such folder"
     if cfg.model.quantize and cfg.finetune.tuning == "full":
         yield f"finetune.tuning=full with model.quantize={cfg.model.quantize}: 4-bit weights cannot be trained; choose lora"
     if cfg.model.dtype != "float32" and cfg.finetune.tuning == "full":
-        yield (f"finetune.tuning=full with model.dtype={cfg.model.dtype}: trained weights of 16 bits lose most of their updates; "
-               "choose model.dtype=float32 (with trainer.precision=bf16-mixed to compute in 16 bits), or lora")  # fmt: skip
-    needing = [key for key, value in (("model.quantize", cfg.model.quantize), ("optim._target_", cfg.optim._target_))
-               if value and (value == "nf4" or value.startswith("bitsandbytes."))]  # fmt: skip
+        yield (
+            f"finetune.tuning=full with model.dtype={cfg.model.dtype}: trained weights of 16 bits lose most of their updates; "
+            "choose model.dtype=float32 (with trainer.precision=bf16-mixed to compute in 16 bits), or lora"
+        )
+    needing = [
+        key
+        for key, value in (
+            ("model.quantize", cfg.model.quantize),
+            ("optim._target_", cfg.optim._target_),
+        )
+        if value and (value == "nf4" or value.startswith("bitsandbytes."))
+    ]
     if needing and importlib.util.find_spec("bitsandbytes") is None:
-        yield (f"{' and '.join(needing)}: needs bitsandbytes, which is not installed; pip install bitsandbytes, or choose "
-               "model.quantize=null optim._target_=torch.optim.AdamW")  # fmt: skip
+        yield (
+            f"{' and '.join(needing)}: needs bitsandbytes, which is not installed; pip install bitsandbytes, or choose "
+            "model.quantize=null optim._target_=torch.optim.AdamW"
+        )
     if cfg.offline and cfg.logger.mode == "online":
         yield "logger.mode=online with offline=true: choose one"
     if cfg.trainer.devices > 1 and cfg.trainer.strategy is None:
@@ -210,8 +247,10 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
     several = cfg.trainer.devices * cfg.trainer.nodes > 1
     learned = cfg.fusion.name in LEARNED_FUSIONS or cfg.method.name == "flare_mt"
     if several and cfg.source.empty and learned and cfg.method.name in FUSING_METHODS:
-        yield (f"source.empty=true with trainer.strategy={cfg.trainer.strategy}: the fusion's own weights are never used then, "
-               "and several processes wait for their gradient; choose trainer.devices=1")  # fmt: skip
+        yield (
+            f"source.empty=true with trainer.strategy={cfg.trainer.strategy}: the fusion's own weights are never used then, "
+            "and several processes wait for their gradient; choose trainer.devices=1"
+        )
     if cfg.source.shuffle and cfg.source.empty:
         yield "source.shuffle=true with source.empty=true: choose one ablation"
     for name in ("shuffle", "empty"):
@@ -227,11 +266,15 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
 def _check_sharding(cfg: Config) -> Iterator[str]:
     """What weights in parts rule out."""
     if cfg.model.quantize:
-        yield (f"model.quantize={cfg.model.quantize} with trainer.strategy=fsdp: 4-bit weights are not shared out; choose "
-               "trainer=ddp, or model.quantize=null model.dtype=bfloat16")  # fmt: skip
+        yield (
+            f"model.quantize={cfg.model.quantize} with trainer.strategy=fsdp: 4-bit weights are not shared out; choose "
+            "trainer=ddp, or model.quantize=null model.dtype=bfloat16"
+        )
     if cfg.optim._target_.startswith("bitsandbytes."):
-        yield (f"optim._target_={cfg.optim._target_} with trainer.strategy=fsdp: its steps know whole weights only; choose "
-               "optim._target_=torch.optim.AdamW")  # fmt: skip
+        yield (
+            f"optim._target_={cfg.optim._target_} with trainer.strategy=fsdp: its steps know whole weights only; choose "
+            "optim._target_=torch.optim.AdamW"
+        )
     if cfg.trainer.precision == "16-mixed":
         yield "trainer.precision=16-mixed with trainer.strategy=fsdp: Lightning does not scale gradients there; choose bf16-mixed"
 
@@ -257,7 +300,9 @@ def _check_task(cfg: Config, task) -> Iterator[str]:
 
 def _check_windows(cfg: Config, task) -> Iterator[str]:
     stride, window = cfg.task.doc_stride, cfg.task.window
-    name, longest = ("data.max_length", cfg.data.max_length) if window is None else ("task.window", window)
+    name, longest = (
+        ("data.max_length", cfg.data.max_length) if window is None else ("task.window", window)
+    )
     if stride is not None and task.labels:
         yield f"task.doc_stride={stride} with task={task.name}: only question answering reads in windows; leave it null"
     elif stride is not None and stride >= longest:
@@ -269,7 +314,11 @@ MT_OPTIONS = {
     "fallback": ("file",),
     "path": ("file", *MACHINES),
     "pretrain": ("toy_nllb",),
-    **{f.name: MACHINES for f in fields(MtConfig) if f.metadata["help"].startswith(("models: ", "ctranslate2: "))},
+    **{
+        f.name: MACHINES
+        for f in fields(MtConfig)
+        if f.metadata["help"].startswith(("models: ", "ctranslate2: "))
+    },
     "marker": MACHINES,
 }
 
@@ -293,24 +342,35 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
     if mt.quantization and mt.backend != "ctranslate2":
         yield f"mt.quantization={mt.quantization}: only mt.backend=ctranslate2 has it"
     if cfg.method.name == "translate_test" and mt.name == "file" and not task.labels:
-        yield (f"method=translate_test with mt=file and task={task.name}: no file can translate the answers back; choose "
-               f"mt={' or mt='.join(MACHINES[1:] if not toy else MACHINES[:1])}")  # fmt: skip
+        yield (
+            f"method=translate_test with mt=file and task={task.name}: no file can translate the answers back; choose "
+            f"mt={' or mt='.join(MACHINES[1:] if not toy else MACHINES[:1])}"
+        )
     # a folder that is also task.data_dir has been checked as such
-    local = mt.path is not None and (mt.name == "file" or mt.path.startswith((".", "/", "~")) or mt.path.count("/") > 1)
+    local = mt.path is not None and (
+        mt.name == "file" or mt.path.startswith((".", "/", "~")) or mt.path.count("/") > 1
+    )
     if local and mt.path != cfg.task.data_dir and not Path(str(mt.path)).expanduser().is_dir():
         yield f"mt.path={mt.path}: there is no such folder"
     if cfg.method.name == "flare_mt" and mt.name not in MACHINES:
-        yield (f"method=flare_mt with mt={mt.name}: its source is a translation model's encoder; "
-               f"choose mt={' or mt='.join(MACHINES[1:] if not toy else MACHINES[:1])}")  # fmt: skip
+        yield (
+            f"method=flare_mt with mt={mt.name}: its source is a translation model's encoder; "
+            f"choose mt={' or mt='.join(MACHINES[1:] if not toy else MACHINES[:1])}"
+        )
     for name in ("source_layer", "source_state"):
-        if cfg.method.name == "flare_mt" and getattr(cfg.fusion, name) != getattr(FusionConfig(), name):
+        if cfg.method.name == "flare_mt" and getattr(cfg.fusion, name) != getattr(
+            FusionConfig(), name
+        ):
             yield f"fusion.{name} with method=flare_mt: every layer fuses the same states there; leave it out"
 
 
 def _check_splits(cfg: Config, task) -> Iterator[str]:
     """Every slice is one, and no test example is trained or selected on."""
     english = "test" if cfg.task.english_test_split is None else "english_test"
-    slices, given = {}, {role: getattr(cfg.task, f"{role}_split") for role in dict.fromkeys((*ROLES, english))}
+    slices, given = (
+        {},
+        {role: getattr(cfg.task, f"{role}_split") for role in dict.fromkeys((*ROLES, english))},
+    )
     for role, text in given.items():
         if text is None:
             continue

@@ -19,7 +19,11 @@ class LabelForm(Form):
         whole = self.tokenizer(*columns, truncation=False, verbose=False)["input_ids"]
         encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length)
         return [
-            {"inputs": {name: encoded[name][i] for name in encoded}, "cut": len(ids) > self.max_length, "label": example.label}
+            {
+                "inputs": {name: encoded[name][i] for name in encoded},
+                "cut": len(ids) > self.max_length,
+                "label": example.label,
+            }
             for i, (example, ids) in enumerate(zip(examples, whole, strict=True))
         ]
 
@@ -27,4 +31,7 @@ class LabelForm(Form):
         return 1
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
-        return {"target": self.pad(items), "labels": torch.tensor([item["label"] for item in items])}
+        return {
+            "target": self.pad(items),
+            "labels": torch.tensor([item["label"] for item in items]),
+        }

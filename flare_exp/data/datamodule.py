@@ -63,7 +63,13 @@ class PairedDataModule(LightningDataModule):
         super().__init__()
         if view not in VIEWS:
             raise ValueError(f"view={view!r} is none of {', '.join(VIEWS)}")
-        self.task, self.lang, self.form, self.translate, self.view = task, lang, form, translate, view
+        self.task, self.lang, self.form, self.translate, self.view = (
+            task,
+            lang,
+            form,
+            translate,
+            view,
+        )
         self.source_form = source_form
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.shuffle_source, self.empty_source, self.share = shuffle_source, empty_source, share
@@ -79,13 +85,19 @@ class PairedDataModule(LightningDataModule):
         elif role == "test":
             target = self.task.load(self.lang, role)
             # zero_shot, lora and flare_mt never look at a translation of the test text, so none is made
-            english = target if self.view in ("target", "latent") else self.translate(target, self.task.english)
+            english = (
+                target
+                if self.view in ("target", "latent")
+                else self.translate(target, self.task.english)
+            )
         else:
             english = self.task.load(self.task.english, role)
             target = self.translate(english, self.lang)
         pairs = make_pairs(english, target, self.view)
         if self.scores_originals:
-            pairs = [replace(p, original=original) for p, original in zip(pairs, target, strict=True)]
+            pairs = [
+                replace(p, original=original) for p, original in zip(pairs, target, strict=True)
+            ]
         if role == "train":
             pairs = self._answerable(pairs)
         if self.empty_source:
@@ -96,9 +108,16 @@ class PairedDataModule(LightningDataModule):
         """Training pairs whose answer survived translation; test examples are never left out."""
         kept = [p for p in pairs if p.target.label is not None or p.target.answers]
         if lost := len(pairs) - len(kept):
-            log.warning("%s: %d of %d training examples lost their answer in translation: left out", self.lang, lost, len(pairs))
+            log.warning(
+                "%s: %d of %d training examples lost their answer in translation: left out",
+                self.lang,
+                lost,
+                len(pairs),
+            )
         if not kept:
-            raise UserError(f"{self.lang}: no training example kept its answer in translation; try another mt or mt.marker")
+            raise UserError(
+                f"{self.lang}: no training example kept its answer in translation; try another mt or mt.marker"
+            )
         return kept
 
     def dataset(self, role: str) -> PairedDataset:
@@ -109,18 +128,27 @@ class PairedDataModule(LightningDataModule):
         """
         if role not in self._datasets:
             training = role == "train"
-            made = self._datasets[role] = PairedDataset(self.pairs(role), self.form, self.source_form, training)
+            made = self._datasets[role] = PairedDataset(
+                self.pairs(role), self.form, self.source_form, training
+            )
             if not made.pairs:
                 raise UserError(
                     f"data.max_length={self.form.max_length}: every training example's answer is cut off; choose more"
                 )
             place = f"{made.pairs[0].target.id.rpartition('/')[0]} ({self.view})"
             check_known(made.target, self.form.tokenizer, place)
-            check_known(made.source or (), (self.source_form or self.form).tokenizer, f"{place}, sources")
+            check_known(
+                made.source or (), (self.source_form or self.form).tokenizer, f"{place}, sources"
+            )
             if made.truncated or made.cut_off:
                 log.warning(
                     "%s (%s): %d texts are longer than %d tokens and were cut; %d examples lost their answer by that%s",
-                    *(made.pairs[0].target.id.rpartition("/")[0], self.view, made.truncated, self.form.max_length),
+                    *(
+                        made.pairs[0].target.id.rpartition("/")[0],
+                        self.view,
+                        made.truncated,
+                        self.form.max_length,
+                    ),
                     *(made.cut_off, ": left out" if training and made.cut_off else ""),
                 )
         return self._datasets[role]
@@ -132,7 +160,9 @@ class PairedDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train")
-        return self.loader(dataset, BucketSampler(dataset.lengths, self.batch_size, self.seed), ResumableLoader)
+        return self.loader(
+            dataset, BucketSampler(dataset.lengths, self.batch_size, self.seed), ResumableLoader
+        )
 
     def val_dataloader(self) -> DataLoader:
         return self._in_order("validation")
@@ -144,9 +174,13 @@ class PairedDataModule(LightningDataModule):
 
     def _in_order(self, role: str) -> DataLoader:
         dataset = self.dataset(role)
-        return self.loader(dataset, BatchSampler(range(len(dataset)), self.batch_size, drop_last=False))
+        return self.loader(
+            dataset, BatchSampler(range(len(dataset)), self.batch_size, drop_last=False)
+        )
 
-    def loader(self, dataset: PairedDataset, batches: Any, kind: type[DataLoader] = DataLoader) -> DataLoader:
+    def loader(
+        self, dataset: PairedDataset, batches: Any, kind: type[DataLoader] = DataLoader
+    ) -> DataLoader:
         """Read this process's parts of global batches (lists of rows)."""
         return kind(
             dataset,

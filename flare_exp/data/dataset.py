@@ -40,7 +40,13 @@ class PairedDataset(Dataset):
         training: leave out the examples whose answers were cut off, from which nothing right can be learned.
     """
 
-    def __init__(self, pairs: Sequence[Pair], form: Form, source_form: Form | None = None, training: bool = False):
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        form: Form,
+        source_form: Form | None = None,
+        training: bool = False,
+    ):
         self.form, self.cache = form, None
         rows: list[list[Item]] = [[] for _ in pairs]
         for number, item in enumerate(form.encode([p.target for p in pairs])):
@@ -51,7 +57,9 @@ class PairedDataset(Dataset):
         self.pairs, self.target = [pairs[i] for i in kept], [item for i in kept for item in rows[i]]
         self.examples = [number for number, i in enumerate(kept) for _ in rows[i]]
         sources = [
-            pairs[i].source if len(rows[i]) == 1 else self._source_of_window(pairs[i], item) for i in kept for item in rows[i]
+            pairs[i].source if len(rows[i]) == 1 else self._source_of_window(pairs[i], item)
+            for i in kept
+            for item in rows[i]
         ]
         known = [source for source in sources if source is not None]
         if known and len(known) != len(sources):
@@ -99,11 +107,15 @@ class PairedDataset(Dataset):
     @property
     def costs(self) -> list[int]:
         """Count the tokens of each pair, source included: what a model reads."""
-        sources = [len(item["inputs"]["input_ids"]) for item in self.source or ()] or [0] * len(self)
+        sources = [len(item["inputs"]["input_ids"]) for item in self.source or ()] or [0] * len(
+            self
+        )
         return [target + source for target, source in zip(self.lengths, sources, strict=True)]
 
 
-def check_known(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase | None, place: str) -> None:
+def check_known(
+    items: Sequence[Item], tokenizer: PreTrainedTokenizerBase | None, place: str
+) -> None:
     """Check that a tokenizer knows the texts that it has encoded.
 
     Tokenizers of characters or with byte fallback know everything.
@@ -119,7 +131,11 @@ def check_known(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase | None
     if tokenizer is None:
         return
     unknown = tokenizer.unk_token_id
-    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
+    if unknown is None or unknown in (
+        tokenizer.eos_token_id,
+        tokenizer.bos_token_id,
+        tokenizer.pad_token_id,
+    ):
         return
     special = set(tokenizer.all_special_ids) - {unknown}
     counts = Counter(token for item in items for token in item["inputs"]["input_ids"])
@@ -145,7 +161,9 @@ class PairedCollator:
         if "source" in items[0]:
             batch["source"] = self.source_form.pad([item["source"] for item in items])
         elif "states" in items[0]:
-            batch["source"] = padded_states([item["states"] for item in items], self.source_form.tokenizer.padding_side)
+            batch["source"] = padded_states(
+                [item["states"] for item in items], self.source_form.tokenizer.padding_side
+            )
         if items[0]["whole"] is not None:
             batch["whole"] = items[0]["whole"]
         return {**batch, "index": torch.tensor([item["index"] for item in items])}

@@ -33,13 +33,20 @@ class PromptForm(Form):
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:
         items = []
-        for example, (texts, inputs) in zip(examples, self._fitted(examples, self.prompt), strict=True):
+        for example, (texts, inputs) in zip(
+            examples, self._fitted(examples, self.prompt), strict=True
+        ):
             gold, fitting = self.task.gold(example), self._readable(example, texts)
             answer = fitting[0].text if fitting else gold[0] if gold else None
-            items.append({
-                "inputs": inputs, "cut": texts != example.texts, "cut_off": bool(example.answers) and not fitting,
-                "label": example.label, "answer": [] if answer is None else self.answer(answer),
-            })  # fmt: skip
+            items.append(
+                {
+                    "inputs": inputs,
+                    "cut": texts != example.texts,
+                    "cut_off": bool(example.answers) and not fitting,
+                    "label": example.label,
+                    "answer": [] if answer is None else self.answer(answer),
+                }
+            )
         return items
 
     def _readable(self, example: Example, texts: Sequence[str]) -> list[Answer]:
@@ -58,9 +65,15 @@ class PromptForm(Form):
         """Token ids of an answer and EOS. A decoder's are those that follow the prompt's last words in one text: some tokenizers
         begin every text with a space of their own."""
         stub = self.task.prompt.rpartition("\n")[2] if self.space else ""
-        before, whole = (self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (stub, stub + self.space + text))
+        before, whole = (
+            self.tokenizer(t, add_special_tokens=False)["input_ids"]
+            for t in (stub, stub + self.space + text)
+        )
         if whole[: len(before)] != before:  # the answer's first piece reaches into the prompt
-            before, whole = [], self.tokenizer(self.space + text, add_special_tokens=False)["input_ids"]
+            before, whole = (
+                [],
+                self.tokenizer(self.space + text, add_special_tokens=False)["input_ids"],
+            )
         return [*whole[len(before) :], self.tokenizer.eos_token_id]
 
     def terms(self, item: Item) -> int:
@@ -68,14 +81,24 @@ class PromptForm(Form):
         return len(item["answer"])
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
-        batch = {"target": self.pad(items), "answer": padded_answers([item["answer"] for item in items])}
-        return {**batch, "labels": torch.tensor([item["label"] for item in items])} if self.task.labels else batch
+        batch = {
+            "target": self.pad(items),
+            "answer": padded_answers([item["answer"] for item in items]),
+        }
+        return (
+            {**batch, "labels": torch.tensor([item["label"] for item in items])}
+            if self.task.labels
+            else batch
+        )
 
 
 def padded_answers(answers: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """Answers right-padded with 0: input_ids and attention_mask [B, A]."""
     width = max(1, *map(len, answers))
-    ids, mask = torch.zeros(len(answers), width, dtype=torch.long), torch.zeros(len(answers), width, dtype=torch.long)
+    ids, mask = (
+        torch.zeros(len(answers), width, dtype=torch.long),
+        torch.zeros(len(answers), width, dtype=torch.long),
+    )
     for row, answer in enumerate(answers):
         ids[row, : len(answer)] = torch.tensor(answer, dtype=torch.long)
         mask[row, : len(answer)] = 1

@@ -40,7 +40,9 @@ def make_pairs(english: Sequence[Example], target: Sequence[Example], view: str)
     if [(e.key, e.label) for e in english] != [(t.key, t.label) for t in target]:
         raise ValueError("English and target examples are not the same examples in the same order")
     read = english if view in ("english", "translated") else target
-    sources: Sequence[Example | None] = {"paired": english, "latent": target}.get(view, [None] * len(read))
+    sources: Sequence[Example | None] = {"paired": english, "latent": target}.get(
+        view, [None] * len(read)
+    )
     return [Pair(r, s) for r, s in zip(read, sources, strict=True)]
 
 

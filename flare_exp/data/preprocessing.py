@@ -75,12 +75,17 @@ class Form:
         """
         whole = self.tokenizer([joined(e.texts) for e in examples], truncation=False, verbose=False)
         for i, example in enumerate(examples):
-            texts, inputs = example.texts, {name: whole[name][i] for name in ("input_ids", "attention_mask")}
+            texts, inputs = (
+                example.texts,
+                {name: whole[name][i] for name in ("input_ids", "attention_mask")},
+            )
             while (surplus := len(inputs["input_ids"]) - self.max_length) > 0:
                 if not any(texts):
                     raise self._too_short(example)
                 lengths = longest_first([self._tokens(text) for text in texts], surplus)
-                texts = tuple(self._shortened(text, keep) for text, keep in zip(texts, lengths, strict=True))
+                texts = tuple(
+                    self._shortened(text, keep) for text, keep in zip(texts, lengths, strict=True)
+                )
                 again = self.tokenizer(joined(texts), verbose=False)
                 inputs = {name: again[name] for name in inputs}
             yield texts, inputs
@@ -90,7 +95,9 @@ class Form:
 
     def _shortened(self, text: str, keep: int) -> str:
         """The first (or last, by the truncation side) `keep` tokens of a text; the whole one if it has no more."""
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         spans = encoded["offset_mapping"]
         if len(spans) <= keep:
             return text
@@ -102,7 +109,9 @@ class Form:
         return text[: ends[-1]] if ends else ""
 
     def _too_short(self, example: Example) -> UserError:
-        return UserError(f"data.max_length={self.max_length}: {example.id} does not fit, whatever is cut; choose a larger one")
+        return UserError(
+            f"data.max_length={self.max_length}: {example.id} does not fit, whatever is cut; choose a larger one"
+        )
 
 
 def longest_first(lengths: Sequence[int], surplus: int) -> list[int]:
@@ -115,10 +124,16 @@ def longest_first(lengths: Sequence[int], surplus: int) -> list[int]:
 
 def readable(answers: Sequence[Answer], first: int, last: int) -> list[Answer]:
     """Answers that are not known to reach outside characters `first` to `last` of the context."""
-    return [a for a in answers if a.start < 0 or (first <= a.start and a.start + len(a.text.rstrip()) <= last)]
+    return [
+        a
+        for a in answers
+        if a.start < 0 or (first <= a.start and a.start + len(a.text.rstrip()) <= last)
+    ]
 
 
-def part_read(offsets: Sequence[tuple[int, int]], every: Sequence[tuple[int, int]], context: str) -> tuple[int, int]:
+def part_read(
+    offsets: Sequence[tuple[int, int]], every: Sequence[tuple[int, int]], context: str
+) -> tuple[int, int]:
     """The first and the last character of a context that a part of its tokens stand for.
 
     Characters without a token (spaces, format characters) belong to the part that reaches the end where they stand.
@@ -128,7 +143,8 @@ def part_read(offsets: Sequence[tuple[int, int]], every: Sequence[tuple[int, int
         every: of all the context's tokens.
     """
     (first, last), (start, end) = (
-        (min((a for a, _ in spans if a >= 0), default=0), max((b for _, b in spans), default=0)) for spans in (offsets, every)
+        (min((a for a, _ in spans if a >= 0), default=0), max((b for _, b in spans), default=0))
+        for spans in (offsets, every)
     )
     return (0 if first <= start else first), (len(context) if last >= end else last)
 
@@ -149,7 +165,11 @@ def same_part(source: Example, target: Example, field: int, window: tuple[int, i
         last = end if (end := other.find(" ", last)) >= 0 else len(other)
     if window[1] >= len(own):
         last = len(other)
-    return replace(source, texts=(*source.texts[:field], other[first:last], *source.texts[field + 1 :]), answers=())
+    return replace(
+        source,
+        texts=(*source.texts[:field], other[first:last], *source.texts[field + 1 :]),
+        answers=(),
+    )
 
 
 class SourceTextForm(Form):
@@ -163,7 +183,9 @@ class SourceTextForm(Form):
         order: of the target's form.
     """
 
-    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int, order: Sequence[int]):
+    def __init__(
+        self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int, order: Sequence[int]
+    ):
         super().__init__(task, tokenizer, max_length)
         self._order = order
 
@@ -176,4 +198,7 @@ class SourceTextForm(Form):
             return " ".join(texts[i] for i in self.order)
 
         fitted = self._fitted(examples, joined)
-        return [{"inputs": inputs, "cut": texts != e.texts} for e, (texts, inputs) in zip(examples, fitted, strict=True)]
+        return [
+            {"inputs": inputs, "cut": texts != e.texts}
+            for e, (texts, inputs) in zip(examples, fitted, strict=True)
+        ]

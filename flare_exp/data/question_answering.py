@@ -36,7 +36,13 @@ class SpanForm(Form):
         UserError: the windows are too small for the stride.
     """
 
-    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int | None = None):
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        stride: int | None = None,
+    ):
         super().__init__(task, tokenizer, max_length)
         self.stride = stride
         self.room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
@@ -58,18 +64,32 @@ class SpanForm(Form):
         return self._encode(examples, None)
 
     def _encode(self, examples: Sequence[Example], stride: int | None) -> list[Item]:
-        questions, contexts = (list(column) for column in zip(*(self._question_first(e) for e in examples), strict=True))
-        whole = self.tokenizer(questions, contexts, truncation=False, verbose=False, return_offsets_mapping=True)
+        questions, contexts = (
+            list(column)
+            for column in zip(*(self._question_first(e) for e in examples), strict=True)
+        )
+        whole = self.tokenizer(
+            questions, contexts, truncation=False, verbose=False, return_offsets_mapping=True
+        )
         asked = [
-            self._question(example, question, stride or 0) if len(ids) > self.max_length else question
+            self._question(example, question, stride or 0)
+            if len(ids) > self.max_length
+            else question
             for example, question, ids in zip(examples, questions, whole["input_ids"], strict=True)
         ]
         windows = {} if stride is None else {"stride": stride, "return_overflowing_tokens": True}
         encoded = self.tokenizer(
-            asked, contexts, truncation="only_second", max_length=self.max_length, return_offsets_mapping=True, **windows
+            asked,
+            contexts,
+            truncation="only_second",
+            max_length=self.max_length,
+            return_offsets_mapping=True,
+            **windows,
         )
         spans = encoded.pop("offset_mapping")
-        owners = range(len(examples)) if stride is None else encoded.pop("overflow_to_sample_mapping")
+        owners = (
+            range(len(examples)) if stride is None else encoded.pop("overflow_to_sample_mapping")
+        )
         items = []
         for row, i in enumerate(owners):
             example, context, parts = examples[i], contexts[i], encoded.sequence_ids(row)
@@ -81,13 +101,22 @@ class SpanForm(Form):
             null = -1 if stride is None else parts.index(None)
             fitting = readable(example.answers, *window)
             elsewhere = null if not fitting and example.answers else -1
-            items.append({
-                "example": i, "window": window, "offsets": offsets, "context": context, "null": null,
-                "inputs": {name: encoded[name][row] for name in encoded},
-                "cut": long and (stride is None or asked[i] != questions[i]),
-                "cut_off": bool(example.answers) and not fitting,
-                "span": next((token_span(offsets, a) for a in fitting if a.start >= 0), (elsewhere, elsewhere)),
-            })  # fmt: skip
+            items.append(
+                {
+                    "example": i,
+                    "window": window,
+                    "offsets": offsets,
+                    "context": context,
+                    "null": null,
+                    "inputs": {name: encoded[name][row] for name in encoded},
+                    "cut": long and (stride is None or asked[i] != questions[i]),
+                    "cut_off": bool(example.answers) and not fitting,
+                    "span": next(
+                        (token_span(offsets, a) for a in fitting if a.start >= 0),
+                        (elsewhere, elsewhere),
+                    ),
+                }
+            )
         return items
 
     def _question_first(self, example: Example) -> list[str]:
@@ -110,7 +139,12 @@ class SpanForm(Form):
         for row, item in zip(offsets, items, strict=True):
             row[: len(item["offsets"])] = torch.tensor(item["offsets"])
         numbers = {name: torch.tensor([item[name] for item in items]) for name in ("span", "null")}
-        return {"target": target, "offsets": offsets, **numbers, "contexts": [item["context"] for item in items]}
+        return {
+            "target": target,
+            "offsets": offsets,
+            **numbers,
+            "contexts": [item["context"] for item in items],
+        }
 
 
 def context_offsets(
@@ -131,11 +165,15 @@ def context_offsets(
 def token_span(offsets: Sequence[tuple[int, int]], answer: Answer) -> tuple[int, int]:
     """First and last token of an answer that the tokens stand for; (-1, -1) when none does."""
     end = answer.start + len(answer.text.rstrip())
-    inside = [i for i, (first, last) in enumerate(offsets) if 0 <= first < end and last > answer.start]
+    inside = [
+        i for i, (first, last) in enumerate(offsets) if 0 <= first < end and last > answer.start
+    ]
     return (inside[0], inside[-1]) if inside else (-1, -1)
 
 
-def best_spans(start: Tensor, end: Tensor, offsets: Tensor, contexts: Sequence[str], longest: int) -> list[Prediction]:
+def best_spans(
+    start: Tensor, end: Tensor, offsets: Tensor, contexts: Sequence[str], longest: int
+) -> list[Prediction]:
     """The best legal span of each row: start <= end, at most `longest` tokens, inside the context.
 
     Its score is the sum of its two logits, as in the scripts published for SQuAD, so that rows of one example are comparable.
@@ -147,12 +185,18 @@ def best_spans(start: Tensor, end: Tensor, offsets: Tensor, contexts: Sequence[s
     legal = offsets[..., 0] >= 0
     start, end = (x.float().masked_fill(~legal, float("-inf")) for x in (start, end))
     width = start.shape[1]
-    best, first, last = start.new_full((len(start),), float("-inf")), *torch.zeros(2, len(start), dtype=torch.long)
+    best, first, last = (
+        start.new_full((len(start),), float("-inf")),
+        *torch.zeros(2, len(start), dtype=torch.long),
+    )
     first, last = first.to(start.device), last.to(start.device)
     for extra in range(min(longest, width)):
         score, at = (start[:, : width - extra] + end[:, extra:]).max(dim=1)
         better = score > best
-        best, first, last = (torch.where(better, new, old) for new, old in ((score, best), (at, first), (at + extra, last)))
+        best, first, last = (
+            torch.where(better, new, old)
+            for new, old in ((score, best), (at, first), (at + extra, last))
+        )
     rows = torch.arange(len(start), device=start.device)
     begin, stop = offsets[rows, first, 0].tolist(), offsets[rows, last, 1].tolist()
     found = torch.isfinite(best).tolist()

@@ -42,7 +42,11 @@ class BucketSampler(Sampler[list[int]]):
         order = list(range(len(self.lengths)))
         rng.shuffle(order)
         span = self.window * self.batch_size
-        order = [i for w in range(0, len(order), span) for i in sorted(order[w : w + span], key=self.lengths.__getitem__)]
+        order = [
+            i
+            for w in range(0, len(order), span)
+            for i in sorted(order[w : w + span], key=self.lengths.__getitem__)
+        ]
         batches = [order[b : b + self.batch_size] for b in range(0, len(order), self.batch_size)]
         rng.shuffle(batches)
         start, self.start = self.start, 0
@@ -74,8 +78,21 @@ class Shares(Sampler[list[tuple[int, Whole]]]):
         passes: micro-batches per global batch.
     """
 
-    def __init__(self, batches: Sampler[list[int]], terms: Sequence[int], rank: int = 0, size: int = 1, passes: int = 1):
-        self.batches, self.terms, self.rank, self.size, self.passes = batches, terms, rank, size, passes
+    def __init__(
+        self,
+        batches: Sampler[list[int]],
+        terms: Sequence[int],
+        rank: int = 0,
+        size: int = 1,
+        passes: int = 1,
+    ):
+        self.batches, self.terms, self.rank, self.size, self.passes = (
+            batches,
+            terms,
+            rank,
+            size,
+            passes,
+        )
 
     @property
     def sampler(self) -> Any:
@@ -90,7 +107,9 @@ class Shares(Sampler[list[tuple[int, Whole]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, Whole]]]:
         for batch in self.batches:
-            whole = Whole(sum(self.terms[row] for row in batch), self.size * self.passes, len(batch))
+            whole = Whole(
+                sum(self.terms[row] for row in batch), self.size * self.passes, len(batch)
+            )
             ends = [len(batch) * n // self.passes for n in range(self.passes + 1)]
             for start, end in itertools.pairwise(ends):
                 rows = batch[start:end][self.rank :: self.size] or [~batch[0]]

@@ -89,17 +89,27 @@ def cached_states(
         from rich.progress import track
 
         with torch.no_grad():
-            for rows in track(list(_batches(order, unique)), description="reading the sources once", transient=True):
+            for rows in track(
+                list(_batches(order, unique)),
+                description="reading the sources once",
+                transient=True,
+            ):
                 inputs = _to(form.pad([one[unique[i]] for i in rows]), device)
-                for states, mask in zip(source.compute(inputs), inputs["attention_mask"].bool(), strict=True):
+                for states, mask in zip(
+                    source.compute(inputs), inputs["attention_mask"].bool(), strict=True
+                ):
                     keep(states[mask].to("cpu", dtype))
 
     def build(folder: Path) -> dict[str, Any]:
         if size > (free := shutil.disk_usage(folder).free):
-            raise UserError(f"source.cache=disk: needs {_megabytes(size)}, and {folder.parent} has {_megabytes(free)} left; "
-                            "choose source.cache=memory or off, or source.dtype=float16")  # fmt: skip
+            raise UserError(
+                f"source.cache=disk: needs {_megabytes(size)}, and {folder.parent} has {_megabytes(free)} left; "
+                "choose source.cache=memory or off, or source.dtype=float16"
+            )
         with (folder / FILE).open("wb") as file:
-            compute(lambda states: file.write(states.contiguous().view(torch.uint8).numpy().tobytes()))
+            compute(
+                lambda states: file.write(states.contiguous().view(torch.uint8).numpy().tobytes())
+            )
         return {"texts": len(unique), "tokens": total, "width": list(width), "dtype": str(dtype)}
 
     if store is None:
@@ -108,7 +118,9 @@ def cached_states(
         flat = torch.cat(kept)
     else:
         place = store.get("states", {**key, "dtype": str(dtype)}, build).path / FILE
-        flat = torch.from_file(str(place), shared=False, size=total * math.prod(width), dtype=dtype).view(total, *width)
+        flat = torch.from_file(
+            str(place), shared=False, size=total * math.prod(width), dtype=dtype
+        ).view(total, *width)
     starts, at = {}, 0
     for i in order:
         starts[unique[i]], at = at, at + len(unique[i])

@@ -29,7 +29,9 @@ def prepare_backbone(cfg: Config, store: ArtifactStore) -> Artifact:
     if cfg.model.path is None:
         options = {**asdict(cfg.model.pretrain), "world_seed": cfg.task.world_seed}  # type: ignore[arg-type]
         key = {**options, "code": code_of("backbone")}
-        return store.get("backbone", key, lambda folder: pretrain(folder, **options), resumable=True)
+        return store.get(
+            "backbone", key, lambda folder: pretrain(folder, **options), resumable=True
+        )
     if looks_local(cfg.model.path):
         backbones.family_of(cfg.model.path)
     return existing_checkpoint(cfg.model.path, cfg.model.revision)
@@ -45,7 +47,14 @@ def existing_checkpoint(path: str, revision: str | None) -> Artifact:
         return Artifact(Path(path), "hub", f"{path}@{at}", {}, 0.0, True)
     folder = Path(path).expanduser()
     names = files_read([p.name for p in folder.iterdir() if p.is_file()])
-    return Artifact(folder, "checkpoint", digest_of({name: file_sha256(folder / name) for name in names})[:20], {}, 0.0, True)
+    return Artifact(
+        folder,
+        "checkpoint",
+        digest_of({name: file_sha256(folder / name) for name in names})[:20],
+        {},
+        0.0,
+        True,
+    )
 
 
 class MT:
@@ -54,7 +63,11 @@ class MT:
     def __init__(self, cfg: Config, store: ArtifactStore):
         self.cfg, self.store = cfg.mt, store
         self.device = "cuda" if cfg.trainer.accelerator == "gpu" else "cpu"
-        self.options = {**asdict(cfg.mt.pretrain), "world_seed": cfg.task.world_seed} if cfg.mt.pretrain else {}
+        self.options = (
+            {**asdict(cfg.mt.pretrain), "world_seed": cfg.task.world_seed}
+            if cfg.mt.pretrain
+            else {}
+        )
 
     @functools.cached_property
     def origin(self) -> Any:
@@ -112,14 +125,22 @@ class MT:
     def checkpoint(self) -> str:
         if self.cfg.path is not None:
             return self.cfg.path
-        return str(self.store.get("mt", self.origin, lambda folder: train_mt(folder, **self.options), resumable=True).path)
+        return str(
+            self.store.get(
+                "mt", self.origin, lambda folder: train_mt(folder, **self.options), resumable=True
+            ).path
+        )
 
     @functools.cached_property
     def engine(self) -> engines.Engine:
         how = (self.decoding, self.cfg.batch_tokens, self.device)
         if not self.quantization:
             return engines.TransformersEngine(self.checkpoint, self.cfg.revision, *how)
-        key = {"checkpoint": self.origin, "quantization": self.quantization, "code": code_of("ctranslate2")}
+        key = {
+            "checkpoint": self.origin,
+            "quantization": self.quantization,
+            "code": code_of("ctranslate2"),
+        }
 
         def build(folder: Path) -> None:
             engines.convert(self.checkpoint, self.cfg.revision, folder, str(self.quantization))
@@ -140,7 +161,9 @@ class MT:
 
     def release(self) -> None:
         """Give up the weights: they are loaded again where they are needed again."""
-        loaded = [self.__dict__.pop(name) for name in ("engine", "encoder") if name in self.__dict__]
+        loaded = [
+            self.__dict__.pop(name) for name in ("engine", "encoder") if name in self.__dict__
+        ]
         if loaded:
             del loaded
             gc.collect()  # transformers' models hold themselves
@@ -152,4 +175,10 @@ class MT:
 
 def make_translator(cfg: Config, task: Task, model: MT) -> Translator:
     """The translator of a configuration."""
-    return translator(task, cfg.mt.name, path=cfg.mt.path, fallback=cfg.mt.fallback, machine=lambda: model.translator(task))
+    return translator(
+        task,
+        cfg.mt.name,
+        path=cfg.mt.path,
+        fallback=cfg.mt.fallback,
+        machine=lambda: model.translator(task),
+    )

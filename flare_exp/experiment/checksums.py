@@ -47,7 +47,8 @@ def damage(folder: Path, only: Collection[str] | None = None, trusted: int = LAR
         return [
             f"{name} {problem}"
             for name, facts in stored.items()
-            if (only is None or name in only) and (problem := _problem(folder / name, facts, trusted))
+            if (only is None or name in only)
+            and (problem := _problem(folder / name, facts, trusted))
         ]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return [f"{CHECKSUMS} is unreadable"]
@@ -56,7 +57,11 @@ def damage(folder: Path, only: Collection[str] | None = None, trusted: int = LAR
 def _results(folder: Path) -> Iterator[Path]:
     yield from (folder / name for name in FILES if (folder / name).is_file())
     for name in FOLDERS:
-        yield from (path for path in sorted((folder / name).rglob("*")) if path.is_file() and path.name != "README.md")
+        yield from (
+            path
+            for path in sorted((folder / name).rglob("*"))
+            if path.is_file() and path.name != "README.md"
+        )
 
 
 def _problem(path: Path, facts: Mapping[str, Any], trusted: int) -> str | None:

@@ -38,7 +38,9 @@ def draw_curves(folder: Path, target: Path, metric: str, lang: str) -> None:
             rows = list(csv.DictReader(file))
         loss, score = panels[0, column], panels[1, column]
         _line(loss, points(rows, "train/loss_step"), color="tab:gray", alpha=0.6, label="training")
-        _line(loss, points(rows, "validation/loss"), color="tab:blue", marker="o", label="validation")
+        _line(
+            loss, points(rows, "validation/loss"), color="tab:blue", marker="o", label="validation"
+        )
         _line(score, points(rows, f"validation/{metric}"), color="tab:blue", marker="o")
         loss.set_title(TITLES[stage].format(lang=lang))
         score.set_xlabel("optimizer step")

@@ -20,7 +20,11 @@ def needs(cfg: schema.Config) -> list[hub.Need]:
     models = [("backbone", cfg.model.path, cfg.model.revision)]
     if METHODS[cfg.method.name].translates and cfg.mt.name in schema.MACHINES:
         models.append(("translation model", cfg.mt.path, cfg.mt.revision))
-    found: list[hub.Need] = [hub.Checkpoint(what, path, at) for what, path, at in models if path and not hub.looks_local(path)]
+    found: list[hub.Need] = [
+        hub.Checkpoint(what, path, at)
+        for what, path, at in models
+        if path and not hub.looks_local(path)
+    ]
     task = TASKS[cfg.task.name]
     if issubclass(task, Benchmark) and not cfg.task.data_dir:
         configs = dict.fromkeys(task.hub_config(lang) for lang in (task.english, cfg.task.lang))
@@ -50,7 +54,12 @@ def bring(need: hub.Need) -> tuple[hub.Found, str]:
         need.fetch()
     except Exception as error:  # the hub's libraries raise many kinds, and the other things are still to be fetched
         reason = hub.reason(error)
-        return before, f"failed: {reason}" if before.lacks else f"{THERE}; whether it is the newest is unknown: {reason}"
+        return (
+            before,
+            f"failed: {reason}"
+            if before.lacks
+            else f"{THERE}; whether it is the newest is unknown: {reason}",
+        )
     after = need.find()
     if after.lacks:
         return after, f"failed: the hub does not give {after.lacks}"
@@ -79,13 +88,19 @@ def announced(needs: Sequence[hub.Need]) -> str | None:
 
     for need in needs:
         try:
-            print(f"downloads {need}: {decimal(need.download())} into {need.cache}", file=sys.stderr, flush=True)
+            print(
+                f"downloads {need}: {decimal(need.download())} into {need.cache}",
+                file=sys.stderr,
+                flush=True,
+            )
         except Exception as error:  # the hub's libraries raise many kinds
             return f"{need}: {hub.reason(error)}\nNothing was run."
     return None
 
 
-def refusal(needs: Sequence[hub.Need], given: Sequence[str], multirun: bool, silent: str | None = None) -> str | None:
+def refusal(
+    needs: Sequence[hub.Need], given: Sequence[str], multirun: bool, silent: str | None = None
+) -> str | None:
     """What is missing to run without network, and the command that fetches it; None: nothing.
 
     Args:
@@ -94,7 +109,13 @@ def refusal(needs: Sequence[hub.Need], given: Sequence[str], multirun: bool, sil
     missing = [(need, lacks) for need in needs if (lacks := need.find().lacks)]
     if not missing:
         return None
-    overrides = [a for a in given if "=" in a and a.partition("=")[0] not in ("offline", "output_dir") and not a.startswith("-")]
+    overrides = [
+        a
+        for a in given
+        if "=" in a
+        and a.partition("=")[0] not in ("offline", "output_dir")
+        and not a.startswith("-")
+    ]
     return "\n".join(
         [
             f"{silent or 'offline'}, but the local caches do not hold all that is taken from the hub ({len(missing)} missing)",

@@ -52,7 +52,9 @@ def leading(cfg: Config, folder: Path) -> Iterator[Team]:
         return
     host, port = address(t.nodes)
     store = dist.TCPStore(host, port, size, is_master=True, wait_for_workers=False)
-    places = [Place(rank, size, t.devices, host, store.port, t.accelerator) for rank in range(t.devices)]
+    places = [
+        Place(rank, size, t.devices, host, store.port, t.accelerator) for rank in range(t.devices)
+    ]
     others = [_Other(place, folder) for place in places[1:]]
     ended = threading.Event()
     threading.Thread(target=_watch, args=(others, ended), daemon=True).start()
@@ -89,11 +91,16 @@ class Place:
     def start(self, **options) -> subprocess.Popen:
         """Start the process that goes there."""
         code = "from flare_exp.experiment.worker import follow; follow()"
-        path = os.pathsep.join(p for p in (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")) if p)
+        path = os.pathsep.join(
+            p for p in (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")) if p
+        )
         return subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps(asdict(self))], stdin=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path}, start_new_session=True, **options,  # Ctrl-C is the leader's
-        )  # fmt: skip
+            [sys.executable, "-c", code, json.dumps(asdict(self))],
+            stdin=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
+            **options,  # Ctrl-C is the leader's
+        )
 
 
 def address(nodes: int) -> tuple[str, int]:
@@ -104,10 +111,14 @@ def address(nodes: int) -> tuple[str, int]:
 
     if (tasks := os.environ.get("SLURM_NTASKS")) != str(nodes):
         there = f"this one has {tasks}" if tasks else "this is none"
-        raise UserError(f"trainer.nodes={nodes}: needs a SLURM job step with {nodes} tasks, one per node, and {there}; start it "
-                        f"with srun --nodes={nodes} --ntasks-per-node=1, or submit it with -m hydra/launcher=slurm")  # fmt: skip
+        raise UserError(
+            f"trainer.nodes={nodes}: needs a SLURM job step with {nodes} tasks, one per node, and {there}; start it "
+            f"with srun --nodes={nodes} --ntasks-per-node=1, or submit it with -m hydra/launcher=slurm"
+        )
     host = SLURMEnvironment.resolve_root_node_address(os.environ["SLURM_JOB_NODELIST"])
-    return host, 15000 + int(os.environ["SLURM_JOB_ID"]) % 10000  # the same on all machines, another one for every job
+    return host, 15000 + int(
+        os.environ["SLURM_JOB_ID"]
+    ) % 10000  # the same on all machines, another one for every job
 
 
 def assist(machine: int, devices: int, nodes: int, accelerator: str) -> None:
@@ -133,9 +144,16 @@ def join(place: Place, store: dist.Store) -> Team:
     if on_gpu:
         torch.cuda.set_device(place.rank % place.devices)  # what "cuda" means in this process
     # on GPUs processes meet during training only, where nobody keeps the others waiting
-    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=place.rank, world_size=place.size,
-                            timeout=None if on_gpu else PATIENCE)  # fmt: skip
-    return Team(place.rank, place.size, place.devices, dist.new_group(backend="gloo", timeout=PATIENCE))
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.size,
+        timeout=None if on_gpu else PATIENCE,
+    )
+    return Team(
+        place.rank, place.size, place.devices, dist.new_group(backend="gloo", timeout=PATIENCE)
+    )
 
 
 def part() -> None:
@@ -149,7 +167,10 @@ class _Other:
     """Another process, seen from the leader."""
 
     def __init__(self, place: Place, folder: Path):
-        self.name, self.log = f"process {place.rank} of {place.size} (counted from 0)", folder / f"process{place.rank}.log"
+        self.name, self.log = (
+            f"process {place.rank} of {place.size} (counted from 0)",
+            folder / f"process{place.rank}.log",
+        )
         with self.log.open("w") as log:
             self.process = place.start(stdout=log, stderr=log)
 
@@ -159,7 +180,13 @@ class _Other:
         if (code := self.process.poll()) in (None, 0):
             return None
         said = self.log.read_text(errors="replace").strip().splitlines()
-        reason = f"ended by {signal.Signals(-code).name}" if code < 0 else said[-1] if said else f"exit code {code}"
+        reason = (
+            f"ended by {signal.Signals(-code).name}"
+            if code < 0
+            else said[-1]
+            if said
+            else f"exit code {code}"
+        )
         return f"{self.name} failed: {reason}; see {self.log}"
 
     def finish(self) -> None:

@@ -26,7 +26,9 @@ from flare_exp.experiment.stages import Stages
 from flare_exp.tasks import Example
 from flare_exp.training.tracking import Tracker
 
-Text = str | Sequence[str]  # a sequence where a task has several fields, in the order of Task.fields
+Text = (
+    str | Sequence[str]
+)  # a sequence where a task has several fields, in the order of Task.fields
 
 
 class LoadedRun:
@@ -81,15 +83,20 @@ class LoadedRun:
         )
         module = self.stages.module(self.model, self.source).eval()
         trainer = self.stages.trainer(enable_checkpointing=False, logger=False)
-        found = {row: one for output in trainer.predict(module, loader) or () for row, one in output.items()}  # type: ignore[union-attr]
+        outputs: Sequence[Any] = trainer.predict(module, loader) or ()
+        found = {row: one for output in outputs for row, one in output.items()}
         return dataset.texts(found)
 
     def _examples(self, texts: Sequence[Text], name: str) -> list[Example]:
         found = []
         for i, given in enumerate(texts):
             fields = (given,) if isinstance(given, str) else tuple(given)
-            if len(fields) != len(self.task.fields) or not all(isinstance(text, str) for text in fields):
-                raise UserError(f"{name}[{i}]: give {' and '.join(self.task.fields)} as text, not {given!r}")
+            if len(fields) != len(self.task.fields) or not all(
+                isinstance(text, str) for text in fields
+            ):
+                raise UserError(
+                    f"{name}[{i}]: give {' and '.join(self.task.fields)} as text, not {given!r}"
+                )
             # the label is not looked at
             label = 0 if self.task.labels else None
             found.append(Example(f"{self.task.name}/given/given/{i}", str(i), fields, label))
@@ -112,7 +119,9 @@ def load(folder: str | Path) -> LoadedRun:
     if not (folder / "metrics.json").is_file():
         raise UserError(f"{folder}: there is no finished run (metrics.json) in this folder")
     if problems := damage(folder):
-        raise UserError(f"{folder} is damaged: {', '.join(problems[:5])}; the run's own command makes it again")
+        raise UserError(
+            f"{folder} is damaged: {', '.join(problems[:5])}; the run's own command makes it again"
+        )
     try:
         stored = OmegaConf.load(folder / "config.yaml")
         given: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))  # type: ignore[assignment]
@@ -122,8 +131,12 @@ def load(folder: str | Path) -> LoadedRun:
     quiet(given)
     cfg = pipeline.settle(given)
     store = ArtifactStore(cfg.cache_dir)
-    stages = Stages(cfg, store, pipeline.load_task(cfg), prepare_backbone(cfg, store), Tracker(folder, {}))
-    english, trained = (Artifact(folder / name, name, "", {}, 0.0, True) for name in ("english", "adapter"))
+    stages = Stages(
+        cfg, store, pipeline.load_task(cfg), prepare_backbone(cfg, store), Tracker(folder, {})
+    )
+    english, trained = (
+        Artifact(folder / name, name, "", {}, 0.0, True) for name in ("english", "adapter")
+    )
     with isolate_rng():  # loading seeds the generators, and the caller's stay as they are
         if METHODS[cfg.method.name].trains:
             return LoadedRun(stages, *stages.trained_model(trained, english))

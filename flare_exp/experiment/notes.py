@@ -24,12 +24,20 @@ def notes(cfg: Config, folder: Path) -> list[str]:
     counts, test = facts["parameters"], facts["test"]
     trained = f"{counts['trainable']:,} of {counts['total']:,} parameters trained"
     found = [f"{trained} ({100 * counts['trainable'] / counts['total']:.1f} %)"]
-    if kept := [stage for stage in ("finetune", "transfer", "test") if facts["artefacts"].get(stage, {}).get("reused")]:
+    if kept := [
+        stage
+        for stage in ("finetune", "transfer", "test")
+        if facts["artefacts"].get(stage, {}).get("reused")
+    ]:
         found.append(f"found in the cache: {', '.join(kept)}")
     if test["cut_off"]:
-        found.append(f"{test['cut_off']} of {test['examples']} gold answers are beyond what the model reads")
+        found.append(
+            f"{test['cut_off']} of {test['examples']} gold answers are beyond what the model reads"
+        )
     if test["unparsable"]:
-        found.append(f"{test['unparsable']} of {test['examples']} predictions are no answer: counted as wrong")
+        found.append(
+            f"{test['unparsable']} of {test['examples']} predictions are no answer: counted as wrong"
+        )
     found += data_notes(facts["data"])
     said = (translation_note(name, info) for name, info in facts["translations"].items())
     found += [note for note in said if note]
@@ -42,7 +50,9 @@ def notes(cfg: Config, folder: Path) -> list[str]:
             else f"mt={cfg.mt.name}: predictions were compared with the English answers, which makes this an upper bound"
         )
     if cfg.mt.fallback == "gold":
-        found.append("mt.fallback=gold: the benchmark's own translations stand in where a file is missing (see provenance.json)")
+        found.append(
+            "mt.fallback=gold: the benchmark's own translations stand in where a file is missing (see provenance.json)"
+        )
     if cfg.source.shuffle or cfg.source.empty:
         found.append(f"ablation: source.{'shuffle' if cfg.source.shuffle else 'empty'}=true")
     return found
@@ -52,15 +62,23 @@ def data_notes(data: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return one warning for each kind of doubtful data, with counts; `data` is what `pipeline.check_data` returns."""
 
     def where(key: str, above: float = 0.0) -> list[str]:
-        many = [(name, facts) for name, facts in data.items() if facts.get(key, 0) > above * facts["examples"]]
+        many = [
+            (name, facts)
+            for name, facts in data.items()
+            if facts.get(key, 0) > above * facts["examples"]
+        ]
         return [f"{facts[key]:,} of {facts['examples']:,} in {name}" for name, facts in many]
 
     said = {
         "examples with an empty text": where("empty"),
         "examples without an answer": where("unanswered"),
         "texts of the training data, so that the score is too high": where("trained"),
-        "texts that are the English ones (are the files of the right language?)": where("english", MANY),
-        "a single example, which says nothing": [name for name, facts in data.items() if facts["examples"] == 1],
+        "texts that are the English ones (are the files of the right language?)": where(
+            "english", MANY
+        ),
+        "a single example, which says nothing": [
+            name for name, facts in data.items() if facts["examples"] == 1
+        ],
         "classes without an example": [
             f"{', '.join(facts['missing'])} in {name} (0 of {facts['examples']:,})"
             for name, facts in data.items()
@@ -80,7 +98,13 @@ def translation_note(name: str, info: Mapping[str, Any]) -> str | None:
     if "chrf++" in info:
         said.append(f"chrF++ {info['chrf++']:.1f}, BLEU {info['bleu']:.1f} against human ones")
     if "answers" in info:
-        exact = f" ({info['answers']['exact']:,} as in the human one)" if "exact" in info["answers"] else ""
-        said.append(f"{info['answers']['kept']:,} of {info['answers']['of']:,} answers carried over{exact}")
+        exact = (
+            f" ({info['answers']['exact']:,} as in the human one)"
+            if "exact" in info["answers"]
+            else ""
+        )
+        said.append(
+            f"{info['answers']['kept']:,} of {info['answers']['of']:,} answers carried over{exact}"
+        )
     said += [f"{info[flag]} {flag}" for flag in FLAGS if info.get(flag)]
     return f"{name}: {', '.join(said)}"

@@ -44,13 +44,24 @@ def run(cfg: Config, folder: Path, team: distributed.Team | None = None) -> dict
     cfg = pinned(settle(cfg))
     task = load_task(cfg)
     data = check_data(task, cfg.task.lang)
-    check_translations(make_translator(cfg, task, MT(cfg, ArtifactStore(cfg.cache_dir))), task, cfg.task.lang, method)
+    check_translations(
+        make_translator(cfg, task, MT(cfg, ArtifactStore(cfg.cache_dir))),
+        task,
+        cfg.task.lang,
+        method,
+    )
     with launch.leading(cfg, folder) if team is None else nullcontext(team) as team:
         return _walk(cfg, folder, method, task, data, team, start)
 
 
 def _walk(
-    cfg: Config, folder: Path, method: Method, task: Task, data: Mapping[str, Any], team: distributed.Team, start: float
+    cfg: Config,
+    folder: Path,
+    method: Method,
+    task: Task,
+    data: Mapping[str, Any],
+    team: distributed.Team,
+    start: float,
 ) -> dict[str, Any]:
     """The stages in their order, and what the leader leaves of them."""
     store = ArtifactStore(cfg.cache_dir, team)
@@ -77,8 +88,14 @@ def _walk(
             "seconds": seconds_of(made, list(stages.translations), time.perf_counter() - start),
         }
         # before the results: a folder that has them is never taken up again
-        tracker.summary({f"{block}/{k}": v for block in ("test", "english", "zero_shot") for k, v in measured[block].items()}
-                        | selected(made))  # fmt: skip
+        tracker.summary(
+            {
+                f"{block}/{k}": v
+                for block in ("test", "english", "zero_shot")
+                for k, v in measured[block].items()
+            }
+            | selected(made)
+        )
         results.leave(folder, measured, made, data, task.metric)
     return measured
 
@@ -89,9 +106,18 @@ def through(stages: Stages, method: Method) -> dict[str, Artifact]:
     english_test = stages.test(english, "english")
     zero_shot = stages.test(english, "target")
     adapted = stages.transfer(english, method.view, fuses=method.fuses) if method.trains else None
-    tested = stages.test(adapted, method.view, english) if adapted else stages.test(english, method.view)
-    return {"backbone": stages.backbone, "finetune": english, "english_test": english_test, "zero_shot": zero_shot,
-            **stages.translations, **({"transfer": adapted} if adapted else {}), "test": tested}  # fmt: skip
+    tested = (
+        stages.test(adapted, method.view, english) if adapted else stages.test(english, method.view)
+    )
+    return {
+        "backbone": stages.backbone,
+        "finetune": english,
+        "english_test": english_test,
+        "zero_shot": zero_shot,
+        **stages.translations,
+        **({"transfer": adapted} if adapted else {}),
+        "test": tested,
+    }
 
 
 def wandb_options(cfg: Config) -> dict[str, Any] | None:
@@ -100,20 +126,37 @@ def wandb_options(cfg: Config) -> dict[str, Any] | None:
         return None
     given = asdict(cfg.logger)
     mode = given["mode"] or ("offline" if cfg.offline else None)
-    return {**{k: given[k] for k in ("project", "entity", "group", "job_type", "tags")}, "name": given["run_name"], "mode": mode}
+    return {
+        **{k: given[k] for k in ("project", "entity", "group", "job_type", "tags")},
+        "name": given["run_name"],
+        "mode": mode,
+    }
 
 
 def selected(made: Mapping[str, Artifact]) -> dict[str, float]:
     """`<stage>/validation/<metric>` of the weights that each training kept, whether it trained now or before."""
     kept = {stage: made[stage].info for stage in ("finetune", "transfer") if stage in made}
-    return {f"{stage}/{key}": value for stage, info in kept.items() for key, value in (info.get("best") or info["last"]).items()
-            if key.startswith("validation/")}  # fmt: skip
+    return {
+        f"{stage}/{key}": value
+        for stage, info in kept.items()
+        for key, value in (info.get("best") or info["last"]).items()
+        if key.startswith("validation/")
+    }
 
 
-def seconds_of(made: dict[str, Artifact], translations: list[str], total: float) -> dict[str, float]:
+def seconds_of(
+    made: dict[str, Artifact], translations: list[str], total: float
+) -> dict[str, float]:
     """What building each stage took, whenever it was built; `total` is this run alone."""
-    spent = {stage: made[stage].seconds if stage in made else 0.0 for stage in ("backbone", "finetune", "transfer", "test")}
-    return {**spent, "translate": round(sum(made[name].seconds for name in translations), 3), "total": round(total, 3)}
+    spent = {
+        stage: made[stage].seconds if stage in made else 0.0
+        for stage in ("backbone", "finetune", "transfer", "test")
+    }
+    return {
+        **spent,
+        "translate": round(sum(made[name].seconds for name in translations), 3),
+        "total": round(total, 3),
+    }
 
 
 def chrf_of(translations: dict[str, Artifact]) -> dict[str, float | None]:
@@ -132,22 +175,31 @@ def settle(cfg: Config) -> Config:
         UserError: more GPUs are asked for than there are, or bitsandbytes and it does not load.
     """
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator=gpu: torch sees no GPU here; choose trainer=cpu or trainer=auto")
+        raise UserError(
+            "trainer.accelerator=gpu: torch sees no GPU here; choose trainer=cpu or trainer=auto"
+        )
     if cfg.model.quantize or cfg.optim._target_.startswith("bitsandbytes."):
         if problem := quantisation_problem():
             fix = "model.quantize=null optim._target_=torch.optim.AdamW"
-            raise UserError(f"bitsandbytes cannot be used here ({problem}); mend its installation, or choose {fix}")
+            raise UserError(
+                f"bitsandbytes cannot be used here ({problem}); mend its installation, or choose {fix}"
+            )
     on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     if on_gpu and (there := torch.cuda.device_count()) < cfg.trainer.devices:
-        raise UserError(f"trainer.devices={cfg.trainer.devices}: torch sees {there} GPU{'s' * (there > 1)} here; "
-                        f"choose trainer.devices={there} or trainer=ddp_cpu")  # fmt: skip
+        raise UserError(
+            f"trainer.devices={cfg.trainer.devices}: torch sees {there} GPU{'s' * (there > 1)} here; "
+            f"choose trainer.devices={there} or trainer=ddp_cpu"
+        )
     return placed(cfg, on_gpu)
 
 
 def placed(cfg: Config, on_gpu: bool) -> Config:
     """The configuration on a kind of device, in the precision that is usual there unless one is given."""
     precision = cfg.trainer.precision or ("bf16-mixed" if on_gpu else "32-true")
-    return replace(cfg, trainer=replace(cfg.trainer, accelerator="gpu" if on_gpu else "cpu", precision=precision))
+    return replace(
+        cfg,
+        trainer=replace(cfg.trainer, accelerator="gpu" if on_gpu else "cpu", precision=precision),
+    )
 
 
 def pinned(cfg: Config, required: bool = True) -> Config:
@@ -195,18 +247,29 @@ def check_data(task: Task, lang: str) -> dict[str, dict[str, Any]]:
     needed = [*((task.english, role) for role in (*task.training_roles, "test")), (lang, "test")]
     loaded = {f"{own}/{role}": task.load(own, role) for own, role in needed}
     if task.parallel:
-        trained = {(e.id.split("/")[2], e.key) for role in task.training_roles for e in loaded[f"{task.english}/{role}"]}
-        if leaked := [e.id for e in loaded[f"{lang}/test"] if (e.id.split("/")[2], e.key) in trained]:
-            raise UserError(f"{len(leaked)} test examples are translations of training or validation examples, e.g. {leaked[0]}")
+        trained = {
+            (e.id.split("/")[2], e.key)
+            for role in task.training_roles
+            for e in loaded[f"{task.english}/{role}"]
+        }
+        if leaked := [
+            e.id for e in loaded[f"{lang}/test"] if (e.id.split("/")[2], e.key) in trained
+        ]:
+            raise UserError(
+                f"{len(leaked)} test examples are translations of training or validation examples, e.g. {leaked[0]}"
+            )
         check_labels(task, loaded[f"{lang}/test"], loaded[f"{task.english}/test"])
     facts: dict[str, dict[str, Any]] = {
-        name: {"examples": len(rows), "fingerprint": fingerprint(rows), **doubts(task, rows)} for name, rows in loaded.items()
+        name: {"examples": len(rows), "fingerprint": fingerprint(rows), **doubts(task, rows)}
+        for name, rows in loaded.items()
     }
     if left_out := len(task.shared(task.english)):
         facts[f"{task.english}/train"]["left_out"] = left_out
     train, english = (repeatable(loaded[f"{task.english}/{role}"]) for role in ("train", "test"))
     for name, rows in loaded.items():
-        if name != f"{task.english}/train" and (repeated := len([e for e in rows if e.texts in train])):
+        if name != f"{task.english}/train" and (
+            repeated := len([e for e in rows if e.texts in train])
+        ):
             facts[name]["trained"] = repeated
     if same := len([e for e in loaded[f"{lang}/test"] if e.texts in english]):
         facts[f"{lang}/test"]["english"] = same

@@ -47,7 +47,9 @@ def provenance() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
         "peak_memory_bytes": PEAK.of_this_run(),
-        "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated()
+        if torch.cuda.is_available()
+        else None,
     }
 
 
@@ -89,7 +91,9 @@ def peak_memory() -> int:
     status = Path("/proc/self/status")
     if status.is_file() and (found := re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)):
         return int(found[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def _commit() -> dict[str, Any] | None:
@@ -97,12 +101,21 @@ def _commit() -> dict[str, Any] | None:
     folder = Path(__file__).parent
     try:
         tracked = subprocess.run(
-            ["git", "ls-files", "--error-unmatch", Path(__file__).name], cwd=folder, capture_output=True, timeout=10
+            ["git", "ls-files", "--error-unmatch", Path(__file__).name],
+            cwd=folder,
+            capture_output=True,
+            timeout=10,
         )
         if tracked.returncode:
             return None
-        ask = [["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"]]
-        head, status = (subprocess.run(a, cwd=folder, capture_output=True, text=True, timeout=10).stdout.strip() for a in ask)
+        ask = [
+            ["git", "rev-parse", "HEAD"],
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+        ]
+        head, status = (
+            subprocess.run(a, cwd=folder, capture_output=True, text=True, timeout=10).stdout.strip()
+            for a in ask
+        )
         return {"hash": head, "dirty": bool(status)}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -19,7 +19,13 @@ from flare_exp.utils.files import write_json, write_text
 LINKED_FROM = 50_000_000  # bytes; smaller files are copied
 
 
-def leave(folder: Path, measured: Mapping[str, Any], made: Mapping[str, Artifact], data: Mapping[str, Any], metric: str) -> None:
+def leave(
+    folder: Path,
+    measured: Mapping[str, Any],
+    made: Mapping[str, Artifact],
+    data: Mapping[str, Any],
+    metric: str,
+) -> None:
     """Fill a run folder from the artefacts of its stages; metrics.json comes last and says that the run is complete.
 
     `adapter/` and `english/` are the transfer and the English model as saved (PEFT or transformers format), `curves/` has
@@ -30,12 +36,25 @@ def leave(folder: Path, measured: Mapping[str, Any], made: Mapping[str, Artifact
     except OSError:  # the disk is full: what is written in part is taken away, but for the configuration and the log
         for name in ("english", "adapter", "curves"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("predictions.parquet", "provenance.json", "curves.png", ".metrics.json", CHECKSUMS, "README.md"):
+        for name in (
+            "predictions.parquet",
+            "provenance.json",
+            "curves.png",
+            ".metrics.json",
+            CHECKSUMS,
+            "README.md",
+        ):
             (folder / name).unlink(missing_ok=True)
         raise
 
 
-def _leave(folder: Path, measured: Mapping[str, Any], made: Mapping[str, Artifact], data: Mapping[str, Any], metric: str) -> None:
+def _leave(
+    folder: Path,
+    measured: Mapping[str, Any],
+    made: Mapping[str, Artifact],
+    data: Mapping[str, Any],
+    metric: str,
+) -> None:
     (folder / "curves").mkdir(exist_ok=True)
     for name, stage in (("english", "finetune"), ("adapter", "transfer")):
         if stage in made:
@@ -51,7 +70,10 @@ def _leave(folder: Path, measured: Mapping[str, Any], made: Mapping[str, Artifac
         "test": made["test"].info,
         "translations": {name: a.info for name, a in made.items() if a.kind == "translation"},
         "seconds": measured["seconds"],
-        "artefacts": {name: {"kind": a.kind, "digest": a.digest, "reused": a.reused, "code": a.code} for name, a in made.items()},
+        "artefacts": {
+            name: {"kind": a.kind, "digest": a.digest, "reused": a.reused, "code": a.code}
+            for name, a in made.items()
+        },
     }
     facts = {**provenance(), **facts}
     write_json(folder / "provenance.json", facts)
@@ -109,7 +131,12 @@ def print_table(metrics: Mapping[str, Any], notes: Sequence[str], folder: Path) 
     for name in [*names, "training seconds"]:
         table.add_column(name.replace("_", " "), justify="right")  # spaces let a long head wrap
     for row, scored, values, spent in rows:
-        table.add_row(row, scored, *(f"{100 * values[n]:.1f}" for n in names), "" if spent is None else f"{spent:.0f}")
+        table.add_row(
+            row,
+            scored,
+            *(f"{100 * values[n]:.1f}" for n in names),
+            "" if spent is None else f"{spent:.0f}",
+        )
     console = Console(width=max(100, Console().width) if not sys.stdout.isatty() else None)
     console.print(table)
     for note in [*notes, f"{seconds['total']:.0f} s in all; everything is in {folder}"]:

@@ -36,7 +36,11 @@ def run_page(measured: Mapping[str, Any], facts: Mapping[str, Any], folder: Path
     method = label_of(measured)
     listed = [name for name in FILES if name == "metrics.json" or (folder / name).exists()]
     counts, commit = facts["parameters"], facts["commit"]
-    code = "an installed package" if commit is None else commit["hash"][:12] + (" with local changes" if commit["dirty"] else "")
+    code = (
+        "an installed package"
+        if commit is None
+        else commit["hash"][:12] + (" with local changes" if commit["dirty"] else "")
+    )
     lines = [
         f"# {method} on {measured['task']}, {measured['lang']}",
         "",
@@ -47,7 +51,9 @@ def run_page(measured: Mapping[str, Any], facts: Mapping[str, Any], folder: Path
         "",
         *_table(measured, method, facts["test"]["examples"]),
         "",
-        "It was a job of this grid:" if {"-m", "--multirun"} & {*facts["command"]} else "The command:",
+        "It was a job of this grid:"
+        if {"-m", "--multirun"} & {*facts["command"]}
+        else "The command:",
         "",
         f"    python -m flare_exp {shlex.join(facts['command'][1:])}".rstrip(),
         "",

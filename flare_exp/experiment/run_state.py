@@ -19,7 +19,14 @@ from flare_exp.experiment.checksums import damage
 from flare_exp.utils.signals import Stopped
 
 GRID, STATES, SIGN = "grid.json", "states.jsonl", ".running"
-STYLES = {"done": "green", "running": "cyan", "waiting": "blue", "stopped": "yellow", "failed": "red", "missing": "red"}
+STYLES = {
+    "done": "green",
+    "running": "cyan",
+    "waiting": "blue",
+    "stopped": "yellow",
+    "failed": "red",
+    "missing": "red",
+}
 
 
 @dataclass(frozen=True)
@@ -36,14 +43,18 @@ class State:
 def write_grid(folder: Path, jobs: Mapping[int, Sequence[str]]) -> None:
     """Remember which jobs a grid has: number -> overrides."""
     partial = folder / f".{GRID}.{os.getpid()}"
-    partial.write_text(json.dumps([{"job": number, "overrides": list(o)} for number, o in jobs.items()], indent=1))
+    partial.write_text(
+        json.dumps([{"job": number, "overrides": list(o)} for number, o in jobs.items()], indent=1)
+    )
     partial.replace(folder / GRID)
 
 
 def write(folder: Path, state: str, reason: str = "") -> None:
     """Leave the state of the run in `folder`, which this process runs."""
     job = os.environ.get("SLURM_ARRAY_JOB_ID")
-    job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ.get("SLURM_JOB_ID", "")
+    job = (
+        f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}" if job else os.environ.get("SLURM_JOB_ID", "")
+    )
     add(folder, State(state, reason, socket.gethostname(), os.getpid(), job))
 
 
@@ -83,10 +94,18 @@ def running(folder: Path) -> Iterator[None]:
         yield
         write(folder, "done")
     except BaseException as error:
-        interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))  # Lightning turns Ctrl-C into an exit
-        reason = "stopped by SIGINT" if interrupted else str(error).split("\n")[0] or type(error).__name__
+        interrupted = isinstance(
+            error, (KeyboardInterrupt, SystemExit)
+        )  # Lightning turns Ctrl-C into an exit
+        reason = (
+            "stopped by SIGINT"
+            if interrupted
+            else str(error).split("\n")[0] or type(error).__name__
+        )
         with suppress(OSError):  # the disk may be full
-            write(folder, "stopped" if interrupted or isinstance(error, Stopped) else "failed", reason)
+            write(
+                folder, "stopped" if interrupted or isinstance(error, Stopped) else "failed", reason
+            )
         raise
     finally:
         lease.release()
@@ -96,13 +115,25 @@ def read(folder: Path) -> State:
     """The state of the run in `folder`."""
     if (folder / "metrics.json").is_file():
         problems = damage(folder, trusted=0)
-        return State("failed", f"damaged: {problems[0]}; the same command makes it again") if problems else State("done")
+        return (
+            State("failed", f"damaged: {problems[0]}; the same command makes it again")
+            if problems
+            else State("done")
+        )
     try:
-        found = next((state for _, state in reversed(history(folder))), State("missing", "not begun"))
+        found = next(
+            (state for _, state in reversed(history(folder))), State("missing", "not begun")
+        )
     except (OSError, ValueError, TypeError) as error:
         return State("failed", f"{folder / STATES} is unreadable ({error})")
     if found.state == "running" and not _alive(folder, found):
-        return State("failed", f"killed on {found.host} (process {found.pid})", found.host, found.pid, found.slurm_job)
+        return State(
+            "failed",
+            f"killed on {found.host} (process {found.pid})",
+            found.host,
+            found.pid,
+            found.slurm_job,
+        )
     return found
 
 
@@ -132,7 +163,9 @@ def jobs_of(folder: Path) -> dict[Path, list[str]]:
     except FileNotFoundError:
         if any((folder / name).is_file() for name in ("config.yaml", STATES)):
             return {folder: []}
-        raise UserError(f"{folder}: no run and no grid lies there (neither config.yaml nor {GRID})") from None
+        raise UserError(
+            f"{folder}: no run and no grid lies there (neither config.yaml nor {GRID})"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / GRID} is unreadable ({error})") from error
 

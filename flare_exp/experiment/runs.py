@@ -37,7 +37,9 @@ def check_writable(folder: Path, option: str = "output_dir") -> Iterator[str]:
 
 def absent(folders: Sequence[Path]) -> list[Path]:
     """Return those of some folders and of their parents that are not there, the innermost first."""
-    return [place for folder in folders for place in (folder, *folder.parents) if not place.exists()]
+    return [
+        place for folder in folders for place in (folder, *folder.parents) if not place.exists()
+    ]
 
 
 def remove_empty(folders: Sequence[Path]) -> None:
@@ -57,7 +59,9 @@ def check_content(cfg: Any, folder: Path) -> Iterator[str]:
     from omegaconf import OmegaConf
 
     stored = folder / "config.yaml"
-    if (folder / "metrics.json").is_file() and (changed := checksums.damage(folder, only=["config.yaml"])):
+    if (folder / "metrics.json").is_file() and (
+        changed := checksums.damage(folder, only=["config.yaml"])
+    ):
         if stored.is_file() and "config.yaml" in changed[0]:
             yield f"output_dir={folder}: its {changed[0]}, so it cannot be told which run it holds; choose another folder"
             return
@@ -97,7 +101,9 @@ def discard_damaged(folder: Path) -> None:
     if (folder / "metrics.json").is_file() and (problems := checksums.damage(folder)):
         shown = ", ".join(problems[:5]) + (", ..." if len(problems) > 5 else "")
         logging.getLogger(__name__).warning(
-            "output_dir=%s is damaged: %s; the run is made again, from the artifacts in the cache where they are", folder, shown
+            "output_dir=%s is damaged: %s; the run is made again, from the artifacts in the cache where they are",
+            folder,
+            shown,
         )
         (folder / "metrics.json").unlink()
 
@@ -115,7 +121,9 @@ def attempt(cfg: Any, folder: Path, brief: bool = False) -> str | None:
 
     from flare_exp.experiment import run_state
 
-    logging.raiseExceptions = False  # a log on a full disk is not worth a traceback for each of its lines
+    logging.raiseExceptions = (
+        False  # a log on a full disk is not worth a traceback for each of its lines
+    )
     discard_damaged(folder)
     done = (folder / "metrics.json").is_file()
     try:
@@ -126,12 +134,17 @@ def attempt(cfg: Any, folder: Path, brief: bool = False) -> str | None:
     except signals.Stopped as stop:
         raise SystemExit(_stopped(stop)) from None
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C during training into an exit
-        print("\nstopped; finished stages are kept, and the same command goes on after them", file=sys.stderr)
+        print(
+            "\nstopped; finished stages are kept, and the same command goes on after them",
+            file=sys.stderr,
+        )
         raise SystemExit(130) from None
     except Exception as error:  # every library has its own for a full disk
         if (reason := out_of_room(error)) is None:
             raise
-        place = getattr(error, "filename2", None) or getattr(error, "filename", None) or folder  # a copy has two
+        place = (
+            getattr(error, "filename2", None) or getattr(error, "filename", None) or folder
+        )  # a copy has two
         return f"no more can be written to {place}: {reason}; when there is room, the same command goes on"
     return None
 
@@ -163,7 +176,9 @@ def _stopped(stop: signals.Stopped) -> int:
     if stop.by is signal.SIGUSR1:
         try:
             if job := signals.requeue():
-                print(f"flare_exp: SLURM job {job} is back in the queue", file=sys.stderr, flush=True)
+                print(
+                    f"flare_exp: SLURM job {job} is back in the queue", file=sys.stderr, flush=True
+                )
         except RuntimeError as error:
             print(f"flare_exp: {error}", file=sys.stderr)
     return 128 + stop.by
@@ -213,16 +228,29 @@ def quiet(cfg: schema.Config) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*number of training batches.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*directory .* exists and is not empty.*")  # as it must be to go on
-    warnings.filterwarnings("ignore", message=".*`base_model_name_or_path` was renamed.*")  # to the run folder
+    warnings.filterwarnings(
+        "ignore", message=".*directory .* exists and is not empty.*"
+    )  # as it must be to go on
+    warnings.filterwarnings(
+        "ignore", message=".*`base_model_name_or_path` was renamed.*"
+    )  # to the run folder
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
     warnings.filterwarnings("ignore", message=".*custom batch sampler `Shares` for prediction.*")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses optional kernels, and says so when peft looks at it
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it misses optional kernels, and says so when peft looks at it
     import lightning.pytorch  # noqa: F401
     import transformers
 
     # these set their own level and handler when they are imported
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "httpx", "filelock", "fsspec"):
+    for name in (
+        "lightning",
+        "lightning.pytorch",
+        "lightning.fabric",
+        "httpx",
+        "filelock",
+        "fsspec",
+    ):
         logger = logging.getLogger(name)
         logger.setLevel(logging.WARNING)
         logger.handlers.clear()

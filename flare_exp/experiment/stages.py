@@ -40,14 +40,31 @@ from flare_exp.models import backbones
 from flare_exp.models.backbones import Backbone
 from flare_exp.tasks import Example, Task, fingerprint, metrics
 from flare_exp.tasks.base import read_answers
-from flare_exp.training.checkpointing import Interruptible, StepCheckpoint, continued_curves, steps_kept
+from flare_exp.training.checkpointing import (
+    Interruptible,
+    StepCheckpoint,
+    continued_curves,
+    steps_kept,
+)
 from flare_exp.training.distributed import ALONE, Team, gathered
 from flare_exp.training.divergence import NotFinite, StopIfNotFinite
-from flare_exp.training.modules import ClassificationModule, Decoding, FusionModule, GenerationModule, Score, SpanModule
+from flare_exp.training.modules import (
+    ClassificationModule,
+    Decoding,
+    FusionModule,
+    GenerationModule,
+    Score,
+    SpanModule,
+)
 from flare_exp.training.progress import StageProgress
 from flare_exp.training.tracking import Tracker
 from flare_exp.translation.noise import corrupt_examples
-from flare_exp.translation.translators import Flagged, MachineTranslator, ParallelTranslator, has_span
+from flare_exp.translation.translators import (
+    Flagged,
+    MachineTranslator,
+    ParallelTranslator,
+    has_span,
+)
 from flare_exp.utils import files, signals
 from flare_exp.utils.finite import check_finite
 
@@ -60,8 +77,22 @@ class Stages:
     In a `team` every process goes through them; they train and predict together, and the leader writes.
     """
 
-    def __init__(self, cfg: Config, store: ArtifactStore, task: Task, backbone: Artifact, tracker: Tracker, team: Team = ALONE):
-        self.cfg, self.store, self.task, self.backbone, self.tracker = cfg, store, task, backbone, tracker
+    def __init__(
+        self,
+        cfg: Config,
+        store: ArtifactStore,
+        task: Task,
+        backbone: Artifact,
+        tracker: Tracker,
+        team: Team = ALONE,
+    ):
+        self.cfg, self.store, self.task, self.backbone, self.tracker = (
+            cfg,
+            store,
+            task,
+            backbone,
+            tracker,
+        )
         self.team = team
         self.mt = MT(cfg, store)
         self.translator = make_translator(cfg, task, self.mt)
@@ -90,7 +121,9 @@ class Stages:
         # what training depends on besides
         self.recipe = {
             **self.reading,
-            "optim": {name: value for name, value in asdict(cfg.optim).items() if name != "_partial_"},
+            "optim": {
+                name: value for name, value in asdict(cfg.optim).items() if name != "_partial_"
+            },
             "batch_size": cfg.data.batch_size,
             "select": cfg.task.select,
             "clip": cfg.trainer.gradient_clip_val,
@@ -104,13 +137,21 @@ class Stages:
         """Fine-tune backbone and head on English, with LoRA or in full."""
         data = self.data("english")
         stage, lora = self.capped(self.cfg.finetune), self.cfg.finetune.tuning == "lora"
-        key = {"stage": "finetune", "backbone": self.backbone.digest, "data": pairs_digest(data, *self.task.training_roles),
-               "adapter": asdict(self.cfg.adapter) if lora else None, "hyper": asdict(stage), **self.recipe}  # fmt: skip
+        key = {
+            "stage": "finetune",
+            "backbone": self.backbone.digest,
+            "data": pairs_digest(data, *self.task.training_roles),
+            "adapter": asdict(self.cfg.adapter) if lora else None,
+            "hyper": asdict(stage),
+            **self.recipe,
+        }
 
         def build(folder: Path) -> dict[str, Any]:
             backbone = self.fresh_backbone()
             model = self.add_adapter(backbone) if lora else backbone.model
-            return self.fit(model, None, data, stage, folder, "finetune", "adapter" if lora else "model")
+            return self.fit(
+                model, None, data, stage, folder, "finetune", "adapter" if lora else "model"
+            )
 
         return self.store.get("finetune", key, build, together=True, resumable=True)
 
@@ -120,18 +161,34 @@ class Stages:
         """Translations of `examples` into `lang`, made once and kept as an artefact."""
         identity, o = self.translator.identity(examples, lang), self.cfg.mt
         artifact = self._kept_translation(
-            {"task": self.task.name, "data": fingerprint(examples), "lang": lang, **identity, "code": code_of("translation")},
-            examples, lang, lambda: self.translator.flagged(examples, lang), identity,
-        )  # fmt: skip
+            {
+                "task": self.task.name,
+                "data": fingerprint(examples),
+                "lang": lang,
+                **identity,
+                "code": code_of("translation"),
+            },
+            examples,
+            lang,
+            lambda: self.translator.flagged(examples, lang),
+            identity,
+        )
         made = read_translation(artifact, examples)
         if o.noise:
-            errors = {"of": artifact.digest, "noise": o.noise, "errors": o.errors, "noise_seed": o.seed}
+            errors = {
+                "of": artifact.digest,
+                "noise": o.noise,
+                "errors": o.errors,
+                "noise_seed": o.seed,
+            }
             noisy = corrupt_examples(made, lang, o.noise, o.errors, o.seed, self.task.context)
             key = {**errors, "code": code_of("noise", "translation")}
             keep = functools.partial(self._kept_translation, key, examples, lang)
             artifact = keep(lambda: [(e, {}) for e in noisy], {**identity, **errors})
             made = noisy
-        self.translations.setdefault(f"translation of {examples[0].id.rpartition('/')[0]} into {lang}", artifact)
+        self.translations.setdefault(
+            f"translation of {examples[0].id.rpartition('/')[0]} into {lang}", artifact
+        )
         return made
 
     def _kept_translation(
@@ -149,7 +206,10 @@ class Stages:
                     "id": m.id,
                     "original": list(e.texts),
                     "translation": list(m.texts),
-                    "answers": {"text": [a.text for a in m.answers], "answer_start": [a.start for a in m.answers]},
+                    "answers": {
+                        "text": [a.text for a in m.answers],
+                        "answer_start": [a.start for a in m.answers],
+                    },
                     **flags,
                 }
                 for e, (m, flags) in zip(examples, made, strict=True)
@@ -166,9 +226,15 @@ class Stages:
         data = self.data(view)
         stage = self.capped(self.cfg.transfer)
         fusion = self.fusion_options(view) if fuses else None
-        key = {"stage": "transfer", "english": english.digest, "data": pairs_digest(data, *self.task.training_roles),
-               "fusion": fusion and {**fusion, "code": code_of("fusion")},
-               "adapter": asdict(self.cfg.adapter), "hyper": asdict(stage), **self.recipe}  # fmt: skip
+        key = {
+            "stage": "transfer",
+            "english": english.digest,
+            "data": pairs_digest(data, *self.task.training_roles),
+            "fusion": fusion and {**fusion, "code": code_of("fusion")},
+            "adapter": asdict(self.cfg.adapter),
+            "hyper": asdict(stage),
+            **self.recipe,
+        }
         if fusion and self.cfg.source.cache != "off" and self.cfg.source.dtype:
             key["states"] = self.cfg.source.dtype  # rounded
         if view == "latent":
@@ -180,7 +246,9 @@ class Stages:
             model = self.add_adapter(self.english_model(english), **(fusion or {}))
             source = self.source(model) if fusion else None
             if source and self.cfg.source.cache != "off":
-                self.cache_states(source, data, self.mt.encoder_identity if view == "latent" else english.digest)
+                self.cache_states(
+                    source, data, self.mt.encoder_identity if view == "latent" else english.digest
+                )
             facts = self.fit(model, source, data, stage, folder, "transfer", "adapter")
             data.drop_states()
             return facts
@@ -192,15 +260,25 @@ class Stages:
     def test(self, trained: Artifact, view: str, english: Artifact | None = None) -> Artifact:
         """Predict and score the test split. `english` is the model that `trained` is an adapter of, if it is one."""
         data, back = self.data(view), self.answers_back(view)
-        key = {"stage": "test", "model": trained.digest, "data": pairs_digest(data, "test"), **self.reading}
+        key = {
+            "stage": "test",
+            "model": trained.digest,
+            "data": pairs_digest(data, "test"),
+            **self.reading,
+        }
 
         if back:
-            key["back"] = {**back.texts_identity(self.task.english, self.cfg.task.lang), "code": code_of("translation")}
+            key["back"] = {
+                **back.texts_identity(self.task.english, self.cfg.task.lang),
+                "code": code_of("translation"),
+            }
 
         def build(folder: Path) -> dict[str, Any]:
             self.mt.release()
             module = self.module(*self.trained_model(trained, english))
-            trainer = self.trainer("test", [Interruptible(self.team)], enable_checkpointing=False, logger=False)
+            trainer = self.trainer(
+                "test", [Interruptible(self.team)], enable_checkpointing=False, logger=False
+            )
             outputs = trainer.predict(module, data)
             found = gathered({row: text for output in outputs for row, text in output.items()})  # type: ignore[union-attr]
             if not self.team.leads:
@@ -218,7 +296,9 @@ class Stages:
                     "target": "\n".join(p.target.texts),
                     "source": None if p.source is None else "\n".join(p.source.texts),
                 }
-                for p, text, english_text, g in zip(dataset.pairs, predicted, said, gold, strict=True)
+                for p, text, english_text, g in zip(
+                    dataset.pairs, predicted, said, gold, strict=True
+                )
             ]
             files.write_parquet(folder / "predictions.parquet", rows)
             return {
@@ -226,7 +306,10 @@ class Stages:
                 "examples": len(rows),
                 "truncated": dataset.truncated,
                 "cut_off": dataset.cut_off,
-                "unparsable": sum(text not in self.task.labels if self.task.labels else not text for text in predicted),
+                "unparsable": sum(
+                    text not in self.task.labels if self.task.labels else not text
+                    for text in predicted
+                ),
             }
 
         return self.store.get("test", key, build, together=True)
@@ -249,12 +332,24 @@ class Stages:
         fuses = view in ("paired", "latent")
         options: dict[str, Any] = {"scores_originals": self.answers_back(view) is not None}
         if fuses:
-            options |= {"shuffle_source": self.cfg.source.shuffle, "empty_source": self.cfg.source.empty}
+            options |= {
+                "shuffle_source": self.cfg.source.shuffle,
+                "empty_source": self.cfg.source.empty,
+            }
         return PairedDataModule(
-            self.task, self.cfg.task.lang, self.form, self.translate, source_form=self._mt_form() if view == "latent" else None,
-            view=view, batch_size=self.cfg.data.batch_size, micro_batch_size=self.cfg.data.micro_batch_size,
-            workers=self.cfg.data.workers, seed=self.cfg.seed, share=(self.team.rank, self.team.size), **options,
-        )  # fmt: skip
+            self.task,
+            self.cfg.task.lang,
+            self.form,
+            self.translate,
+            source_form=self._mt_form() if view == "latent" else None,
+            view=view,
+            batch_size=self.cfg.data.batch_size,
+            micro_batch_size=self.cfg.data.micro_batch_size,
+            workers=self.cfg.data.workers,
+            seed=self.cfg.seed,
+            share=(self.team.rank, self.team.size),
+            **options,
+        )
 
     def _mt_form(self) -> SourceTextForm:
         """How the translation model's encoder reads the target text: padded on the side where the backbone's texts are."""
@@ -268,16 +363,22 @@ class Stages:
         """How this backbone takes this task: by a head where the family has one, else as a prompt (task.form=auto)."""
         path = str(self.backbone.path)
         family = backbones.family_of(path, self.cfg.model.revision)
-        name = backbones.choose_form(family, "label" if self.task.labels else "span", self.cfg.task.form, path)
+        name = backbones.choose_form(
+            family, "label" if self.task.labels else "span", self.cfg.task.form, path
+        )
         if self.cfg.decode.name == "generate" and name != "prompt":
-            raise UserError(f"decode=generate: {self.cfg.model.name} answers {self.task.name} by a head, which writes nothing")
+            raise UserError(
+                f"decode=generate: {self.cfg.model.name} answers {self.task.name} by a head, which writes nothing"
+            )
         return name
 
     def _form(self) -> Form:
         path, revision = str(self.backbone.path), self.cfg.model.revision
         longest, wanted = backbones.longest_input(path, revision), self.wanted_length
         if longest is not None and longest < wanted:
-            log.info("texts of %d tokens are asked for: this model reads %d at most", wanted, longest)
+            log.info(
+                "texts of %d tokens are asked for: this model reads %d at most", wanted, longest
+            )
             wanted = longest
         return self._form_of(backbones.load_tokenizer(path, revision), wanted)
 
@@ -306,7 +407,11 @@ class Stages:
     def decoding(self) -> Decoding:
         d = self.cfg.decode
         scores = d.name == "score" and self.task.labels
-        return Decoding(self.task.labels) if scores else Decoding((), d.beams, d.max_new_tokens, d.cache)
+        return (
+            Decoding(self.task.labels)
+            if scores
+            else Decoding((), d.beams, d.max_new_tokens, d.cache)
+        )
 
     def module(self, model: nn.Module, source: Source | None, **training) -> FusionModule:
         """The LightningModule of this form."""
@@ -316,7 +421,9 @@ class Stages:
             return SpanModule(model, self.cfg.task.max_answer_length, source=source, **training)
         assert isinstance(self.form, PromptForm)
         options = {"rows": self.cfg.data.micro_batch_size, "source": source, **training}
-        return GenerationModule(model, self.form.tokenizer, self.form.answer, self.decoding, **options)
+        return GenerationModule(
+            model, self.form.tokenizer, self.form.answer, self.decoding, **options
+        )
 
     def capped(self, stage: StageConfig) -> StageConfig:
         return replace(stage, epochs=min(stage.epochs, self.cfg.trainer.max_epochs or stage.epochs))
@@ -342,10 +449,15 @@ class Stages:
         Args:
             reader: identity of the weights that read the sources.
         """
-        options, device = self.cfg.source, torch.device("cuda" if self.cfg.trainer.accelerator == "gpu" else "cpu")
+        options, device = (
+            self.cfg.source,
+            torch.device("cuda" if self.cfg.trainer.accelerator == "gpu" else "cpu"),
+        )
         precision = self.trainer(logger=False, enable_checkpointing=False).precision_plugin
         precision.convert_module(source.model)
-        if next(source.reader.parameters()).device.type != device.type:  # Lightning moves models only when it trains
+        if (
+            next(source.reader.parameters()).device.type != device.type
+        ):  # Lightning moves models only when it trains
             source.reader.to(device)
         with precision.forward_context():
             for role in self.task.training_roles:
@@ -353,12 +465,18 @@ class Stages:
                 if dataset.source is None:
                     continue
                 form = data.source_form or data.form
-                place = {"reader": reader, **source.reads, "code": code_of("states"),
-                         **{name: self.reading[name] for name in ("attention", "precision", "weights")},
-                         "texts": digest_of([item["inputs"]["input_ids"] for item in dataset.source])}  # fmt: skip
+                place = {
+                    "reader": reader,
+                    **source.reads,
+                    "code": code_of("states"),
+                    **{name: self.reading[name] for name in ("attention", "precision", "weights")},
+                    "texts": digest_of([item["inputs"]["input_ids"] for item in dataset.source]),
+                }
                 store = self.store if options.cache == "disk" else None
                 kept = getattr(torch, options.dtype) if options.dtype else None
-                dataset.cache = cached_states(source, dataset.source, form, device, kept, store, place)
+                dataset.cache = cached_states(
+                    source, dataset.source, form, device, kept, store, place
+                )
         if isinstance(source, MTSource):
             source.drop_encoder()
             self.mt.release()
@@ -392,23 +510,40 @@ class Stages:
             # the adapter is drawn next: alike whether English was trained in this process or found
             pl.seed_everything(self.cfg.seed, workers=True, verbose=False)
             return self.load(str(folder))
-        return adapter.english_model(self.fresh_backbone(), str(folder), merge=self.precision.holds_updates)
+        return adapter.english_model(
+            self.fresh_backbone(), str(folder), merge=self.precision.holds_updates
+        )
 
-    def trained_model(self, trained: Artifact, english: Artifact | None) -> tuple[nn.Module, Source | None]:
+    def trained_model(
+        self, trained: Artifact, english: Artifact | None
+    ) -> tuple[nn.Module, Source | None]:
         """The model of an artefact in eval mode, with its source stream when it fuses."""
         if english is None:
             return self.english_model(trained).model.eval(), None
-        model = adapter.load_adapter(self.english_model(english), str(saved_weights(trained.path))).eval()
+        model = adapter.load_adapter(
+            self.english_model(english), str(saved_weights(trained.path))
+        ).eval()
         fuses = getattr(model.peft_config["default"], "fusion", None) is not None
         return model, self.source(model) if fuses else None
 
-    def trainer(self, stage: str = "", callbacks: Sequence[pl.Callback] = (), **options) -> pl.Trainer:
+    def trainer(
+        self, stage: str = "", callbacks: Sequence[pl.Callback] = (), **options
+    ) -> pl.Trainer:
         """Return a Trainer for this machine; `stage` names its progress line."""
         t = self.cfg.trainer
         machine = {k: getattr(t, k) for k in ("accelerator", "devices", "enable_progress_bar")}
         machine |= self.team.trainer_options(t.strategy, str(t.precision))
-        machine["callbacks"] = [*callbacks, *([StageProgress(stage)] if t.enable_progress_bar else ())]
-        return pl.Trainer(**machine, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=10, **options)
+        machine["callbacks"] = [
+            *callbacks,
+            *([StageProgress(stage)] if t.enable_progress_bar else ()),
+        ]
+        return pl.Trainer(
+            **machine,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+            **options,
+        )
 
     def fit(
         self,
@@ -426,7 +561,12 @@ class Stages:
         monitor, best = f"validation/{self.task.metric}", self.cfg.task.select == "best"
         validated = "validation" in self.task.training_roles
         counts = backbones.parameter_counts(model)
-        log.info("%s: %s of %s parameters train", name, f"{counts['trainable']:,}", f"{counts['total']:,}")
+        log.info(
+            "%s: %s of %s parameters train",
+            name,
+            f"{counts['trainable']:,}",
+            f"{counts['total']:,}",
+        )
         module = self.module(
             model,
             source,
@@ -435,7 +575,9 @@ class Stages:
             warmup=stage.warmup,
         )
         limit = self.cfg.trainer.limit_train_batches
-        saver = ModelCheckpoint(dirpath=folder / "checkpoints", monitor=monitor, mode="max", save_weights_only=True)
+        saver = ModelCheckpoint(
+            dirpath=folder / "checkpoints", monitor=monitor, mode="max", save_weights_only=True
+        )
         finite = StopIfNotFinite(name, self.causes_of_divergence(name, stage))
         kept = StepCheckpoint(folder / "state.ckpt", self.team, self.cfg.trainer.checkpoint_minutes)
         trainer = self.trainer(
@@ -450,30 +592,50 @@ class Stages:
             limit_val_batches=None if validated else 0,
         )
         sharded = self.team.size > 1 and self.cfg.trainer.strategy == "fsdp"
-        if steps := self.team.agree(steps_kept(kept.path, self.team.size, sharded) if self.team.leads else None):
+        if steps := self.team.agree(
+            steps_kept(kept.path, self.team.size, sharded) if self.team.leads else None
+        ):
             log.info("%s: goes on after %d steps", name, steps)
         elif self.team.leads:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        with signals.deferred(), continued_curves(folder / "metrics.csv", steps) if self.team.leads else nullcontext():
+        with (
+            signals.deferred(),
+            continued_curves(folder / "metrics.csv", steps) if self.team.leads else nullcontext(),
+        ):
             try:
-                trainer.fit(module, data, ckpt_path=str(kept.path) if steps else None, weights_only=True)
+                trainer.fit(
+                    module, data, ckpt_path=str(kept.path) if steps else None, weights_only=True
+                )
             except NotFinite:
                 if self.team.leads:
                     shutil.rmtree(folder, ignore_errors=True)
                 raise
-        last = {} if best else module.trained(trainer.strategy.lightning_module_state_dict())  # where every process has a part
+        last = (
+            {} if best else module.trained(trainer.strategy.lightning_module_state_dict())
+        )  # where every process has a part
         if not self.team.leads:
             return {}
         kept.path.unlink(missing_ok=True)
         score, epoch, weights = trainer.callback_metrics.get(monitor), stage.epochs - 1, last
         if best:
             checkpoint = torch.load(saver.best_model_path, weights_only=True, map_location="cpu")
-            score, epoch, weights = saver.best_model_score, checkpoint["epoch"], checkpoint["state_dict"]
+            score, epoch, weights = (
+                saver.best_model_score,
+                checkpoint["epoch"],
+                checkpoint["state_dict"],
+            )
             shutil.rmtree(folder / "checkpoints")
-        save_model(model, {name.removeprefix("model."): tensor for name, tensor in weights.items()}, folder / saved)
+        save_model(
+            model,
+            {name.removeprefix("model."): tensor for name, tensor in weights.items()},
+            folder / saved,
+        )
         return {
             "parameters": counts,
-            "best" if best else "last": {**({} if score is None else {monitor: round(float(score), 6)}), "epoch": epoch},
+            "best" if best else "last": {
+                **({} if score is None else {monitor: round(float(score), 6)}),
+                "epoch": epoch,
+            },
             "truncated": {role: data.dataset(role).truncated for role in self.task.training_roles},
             "cut_off": {role: data.dataset(role).cut_off for role in self.task.training_roles},
         }
@@ -487,8 +649,13 @@ class Stages:
     def causes_of_divergence(self, name: str, stage: StageConfig) -> str:
         """Name what makes losses infinite or NaN, as far as the configuration tells."""
         causes = [f"{name}.lr={stage.lr:g} is too high"]
-        if self.cfg.trainer.precision in ("16-mixed", "bf16-true") or self.precision.dtype != "float32":
-            causes.append(f"trainer.precision={self.cfg.trainer.precision} with model.dtype={self.precision.dtype} is too coarse")
+        if (
+            self.cfg.trainer.precision in ("16-mixed", "bf16-true")
+            or self.precision.dtype != "float32"
+        ):
+            causes.append(
+                f"trainer.precision={self.cfg.trainer.precision} with model.dtype={self.precision.dtype} is too coarse"
+            )
         if self.cfg.trainer.gradient_clip_val is None:
             causes.append("trainer.gradient_clip_val=null does not limit the gradient")
         return "; ".join([*causes, "at the first step: the checkpoint itself"])
@@ -496,7 +663,11 @@ class Stages:
     @property
     def training_seed(self) -> int:
         """Of dropout: another one on every process of a team, so that no two rows share their mask."""
-        return self.cfg.seed if self.team.leads else random.Random(f"{self.cfg.seed}-{self.team.rank}").getrandbits(32)
+        return (
+            self.cfg.seed
+            if self.team.leads
+            else random.Random(f"{self.cfg.seed}-{self.team.rank}").getrandbits(32)
+        )
 
     def optimizer(self, lr: float) -> Callable[..., torch.optim.Optimizer]:
         options = {k: v for k, v in asdict(self.cfg.optim).items() if not k.startswith("_")}
@@ -506,11 +677,15 @@ class Stages:
 
 def saved_weights(folder: Path) -> Path:
     """Return where weights are: in an artefact's `adapter` or `model`, or (of a run folder) right there."""
-    return next((folder / name for name in ("adapter", "model") if (folder / name).is_dir()), folder)
+    return next(
+        (folder / name for name in ("adapter", "model") if (folder / name).is_dir()), folder
+    )
 
 
 def read_translation(artifact: Artifact, examples: Sequence[Example]) -> list[Example]:
-    rows = pq.read_table(artifact.path / "translations.parquet", columns=["translation", "answers"]).to_pylist()
+    rows = pq.read_table(
+        artifact.path / "translations.parquet", columns=["translation", "answers"]
+    ).to_pylist()
     return [
         replace(e, texts=tuple(row["translation"]), answers=read_answers(row["answers"]))
         for e, row in zip(examples, rows, strict=True)
@@ -520,7 +695,9 @@ def read_translation(artifact: Artifact, examples: Sequence[Example]) -> list[Ex
 def quality(task: Task, examples: Sequence[Example], made: Flagged, lang: str) -> dict[str, Any]:
     """What a manifest says of translations: flags, answers that were carried over (`kept`; `exact`: to the words that the human
     translation has), and likeness to human ones, where the benchmark has them."""
-    facts: dict[str, Any] = {flag: sum(flags[flag] for _, flags in made) for flag in (made[0][1] or ())}
+    facts: dict[str, Any] = {
+        flag: sum(flags[flag] for _, flags in made) for flag in (made[0][1] or ())
+    }
     found = [m for m, _ in made]
     try:
         there = task.parallel and task.translated_by(examples[0], lang) == "human"
@@ -531,7 +708,10 @@ def quality(task: Task, examples: Sequence[Example], made: Flagged, lang: str) -
         asked = [i for i, e in enumerate(examples) if has_span(e)]
         facts["answers"] = {"of": len(asked), "kept": sum(bool(found[i].answers) for i in asked)}
         if human:
-            same = [{a.text for a in found[i].answers} & {a.text for a in human[i].answers} for i in asked]
+            same = [
+                {a.text for a in found[i].answers} & {a.text for a in human[i].answers}
+                for i in asked
+            ]
             facts["answers"]["exact"] = sum(map(bool, same))
     if human and texts_of(found) != texts_of(human):
         facts |= metrics.translation(texts_of(found), texts_of(human))
@@ -545,7 +725,11 @@ def texts_of(examples: Sequence[Example]) -> list[str]:
 def pairs_digest(data: PairedDataModule, *roles: str) -> str:
     """Identity of what a model is trained or tested on."""
     pairs = [p for role in roles for p in data.dataset(role).pairs]
-    seen = [[p.target for p in pairs], [p.source for p in pairs if p.source], [p.original for p in pairs if p.original]]
+    seen = [
+        [p.target for p in pairs],
+        [p.source for p in pairs if p.source],
+        [p.original for p in pairs if p.original],
+    ]
     return digest_of([fingerprint(examples) for examples in seen])[:20]
 
 
@@ -557,4 +741,6 @@ def save_model(model: nn.Module, trained: Mapping[str, torch.Tensor], folder: Pa
     """
     check_finite(trained.items(), f"the trained weights for {folder}")
     options: dict[str, Any] = {"save_embedding_layers": False, "selected_adapters": ["default"]}
-    model.save_pretrained(str(folder), state_dict=dict(trained), **(options if isinstance(model, PeftModel) else {}))  # type: ignore[operator]
+    model.save_pretrained(
+        str(folder), state_dict=dict(trained), **(options if isinstance(model, PeftModel) else {})
+    )  # type: ignore[operator]

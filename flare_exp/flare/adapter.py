@@ -21,7 +21,11 @@ from flare_exp.utils.finite import check_finite
 ENGLISH = "english"  # the frozen English adapter, where it cannot be merged
 
 
-TASK_TYPES = {"label": TaskType.SEQ_CLS, "span": TaskType.QUESTION_ANS, "prompt": TaskType.CAUSAL_LM}
+TASK_TYPES = {
+    "label": TaskType.SEQ_CLS,
+    "span": TaskType.QUESTION_ANS,
+    "prompt": TaskType.CAUSAL_LM,
+}
 
 
 def add_adapter(backbone: Backbone, **options: Any) -> PeftModel:
@@ -62,8 +66,16 @@ def adapter_config(
     family = backbone.family
     names = [*family.fused, *family.plain, *(family.linear if targets == "all_linear" else ())]
     blocks = "|".join(re.escape(path) for path in backbone.stacks.values())
-    fusing = ("encoder",) if backbone.form == "prompt" and backbone.encoder_decoder else tuple(backbone.stacks)
-    task_type = TaskType.SEQ_2_SEQ_LM if backbone.form == "prompt" and backbone.encoder_decoder else TASK_TYPES[backbone.form]
+    fusing = (
+        ("encoder",)
+        if backbone.form == "prompt" and backbone.encoder_decoder
+        else tuple(backbone.stacks)
+    )
+    task_type = (
+        TaskType.SEQ_2_SEQ_LM
+        if backbone.form == "prompt" and backbone.encoder_decoder
+        else TASK_TYPES[backbone.form]
+    )
     return FlareConfig(
         task_type=task_type,
         r=r,
@@ -88,10 +100,14 @@ def _vocabulary(backbone: Backbone, also_train: Sequence[str]) -> list[str]:
     asked = f"adapter.also_train=[{','.join(also_train)}]"
     if not set(also_train) <= backbone.family.vocabulary.keys():
         have = ", ".join(name for name, family in FAMILIES.items() if family.vocabulary)
-        raise UserError(f"{asked}: only families with a name for it in FAMILIES have it ({have}); leave it out")
+        raise UserError(
+            f"{asked}: only families with a name for it in FAMILIES have it ({have}); leave it out"
+        )
     model = backbone.model
     if also_train and model.get_input_embeddings().weight is model.get_output_embeddings().weight:
-        raise UserError(f"{asked}: this model's embeddings and LM head are one weight, which would be two; leave it out")
+        raise UserError(
+            f"{asked}: this model's embeddings and LM head are one weight, which would be two; leave it out"
+        )
     return [backbone.family.vocabulary[name] for name in also_train]
 
 
@@ -101,7 +117,12 @@ def _attach(backbone: Backbone, config: FlareConfig) -> PeftModel:
     if isinstance(model, PeftModel):
         model.add_adapter("default", config)
         model.base_model.set_adapter([*model.peft_config])  # type: ignore[operator]
-        for name, parameter in model.named_parameters():  # activating an adapter thaws it; the English one stays as it is
+        for (
+            name,
+            parameter,
+        ) in (
+            model.named_parameters()
+        ):  # activating an adapter thaws it; the English one stays as it is
             if f".{ENGLISH}." in name:
                 parameter.requires_grad_(False)
     else:
@@ -127,7 +148,9 @@ def in_full_precision(module: nn.Module) -> None:
             module.register_forward_hook(functools.partial(_as_backbone, narrow[0]))
 
 
-def _as_weights(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def _as_weights(
+    module: nn.Module, args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
     dtype = next(module.parameters()).dtype
 
     def cast(x: Any) -> Any:
@@ -165,7 +188,11 @@ def add_frozen(backbone: Backbone, folder: str) -> Backbone:
 
 def frozen(backbone: Backbone, config: FlareConfig) -> Backbone:
     """A first, frozen adapter like the English one of `config`, without its weights."""
-    trained, config.modules_to_save, config.lora_dropout = tuple(config.modules_to_save or ()), None, 0.0
+    trained, config.modules_to_save, config.lora_dropout = (
+        tuple(config.modules_to_save or ()),
+        None,
+        0.0,
+    )
     if backbone.form != "prompt":
         config.task_type = None  # with a type, peft gives the adapter a copy of the head
     for name, module in backbone.model.named_modules():
@@ -190,4 +217,6 @@ def _load_weights(model: PeftModel, folder: str, name: str) -> None:
     found: Any = set_peft_model_state_dict(model, weights, adapter_name=name)
     wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if f".{name}." in key)]
     if wrong:
-        raise ValueError(f"{folder}: {len(wrong)} weights are not those of its adapter_config.json, e.g. {wrong[0]}")
+        raise ValueError(
+            f"{folder}: {len(wrong)} weights are not those of its adapter_config.json, e.g. {wrong[0]}"
+        )

@@ -31,9 +31,13 @@ class Fusion(nn.Module):
         """
         if source.shape[::2] != target.shape[::2] or source_mask.shape != source.shape[:2]:
             shapes = f"source {list(source.shape)}, target {list(target.shape)}, source_mask {list(source_mask.shape)}"
-            raise ValueError(f"batch sizes and ranks must agree and the mask must be [B, S]: {shapes}")
+            raise ValueError(
+                f"batch sizes and ranks must agree and the mask must be [B, S]: {shapes}"
+            )
         if self.aligned and source.shape[1] != target.shape[1]:
-            raise ValueError(f"{type(self).__name__} fuses position by position: S={source.shape[1]} but T={target.shape[1]}")
+            raise ValueError(
+                f"{type(self).__name__} fuses position by position: S={source.shape[1]} but T={target.shape[1]}"
+            )
         return self.fuse(source, target, source_mask)
 
     def fuse(self, source: Tensor, target: Tensor, source_mask: Tensor) -> Tensor:
@@ -43,7 +47,11 @@ class Fusion(nn.Module):
 class ElementWise(Fusion):
     """`combine(f(S), f(T))`, and f(T) where there is no source token. No parameters."""
 
-    def __init__(self, combine: Callable[[Tensor, Tensor], Tensor], f: Callable[[Tensor], Tensor] | None = None):
+    def __init__(
+        self,
+        combine: Callable[[Tensor, Tensor], Tensor],
+        f: Callable[[Tensor], Tensor] | None = None,
+    ):
         super().__init__()
         self.combine, self.f = combine, f
 
@@ -93,13 +101,19 @@ class CrossAttention(Fusion):
             return torch.where(source_mask[..., None], self.attend(source, target, None), target)
         some = source_mask.any(dim=1)[:, None, None]
         # A row without source would be a softmax over nothing; it attends freely and is then replaced.
-        return torch.where(some, self.attend(target, source, source_mask[:, None, None] | ~some[:, None]), target)
+        return torch.where(
+            some, self.attend(target, source, source_mask[:, None, None] | ~some[:, None]), target
+        )
 
     def attend(self, asking: Tensor, answering: Tensor, mask: Tensor | None) -> Tensor:
         """asking [B, Q, r], answering [B, K, r], mask [B, 1, 1, K] -> [B, Q, r]."""
         query, key, value = (
             projection(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection, states in ((self.query, asking), (self.key, answering), (self.value, answering))
+            for projection, states in (
+                (self.query, asking),
+                (self.key, answering),
+                (self.value, answering),
+            )
         )
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
         if mask is not None:

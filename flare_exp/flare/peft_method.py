@@ -22,7 +22,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, LoraModel
 from peft.import_utils import is_bnb_4bit_available, is_bnb_available
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
 from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
 from torch import Tensor, nn
 
@@ -80,10 +84,14 @@ class FlareVariant(LoraVariant):
     `block` is None for layers that are adapted but not fused; they only stand aside in the source pass.
     """
 
-    states: SourceStates  # one for all layers of an adapter: `FlareModel.inject_adapter` hands it out
+    states: (
+        SourceStates  # one for all layers of an adapter: `FlareModel.inject_adapter` hands it out
+    )
     block: BlockKey | None
 
-    def init(self, module: LoraLayer, adapter_name: str, config: FlareConfig, target_name: str, **_) -> None:  # type: ignore[override]
+    def init(  # type: ignore[override]
+        self, module: LoraLayer, adapter_name: str, config: FlareConfig, target_name: str, **_
+    ) -> None:
         """Give a fused layer its learned parts: the fusion function, and the first one of all FLARE MT's map."""
         self.block = config.block_of(target_name)
         if self.block is None:
@@ -93,12 +101,15 @@ class FlareVariant(LoraVariant):
         stack = "encoder" if "encoder" in config.stacks else next(iter(config.stacks))
         first = self.block == (stack, 0) and target_name.endswith(f".{config.fused_modules[0]}")
         if config.source_width and first:
-            _learn(module, SOURCE_MAP, adapter_name, nn.Linear(config.source_width, module.in_features))  # type: ignore[arg-type]
+            width: int = module.in_features  # type: ignore[assignment]
+            _learn(module, SOURCE_MAP, adapter_name, nn.Linear(config.source_width, width))
 
     def supports_lora_conversion(self) -> bool:
         return False
 
-    def forward(self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs
+    ) -> Tensor:
         """x: [B, T, d], result = W0 x: [B, T, d_out] -> [B, T, d_out]."""
         if self.states.recording:
             return result
@@ -119,9 +130,13 @@ class FlareVariant(LoraVariant):
         self.states.use(batch)
         found = self.states.of(self.block, linear_dtype(down.weight))  # type: ignore[arg-type]
         if found is None:
-            return phi(torch.zeros_like(target), target, torch.zeros_like(target[..., 0], dtype=torch.bool))
+            return phi(
+                torch.zeros_like(target), target, torch.zeros_like(target[..., 0], dtype=torch.bool)
+            )
         states, mask = found
-        if phi.aligned and length == 1 < states.shape[1]:  # a step of generation: only one position is needed
+        if (
+            phi.aligned and length == 1 < states.shape[1]
+        ):  # a step of generation: only one position is needed
             source, mask = self.states.align(states, mask, length)
             source = down(source)
         else:
@@ -141,16 +156,16 @@ class FlareVariant(LoraVariant):
     merge_unsafe = unmerge = merge_safe
 
 
-MERGE_REFUSED = (
-    "a fusion adapter cannot be merged into the backbone's weights: its update depends on the source text of every example"
-)
+MERGE_REFUSED = "a fusion adapter cannot be merged into the backbone's weights: its update depends on the source text of every example"
 
 
 class FlareLayer(LoraLayer):
     """What PEFT's linear layers lack: the FLARE variant among those that they know."""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, *, target_name: str, **options):
-        self.target_name = target_name  # PEFT's quantised layers do not hand it on to `update_layer`
+        self.target_name = (
+            target_name  # PEFT's quantised layers do not hand it on to `update_layer`
+        )
         super().__init__(base_layer, adapter_name, target_name=target_name, **options)  # type: ignore[arg-type]
 
     @property
@@ -158,7 +173,9 @@ class FlareLayer(LoraLayer):
         return {**super().lora_variants, ("fusion",): FlareVariant}
 
     def resolve_lora_variant(self, **options) -> LoraVariant | None:
-        return LoraLayer.resolve_lora_variant(self, **options)  # quantised layers look at their own variants only
+        return LoraLayer.resolve_lora_variant(
+            self, **options
+        )  # quantised layers look at their own variants only
 
     def forward(self, x: Tensor, *args, **options) -> Tensor:
         """[B, T, d] -> [B, T, d_out]."""
@@ -201,7 +218,9 @@ class FlareModel(LoraModel):
 
     def _connect(self, config: FlareConfig, adapter_name: str) -> None:
         """Hand the adapter's source states to its layers."""
-        states = SourceStates(config.source_layer, config.source_state, config.padding_side, config.answer_source)
+        states = SourceStates(
+            config.source_layer, config.source_state, config.padding_side, config.answer_source
+        )
         self.__dict__.setdefault("source_states", {})[adapter_name] = states
         for layer in self.model.modules():
             variant = layer.lora_variant.get(adapter_name) if isinstance(layer, LoraLayer) else None
@@ -256,5 +275,7 @@ def _enter(states: SourceStates, _: nn.Module, args: tuple, kwargs: dict[str, An
         named = (kwargs.get(name) for name in ("hidden_states", "input_ids", "inputs_embeds"))
         tokens = next(x for x in (*args, *named) if x is not None)
         # transformers 5.24 calls it `cache`; a name that is missed would make every step the first
-        cache = next((c for c in map(kwargs.get, ("past_key_values", "cache")) if c is not None), None)
+        cache = next(
+            (c for c in map(kwargs.get, ("past_key_values", "cache")) if c is not None), None
+        )
         states.enter(int(cache.get_seq_length()) if cache is not None else 0, tokens.shape[1])

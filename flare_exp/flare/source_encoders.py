@@ -30,7 +30,9 @@ class Source:
         """What decides the states of a text, beside the weights of the reader: no fusion function does."""
         raise NotImplementedError  # pragma: no cover
 
-    called: tuple[nn.Module, ...] = ()  # parts of the adapter that the source itself calls, outside the layer that holds them
+    called: tuple[
+        nn.Module, ...
+    ] = ()  # parts of the adapter that the source itself calls, outside the layer that holds them
 
     def read(self, inputs: Mapping[str, Tensor] | None, prompt: int | None = None) -> None:
         """Make the source states of a batch the ones that the coming target pass fuses.
@@ -67,7 +69,11 @@ class BackboneSource(Source):
     @property
     def reads(self) -> dict[str, Any]:
         states = self.states
-        return {"layer": states.source_layer, "state": states.source_state, "blocks": [list(block) for block in states.blocks]}
+        return {
+            "layer": states.source_layer,
+            "state": states.source_state,
+            "blocks": [list(block) for block in states.blocks],
+        }
 
     def fill(self, inputs: Mapping[str, Tensor]) -> None:
         if "states" in inputs:
@@ -85,7 +91,9 @@ class BackboneSource(Source):
         """The recording pass: input_ids and attention_mask [B, S]."""
         mask = inputs["attention_mask"].bool()
         readable = mask.clone()
-        readable[:, 0] |= ~mask.any(dim=1)  # attention over nothing is not a number; the row's mask stays empty
+        readable[:, 0] |= ~mask.any(
+            dim=1
+        )  # attention over nothing is not a number; the row's mask stays empty
         training = [module for module in self.backbone.modules() if module.training]
         self.backbone.eval()
         self.states.begin()
@@ -101,12 +109,21 @@ class BackboneSource(Source):
         """Read the source in every stack that fuses. The fused layers record what they read; the rest is kept here."""
         outputs = {"output_hidden_states": self.states.reads_outputs}
         if not self.encoder_decoder:
-            counted = {"position_ids": positions(inputs["attention_mask"])} if self.states.padding_side == "left" else {}
-            self._keep(self.stacks[0], self.backbone(**self._embedded(inputs), **counted, **outputs, use_cache=False))
+            counted = (
+                {"position_ids": positions(inputs["attention_mask"])}
+                if self.states.padding_side == "left"
+                else {}
+            )
+            self._keep(
+                self.stacks[0],
+                self.backbone(**self._embedded(inputs), **counted, **outputs, use_cache=False),
+            )
             return
         encoded = self.backbone.encoder(**inputs, **outputs)  # type: ignore[operator]
         self._keep("encoder", encoded)
-        if "decoder" in self.stacks:  # heads on the decoder: it reads the input shifted right (PAPER, section 3)
+        if (
+            "decoder" in self.stacks
+        ):  # heads on the decoder: it reads the input shifted right (PAPER, section 3)
             decoded = self.backbone.decoder(  # type: ignore[operator]
                 input_ids=self.shift_right(inputs["input_ids"]),  # type: ignore[misc]
                 encoder_hidden_states=encoded.last_hidden_state,
@@ -166,7 +183,9 @@ class MTSource(Source):
         """The encoder's states [B, S, 1, d_mt]."""
         if self.encoder is None:
             raise ValueError("there is no encoder, and the states were not computed before")
-        output = self.encoder(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        output = self.encoder(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+        )
         return narrowed(output.last_hidden_state)[:, :, None]
 
 
@@ -178,7 +197,9 @@ def source_states(model: Any) -> tuple[SourceStates, list[str]]:
     """
     found = model.base_model.__dict__.get("source_states", {})
     if len(found) != 1:
-        raise ValueError(f"one adapter with a fusion is needed; of {', '.join(model.peft_config)} there are {len(found)}")
+        raise ValueError(
+            f"one adapter with a fusion is needed; of {', '.join(model.peft_config)} there are {len(found)}"
+        )
     ((name, states),) = found.items()
     return states, list(model.peft_config[name].stacks)
 
@@ -191,5 +212,7 @@ def source_map(model: Any) -> nn.Linear:
     """
     found = [maps for name, maps in model.named_modules() if name.endswith(f".{SOURCE_MAP}")]
     if len(found) != 1:
-        raise ValueError("the adapter has no map for the states of a translation model: its source_width is not set")
+        raise ValueError(
+            "the adapter has no map for the states of a translation model: its source_width is not set"
+        )
     return next(iter(found[0].values()))

@@ -15,7 +15,12 @@ BlockKey = tuple[str, int]  # (stack, index): encoder and decoder layers of one 
 
 
 def align(
-    states: Tensor, mask: Tensor, positions: Tensor, side: str = "right", prompt: int = 0, answer_source: str = "last"
+    states: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    side: str = "right",
+    prompt: int = 0,
+    answer_source: str = "last",
 ) -> tuple[Tensor, Tensor]:
     """The source state of each target position: position by position from the start (right padding), or from the end of the
     two prompts (left padding), where positions after the prompt take the last source state (or none).

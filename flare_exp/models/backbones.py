@@ -68,8 +68,16 @@ def _decoder(**options) -> Family:
     """Llama's descendants: no head, so nothing beside the adapter is trained."""
     linear = ("k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     vocabulary = {"embeddings": "embed_tokens", "lm_head": "lm_head"}
-    return Family({"decoder": "layers"}, "q_proj", "v_proj", linear, {"prompt": ()}, padding_side="left",
-                  vocabulary=vocabulary, **options)  # fmt: skip
+    return Family(
+        {"decoder": "layers"},
+        "q_proj",
+        "v_proj",
+        linear,
+        {"prompt": ()},
+        padding_side="left",
+        vocabulary=vocabulary,
+        **options,
+    )
 
 
 FAMILIES = {
@@ -81,8 +89,15 @@ FAMILIES = {
         {"encoder": "encoder.block", "decoder": "decoder.block"},
         "SelfAttention.q",
         "SelfAttention.v",
-        ("SelfAttention.k", "SelfAttention.o", "EncDecAttention.k", "EncDecAttention.o", "DenseReluDense.wi_0",
-         "DenseReluDense.wi_1", "DenseReluDense.wo"),
+        (
+            "SelfAttention.k",
+            "SelfAttention.o",
+            "EncDecAttention.k",
+            "EncDecAttention.o",
+            "DenseReluDense.wi_0",
+            "DenseReluDense.wi_1",
+            "DenseReluDense.wo",
+        ),
         {"label": ("classification_head",), "span": ("qa_outputs",), "prompt": ()},
         plain=("EncDecAttention.q", "EncDecAttention.v"),
     ),
@@ -90,9 +105,11 @@ FAMILIES = {
     "mistral": _decoder(),
     "qwen2": _decoder(),
     "qwen3": _decoder(),
-    "gemma2": _decoder(attention=("eager",)),  # its soft-capped attention has no other exact implementation
+    "gemma2": _decoder(
+        attention=("eager",)
+    ),  # its soft-capped attention has no other exact implementation
     "gemma3_text": _decoder(),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -138,7 +155,9 @@ def family_of(path: str, revision: str | None = None) -> Family:
     try:
         model_type = AutoConfig.from_pretrained(local(path), revision=revision).model_type
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path={path}: its configuration could not be read: {first_line(error)}") from error
+        raise UserError(
+            f"model.path={path}: its configuration could not be read: {first_line(error)}"
+        ) from error
     if model_type not in FAMILIES:
         raise UserError(
             f"model.path={path}: the architecture {model_type!r} is not known here; known: {', '.join(FAMILIES)}.\n"
@@ -155,9 +174,13 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     """
     family = family_of(path, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(local(path), revision=revision, padding_side=family.padding_side)
+        tokenizer = AutoTokenizer.from_pretrained(
+            local(path), revision=revision, padding_side=family.padding_side
+        )
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path={path}: its tokenizer could not be read: {first_line(error)}") from error
+        raise UserError(
+            f"model.path={path}: its tokenizer could not be read: {first_line(error)}"
+        ) from error
     config = AutoConfig.from_pretrained(local(path), revision=revision)
     check_vocabulary(tokenizer, config.get_text_config().vocab_size, f"model.path={path}")
     if tokenizer.pad_token_id is None:
@@ -182,13 +205,19 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, place: str) 
     """
     added = tokenizer.added_tokens_decoder
     lost = [
-        t for t, number in tokenizer.get_vocab().items() if number >= rows and not (number in added and added[number].special)
+        t
+        for t, number in tokenizer.get_vocab().items()
+        if number >= rows and not (number in added and added[number].special)
     ]
     files = "; are the tokenizer's files (tokenizer.json, or the model of SentencePiece) in it, and its own?"
     if 2 * len(tokenizer) < rows:
-        raise UserError(f"{place}: its tokenizer has {len(tokenizer)} tokens, and its model {rows}{files}")
+        raise UserError(
+            f"{place}: its tokenizer has {len(tokenizer)} tokens, and its model {rows}{files}"
+        )
     if lost:
-        raise UserError(f"{place}: {len(lost)} tokens of its tokenizer, e.g. {lost[0]!r}, are none of its model's {rows}{files}")
+        raise UserError(
+            f"{place}: {len(lost)} tokens of its tokenizer, e.g. {lost[0]!r}, are none of its model's {rows}{files}"
+        )
 
 
 def load(
@@ -220,9 +249,13 @@ def load(
 
     family, precision = family_of(path, revision), precision or Precision()
     if form not in family.heads:
-        raise UserError(f"model.path={path}: this family has no {form} form, only {', '.join(family.heads)}")
+        raise UserError(
+            f"model.path={path}: this family has no {form} form, only {', '.join(family.heads)}"
+        )
     if attention not in (None, *family.attention):
-        raise UserError(f"model.attention={attention}: for {path} choose one of {', '.join(family.attention)}")
+        raise UserError(
+            f"model.attention={attention}: for {path} choose one of {', '.join(family.attention)}"
+        )
     options: dict[str, Any] = {"num_labels": num_labels} if form == "label" else {}
     try:
         config = AutoConfig.from_pretrained(local(path), revision=revision)
@@ -244,7 +277,9 @@ def load(
     if form == "label":
         missing = {part for name in report["missing_keys"] for part in name.split(".")}
         head = (*head, *(part for part in family.new if part in missing))
-    lost = [name for name in report["missing_keys"] if not any(part in name.split(".") for part in head)]
+    lost = [
+        name for name in report["missing_keys"] if not any(part in name.split(".") for part in head)
+    ]
     if lost:
         raise UserError(
             f"model.path={path}: the checkpoint lacks {len(lost)} weights of the backbone ({', '.join(sorted(lost)[:3])}, ...); "
@@ -258,7 +293,9 @@ def load(
     return wrap(model, family, form, head)
 
 
-def wrap(model: nn.Module, family: Family, form: str, head: tuple[str, ...] | None = None) -> Backbone:
+def wrap(
+    model: nn.Module, family: Family, form: str, head: tuple[str, ...] | None = None
+) -> Backbone:
     """A model that is in memory already, as a Backbone.
 
     Raises:
@@ -278,12 +315,20 @@ def _misfits(model: nn.Module, family: Family, stacks: Iterable[str]) -> Iterato
         yield f"query and value are both {family.query!r}, and they must be two linear layers"
     names = {name for name, _ in model.named_modules()}
     for stack in stacks:
-        numbers = {name[len(stack) + 1 :].partition(".")[0] for name in names if name.startswith(f"{stack}.")}
+        numbers = {
+            name[len(stack) + 1 :].partition(".")[0]
+            for name in names
+            if name.startswith(f"{stack}.")
+        }
         if not numbers:
             yield f"there are no blocks at {stack!r}"
         for block in (f"{stack}.{number}" for number in sorted(numbers)):
             for projection in family.fused:
-                found = [name for name in names if name.startswith(f"{block}.") and name.endswith(f".{projection}")]
+                found = [
+                    name
+                    for name in names
+                    if name.startswith(f"{block}.") and name.endswith(f".{projection}")
+                ]
                 if len(found) != 1:
                     yield f"{block} has {len(found)} layers called {projection!r} instead of one"
     for name in (*family.plain, *family.linear, *family.vocabulary.values()):
@@ -305,7 +350,11 @@ def stacks(model: Any) -> list[list[nn.Module]]:
 
 def auto_class(form: str, encoder_decoder: bool) -> Any:
     generative = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
-    return {"label": AutoModelForSequenceClassification, "span": AutoModelForQuestionAnswering, "prompt": generative}[form]
+    return {
+        "label": AutoModelForSequenceClassification,
+        "span": AutoModelForQuestionAnswering,
+        "prompt": generative,
+    }[form]
 
 
 def _quantisation(precision: Precision, head: Sequence[str], device: str) -> dict[str, Any]:
@@ -337,16 +386,24 @@ def choose_form(family: Family, head: str, wanted: str, path: str) -> str:
     Raises:
         UserError: the family does not have it.
     """
-    forms = {"auto": [f for f in (head, "prompt") if f in family.heads], "head": [head], "generative": ["prompt"]}[wanted]
+    forms = {
+        "auto": [f for f in (head, "prompt") if f in family.heads],
+        "head": [head],
+        "generative": ["prompt"],
+    }[wanted]
     if forms[0] not in family.heads:
         other = "generative" if wanted == "head" else "head"
-        raise UserError(f"task.form={wanted}: {path} is of a family without it; choose task.form={other}")
+        raise UserError(
+            f"task.form={wanted}: {path} is of a family without it; choose task.form={other}"
+        )
     return forms[0]
 
 
 def longest_input(path: str, revision: str | None = None) -> int | None:
     """How many tokens a checkpoint can read; None when its architecture sets no limit."""
-    limit = getattr(AutoConfig.from_pretrained(local(path), revision=revision), "max_position_embeddings", None)
+    limit = getattr(
+        AutoConfig.from_pretrained(local(path), revision=revision), "max_position_embeddings", None
+    )
     return limit - family_of(path, revision).reserved if limit else None
 
 

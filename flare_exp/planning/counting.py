@@ -27,12 +27,23 @@ _WORK: dict[str, Work] = {}
 Build = Callable[[int], tuple[nn.Module, "Source | None"]]
 
 
-def work_of(stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build) -> Work:
+def work_of(
+    stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build
+) -> Work:
     """The `Work` of a model, counted once for all jobs that have the same model and the same batches."""
     cfg, (batch, _) = stages.cfg, _batch(stages, data, 1)
-    parameters = [[name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in model.named_parameters()]
+    parameters = [
+        [name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in model.named_parameters()
+    ]
     shapes = [[list(x.shape), str(x.dtype)] for x in tree_leaves(batch)]
-    options = [cfg.model, cfg.decode, cfg.optim, cfg.trainer.precision, cfg.data, cfg.fusion if source else None]
+    options = [
+        cfg.model,
+        cfg.decode,
+        cfg.optim,
+        cfg.trainer.precision,
+        cfg.data,
+        cfg.fusion if source else None,
+    ]
     same = digest_of([parameters, shapes, stages.form_name, stages.task.labels, repr(options)])
     if same not in _WORK:
         _WORK[same] = Work(stages, model, source, data, build)
@@ -51,11 +62,18 @@ class Work:
     """
 
     def __init__(
-        self, stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build | None = None
+        self,
+        stages: Sketch,
+        model: nn.Module,
+        source: Source | None,
+        data: PairedDataModule,
+        build: Build | None = None,
     ):
         kept, cfg = _weights(stages, model), stages.cfg
         free = stages.form_name == "prompt" and not stages.decoding.candidates
-        begun = sum(p.nbytes for p in model.parameters() if p.requires_grad) if data.passes > 1 else 0
+        begun = (
+            sum(p.nbytes for p in model.parameters() if p.requires_grad) if data.passes > 1 else 0
+        )
         states = _optimizer_states(model, cfg.optim._target_)
         total = backbones.parameter_counts(model)["total"]
         counts, tokens = _counted(stages, model, source, data, build)
@@ -65,10 +83,15 @@ class Work:
 
         # gradients of earlier micro-batches
         self.step = kept + peak("training") + begun + states
-        written = peak("writing") + counts["cached token"] * stages.decoding.max_new_tokens if free else 0
+        written = (
+            peak("writing") + counts["cached token"] * stages.decoding.max_new_tokens if free else 0
+        )
         self.testing = kept + max(peak("reading"), written)
         self.training = max(self.step, self.testing + states)
-        self.train, self.evaluate = counts["training flops"] / tokens, counts["reading flops"] / tokens
+        self.train, self.evaluate = (
+            counts["training flops"] / tokens,
+            counts["reading flops"] / tokens,
+        )
         self.written = 2.0 * total * stages.decoding.max_new_tokens if free else 0.0
 
 
@@ -76,7 +99,11 @@ SHALLOW = (3, 4)  # from the third block on, each one adds what the one before i
 
 
 def _counted(
-    stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build | None
+    stages: Sketch,
+    model: nn.Module,
+    source: Source | None,
+    data: PairedDataModule,
+    build: Build | None,
 ) -> tuple[dict[str, int], int]:
     """Count the passes of a model: name -> bytes or FLOPs, and the tokens of the batch.
 
@@ -89,11 +116,17 @@ def _counted(
     stacks = backbones.stacks(model)
     depths = {len(blocks) for blocks in stacks}
     (depth,) = depths if len(depths) == 1 else (0,)
-    rows = min(stages.cfg.data.batch_size, stages.cfg.data.micro_batch_size or stages.cfg.data.batch_size)
+    rows = min(
+        stages.cfg.data.batch_size, stages.cfg.data.micro_batch_size or stages.cfg.data.batch_size
+    )
     # the first block may hold FLARE MT's map, too, which is one whatever the depth
     later = [block for blocks in stacks for block in blocks[1:]]
-    gradients = max((sum(p.nbytes for p in block.parameters() if p.requires_grad) for block in later), default=0)
-    saved = 2 * rows * _batch(stages, data, 1)[0]["target"]["input_ids"].shape[1] * width_of(model)  # a block's input in 16 bits
+    gradients = max(
+        (sum(p.nbytes for p in block.parameters() if p.requires_grad) for block in later), default=0
+    )
+    saved = (
+        2 * rows * _batch(stages, data, 1)[0]["target"]["input_ids"].shape[1] * width_of(model)
+    )  # a block's input in 16 bits
     # Gemma 3's first blocks are all of one kind, and another kind brings masks and rotations of its own
     kinds = getattr(model.config, "layer_types", None) or []
     unlike = set(kinds) - set(kinds[: SHALLOW[0]])
@@ -101,10 +134,15 @@ def _counted(
         return _passes(stages, model, source, data)
     (less, tokens), (more, _) = (_passes(stages, *build(n), data) for n in SHALLOW)
     fewer, further = SHALLOW
-    return {name: less[name] + (more[name] - less[name]) * (depth - fewer) // (further - fewer) for name in less}, tokens
+    return {
+        name: less[name] + (more[name] - less[name]) * (depth - fewer) // (further - fewer)
+        for name in less
+    }, tokens
 
 
-def _passes(stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule) -> tuple[dict[str, int], int]:
+def _passes(
+    stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule
+) -> tuple[dict[str, int], int]:
     """Count the passes of a model as it is: name -> bytes or FLOPs, and the tokens of the batch."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -130,7 +168,9 @@ def _passes(stages: Sketch, model: nn.Module, source: Source | None, data: Paire
                 counts["cached token"] = _written(stages, module, batch)
             counts |= {f"writing bytes, {phase}": count for phase, count in writing.peaks.items()}
     counts |= {f"training bytes, {phase}": count for phase, count in training.peaks.items()}
-    return counts | {f"reading bytes, {phase}": count for phase, count in reading.peaks.items()}, tokens
+    return counts | {
+        f"reading bytes, {phase}": count for phase, count in reading.peaks.items()
+    }, tokens
 
 
 def _autocast(precision: str | None) -> torch.autocast:
@@ -159,7 +199,10 @@ def _batch(stages: Sketch, data: PairedDataModule, rows: int) -> tuple[dict[str,
     """As many rows as long as the longest, and how many tokens these are."""
 
     def ids(length: int) -> dict[str, Tensor]:
-        return {name: torch.ones(rows, length, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+        return {
+            name: torch.ones(rows, length, dtype=torch.long)
+            for name in ("input_ids", "attention_mask")
+        }
 
     dataset = data.dataset("train")
     longest = max(len(item["inputs"]["input_ids"]) for item in dataset.target)
@@ -170,10 +213,14 @@ def _batch(stages: Sketch, data: PairedDataModule, rows: int) -> tuple[dict[str,
         batch["answer"] = ids(max(len(stages.form.answer(text)) for text in texts))
     if dataset.source is None:
         return batch, rows * longest
-    batch["source"] = ids(length := max(len(item["inputs"]["input_ids"]) for item in dataset.source))
+    batch["source"] = ids(
+        length := max(len(item["inputs"]["input_ids"]) for item in dataset.source)
+    )
     if data.view == "latent":
-        batch["source"] = {"attention_mask": batch["source"]["attention_mask"],
-                           "states": torch.zeros(rows, length, 1, stages.mt.encoder_config.d_model)}  # fmt: skip
+        batch["source"] = {
+            "attention_mask": batch["source"]["attention_mask"],
+            "states": torch.zeros(rows, length, 1, stages.mt.encoder_config.d_model),
+        }
     return batch, rows * (longest + length)
 
 
@@ -190,7 +237,9 @@ def _passed(module: Any, batch: dict[str, Any], answers: Mapping[str, Tensor] | 
 
 
 def _sum(outputs: Any) -> Tensor:
-    return sum(x.float().sum() for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.requires_grad)  # type: ignore[return-value]
+    return sum(
+        x.float().sum() for x in tree_leaves(outputs) if isinstance(x, Tensor) and x.requires_grad
+    )  # type: ignore[return-value]
 
 
 def _weights(stages: Sketch, model: nn.Module) -> int:
@@ -198,9 +247,13 @@ def _weights(stages: Sketch, model: nn.Module) -> int:
     precision, total, largest = stages.precision, 0, 0
     packed = set()
     if precision.quantize:
-        skipped = ("lm_head", *backbones.FAMILIES[model.config.model_type].heads[stages.form_name], "lora_")  # type: ignore[union-attr, index]
-        packed = {id(m.weight) for name, m in model.named_modules()
-                  if isinstance(m, nn.Linear) and not any(part in name for part in (*skipped, "flare_"))}  # fmt: skip
+        family = backbones.FAMILIES[model.config.model_type]  # type: ignore[union-attr, index]
+        skipped = ("lm_head", *family.heads[stages.form_name], "lora_")
+        packed = {
+            id(m.weight)
+            for name, m in model.named_modules()
+            if isinstance(m, nn.Linear) and not any(part in name for part in (*skipped, "flare_"))
+        }
     for p in model.parameters():
         if id(p) in packed:
             # half a byte, and a scale for every 64: 32 bits, or 8 with a scale of 32 bits for every 256 of them
@@ -216,7 +269,10 @@ def _optimizer_states(model: nn.Module, name: str) -> int:
     trained = [p for p in model.parameters() if p.requires_grad]
     if not name.endswith("8bit"):
         return sum(2 * p.numel() * p.element_size() for p in trained)
-    return sum(2 * p.numel() * 4 if p.numel() < 4096 else int(2 * p.numel() * (1 + 4 / 256)) for p in trained)
+    return sum(
+        2 * p.numel() * 4 if p.numel() < 4096 else int(2 * p.numel() * (1 + 4 / 256))
+        for p in trained
+    )
 
 
 def _without_content(model: nn.Module) -> set[int]:
@@ -227,7 +283,11 @@ def _without_content(model: nn.Module) -> set[int]:
             for name, old in held.items():
                 if old is not None and id(old) not in made:
                     new = torch.empty(old.shape, dtype=old.dtype)
-                    new = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+                    new = (
+                        nn.Parameter(new, old.requires_grad)
+                        if isinstance(old, nn.Parameter)
+                        else new
+                    )
                     made[id(old)] = (new, old)
                 held[name] = made[id(old)][0] if old is not None else None  # type: ignore[assignment]
     return {new.untyped_storage()._cdata for new, _ in made.values()}
@@ -273,7 +333,10 @@ class Counter(TorchDispatchMode):
         if formula := flop_registry.get(operation._overloadpacket):
             self.flops += formula(*args, **(kwargs or {}), out_val=outputs)
         for tensor in tree_leaves(outputs):
-            if isinstance(tensor, Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self.sizes:
+            if (
+                isinstance(tensor, Tensor)
+                and (key := (storage := tensor.untyped_storage())._cdata) not in self.sizes
+            ):
                 self.sizes[key] = storage.nbytes()
                 self.now += storage.nbytes()
                 phase = self.phase

@@ -26,7 +26,15 @@ from flare_exp.experiment import provenance
 from flare_exp.flare.source_encoders import Source
 from flare_exp.models import backbones
 from flare_exp.planning.counting import work_of
-from flare_exp.planning.preview import CHARACTERS, CountedForm, Preview, Sketch, config_of, pretraining, preview
+from flare_exp.planning.preview import (
+    CHARACTERS,
+    CountedForm,
+    Preview,
+    Sketch,
+    config_of,
+    pretraining,
+    preview,
+)
 from flare_exp.planning.walk import (
     batches_of,
     build_adapted,
@@ -38,7 +46,10 @@ from flare_exp.planning.walk import (
 )
 from flare_exp.toy.translation_model import train_mt
 
-GPU = ("an A100 (bf16)", 312e12)  # the device of plans for a GPU that is not here: name, peak FLOP/s
+GPU = (
+    "an A100 (bf16)",
+    312e12,
+)  # the device of plans for a GPU that is not here: name, peak FLOP/s
 SHARE = 0.35  # of the peak that training reaches
 DECODING = 0.1  # of that, when tokens are written one by one
 
@@ -70,8 +81,12 @@ def estimate(cfg: Config, scratch: Path, todo: set[str]) -> Estimate:
     stages = preview(cfg, scratch)
     found = _arithmetic(stages, todo) if isinstance(stages, Sketch) else _probe(stages, todo)
     for digest, (examples, times) in stages.untranslated.items():
-        found.seconds[digest] = times * _translating(stages, [text for e in examples for text in e.texts])
-        found.disk[digest] = round(times * 2 * sum(len(text.encode()) for e in examples for text in e.texts))
+        found.seconds[digest] = times * _translating(
+            stages, [text for e in examples for text in e.texts]
+        )
+        found.disk[digest] = round(
+            times * 2 * sum(len(text.encode()) for e in examples for text in e.texts)
+        )
     if "backbone" in todo:
         found.disk["backbone"] = 4 * found.total
     if stages.cfg.source.cache == "disk" and "transfer" in todo:
@@ -84,7 +99,9 @@ def _saved(stages: Preview, name: str, counts: Mapping[str, int]) -> int:
     """Bytes of what a training stage leaves, and of the two checkpoints that it has on the way."""
     full = name == "finetune" and stages.cfg.finetune.tuning == "full"
     copies = 3 if stages.cfg.task.select == "best" else 1
-    return 4 * (copies - 1) * counts["trainable"] + 4 * (counts["total"] if full else counts["trainable"])
+    return 4 * (copies - 1) * counts["trainable"] + 4 * (
+        counts["total"] if full else counts["trainable"]
+    )
 
 
 def _notes(stages: Preview) -> list[str]:
@@ -96,14 +113,28 @@ def _notes(stages: Preview) -> list[str]:
             f"arithmetic: {cfg.model.name} or its data is not here. Its passes are counted on tensors without content: every "
             "matrix product (the source's pass too, and no gradient of frozen weights), and every tensor that is alive at once, "
             "weights as they are kept, optimiser states and source states; in batches as long as the longest text."
-            + ("" if cfg.trainer.accelerator == "gpu" else " A process on a CPU may hold twice that."),
+            + (
+                ""
+                if cfg.trainer.accelerator == "gpu"
+                else " A process on a CPU may hold twice that."
+            ),
             f"time: {device}, {peak / 1e12:.3g} TFLOP/s, {SHARE:.0%} of it used in training, {SHARE * DECODING:.1%} where tokens "
             f"are written one by one"
-            + (f"; {CHARACTERS} characters to a token." if isinstance(stages.form, CountedForm) else "."),
+            + (
+                f"; {CHARACTERS} characters to a token."
+                if isinstance(stages.form, CountedForm)
+                else "."
+            ),
         ]
     else:
-        whose = "the device" if cfg.trainer.accelerator == "gpu" else "the whole process, its libraries included"
-        found = [f"probe: a few real batches of every stage on this machine; memory is that of {whose}."]
+        whose = (
+            "the device"
+            if cfg.trainer.accelerator == "gpu"
+            else "the whole process, its libraries included"
+        )
+        found = [
+            f"probe: a few real batches of every stage on this machine; memory is that of {whose}."
+        ]
     if task.assumed:  # type: ignore[attr-defined]
         found.append(
             f"data: {task.name} is not here, so its sizes are the published ones and every text is as long as "
@@ -121,7 +152,11 @@ def downloads(stages: Preview, reads_mt: bool) -> int:
     """Bytes of the checkpoints that are not here."""
     found, m, form = 0, stages.cfg.model, stages.form_name
     if stages.backbone.kind == "hub" and not stages.backbone.reused:
-        found += _published(str(m.path), m.revision, backbones.auto_class(form, config_of(str(m.path)).is_encoder_decoder))
+        found += _published(
+            str(m.path),
+            m.revision,
+            backbones.auto_class(form, config_of(str(m.path)).is_encoder_decoder),
+        )
     if reads_mt and stages.mt.absent:
         found += _published(str(stages.cfg.mt.path), stages.cfg.mt.revision, AutoModelForSeq2SeqLM)
     return found
@@ -129,7 +164,9 @@ def downloads(stages: Preview, reads_mt: bool) -> int:
 
 def _published(path: str, revision: str | None, auto: Any) -> int:
     """Bytes of a checkpoint's weights, as they are on the hub."""
-    return _parameters(path, revision, auto) * (2 if "16" in str(config_of(path, revision).dtype) else 4)
+    return _parameters(path, revision, auto) * (
+        2 if "16" in str(config_of(path, revision).dtype) else 4
+    )
 
 
 @functools.cache
@@ -139,7 +176,9 @@ def _parameters(path: str, revision: str | None, auto: Any) -> int:
         return auto.from_config(config_of(path, revision)).num_parameters()
 
 
-def _note_sizes(found: Estimate, stages: Preview, name: str, model: nn.Module, data: PairedDataModule) -> None:
+def _note_sizes(
+    found: Estimate, stages: Preview, name: str, model: nn.Module, data: PairedDataModule
+) -> None:
     """Parameters, and bytes of source states and of what the stage leaves."""
     counts = found.parameters[name] = backbones.parameter_counts(model)
     found.states = _states(stages, model, data)
@@ -153,9 +192,14 @@ def _states(stages: Preview, model: Any, data: PairedDataModule) -> int:
         return 0
     config = model.peft_config["default"]
     parts, roles = stages.parts(data.view), stages.task.training_roles
-    tokens = sum(parts[role] * sum(len(i["inputs"]["input_ids"]) for i in data.dataset(role).source or ()) for role in roles)
+    tokens = sum(
+        parts[role] * sum(len(i["inputs"]["input_ids"]) for i in data.dataset(role).source or ())
+        for role in roles
+    )
     width = config.source_width or len(stages.source(model).states.blocks) * width_of(model)
-    return round(tokens * width * getattr(torch, o.dtype or _read_dtype(stages, data.view)).itemsize)
+    return round(
+        tokens * width * getattr(torch, o.dtype or _read_dtype(stages, data.view)).itemsize
+    )
 
 
 def _read_dtype(stages: Preview, view: str) -> str:
@@ -163,7 +207,9 @@ def _read_dtype(stages: Preview, view: str) -> str:
     mixed = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}.get(str(stages.cfg.trainer.precision))
     if view == "latent":
         return mixed or ("bfloat16" if stages.mt.device == "cuda" else "float32")
-    return mixed or ("float64" if stages.cfg.trainer.precision == "64-true" else stages.cfg.model.dtype)
+    return mixed or (
+        "float64" if stages.cfg.trainer.precision == "64-true" else stages.cfg.model.dtype
+    )
 
 
 # --- the probe -------------------------------------------------------------------------------------------------------
@@ -175,40 +221,64 @@ def _probe(stages: Preview, todo: set[str]) -> Estimate:
     if "backbone" in todo:
         from flare_exp.toy.pretrain import pretrain
 
-        found.seconds["backbone"] = _building(stages, pretrain, pretraining(stages.cfg), {"documents": 2000})
+        found.seconds["backbone"] = _building(
+            stages, pretrain, pretraining(stages.cfg), {"documents": 2000}
+        )
     if "mt" in todo:
         found.seconds["mt"] = _building(stages, train_mt, stages.mt.options, {"pairs": 2000})
     started = time.perf_counter()
     for name, model, source, data, tests in iter_stage_models(stages, todo):
         _note_sizes(found, stages, name, model, data)
-        stage, dataset, parts = stage_options(stages, name), data.dataset("train"), stages.parts(data.view)
+        stage, dataset, parts = (
+            stage_options(stages, name),
+            data.dataset("train"),
+            stages.parts(data.view),
+        )
         clock = _Clock(data.passes)
         module = stages.module(
-            model, source, score=lambda _: {stages.task.metric: 0.0}, optimizer=stages.optimizer(stage.lr), warmup=stage.warmup
+            model,
+            source,
+            score=lambda _: {stages.task.metric: 0.0},
+            optimizer=stages.optimizer(stage.lr),
+            warmup=stage.warmup,
         )
         loaders = {role: _loader(stages, data, role) for role in stages.task.training_roles}
         ready = time.perf_counter() - started  # loading and tokenising
         if name in todo:
             stages.trainer(
-                max_epochs=1, callbacks=[clock], logger=False, enable_checkpointing=False,
-                accumulate_grad_batches=data.passes, gradient_clip_val=stages.cfg.trainer.gradient_clip_val,
-            ).fit(module, loaders["train"], loaders.get("validation"))  # fmt: skip
-            epoch = steps_per_epoch(stages, round(parts["train"] * len(dataset))) * clock.mean("train")
+                max_epochs=1,
+                callbacks=[clock],
+                logger=False,
+                enable_checkpointing=False,
+                accumulate_grad_batches=data.passes,
+                gradient_clip_val=stages.cfg.trainer.gradient_clip_val,
+            ).fit(module, loaders["train"], loaders.get("validation"))
+            epoch = steps_per_epoch(stages, round(parts["train"] * len(dataset))) * clock.mean(
+                "train"
+            )
             if "validation" in loaders:
-                batches = parts["validation"] * len(batches_of(stages, data.dataset("validation"), "validation"))
+                batches = parts["validation"] * len(
+                    batches_of(stages, data.dataset("validation"), "validation")
+                )
                 epoch += batches * clock.mean("validation")
             found.seconds[name] = ready + stage.epochs * epoch
         for test, view in tests.items():
             clock = _Clock(data.passes)
             trainer = stages.trainer(callbacks=[clock], logger=False, enable_checkpointing=False)
             trainer.predict(module.eval(), _loader(stages, stages.data(view), "test"))
-            batches = stages.parts(view)["test"] * len(batches_of(stages, stages.data(view).dataset("test"), "test"))
+            batches = stages.parts(view)["test"] * len(
+                batches_of(stages, stages.data(view).dataset("test"), "test")
+            )
             found.seconds[test] = batches * clock.mean("test")
         del module, model, source
         started = time.perf_counter()
     gpu = stages.cfg.trainer.accelerator == "gpu"
     found.memory = torch.cuda.max_memory_allocated() if gpu else provenance.peak_memory()
-    return replace(found, memory=found.memory + (found.states if stages.cfg.source.cache == "memory" and not gpu else 0))
+    return replace(
+        found,
+        memory=found.memory
+        + (found.states if stages.cfg.source.cache == "memory" and not gpu else 0),
+    )
 
 
 def _loader(stages: Preview, data: PairedDataModule, role: str) -> Any:
@@ -248,7 +318,12 @@ class _Clock(Callback):
         self._tick("test")
 
 
-def _building(stages: Preview, build: Callable[..., Any], options: Mapping[str, Any], little: Mapping[str, Any]) -> float:
+def _building(
+    stages: Preview,
+    build: Callable[..., Any],
+    options: Mapping[str, Any],
+    little: Mapping[str, Any],
+) -> float:
     """Seconds to train an embedded model: its text and first step, and the others by the time of some on `little` text."""
     taken = []
     for changes in ({"steps": 1}, {"steps": 1, **little}, {"steps": 31, **little}):
@@ -272,16 +347,25 @@ def _arithmetic(stages: Sketch, todo: set[str]) -> Estimate:
         stage, parts = stage_options(stages, name), stages.parts(data.view)
         work = work_of(stages, model, source, data, functools.partial(_of_depth, stages, name))
         if name in todo:
-            tokens = {role: parts[role] * sum(data.dataset(role).costs) for role in stages.task.training_roles}
+            tokens = {
+                role: parts[role] * sum(data.dataset(role).costs)
+                for role in stages.task.training_roles
+            }
             rows = round(parts["train"] * len(data.dataset("train")))
             taken = steps_per_epoch(stages, rows) / max(1, -(-rows // stages.cfg.data.batch_size))
-            epoch = taken * work.train * tokens["train"] + work.evaluate * tokens.get("validation", 0.0)
+            epoch = taken * work.train * tokens["train"] + work.evaluate * tokens.get(
+                "validation", 0.0
+            )
             found.seconds[name] = stage.epochs * epoch / speed
             found.memory = max(found.memory, work.training)
         for test, view in tests.items():
             found.memory = max(found.memory, work.testing)
             tested, part = stages.data(view).dataset("test"), stages.parts(view)["test"]
-            found.seconds[test] = part * (work.evaluate * sum(tested.costs) + work.written * len(tested) / DECODING) / speed
+            found.seconds[test] = (
+                part
+                * (work.evaluate * sum(tested.costs) + work.written * len(tested) / DECODING)
+                / speed
+            )
     base = provenance.peak_memory() if stages.cfg.trainer.accelerator == "cpu" else 0
     return replace(found, memory=found.memory + base)
 

@@ -23,7 +23,12 @@ from flare_exp.config.schema import MACHINES, Config
 from flare_exp.data.generation import PromptForm
 from flare_exp.data.preprocessing import Form, Item
 from flare_exp.errors import UserError
-from flare_exp.experiment.checkpoints import MT, existing_checkpoint, make_translator, prepare_backbone
+from flare_exp.experiment.checkpoints import (
+    MT,
+    existing_checkpoint,
+    make_translator,
+    prepare_backbone,
+)
 from flare_exp.experiment.pipeline import load_task
 from flare_exp.experiment.stages import Stages
 from flare_exp.flare import adapter
@@ -74,9 +79,16 @@ class Looking(ArtifactStore):
         super().__init__(root)
         self.scratch, self.machine = scratch, machine
 
-    def get(self, kind: str, key: Mapping[str, Any], build: Callable[[Path], Any], *_, **__) -> Artifact:
+    def get(
+        self, kind: str, key: Mapping[str, Any], build: Callable[[Path], Any], *_, **__
+    ) -> Artifact:
         found = self.find(kind, key)
-        if found.reused or kind in ("backbone", "finetune", "transfer", "test"):  # nothing here reads an unbuilt one
+        if found.reused or kind in (
+            "backbone",
+            "finetune",
+            "transfer",
+            "test",
+        ):  # nothing here reads an unbuilt one
             return found
         if kind != "translation" or self.machine:
             raise Unbuilt(found)
@@ -114,11 +126,17 @@ class PreviewMT(MT):
     def checkpoint(self) -> str:
         if self.missing is None:
             return super().checkpoint
-        return str(first_step(self.store.scratch / "mt" / self.missing.digest, train_mt, self.options))
+        return str(
+            first_step(self.store.scratch / "mt" / self.missing.digest, train_mt, self.options)
+        )
 
     @functools.cached_property
     def encoder_config(self) -> Any:
-        return config_of(str(self.cfg.path), self.cfg.revision) if self.absent else super().encoder_config
+        return (
+            config_of(str(self.cfg.path), self.cfg.revision)
+            if self.absent
+            else super().encoder_config
+        )
 
     @functools.cached_property
     def encoder(self) -> Any:
@@ -143,7 +161,9 @@ class Preview(Stages):
         super().__init__(cfg, store, task, backbone, None)  # type: ignore[arg-type]
         self.mt = PreviewMT(cfg, store)
         self.translator = make_translator(cfg, task, self.mt)
-        self.untranslated: dict[str, tuple[Sequence[Example], float]] = {}  # and how many each of them stands for
+        self.untranslated: dict[
+            str, tuple[Sequence[Example], float]
+        ] = {}  # and how many each of them stands for
 
     def parts(self, view: str) -> dict[str, float]:
         """Role -> how many rows of the benchmark each row of the data that is looked at stands for."""
@@ -151,7 +171,10 @@ class Preview(Stages):
         if not self.task.assumed:  # type: ignore[attr-defined]
             return dict.fromkeys(roles, 1.0)
         langs = {"test": self.cfg.task.lang} if view != "english" else {}
-        return {role: getattr(self.task.load(langs.get(role, self.task.english), role), "times", 1.0) for role in roles}
+        return {
+            role: getattr(self.task.load(langs.get(role, self.task.english), role), "times", 1.0)
+            for role in roles
+        }
 
     def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
         try:
@@ -186,7 +209,10 @@ class CountedForm(PromptForm):
         ]
 
     def encode_sources(self, examples: Sequence[Example]) -> list[Item]:
-        return [{"inputs": {"input_ids": range(min(self._length(e), self.max_length))}, "cut": False} for e in examples]
+        return [
+            {"inputs": {"input_ids": range(min(self._length(e), self.max_length))}, "cut": False}
+            for e in examples
+        ]
 
     def _windows(self, length: int) -> list[tuple[int, int]]:
         """First and last token of each window of a text, or of what is left of the one that is cut."""
@@ -228,15 +254,25 @@ class Sketch(Preview):
         return self.form
 
     def load(self, path: str, revision: str | None = None) -> Backbone:
-        config, m, kept = AutoConfig.from_pretrained(path), self.cfg.model, self.cfg.trainer.precision
+        config, m, kept = (
+            AutoConfig.from_pretrained(path),
+            self.cfg.model,
+            self.cfg.trainer.precision,
+        )
         if self.depth is not None:
             shorten(config, self.depth)
         family = backbones.FAMILIES[config.model_type]
-        config.num_labels = max(1, len(self.task.labels)) if self.form_name == "label" else config.num_labels
+        config.num_labels = (
+            max(1, len(self.task.labels)) if self.form_name == "label" else config.num_labels
+        )
         auto = backbones.auto_class(self.form_name, config.is_encoder_decoder)
         dtype = {"64-true": "float64"}.get(str(kept), m.dtype)
         with torch.device("meta"):
-            model = auto.from_config(config, dtype=getattr(torch, dtype), attn_implementation=m.attention or family.attention[0])
+            model = auto.from_config(
+                config,
+                dtype=getattr(torch, dtype),
+                attn_implementation=m.attention or family.attention[0],
+            )
         if m.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return backbones.wrap(model, family, self.form_name)
@@ -253,7 +289,9 @@ class Sketch(Preview):
         if self.precision.holds_updates:
             return backbone
         with torch.device("meta"):
-            return adapter.frozen(backbone, adapter.adapter_config(backbone, **asdict(self.cfg.adapter)))
+            return adapter.frozen(
+                backbone, adapter.adapter_config(backbone, **asdict(self.cfg.adapter))
+            )
 
 
 def shorten(config: PreTrainedConfig, depth: int) -> None:
@@ -275,7 +313,10 @@ def preview(cfg: Config, scratch: Path) -> Preview:
     if cfg.model.path is None and not backbone.reused:
         from flare_exp.toy.pretrain import pretrain
 
-        backbone = replace(backbone, path=first_step(scratch / "backbone" / backbone.digest, pretrain, pretraining(cfg)))
+        backbone = replace(
+            backbone,
+            path=first_step(scratch / "backbone" / backbone.digest, pretrain, pretraining(cfg)),
+        )
     return Preview(cfg, store, task, backbone)
 
 
@@ -295,12 +336,16 @@ def pretraining(cfg: Config) -> dict[str, Any]:
 def _sketched(cfg: Config, scratch: Path) -> Artifact:
     """A hub checkpoint's identity, and a folder with its configuration alone."""
     if cfg.model.path is None:
-        raise UserError("method=flare_mt with a translation model that is not here: plan it with a model that is not embedded")
+        raise UserError(
+            "method=flare_mt with a translation model that is not here: plan it with a model that is not embedded"
+        )
     folder = scratch / "sketch" / str(cfg.model.path).replace("/", "--")
     config_of(cfg.model.path, cfg.model.revision).save_pretrained(folder)
     backbones.family_of(str(folder))
     here = weights_here(cfg.model.path, cfg.model.revision)
-    return replace(existing_checkpoint(cfg.model.path, cfg.model.revision), path=folder, reused=here)
+    return replace(
+        existing_checkpoint(cfg.model.path, cfg.model.revision), path=folder, reused=here
+    )
 
 
 @functools.cache
@@ -338,10 +383,17 @@ def with_sizes(task: Task, few: int = FEW) -> Task:
         except UserError:
             if split not in sizes:
                 raise
-        count = absent[lang, split] = sizes[split][lang] if isinstance(sizes[split], dict) else sizes[split]
+        count = absent[lang, split] = (
+            sizes[split][lang] if isinstance(sizes[split], dict) else sizes[split]
+        )
         parts = [part for part in task.splits.values() if part.split == split]
-        kept = sorted({i for part in parts for i in range(count)[part.start : part.stop][: task.limit][:few]})
-        blank, meaning = ("",) * len(task.fields), {"label": 0} if task.labels else {"answers": (Answer("", 0),)}
+        kept = sorted(
+            {i for part in parts for i in range(count)[part.start : part.stop][: task.limit][:few]}
+        )
+        blank, meaning = (
+            ("",) * len(task.fields),
+            {"label": 0} if task.labels else {"answers": (Answer("", 0),)},
+        )
         return [Example(f"{task.name}/{lang}/{split}/{i}", str(i), blank, **meaning) for i in kept]
 
     @functools.cache
@@ -352,7 +404,9 @@ def with_sizes(task: Task, few: int = FEW) -> Task:
         if not chosen:
             return load(lang, role)
         assumed[lang, role] = len(chosen)
-        kept = [replace(e, id=f"{e.id} of {len(chosen)}") for e in found if int(e.key) in chosen[:few]]
+        kept = [
+            replace(e, id=f"{e.id} of {len(chosen)}") for e in found if int(e.key) in chosen[:few]
+        ]
         return Few(kept, len(chosen) / len(kept))
 
     task.read, task.load = rows, some  # type: ignore[method-assign]

@@ -30,9 +30,22 @@ def iter_stage_models(
     saves = transfers and not isinstance(stages, Sketch)
     model = build_english(stages) if trains or saves else None
     if trains:
-        yield "finetune", model, None, stages.data("english"), {k: v for k, v in tests.items() if k in todo}  # type: ignore[misc]
+        yield (
+            "finetune",
+            model,
+            None,
+            stages.data("english"),
+            {k: v for k, v in tests.items() if k in todo},
+        )  # type: ignore[misc]
     if transfers:
-        english = Artifact(stages.store.scratch / "english" / stages.backbone.digest.replace("/", "--"), "", "", {}, 0.0, False)
+        english = Artifact(
+            stages.store.scratch / "english" / stages.backbone.digest.replace("/", "--"),
+            "",
+            "",
+            {},
+            0.0,
+            False,
+        )
         if saves:
             assert model is not None
             english.path.mkdir(parents=True, exist_ok=True)
@@ -41,7 +54,13 @@ def iter_stage_models(
             save_model(model, trained, english.path / ("adapter" if lora else "model"))
         del model
         adapted_model, source = build_adapted(stages, english)
-        yield "transfer", adapted_model, source, stages.data(method.view), {k: v for k, v in adapted.items() if k in todo}
+        yield (
+            "transfer",
+            adapted_model,
+            source,
+            stages.data(method.view),
+            {k: v for k, v in adapted.items() if k in todo},
+        )
 
 
 def build_english(stages: Preview) -> nn.Module:

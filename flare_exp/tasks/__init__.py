@@ -8,7 +8,9 @@ from flare_exp.tasks.toy import ToyNLI, ToyQA, ToySentiment
 from flare_exp.tasks.tydiqa import TyDiQA
 from flare_exp.tasks.xnli import XNLI
 
-TASKS: dict[str, type[Task]] = {cls.name: cls for cls in (ToySentiment, ToyNLI, ToyQA, NusaX, XNLI, TyDiQA)}
+TASKS: dict[str, type[Task]] = {
+    cls.name: cls for cls in (ToySentiment, ToyNLI, ToyQA, NusaX, XNLI, TyDiQA)
+}
 
 __all__ = [
     "ROLES",

@@ -59,7 +59,9 @@ class Slice:
         """Read a slice; ValueError when it is none, or empty."""
         match = re.fullmatch(r"([A-Za-z_]\w*)(?:\[(\d*):(\d*)\])?", text)
         if not match:
-            raise ValueError(f"{text!r} is not a split; write e.g. train, validation[:2000] or validation[2000:]")
+            raise ValueError(
+                f"{text!r} is not a split; write e.g. train, validation[:2000] or validation[2000:]"
+            )
         split, start, stop = match.groups()
         parsed = cls(split, int(start or 0), int(stop) if stop else None)
         if parsed.stop is not None and parsed.stop <= parsed.start:
@@ -83,9 +85,13 @@ class Task(ABC):
     name: ClassVar[str]
     english: ClassVar[str]  # the benchmark's own code for English
     languages: ClassVar[tuple[str, ...]]
-    fields: ClassVar[tuple[str, ...]]  # what an example's texts are; question answering: ("context", "question")
+    fields: ClassVar[
+        tuple[str, ...]
+    ]  # what an example's texts are; question answering: ("context", "question")
     prompt: ClassVar[str]  # generative form: a template over the fields; the answer follows it
-    labels: ClassVar[tuple[str, ...]] = ()  # classification: the classes' names, and what a generative model answers
+    labels: ClassVar[
+        tuple[str, ...]
+    ] = ()  # classification: the classes' names, and what a generative model answers
     metric: ClassVar[str]  # what model selection and the tables look at
     parallel: ClassVar[bool] = False  # rows with one key are translations of one another
     machine_splits: ClassVar[tuple[str, ...]] = ()  # splits that a machine translated from English
@@ -116,7 +122,11 @@ class Task(ABC):
 
     def gold(self, example: Example) -> tuple[str, ...]:
         """What counts as right: the label's name, or the texts of the accepted answers."""
-        return tuple(a.text for a in example.answers) if example.label is None else (self.labels[example.label],)
+        return (
+            tuple(a.text for a in example.answers)
+            if example.label is None
+            else (self.labels[example.label],)
+        )
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
         """The benchmark's metrics, fractions in 0..1, of one prediction per example."""
@@ -142,7 +152,9 @@ class Task(ABC):
         part, rows = self.splits[role], self._slice(lang, role)
         if role == "train" and (shared := {e.id for e in self.shared(lang)}):
             rows = [e for e in rows if e.id not in shared]
-            warn_once(f"{self.name}/{lang}/train: {len(shared)} training examples ask about a context of validation: left out")
+            warn_once(
+                f"{self.name}/{lang}/train: {len(shared)} training examples ask about a context of validation: left out"
+            )
         if not (rows := rows[: self.limit]):
             raise UserError(self._none(lang, role, part))
         return rows
@@ -163,7 +175,9 @@ class Task(ABC):
         field, train, validation = self.context, self.splits["train"], self.splits.get("validation")
         if field is None or validation is None or train.split != validation.split:
             return []
-        contexts = {e.texts[field] for e in self.load(lang, "validation")} - {""}  # a text that is not known is none
+        contexts = {e.texts[field] for e in self.load(lang, "validation")} - {
+            ""
+        }  # a text that is not known is none
         return [e for e in self._slice(lang, "train") if e.texts[field] in contexts]
 
     def _slice(self, lang: str, role: str) -> list[Example]:
@@ -177,7 +191,9 @@ class Benchmark(Task):
     hub_id: ClassVar[str]
     revision: ClassVar[str]
     columns: ClassVar[Mapping[str, str]]  # name -> kind of its cells (flare_exp.tasks.tables)
-    sizes: ClassVar[dict[str, Any]] = {}  # split -> published number of rows, or of rows by language; for plans without the data
+    sizes: ClassVar[
+        dict[str, Any]
+    ] = {}  # split -> published number of rows, or of rows by language; for plans without the data
 
     def __init__(self, data_dir: str | None = None, **kwargs):
         super().__init__(**kwargs)
@@ -194,12 +210,22 @@ class Benchmark(Task):
             UserError: unreadable data, a cell of the wrong type, rows that share a key, or a label that is none.
         """
         origin = f"{self.name}/{lang}/{split}"
-        examples = [self.example(f"{origin}/{i}", row) for i, row in enumerate(self.rows(lang, split))]
+        examples = [
+            self.example(f"{origin}/{i}", row) for i, row in enumerate(self.rows(lang, split))
+        ]
         if twice := [key for key, count in Counter(e.key for e in examples).items() if count > 1]:
             rows = [i for i, e in enumerate(examples) if e.key == twice[0]]
-            said = f"rows {rows[0]} and {rows[1]} (from 0)" if len(rows) == 2 else f"{len(rows)} rows"
-            raise UserError(f"{self._place(lang, split)}: {said} have the id {twice[0]}, so they cannot be told apart")
-        if wrong := [i for i, e in enumerate(examples) if self.labels and e.label not in range(len(self.labels))]:
+            said = (
+                f"rows {rows[0]} and {rows[1]} (from 0)" if len(rows) == 2 else f"{len(rows)} rows"
+            )
+            raise UserError(
+                f"{self._place(lang, split)}: {said} have the id {twice[0]}, so they cannot be told apart"
+            )
+        if wrong := [
+            i
+            for i, e in enumerate(examples)
+            if self.labels and e.label not in range(len(self.labels))
+        ]:
             column = next(name for name, kind in self.columns.items() if kind == LABEL)
             problem = f"{examples[wrong[0]].label} is none of 0..{len(self.labels) - 1} ({', '.join(self.labels)})"
             raise bad_cell(self._place(lang, split), wrong[0], column, problem)
@@ -227,7 +253,12 @@ class Benchmark(Task):
 
 def fingerprint(examples: Sequence[Example]) -> str:
     """Identity of a data set: ids, keys, texts, labels and answers, in order."""
-    return digest_of([[e.id, e.key, *e.texts, e.label, *([a.text, a.start] for a in e.answers)] for e in examples])[:16]
+    return digest_of(
+        [
+            [e.id, e.key, *e.texts, e.label, *([a.text, a.start] for a in e.answers)]
+            for e in examples
+        ]
+    )[:16]
 
 
 def check_labels(task: Task, examples: Sequence[Example], others: Sequence[Example]) -> None:
@@ -243,7 +274,10 @@ def check_labels(task: Task, examples: Sequence[Example], others: Sequence[Examp
     both = [(e, there[_split_and_key(e)]) for e in examples if _split_and_key(e) in there]
     if wrong := [(e, o) for e, o in both if task.labels and e.label != o.label]:
         own, other = (pair.id.split("/")[1] for pair in wrong[0])
-        named = [f"{e.id.split('/')[2]} {e.key} ({task.gold(e)[0]} in {own}, {task.gold(o)[0]} in {other})" for e, o in wrong[:5]]
+        named = [
+            f"{e.id.split('/')[2]} {e.key} ({task.gold(e)[0]} in {own}, {task.gold(o)[0]} in {other})"
+            for e, o in wrong[:5]
+        ]
         raise UserError(
             f"{task.name}: {len(wrong)} of {len(both)} rows have another label in {own} than in {other}, though they translate "
             f"one another: {', '.join(named)}{', ...' if len(wrong) > 5 else ''}"
@@ -261,7 +295,11 @@ def doubts(task: Task, examples: Sequence[Example]) -> dict[str, Any]:
     found = {
         "empty": sum(not all(text.strip() for text in e.texts) for e in examples),
         "unanswered": sum(not any(a.text.strip() for a in e.answers) for e in asked),
-        "missing": [name for number, name in enumerate(task.labels) if number not in {e.label for e in examples}],
+        "missing": [
+            name
+            for number, name in enumerate(task.labels)
+            if number not in {e.label for e in examples}
+        ],
     }
     return {name: value for name, value in found.items() if value}
 
@@ -273,7 +311,10 @@ def _split_and_key(example: Example) -> tuple[str, str]:
 def read_answers(column: dict[str, list[Any]] | None) -> tuple[Answer, ...]:
     """Answers from SQuAD's form {text[], answer_start[]}."""
     spans = column or {"text": [], "answer_start": []}
-    return tuple(Answer(text, start) for text, start in zip(spans["text"], spans["answer_start"], strict=True))
+    return tuple(
+        Answer(text, start)
+        for text, start in zip(spans["text"], spans["answer_start"], strict=True)
+    )
 
 
 @functools.cache
@@ -282,7 +323,9 @@ def warn_once(message: str) -> None:
     log.warning("%s", message)
 
 
-def read_parquet(path: Path, columns: Sequence[str] | Mapping[str, str], option: str = "task.data_dir") -> list[dict[str, Any]]:
+def read_parquet(
+    path: Path, columns: Sequence[str] | Mapping[str, str], option: str = "task.data_dir"
+) -> list[dict[str, Any]]:
     """Read rows of a local parquet file below the folder that `option` names.
 
     Args:
@@ -295,30 +338,47 @@ def read_parquet(path: Path, columns: Sequence[str] | Mapping[str, str], option:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise UserError(f"{option}: there is no {path}; expected <data_dir>/<language>/<split>.parquet")
+        raise UserError(
+            f"{option}: there is no {path}; expected <data_dir>/<language>/<split>.parquet"
+        )
     try:
         table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError, ValueError) as error:  # a damaged schema is a UnicodeDecodeError
+    except (
+        pa.ArrowException,
+        OSError,
+        ValueError,
+    ) as error:  # a damaged schema is a UnicodeDecodeError
         reason = first_line(error)
         raise UserError(f"{option}: {path} is not a readable parquet file ({reason})") from error
-    return _checked(rows_of(table, list(columns), f"{option}: {path}"), columns, f"{option}: {path}")
+    return _checked(
+        rows_of(table, list(columns), f"{option}: {path}"), columns, f"{option}: {path}"
+    )
 
 
-def _checked(rows: list[dict[str, Any]], columns: Sequence[str] | Mapping[str, str], place: str) -> list[dict[str, Any]]:
+def _checked(
+    rows: list[dict[str, Any]], columns: Sequence[str] | Mapping[str, str], place: str
+) -> list[dict[str, Any]]:
     if isinstance(columns, Mapping):
         for number, row in enumerate(rows):
             check_row(row, columns, place, number)
     return rows
 
 
-def read_hub(hub_id: str, config: str, split: str, revision: str, columns: Mapping[str, str]) -> list[dict[str, Any]]:
+def read_hub(
+    hub_id: str, config: str, split: str, revision: str, columns: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """Read rows of a hub data set at a pinned revision.
 
     Raises:
         UserError: it cannot be reached, has no such config, split or column, or a cell is wrong.
     """
-    table, place = load_hub(hub_id, config, revision, split), f"the data set {hub_id} ({config}, {split})"
+    table, place = (
+        load_hub(hub_id, config, revision, split),
+        f"the data set {hub_id} ({config}, {split})",
+    )
     if missing := [c for c in columns if c not in table.column_names]:
-        lacking = f"it lacks the column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}"
+        lacking = (
+            f"it lacks the column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}"
+        )
         raise UserError(f"{place} could not be loaded: {lacking}")
     return _checked(table.select_columns(list(columns)).to_list(), columns, place)

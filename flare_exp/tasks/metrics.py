@@ -13,7 +13,9 @@ import torch
 from torchmetrics.classification import MulticlassF1Score
 
 
-def classification(predictions: Sequence[str], gold: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+def classification(
+    predictions: Sequence[str], gold: Sequence[str], labels: Sequence[str]
+) -> dict[str, float]:
     """Accuracy, and the unweighted mean of F1 over the classes that occur in predictions or gold.
 
     A prediction that is no label (an unparsable generation) is wrong: it costs its gold class recall and no class precision.
@@ -24,14 +26,19 @@ def classification(predictions: Sequence[str], gold: Sequence[str], labels: Sequ
     f1 = MulticlassF1Score(len(labels) + 1, average=None)(guess, truth)
     present = torch.cat([guess, truth]).unique()
     macro = f1[present[present < len(labels)]].mean()
-    return {"accuracy": round(float((guess == truth).float().mean()), 6), "macro_f1": round(float(macro), 6)}
+    return {
+        "accuracy": round(float((guess == truth).float().mean()), 6),
+        "macro_f1": round(float(macro), 6),
+    }
 
 
 def answers(predictions: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, float]:
     """SQuAD's exact match and token F1 (arXiv 1606.05250), each prediction against the best of its gold answers; an example
     without gold answer (lost in translation) is wrong."""
     pairs = list(zip(predictions, gold, strict=True))
-    exact = [max((float(normalise(p) == normalise(g)) for g in golds), default=0.0) for p, golds in pairs]
+    exact = [
+        max((float(normalise(p) == normalise(g)) for g in golds), default=0.0) for p, golds in pairs
+    ]
     f1 = [max((token_f1(p, g) for g in golds), default=0.0) for p, golds in pairs]
     return {"exact_match": round(sum(exact) / len(exact), 6), "f1": round(sum(f1) / len(f1), 6)}
 
@@ -48,9 +55,15 @@ def squad(predictions: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str
         return {"squad_exact_match": 0.0, "squad_f1": 0.0}
     found = score(
         [{"prediction_text": predictions[i], "id": str(i)} for i in known],
-        [{"answers": {"answer_start": [0] * len(gold[i]), "text": list(gold[i])}, "id": str(i)} for i in known],
+        [
+            {"answers": {"answer_start": [0] * len(gold[i]), "text": list(gold[i])}, "id": str(i)}
+            for i in known
+        ],
     )
-    return {f"squad_{name}": round(float(value) / 100 * len(known) / len(gold), 6) for name, value in found.items()}
+    return {
+        f"squad_{name}": round(float(value) / 100 * len(known) / len(gold), 6)
+        for name, value in found.items()
+    }
 
 
 def normalise(text: str) -> str:
@@ -60,7 +73,9 @@ def normalise(text: str) -> str:
     An article is a whole word here; SQuAD's regular expression also finds one before a combining mark.
     """
     kept = "".join(
-        c for c in unicodedata.normalize("NFC", text).lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P"
+        c
+        for c in unicodedata.normalize("NFC", text).lower()
+        if c not in string.punctuation and unicodedata.category(c)[0] != "P"
     )
     return " ".join(word for word in kept.split() if word not in ("a", "an", "the"))
 

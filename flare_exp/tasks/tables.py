@@ -33,7 +33,10 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     TEXT: (_is_text, "text"),
     ID: (lambda value: _is_text(value) or _is_integer(value), "text or an integer"),
     LABEL: (_is_integer, "an integer"),
-    ANSWERS: (_is_answers, "{text: [text, ...], answer_start: [integer, ...]} with two lists of the same length"),
+    ANSWERS: (
+        _is_answers,
+        "{text: [text, ...], answer_start: [integer, ...]} with two lists of the same length",
+    ),
 }
 
 
@@ -66,7 +69,9 @@ def shown(value: Any) -> str:
         return "null"
     text = repr(value)
     text = text if len(text) <= 60 else f"{text[:57]}..."
-    return text if isinstance(value, (str, int, float, bytes)) else f"{text} ({type(value).__name__})"
+    return (
+        text if isinstance(value, (str, int, float, bytes)) else f"{text} ({type(value).__name__})"
+    )
 
 
 def rows_of(table: Any, columns: Sequence[str], place: str) -> list[dict[str, Any]]:
@@ -77,7 +82,9 @@ def rows_of(table: Any, columns: Sequence[str], place: str) -> list[dict[str, An
     """
     names = list(table.column_names)
     if missing := [c for c in columns if c not in names]:
-        raise UserError(f"{place} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}")
+        raise UserError(
+            f"{place} lacks the column(s) {', '.join(missing)}; it has {', '.join(names)}"
+        )
     if twice := [c for c in columns if names.count(c) > 1]:
         raise UserError(f"{place} has several columns with the name {twice[0]}")
     values = [_values(table.column(c), c, place) for c in columns]
@@ -95,7 +102,9 @@ def _values(column: Any, name: str, place: str) -> list[Any]:
             try:
                 cell.as_py()
             except UnicodeDecodeError as error:
-                raise bad_cell(place, number, name, f"text that is not valid UTF-8 ({error.reason})") from error
+                raise bad_cell(
+                    place, number, name, f"text that is not valid UTF-8 ({error.reason})"
+                ) from error
             except failures as error:
                 raise bad_cell(place, number, name, first_line(error)) from error
         raise

@@ -68,7 +68,10 @@ class ToyNLI(ToyTask):
         return self.world.inferences(split)
 
     def content(self, tree: Inference, lang: str) -> dict[str, Any]:
-        return {"texts": tuple(self.world.render(r, lang) for r in (tree.premise, tree.hypothesis)), "label": tree.label}
+        return {
+            "texts": tuple(self.world.render(r, lang) for r in (tree.premise, tree.hypothesis)),
+            "label": tree.label,
+        }
 
 
 class ToyQA(ToyTask):

@@ -41,8 +41,28 @@ class TyDiQA(Benchmark):
     revision = "da78f23f9119363459acbaf46bf89426ff26c259"
     columns: ClassVar = {"id": ID, "context": TEXT, "question": TEXT, "answers": ANSWERS}
     sizes: ClassVar = {
-        "train": {"en": 3696, "ar": 14805, "bn": 2390, "fi": 6855, "id": 5702, "ko": 1625, "ru": 6490, "sw": 2755, "te": 5563},
-        "validation": {"en": 440, "ar": 921, "bn": 113, "fi": 782, "id": 565, "ko": 276, "ru": 812, "sw": 499, "te": 669},
+        "train": {
+            "en": 3696,
+            "ar": 14805,
+            "bn": 2390,
+            "fi": 6855,
+            "id": 5702,
+            "ko": 1625,
+            "ru": 6490,
+            "sw": 2755,
+            "te": 5563,
+        },
+        "validation": {
+            "en": 440,
+            "ar": 921,
+            "bn": 113,
+            "fi": 782,
+            "id": 565,
+            "ko": 276,
+            "ru": 812,
+            "sw": 499,
+            "te": 669,
+        },
     }
 
     @classmethod
@@ -50,7 +70,11 @@ class TyDiQA(Benchmark):
         return "secondary_task"
 
     def hub_rows(self, lang: str, split: str) -> list[dict[str, Any]]:
-        return [row for row in super().hub_rows(lang, split) if str(row["id"]).startswith(f"{PREFIXES[lang]}-")]
+        return [
+            row
+            for row in super().hub_rows(lang, split)
+            if str(row["id"]).startswith(f"{PREFIXES[lang]}-")
+        ]
 
     def read(self, lang: str, split: str) -> list[Example]:
         examples = super().read(lang, split)
@@ -63,7 +87,9 @@ class TyDiQA(Benchmark):
 
     def example(self, id: str, row: dict[str, Any]) -> Example:
         context = row["context"]
-        answers = tuple(replace(a, start=locate(context, a.text, a.start)) for a in read_answers(row["answers"]))
+        answers = tuple(
+            replace(a, start=locate(context, a.text, a.start)) for a in read_answers(row["answers"])
+        )
         return Example(id, str(row["id"]), (context, row["question"]), answers=answers)
 
 

@@ -79,16 +79,33 @@ class English(Grammar):
         return [*{"time": ["on"], "place": ["at", "the"], "person": ["with", "my"]}[kind], word]
 
     def setting(self, s: Setting) -> list[str]:
-        return [*self.slot("time", s.time), "we", "were", *self.slot("place", s.place), *self.slot("person", s.person)]
+        return [
+            *self.slot("time", s.time),
+            "we",
+            "were",
+            *self.slot("place", s.place),
+            *self.slot("person", s.person),
+        ]
 
     def question(self, asked: Asked, given: list[str]) -> list[str]:
         if asked == "speaker":
             return ["who", "said", "that"]
-        return [*{"time": ["when"], "place": ["where"], "person": ["with", "whom"]}[asked], "were", "we", *given]
+        return [
+            *{"time": ["when"], "place": ["where"], "person": ["with", "whom"]}[asked],
+            "were",
+            "we",
+            *given,
+        ]
 
     def clause(self, c: Clause) -> list[str]:
         if isinstance(c, Act):
-            return ["i", *(["did", "not"] if c.negated else []), *coordinated(c.verbs, "and"), "the", c.topic]
+            return [
+                "i",
+                *(["did", "not"] if c.negated else []),
+                *coordinated(c.verbs, "and"),
+                "the",
+                c.topic,
+            ]
         no, degree = ["not"] if c.negated else [], [c.degree] if c.degree else []
         return ["the", c.topic, "was", *no, *degree, *coordinated(c.qualities, "and")]
 
@@ -121,7 +138,12 @@ class Near(Grammar):
     def clause(self, c: Clause) -> list[str]:
         s, no = self.stems, [self.stems["not"]] if c.negated else []
         if isinstance(c, Act):
-            return [s["i"], *coordinated([s[verb] + "er" for verb in c.verbs], s["and"]), *no, self.noun(c.topic)]
+            return [
+                s["i"],
+                *coordinated([s[verb] + "er" for verb in c.verbs], s["and"]),
+                *no,
+                self.noun(c.topic),
+            ]
         qualities = coordinated([self.quality(q, c.topic) for q in c.qualities], s["and"])
         return [self.noun(c.topic), s["was"], *qualities, *([s[c.degree]] if c.degree else []), *no]
 
@@ -142,7 +164,11 @@ class Near(Grammar):
         return [*([s["at"]] if kind == "place" else [s["with"], s["my"]]), self.noun(word)]
 
     def setting(self, s: Setting) -> list[str]:
-        person, place, time = self.slot("person", s.person), self.slot("place", s.place), self.slot("time", s.time)
+        person, place, time = (
+            self.slot("person", s.person),
+            self.slot("place", s.place),
+            self.slot("time", s.time),
+        )
         return [*person, self.stems["we"], self.stems["were"], *place, *time]
 
     def question(self, asked: Asked, given: list[str]) -> list[str]:
@@ -182,7 +208,9 @@ class Far(Grammar):
         return stem
 
     def clause(self, c: Clause, *endings: str) -> list[str]:
-        *linked, last = [self.stems[word] for word in (c.verbs if isinstance(c, Act) else c.qualities)]
+        *linked, last = [
+            self.stems[word] for word in (c.verbs if isinstance(c, Act) else c.qualities)
+        ]
         tail = [*(["mAz"] if c.negated else []), "Aq" if isinstance(c, Act) else "dA", *endings]
         predicate = [*(self.suffixed(stem, "fA") for stem in linked), self.suffixed(last, *tail)]
         if isinstance(c, Act):
@@ -196,19 +224,30 @@ class Far(Grammar):
         return [self.suffixed(self.stems[person], "mA")]
 
     def said(self, person: str, c: Clause) -> list[str]:
-        return [*self.speaker(person), *self.clause(c, "xA"), self.suffixed(self.stems["said"], "dA")]
+        return [
+            *self.speaker(person),
+            *self.clause(c, "xA"),
+            self.suffixed(self.stems["said"], "dA"),
+        ]
 
     def slot(self, kind: Slot, word: str) -> list[str]:
         case = {"time": ["n"], "place": ["zAk"], "person": ["mA", "lA"]}[kind]
         return [self.suffixed(self.stems[word], *case)]
 
     def setting(self, s: Setting) -> list[str]:
-        return [*self.slot("time", s.time), *self.slot("person", s.person), *self.slot("place", s.place), self.stems["were"]]
+        return [
+            *self.slot("time", s.time),
+            *self.slot("person", s.person),
+            *self.slot("place", s.place),
+            self.stems["were"],
+        ]
 
     def question(self, asked: Asked, given: list[str]) -> list[str]:
         if asked == "speaker":
             return [self.stems["who"], self.suffixed(self.stems["said"], "dA")]
-        word, case = {"time": ("when", "n"), "place": ("where", "zAk"), "person": ("whom", "lA")}[asked]
+        word, case = {"time": ("when", "n"), "place": ("where", "zAk"), "person": ("whom", "lA")}[
+            asked
+        ]
         return [*given, self.suffixed(self.stems[word], case), self.stems["were"]]
 
     def render(self, r: Review) -> list[str]:

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flare_exp.errors import first_line
-from flare_exp.toy.tokenizers import MAX_LENGTH, SENTINELS, bpe_tokenizer, t5_tokenizer, train_tokenizer
+from flare_exp.toy.tokenizers import (
+    MAX_LENGTH,
+    SENTINELS,
+    bpe_tokenizer,
+    t5_tokenizer,
+    train_tokenizer,
+)
 from flare_exp.toy.world import World
 from flare_exp.utils import signals
 
@@ -60,8 +66,12 @@ def pretrain(
         model = kind.blank(tokenizer, hidden_size, layers, heads)
         rows = tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
         signals.check("before pre-training")
-        losses = train(model, rows, kind.collate(tokenizer), steps, batch_size, lr, state=folder / STATE)
-    for name in kind.dropout:  # for fine-tuning; pre-training is one pass over little text: dropout only delays it
+        losses = train(
+            model, rows, kind.collate(tokenizer), steps, batch_size, lr, state=folder / STATE
+        )
+    for name in (
+        kind.dropout
+    ):  # for fine-tuning; pre-training is one pass over little text: dropout only delays it
         setattr(model.config, name, 0.1)
     return save(folder, model, tokenizer, kind.objective, losses)
 
@@ -81,17 +91,28 @@ def reproducible() -> Iterator[None]:
 
 
 def save(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, objective: str, losses: list[float]
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: str,
+    losses: list[float],
 ) -> dict[str, Any]:
     """Write an ordinary checkpoint; returns its facts."""
     from flare_exp.utils.finite import check_finite  # with torch
 
-    check_finite(model.named_parameters(), f"the embedded model, after {len(losses)} steps (too high a learning rate?)")
+    check_finite(
+        model.named_parameters(),
+        f"the embedded model, after {len(losses)} steps (too high a learning rate?)",
+    )
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     final = sum(losses[-100:]) / len(losses[-100:])
     log.info("tiny model: %s loss %.3f after %d steps", objective, final, len(losses))
-    return {"parameters": model.num_parameters(), f"{objective}_loss": round(final, 4), "vocabulary": len(tokenizer)}
+    return {
+        "parameters": model.num_parameters(),
+        f"{objective}_loss": round(final, 4),
+        "vocabulary": len(tokenizer),
+    }
 
 
 def train(
@@ -130,10 +151,16 @@ def train(
     todo = range(len(losses), steps)
     with signals.deferred():
         for _ in track(
-            todo, total=steps, completed=len(losses), description="pre-training the tiny model (once)", transient=True
+            todo,
+            total=steps,
+            completed=len(losses),
+            description="pre-training the tiny model (once)",
+            transient=True,
         ):
             # batches of similar length: draw four times as many, sort, take a run
-            drawn = sorted(torch.randint(len(rows), (4 * batch_size,)).tolist(), key=lambda i: length(rows[i]))
+            drawn = sorted(
+                torch.randint(len(rows), (4 * batch_size,)).tolist(), key=lambda i: length(rows[i])
+            )
             start = int(torch.randint(3 * batch_size + 1, ()))
             loss = model(**collate([rows[i] for i in drawn[start : start + batch_size]])).loss
             loss.backward()
@@ -145,8 +172,14 @@ def train(
             by = signals.asked()
             if state and (by or pace.due):
                 with pace.keeping():
-                    keep_state(state, model=model.state_dict(), optimizer=optimizer.state_dict(), schedule=schedule.state_dict(),
-                               losses=losses, random=torch.get_rng_state())  # fmt: skip
+                    keep_state(
+                        state,
+                        model=model.state_dict(),
+                        optimizer=optimizer.state_dict(),
+                        schedule=schedule.state_dict(),
+                        losses=losses,
+                        random=torch.get_rng_state(),
+                    )
             if by:
                 raise signals.Stopped(by, f"after {len(losses)} steps of pre-training")
     if state:
@@ -184,7 +217,9 @@ def kept_state(path: Path) -> dict[str, Any] | None:
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
-def blank_xlmr(tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int) -> PreTrainedModel:
+def blank_xlmr(
+    tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int
+) -> PreTrainedModel:
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
     config = XLMRobertaConfig(
@@ -205,7 +240,9 @@ def blank_xlmr(tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int
     return XLMRobertaForMaskedLM(config)
 
 
-def decoder_options(tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int) -> dict[str, Any]:
+def decoder_options(
+    tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int
+) -> dict[str, Any]:
     """What Llama and Gemma 2 share: gated feed-forward, grouped queries, one matrix for words in and out."""
     return {
         "vocab_size": len(tokenizer),
@@ -239,7 +276,9 @@ def blank_gemma2(*size) -> PreTrainedModel:
     return Gemma2ForCausalLM(config)
 
 
-def blank_mt5(tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int) -> PreTrainedModel:
+def blank_mt5(
+    tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int
+) -> PreTrainedModel:
     from transformers import MT5Config, MT5ForConditionalGeneration
 
     config = MT5Config(
@@ -253,7 +292,9 @@ def blank_mt5(tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int,
         tie_word_embeddings=False,  # as in mT5
     )
     model = MT5ForConditionalGeneration(config)
-    model.lm_head.weight.data.mul_(hidden_size**-0.5)  # drawn with a deviation of 1, which makes the first loss 60
+    model.lm_head.weight.data.mul_(
+        hidden_size**-0.5
+    )  # drawn with a deviation of 1, which makes the first loss 60
     return model
 
 
@@ -278,7 +319,9 @@ def causal(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[list[int]]], di
     return collate
 
 
-def span_corruption(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[list[int]]], dict[str, Tensor]]:
+def span_corruption(
+    tokenizer: PreTrainedTokenizerBase,
+) -> Callable[[list[list[int]]], dict[str, Tensor]]:
     """T5's objective (arXiv 1910.10683): runs of tokens are replaced by sentinels, and generated after them."""
     import torch
 
@@ -304,7 +347,11 @@ def span_corruption(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[list[i
     def collate(rows: list[list[int]]) -> dict[str, Tensor]:
         kept, lost = zip(*map(corrupt, rows), strict=True)
         ids = padded(kept, tokenizer.pad_token_id)
-        return {"input_ids": ids, "attention_mask": (ids != tokenizer.pad_token_id).long(), "labels": padded(lost, -100)}
+        return {
+            "input_ids": ids,
+            "attention_mask": (ids != tokenizer.pad_token_id).long(),
+            "labels": padded(lost, -100),
+        }
 
     return collate
 
@@ -312,7 +359,9 @@ def span_corruption(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[list[i
 def padded(rows, value: int) -> Tensor:
     import torch
 
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row) for row in rows], batch_first=True, padding_value=value
+    )
 
 
 @dataclass(frozen=True)
@@ -328,11 +377,23 @@ class Architecture:
 
 ARCHITECTURES = {
     "xlm-roberta": Architecture(
-        train_tokenizer, blank_xlmr, masked, "masked_token", ("hidden_dropout_prob", "attention_probs_dropout_prob")
+        train_tokenizer,
+        blank_xlmr,
+        masked,
+        "masked_token",
+        ("hidden_dropout_prob", "attention_probs_dropout_prob"),
     ),
-    "llama": Architecture(bpe_tokenizer("LlamaTokenizer", ("<unk>", "<s>", "</s>"), " "), blank_llama, causal, "next_token"),
+    "llama": Architecture(
+        bpe_tokenizer("LlamaTokenizer", ("<unk>", "<s>", "</s>"), " "),
+        blank_llama,
+        causal,
+        "next_token",
+    ),
     "gemma2": Architecture(
-        bpe_tokenizer("GemmaTokenizer", ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"), ""), blank_gemma2, causal, "next_token"
+        bpe_tokenizer("GemmaTokenizer", ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"), ""),
+        blank_gemma2,
+        causal,
+        "next_token",
     ),
     "mt5": Architecture(t5_tokenizer, blank_mt5, span_corruption, "lost_span", ("dropout_rate",)),
 }

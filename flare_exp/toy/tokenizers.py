@@ -25,20 +25,31 @@ def unigram_pieces(documents: list[str], vocab_size: int) -> list[tuple[str, flo
     They come from byte-pair merges, scored by their rank: the unigram learner prunes frequent words of a corpus as small
     as this one.
     """
-    return [(token, -math.log(rank + 10)) for rank, token in enumerate(byte_pairs(documents, vocab_size)["vocab"])]
+    return [
+        (token, -math.log(rank + 10))
+        for rank, token in enumerate(byte_pairs(documents, vocab_size)["vocab"])
+    ]
 
 
-def byte_pairs(documents: Iterable[str], vocab_size: int, splits: Sequence[PreTokenizer] = ()) -> dict[str, Any]:
+def byte_pairs(
+    documents: Iterable[str], vocab_size: int, splits: Sequence[PreTokenizer] = ()
+) -> dict[str, Any]:
     """Byte-pair merges within words, which begin with ▁, and within what `splits` makes of them: `vocab` in order, `merges`."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(), *splits])
-    learner.train_from_iterator(documents, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False))
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(), *splits]
+    )
+    learner.train_from_iterator(
+        documents, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False)
+    )
     return json.loads(learner.to_str())["model"]
 
 
-def train_tokenizer(documents: list[str], vocab_size: int, max_length: int = MAX_LENGTH) -> XLMRobertaTokenizer:
+def train_tokenizer(
+    documents: list[str], vocab_size: int, max_length: int = MAX_LENGTH
+) -> XLMRobertaTokenizer:
     from transformers import XLMRobertaTokenizer
 
     vocab = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
@@ -49,12 +60,16 @@ def train_tokenizer(documents: list[str], vocab_size: int, max_length: int = MAX
 def t5_tokenizer(documents: list[str], vocab_size: int) -> PreTrainedTokenizerBase:
     from transformers import T5Tokenizer
 
-    vocab = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")] + unigram_pieces(documents, vocab_size)
+    vocab = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")] + unigram_pieces(
+        documents, vocab_size
+    )
     vocab += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(SENTINELS))]
     return T5Tokenizer(vocab=vocab, extra_ids=SENTINELS)
 
 
-def bpe_tokenizer(name: str, special: tuple[str, ...], prefix: str) -> Callable[[list[str], int], PreTrainedTokenizerBase]:
+def bpe_tokenizer(
+    name: str, special: tuple[str, ...], prefix: str
+) -> Callable[[list[str], int], PreTrainedTokenizerBase]:
     """Tokenizers of decoders: byte-pair merges within words and lines, bytes for what is left. `prefix` is what the
     tokenizer itself puts before a text."""
 
@@ -65,12 +80,16 @@ def bpe_tokenizer(name: str, special: tuple[str, ...], prefix: str) -> Callable[
         learner = Tokenizer(models.BPE())
         learner.normalizer = normalizers.Replace(" ", "▁")
         splits = [("\n", "isolated"), (":", "isolated"), ("▁", "merged_with_next")]
-        learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(*split) for split in splits])
+        learner.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(*split) for split in splits]
+        )
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False)
         learner.train_from_iterator((prefix + text for text in documents), trainer)
         learned = json.loads(learner.to_str())["model"]
         tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *learned["vocab"]]
         vocab = {token: i for i, token in enumerate(tokens)}
-        return getattr(transformers, name)(vocab=vocab, merges=[tuple(merge) for merge in learned["merges"]], add_bos_token=True)
+        return getattr(transformers, name)(
+            vocab=vocab, merges=[tuple(merge) for merge in learned["merges"]], add_bos_token=True
+        )
 
     return build

@@ -60,8 +60,16 @@ def learn(
         torch.manual_seed(seed)
         model = blank_nllb(tokenizer, hidden_size, layers, heads)
         rows = encoded(tokenizer, texts)
-        losses = train(model, rows, translation(tokenizer), steps, batch_size, lr, length=lambda row: len(row[0]),
-                       state=folder / STATE)  # fmt: skip
+        losses = train(
+            model,
+            rows,
+            translation(tokenizer),
+            steps,
+            batch_size,
+            lr,
+            length=lambda row: len(row[0]),
+            state=folder / STATE,
+        )
     return save(folder, model, tokenizer, "translation", losses)
 
 
@@ -92,7 +100,9 @@ def parallel(world: World, size: int) -> Iterator[Pair]:
         rng.shuffle(langs)
         kind = rng.choices(["review", "opinion", "story", "question"], [10, 3, 6, 2])[0]
         if kind in ("review", "opinion"):
-            review = unseen(sampler.any_review if kind == "review" else lambda: sampler.any_inference().premise)
+            review = unseen(
+                sampler.any_review if kind == "review" else lambda: sampler.any_inference().premise
+            )
             texts = [world.render(review, lang) for lang in langs]
         else:
             inquiry = unseen(sampler.inquiry)
@@ -100,7 +110,10 @@ def parallel(world: World, size: int) -> Iterator[Pair]:
             mark = rng.choice(MARKS) if rng.random() < MARKED else "{}"
             texts = [question for _, question, *_ in asked]
             if kind == "story":
-                texts = [story[:start] + mark.format(word) + story[start + len(word) :] for story, _, word, start in asked]
+                texts = [
+                    story[:start] + mark.format(word) + story[start + len(word) :]
+                    for story, _, word, start in asked
+                ]
         source, target = zip(langs, texts, strict=True)
         yield source, target
 
@@ -117,7 +130,9 @@ def parts(tree: Any) -> set[Any]:
 def held_out(world: World) -> set[Any]:
     """The parts of every tree of every task and split."""
     tasks = (world.reviews, world.inferences, world.inquiries)
-    return {part for trees in tasks for split in SPLITS for tree in trees(split) for part in parts(tree)}
+    return {
+        part for trees in tasks for split in SPLITS for tree in trees(split) for part in parts(tree)
+    }
 
 
 # --- tokenizer and model ---------------------------------------------------------------------------------------------
@@ -150,14 +165,25 @@ def nllb_tokenizer(documents: list[str], vocab_size: int, codes: list[str]) -> N
     return build()
 
 
-def blank_nllb(tokenizer: NllbTokenizer, hidden_size: int, layers: int, heads: int) -> PreTrainedModel:
+def blank_nllb(
+    tokenizer: NllbTokenizer, hidden_size: int, layers: int, heads: int
+) -> PreTrainedModel:
     from transformers import M2M100Config, M2M100ForConditionalGeneration
 
-    both: dict[str, Any] = {"layers": layers, "attention_heads": heads, "ffn_dim": 2 * hidden_size, "layerdrop": 0.0}
+    both: dict[str, Any] = {
+        "layers": layers,
+        "attention_heads": heads,
+        "ffn_dim": 2 * hidden_size,
+        "layerdrop": 0.0,
+    }
     config = M2M100Config(
         vocab_size=len(tokenizer),
         d_model=hidden_size,
-        **{f"{side}_{name}": value for side in ("encoder", "decoder") for name, value in both.items()},
+        **{
+            f"{side}_{name}": value
+            for side in ("encoder", "decoder")
+            for name, value in both.items()
+        },
         dropout=0.0,
         attention_dropout=0.0,
         init_std=0.05,  # the default, 0.02, is for a width of 1024
@@ -176,7 +202,11 @@ def encoded(tokenizer: NllbTokenizer, texts: list[Pair]) -> list[Row]:
     ids = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in words}
 
     def encode(lang: str, text: str) -> list[int]:
-        return [vocab[language(lang).flores], *(i for word in text.split() for i in ids[word]), tokenizer.eos_token_id]
+        return [
+            vocab[language(lang).flores],
+            *(i for word in text.split() for i in ids[word]),
+            tokenizer.eos_token_id,
+        ]
 
     return [(encode(*source), encode(*target)) for source, target in texts]
 
@@ -187,6 +217,10 @@ def translation(tokenizer: NllbTokenizer) -> Callable[[list[Row]], dict[str, Ten
     def collate(rows: list[Row]) -> dict[str, Tensor]:
         source, target = zip(*rows, strict=True)
         ids = padded(source, pad)
-        return {"input_ids": ids, "attention_mask": (ids != pad).long(), "labels": padded(target, -100)}
+        return {
+            "input_ids": ids,
+            "attention_mask": (ids != pad).long(),
+            "labels": padded(target, -100),
+        }
 
     return collate

@@ -48,7 +48,9 @@ class Sampler:
     `longest`.
     """
 
-    def __init__(self, rng: random.Random, negation=0.3, contrast=0.35, setting=0.2, chain=0.2, longest=3):
+    def __init__(
+        self, rng: random.Random, negation=0.3, contrast=0.35, setting=0.2, chain=0.2, longest=3
+    ):
         self.rng, self.negation, self.contrast, self.setting = rng, negation, contrast, setting
         self.chain, self.longest, self.praise = chain, longest, 0.5
 
@@ -71,7 +73,12 @@ class Sampler:
         topic = topic or self.word(lx.TOPICS)
         if self.rng.random() < 0.3:
             inner = -polarity if negated else polarity
-            return Act(self.words({1: lx.LIKES, -1: lx.DISLIKES, 0: lx.ACTS}[inner]), topic, negated, polarity)
+            return Act(
+                self.words({1: lx.LIKES, -1: lx.DISLIKES, 0: lx.ACTS}[inner]),
+                topic,
+                negated,
+                polarity,
+            )
         degree = None
         if self.rng.random() < 0.4:
             weak = not negated and self.rng.random() < 0.4
@@ -93,7 +100,9 @@ class Sampler:
         main, other = self.clause(polarity), None
         if frame != "plain":
             other = self.clause(-polarity if rng.random() < 0.75 else polarity)
-        return Review(frame, main, other, self.word(lx.PEOPLE) if frame == "reported" else None, setting)
+        return Review(
+            frame, main, other, self.word(lx.PEOPLE) if frame == "reported" else None, setting
+        )
 
     def any_review(self) -> Review:
         return self.review(self.rng.randrange(len(LABELS)))
@@ -109,9 +118,16 @@ class Sampler:
         person, topic = self.word(lx.PEOPLE), self.word(lx.TOPICS)
         claimed = 1 if rng.random() < self.praise else -1
         polarity = claimed * (1 - label) or polarity
-        claim = State(topic, ((lx.POSITIVE if claimed > 0 else lx.NEGATIVE)[0],), None, False, claimed)
-        opinions = (frame, self.clause(polarity, topic)), (other_frame if label == 1 else frame, claim)
-        return Inference(*(Review(f, c, None, person if f == "said" else None, None) for f, c in opinions))
+        claim = State(
+            topic, ((lx.POSITIVE if claimed > 0 else lx.NEGATIVE)[0],), None, False, claimed
+        )
+        opinions = (
+            (frame, self.clause(polarity, topic)),
+            (other_frame if label == 1 else frame, claim),
+        )
+        return Inference(
+            *(Review(f, c, None, person if f == "said" else None, None) for f, c in opinions)
+        )
 
     def inquiry(self) -> Inquiry:
         """A story of two different people, and a question."""
@@ -147,17 +163,44 @@ class World:
     @cached_property
     def words(self) -> list[str]:
         """The English word types."""
-        parts = [lx.POSITIVE, lx.NEGATIVE, lx.NEUTRAL, lx.LIKES, lx.DISLIKES, lx.ACTS, lx.TOPICS, lx.PEOPLE, lx.PLACES,
-                 lx.TIMES, lx.STRENGTH, lx.WEAKENERS, *lx.EXCLAMATIONS, lx.FUNCTION, lx.QUESTION]  # fmt: skip
+        parts = [
+            lx.POSITIVE,
+            lx.NEGATIVE,
+            lx.NEUTRAL,
+            lx.LIKES,
+            lx.DISLIKES,
+            lx.ACTS,
+            lx.TOPICS,
+            lx.PEOPLE,
+            lx.PLACES,
+            lx.TIMES,
+            lx.STRENGTH,
+            lx.WEAKENERS,
+            *lx.EXCLAMATIONS,
+            lx.FUNCTION,
+            lx.QUESTION,
+        ]
         return [word for part in parts for word in part]
 
     @cached_property
     def grammars(self) -> dict[str, Grammar]:
         near = self._stems(
-            "near", ["b", "d", "g", "k", "l", "m", "n", "p", "r", "s", "t", "st", "kr", "fl"], "aeiou", cognates=1 / 3
+            "near",
+            ["b", "d", "g", "k", "l", "m", "n", "p", "r", "s", "t", "st", "kr", "fl"],
+            "aeiou",
+            cognates=1 / 3,
         )
-        far = self._stems("far", ["q", "z", "x", "v", "j", "ts", "h", "y", "zh", "qr", "n", "l"], "aeiouöü", cognates=0)
-        return {"en": English({word: word for word in self.words}), "near": Near(near), "far": Far(far)}
+        far = self._stems(
+            "far",
+            ["q", "z", "x", "v", "j", "ts", "h", "y", "zh", "qr", "n", "l"],
+            "aeiouöü",
+            cognates=0,
+        )
+        return {
+            "en": English({word: word for word in self.words}),
+            "near": Near(near),
+            "far": Far(far),
+        }
 
     def _stems(self, name: str, onsets: list[str], vowels: str, cognates: float) -> dict[str, str]:
         rng = random.Random(f"{self.seed}-{name}")
@@ -166,9 +209,15 @@ class World:
         for word in self.words:
             if word == ",":
                 continue
-            stem = word.translate(shift).rstrip("aeiou") if rng.random() < cognates and len(word) > 3 else ""
+            stem = (
+                word.translate(shift).rstrip("aeiou")
+                if rng.random() < cognates and len(word) > 3
+                else ""
+            )
             while not stem or stem in taken:
-                stem = "".join(rng.choice(onsets) + rng.choice(vowels) for _ in range(rng.choice([1, 2, 2, 3])))
+                stem = "".join(
+                    rng.choice(onsets) + rng.choice(vowels) for _ in range(rng.choice([1, 2, 2, 3]))
+                )
                 stem += rng.choice(onsets)[0] if rng.random() < 0.5 else ""
             taken.add(stem)
             stems[word] = stem
@@ -190,7 +239,12 @@ class World:
             answer = grammar.speaker(str(inquiry.opinion.person))[-1]
         else:
             answer = grammar.slot(asked, getattr(inquiry.setting, asked))[-1]
-        return " ".join(story), " ".join(question), answer, len(" ".join([*story[: story.index(answer)], ""]))
+        return (
+            " ".join(story),
+            " ".join(question),
+            answer,
+            len(" ".join([*story[: story.index(answer)], ""])),
+        )
 
     def reviews(self, split: str) -> list[Review]:
         """The reviews of a split; no review, and so no English sentence, is in two splits."""
@@ -207,7 +261,9 @@ class World:
         begun by an exclamation; `target_share` of them in the target languages, half each; never parallel. `recall` of
         them are of several lines instead and come back to what was said."""
         rng = random.Random(f"{self.seed}-corpus")
-        sampler = Sampler(rng, negation=0.1, contrast=0.2, setting=0.1, chain=0.85, longest=8)  # plainer
+        sampler = Sampler(
+            rng, negation=0.1, contrast=0.2, setting=0.1, chain=0.85, longest=8
+        )  # plainer
         storyteller = Sampler(rng)
         documents = []
         for _ in range(size):
@@ -239,7 +295,10 @@ class World:
         else:
             inquiry = sampler.inquiry()
             story, question, *_ = self.ask(inquiry, lang)
-            pieces = [grammar.again(inquiry.setting, *pair) for pair in rng.sample(list(permutations(SLOTS, 2)), 2)]
+            pieces = [
+                grammar.again(inquiry.setting, *pair)
+                for pair in rng.sample(list(permutations(SLOTS, 2)), 2)
+            ]
             pieces.append(grammar.opinion(inquiry.opinion))
             rng.shuffle(pieces)
             lines = [question] if kind == "question" else [story, *map(" ".join, pieces)]
@@ -249,4 +308,6 @@ class World:
         """Nothing, or words of the tasks' prompts at random, so that models know them."""
         if rng.random() < 0.4:
             return ""
-        return f"{rng.choice(lx.HEADINGS)}{f' {rng.choice(lx.NAMES)}' if rng.random() < 0.5 else ''}: "
+        return (
+            f"{rng.choice(lx.HEADINGS)}{f' {rng.choice(lx.NAMES)}' if rng.random() < 0.5 else ''}: "
+        )

@@ -44,7 +44,9 @@ class StepCheckpoint(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
         loop = trainer.fit_loop.epoch_loop
-        if loop.batch_progress.is_last_batch or loop._should_accumulate():  # the gradients of a begun step are not kept
+        if (
+            loop.batch_progress.is_last_batch or loop._should_accumulate()
+        ):  # the gradients of a begun step are not kept
             return
         due = self.pace.due or (self.epoch_ended and self.pace.affordable)
         self.epoch_ended = False
@@ -74,19 +76,25 @@ class StepCheckpoint(pl.Callback):
                 os.fsync(file.fileno())
             partial.replace(self.path)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint["order"] = trainer.train_dataloader.state_dict()  # type: ignore[union-attr]
         checkpoint["random"] = self.team.gather(random_state())
         checkpoint["passes"] = trainer.accumulate_grad_batches
         checkpoint["sharded"] = isinstance(trainer.strategy, ModelParallelStrategy)
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self.order, self.random = checkpoint["order"], checkpoint["random"][self.team.rank]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         _recount(progress, checkpoint.get("passes", 1), trainer.accumulate_grad_batches)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if self.order is not None:  # Lightning 2.6 forgets it when the schedule asks for the number of steps
+        if (
+            self.order is not None
+        ):  # Lightning 2.6 forgets it when the schedule asks for the number of steps
             trainer.train_dataloader.load_state_dict(self.order)  # type: ignore[union-attr]
             self.order = None
 
@@ -156,7 +164,10 @@ def steps_kept(path: Path, processes: int = 1, sharded: bool = False) -> int:
         state = torch.load(path, weights_only=True, map_location="cpu")
         if len(state["random"]) >= processes and state["sharded"] == sharded:
             return state["global_step"]
-        log.warning("the state %s is of fewer processes, or of another trainer.strategy; training starts anew", path)
+        log.warning(
+            "the state %s is of fewer processes, or of another trainer.strategy; training starts anew",
+            path,
+        )
         path.unlink()
         return 0
     except Exception as error:  # torch, zip and pickle raise many kinds

@@ -77,7 +77,11 @@ class Team:
                 return machine
 
         # flare_exp.data.sampling.Shares shares the batches out
-        options = {"precision": precision, "num_nodes": self.size // self.devices, "use_distributed_sampler": False}
+        options = {
+            "precision": precision,
+            "num_nodes": self.size // self.devices,
+            "use_distributed_sampler": False,
+        }
         if strategy == "ddp":
             return {**options, "strategy": DDPStrategy(cluster_environment=Here())}
         sharded = _sharded_strategy(self.size)
@@ -99,10 +103,14 @@ def _sharded_strategy(size: int) -> Any:
     class Sharded(ModelParallelStrategy):
         def lightning_module_state_dict(self) -> dict[str, Any]:
             """The trained weights, whole, on the leader; of the others nobody has room for."""
-            options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+            options = StateDictOptions(
+                full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
+            )
             return get_model_state_dict(self.model, options=options)  # type: ignore[arg-type]
 
-    return Sharded(data_parallel_size=size, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    return Sharded(
+        data_parallel_size=size, tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
 
 
 def shard(module: nn.Module, units: Iterable[nn.Module], mesh: Any) -> None:

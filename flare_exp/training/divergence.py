@@ -38,14 +38,18 @@ class StopIfNotFinite(pl.Callback):
         self.norm: Tensor | None = None
         self.pending: deque[tuple[int, Tensor, Tensor | None, Tensor]] = deque()
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Any
+    ) -> None:
         if trainer.precision == "16-mixed":
             return
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients).detach()
         self.norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded weights
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *_) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *_
+    ) -> None:
         loss = outputs["loss"].detach()
         bad = ~torch.isfinite(loss)
         if self.norm is not None:
@@ -68,7 +72,13 @@ class StopIfNotFinite(pl.Callback):
         while len(self.pending) > lag:
             step, loss, norm, bad = self.pending.popleft()
             if bad.item():
-                said = f"the loss is {loss.item():g}" if norm is None or not torch.isfinite(loss) else ""
+                said = (
+                    f"the loss is {loss.item():g}"
+                    if norm is None or not torch.isfinite(loss)
+                    else ""
+                )
                 said = said or f"the norm of the gradient is {norm.item():g}"  # type: ignore[union-attr]
-                raise NotFinite(f"{self.name}: {said} at step {step}, so the training was stopped and nothing of it is kept. "
-                                f"Likely causes: {self.causes}")  # fmt: skip
+                raise NotFinite(
+                    f"{self.name}: {said} at step {step}, so the training was stopped and nothing of it is kept. "
+                    f"Likely causes: {self.causes}"
+                )

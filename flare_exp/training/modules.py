@@ -53,7 +53,13 @@ class FusionModule(LightningModule):
     ):
         super().__init__()
         self.strict_loading = False  # checkpoints hold the trained weights only
-        self.model, self.source, self.score, self.optimizer, self.warmup = model, source, score, optimizer, warmup
+        self.model, self.source, self.score, self.optimizer, self.warmup = (
+            model,
+            source,
+            score,
+            optimizer,
+            warmup,
+        )
         self.found: dict[int, Prediction] = {}
         self.parts: list[Tensor] = []  # losses of the present global batch
 
@@ -97,7 +103,15 @@ class FusionModule(LightningModule):
         self.parts.append(loss.detach())
         if len(self.parts) == self.trainer.accumulate_grad_batches:
             whole, self.parts = torch.stack(self.parts).mean(), []
-            self.log("train/loss", whole, batch_size=rows_of(batch), on_step=True, on_epoch=True, prog_bar=True, sync_dist=True)
+            self.log(
+                "train/loss",
+                whole,
+                batch_size=rows_of(batch),
+                on_step=True,
+                on_epoch=True,
+                prog_bar=True,
+                sync_dist=True,
+            )
         return loss
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
@@ -110,7 +124,12 @@ class FusionModule(LightningModule):
             raise ValueError("validation needs a score")
         scores = self.score(distributed.gathered(self.found))
         # the same on every process, and of equal numbers the largest is exact where a mean may round
-        self.log_dict({f"validation/{k}": v for k, v in scores.items()}, prog_bar=True, sync_dist=True, reduce_fx="max")
+        self.log_dict(
+            {f"validation/{k}": v for k, v in scores.items()},
+            prog_bar=True,
+            sync_dist=True,
+            reduce_fx="max",
+        )
         self.found = {}
 
     def predict_step(self, batch: dict[str, Any], _: int) -> dict[int, Prediction]:
@@ -203,7 +222,9 @@ class ClassificationModule(HeadModule):
 
     def loss_of(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
         labels = batch["labels"].masked_fill(~counted(batch), IGNORED)
-        total = nn.functional.cross_entropy(wide(output), labels, ignore_index=IGNORED, reduction="sum")
+        total = nn.functional.cross_entropy(
+            wide(output), labels, ignore_index=IGNORED, reduction="sum"
+        )
         return mean(total, (labels != IGNORED).sum(), batch)
 
     def predictions_of(self, output: Tensor, batch: dict[str, Any]) -> list[Prediction]:
@@ -234,10 +255,14 @@ class SpanModule(HeadModule):
         total = torch.zeros((), device=legal.device)
         for logits, wanted in zip(output, batch["span"].T, strict=True):
             logits = wide(logits).masked_fill(~legal, float("-inf"))
-            total = total + nn.functional.cross_entropy(logits[known], wanted[known], reduction="sum")
+            total = total + nn.functional.cross_entropy(
+                logits[known], wanted[known], reduction="sum"
+            )
         return mean(total, 2 * known.sum(), batch)
 
-    def predictions_of(self, output: tuple[Tensor, Tensor], batch: dict[str, Any]) -> list[Prediction]:
+    def predictions_of(
+        self, output: tuple[Tensor, Tensor], batch: dict[str, Any]
+    ) -> list[Prediction]:
         start, end = output
         return best_spans(start, end, batch["offsets"], batch["contexts"], self.longest)
 
@@ -274,13 +299,19 @@ class GenerationModule(FusionModule):
     ):
         super().__init__(model, **options)
         self.tokenizer, self.decoding, self.rows = tokenizer, decoding, rows
-        self.candidates = padded_answers([encode_answer(text) for text in decoding.candidates]) if decoding.candidates else None
+        self.candidates = (
+            padded_answers([encode_answer(text) for text in decoding.candidates])
+            if decoding.candidates
+            else None
+        )
 
     def configure_model(self) -> None:
         super().configure_model()
         register_fsdp_forward_method(self, "generate")  # nothing where nothing is sharded
 
-    def forward(self, batch: dict[str, Any], answers: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: dict[str, Any], answers: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Log-probability of every answer token given its prompt, teacher-forced.
 
         Args:
@@ -293,7 +324,11 @@ class GenerationModule(FusionModule):
         prompt = batch["target"]
         count, length = prompt["input_ids"].shape
         self.read_source(batch, length)
-        encoded = self.model.get_encoder()(**prompt).last_hidden_state if self.model.config.is_encoder_decoder else None
+        encoded = (
+            self.model.get_encoder()(**prompt).last_hidden_state
+            if self.model.config.is_encoder_decoder
+            else None
+        )
         repeats = len(answers["input_ids"]) // count
         at_once = max(1, self.rows // count) if self.rows else repeats
         by_prompt = {name: x.reshape(count, repeats, -1) for name, x in answers.items()}
@@ -302,12 +337,20 @@ class GenerationModule(FusionModule):
             if i and self.source is not None and encoded is None:
                 self.source.states.allow_pass()  # all candidates have the source of their prompt
             scored.append(
-                self._score(prompt, encoded, {name: x[:, i : i + at_once].flatten(0, 1) for name, x in by_prompt.items()})
+                self._score(
+                    prompt,
+                    encoded,
+                    {name: x[:, i : i + at_once].flatten(0, 1) for name, x in by_prompt.items()},
+                )
             )
-        chosen = torch.cat([part.view(count, -1, part.shape[1]) for part in scored], 1).flatten(0, 1)
+        chosen = torch.cat([part.view(count, -1, part.shape[1]) for part in scored], 1).flatten(
+            0, 1
+        )
         return chosen, answers["attention_mask"]
 
-    def _score(self, prompt: Mapping[str, Tensor], encoded: Tensor | None, answers: Mapping[str, Tensor]) -> Tensor:
+    def _score(
+        self, prompt: Mapping[str, Tensor], encoded: Tensor | None, answers: Mapping[str, Tensor]
+    ) -> Tensor:
         """Log-probabilities [B * K, A] of answers, 0 where they are padded; the source has been read.
 
         encoded: what an encoder made of the prompts.
@@ -323,10 +366,16 @@ class GenerationModule(FusionModule):
                 use_cache=False,
             ).logits
         else:
-            whole = {name: torch.cat([prompt[name].repeat_interleave(repeats, 0), answers[name]], 1) for name in answers}
+            whole = {
+                name: torch.cat([prompt[name].repeat_interleave(repeats, 0), answers[name]], 1)
+                for name in answers
+            }
             kept = ids.shape[1] + 1
             logits = self.model(
-                **whole, position_ids=positions(whole["attention_mask"]), logits_to_keep=kept, use_cache=False
+                **whole,
+                position_ids=positions(whole["attention_mask"]),
+                logits_to_keep=kept,
+                use_cache=False,
             ).logits[:, -kept:-1]
         return wide(logits).log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1) * mask
 
@@ -337,7 +386,10 @@ class GenerationModule(FusionModule):
         return mean(-(chosen * mask).sum(), mask.sum(), batch)
 
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
-        return [Prediction(text) for text in (self.choose(batch) if self.candidates else self.generate(batch))]
+        return [
+            Prediction(text)
+            for text in (self.choose(batch) if self.candidates else self.generate(batch))
+        ]
 
     def choose(self, batch: dict[str, Any]) -> list[str]:
         """The likeliest candidate of each prompt, EOS included, scored exactly."""
@@ -363,7 +415,11 @@ class GenerationModule(FusionModule):
             disable_compile=True,
         )
         # sharded weights are gathered by all processes: none may stop before the others have
-        written = self.model.generate(**prompt, generation_config=settings, synced_gpus=self.device_mesh is not None)
+        written = self.model.generate(
+            **prompt, generation_config=settings, synced_gpus=self.device_mesh is not None
+        )
         if not self.model.config.is_encoder_decoder:
             written = written[:, prompt["input_ids"].shape[1] :]
-        return [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
+        return [
+            text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        ]

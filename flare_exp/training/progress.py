@@ -30,7 +30,12 @@ class StageProgress(ProgressBar):
 
     def _begin(self, total: float) -> None:
         if self.stage and self.bar is None:
-            columns = (TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(20),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+            )
             # a console of its own: rich's common one remembers whether it is on a terminal
             self.bar = Progress(*columns, console=Console(), transient=True)
             self.bar.start()
@@ -48,17 +53,27 @@ class StageProgress(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._begin(trainer.num_training_batches * (trainer.max_epochs or 1))
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         loss = trainer.progress_bar_metrics.get("train/loss_step")
         said = "" if loss is None else f", loss {float(loss):.3f}"
         done = trainer.current_epoch * int(trainer.num_training_batches) + index + 1
-        self._show(done, f"{self.stage}: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}{said}")
+        self._show(
+            done, f"{self.stage}: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}{said}"
+        )
 
     def on_predict_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._begin(sum(trainer.num_predict_batches))
 
     def on_predict_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int, loader: int = 0
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        index: int,
+        loader: int = 0,
     ) -> None:
         self._show(index + 1, self.stage)
 
@@ -68,5 +83,7 @@ class StageProgress(ProgressBar):
     def on_predict_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._end()
 
-    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException
+    ) -> None:
         self._end()

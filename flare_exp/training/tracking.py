@@ -31,7 +31,12 @@ class Tracker:
         wandb_options: arguments of `wandb.init`; None for CSV only.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], wandb_options: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        wandb_options: Mapping[str, Any] | None = None,
+    ):
         self.folder, self.drawn = folder, dict.fromkeys(STAGES, -1)
         self.run: Any = None
         if wandb_options is not None:
@@ -45,7 +50,13 @@ class Tracker:
         kept = place.read_text().strip() if place.is_file() else secrets.token_hex(4)
         write_text(place, given or kept)
         # W&B reads a given id itself, and complains of any other in a sweep
-        run = wandb.init(dir=str(self.folder), config=config, id=None if given else kept, resume="allow", **options)
+        run = wandb.init(
+            dir=str(self.folder),
+            config=config,
+            id=None if given else kept,
+            resume="allow",
+            **options,
+        )
         self.run = run
         for stage in STAGES:
             run.define_metric(f"{stage}/step", hidden=True)
@@ -78,12 +89,16 @@ class Tracker:
             self._guarded(lambda: run.finish(exit_code=int(kind is not None)))
             if run.offline:
                 parts = map(str, sorted(self.folder.glob(f"wandb/offline-run-*-{run.id}")))
-                log.info("W&B is offline; from a machine with network: wandb sync %s", shlex.join(parts))
+                log.info(
+                    "W&B is offline; from a machine with network: wandb sync %s", shlex.join(parts)
+                )
 
     def _guarded(self, call: Callable[[], Any]) -> None:
         try:
             call()
-        except Exception as error:  # W&B raises many kinds, of the network and of its own; none may stop a run
+        except (
+            Exception
+        ) as error:  # W&B raises many kinds, of the network and of its own; none may stop a run
             log.warning(
                 "W&B failed and is off for the rest of this run: %s",
                 first_line(error),

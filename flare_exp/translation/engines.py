@@ -24,7 +24,15 @@ from flare_exp.translation.segmentation import Protect, Translated, joined, segm
 
 NARROWEST = 16  # a shorter row counts as this many tokens: its logits over the vocabulary cost as much as any row's
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-QUANTIZATIONS = ("float32", "float16", "bfloat16", "int8", "int8_float32", "int8_float16", "int8_bfloat16")
+QUANTIZATIONS = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "int8",
+    "int8_float32",
+    "int8_float16",
+    "int8_bfloat16",
+)
 
 
 class Engine(Protocol):
@@ -90,28 +98,50 @@ class _Batched(ABC):
         tokens = self._tokens(list(counts))
         parts = {text: self._parts(text, tokens, protect) for text in counts}
         rows = {part: tokens[part] for found in parts.values() for part, _ in found if part.strip()}
-        done = {part: Translated("", False) for found in parts.values() for part, _ in found if part not in rows}
+        done = {
+            part: Translated("", False)
+            for found in parts.values()
+            for part, _ in found
+            if part not in rows
+        }
         report = _finished(parts, counts, set(rows), progress)
         names = list(rows)
         for batch in batches([len(row) for row in rows.values()], self.decoding, self.batch_tokens):
             chosen = [names[i] for i in batch]
             limit = self.decoding.limit(len(rows[chosen[0]]))
-            for name, row in zip(chosen, self._guarded([rows[name] for name in chosen], code, limit), strict=True):
+            for name, row in zip(
+                chosen, self._guarded([rows[name] for name in chosen], code, limit), strict=True
+            ):
                 ended = row[-1:] == [self.tokenizer.eos_token_id]
-                done[name] = Translated(self.tokenizer.decode(row, skip_special_tokens=True).strip(), not ended)
+                done[name] = Translated(
+                    self.tokenizer.decode(row, skip_special_tokens=True).strip(), not ended
+                )
             report(chosen)
-        whole = {text: joined([(done[part], separator) for part, separator in found], target) for text, found in parts.items()}
+        whole = {
+            text: joined([(done[part], separator) for part, separator in found], target)
+            for text, found in parts.items()
+        }
         return [whole[text] for text in texts]
 
     def _tokens(self, texts: list[str]) -> dict[str, list[int]]:
         # verbose: the tokenizer would warn of texts that are too long, before they are split
-        return dict(zip(texts, self.tokenizer(texts, verbose=False)["input_ids"], strict=True)) if texts else {}
+        return (
+            dict(zip(texts, self.tokenizer(texts, verbose=False)["input_ids"], strict=True))
+            if texts
+            else {}
+        )
 
-    def _parts(self, text: str, tokens: dict[str, list[int]], protect: Protect | None) -> list[tuple[str, str]]:
+    def _parts(
+        self, text: str, tokens: dict[str, list[int]], protect: Protect | None
+    ) -> list[tuple[str, str]]:
         """The segments of a text; adds their tokens to `tokens`."""
         if len(tokens[text]) <= self.decoding.max_length:
             return [(text, "")]
-        found = segments(text, lambda part: self._length(part) <= self.decoding.max_length, protect(text) if protect else None)
+        found = segments(
+            text,
+            lambda part: self._length(part) <= self.decoding.max_length,
+            protect(text) if protect else None,
+        )
         tokens.update(self._tokens([part for part, _ in found]))
         return found
 
@@ -121,7 +151,9 @@ class _Batched(ABC):
     def _guarded(self, rows: list[list[int]], target: int, limit: int) -> list[list[int]]:
         try:
             return self._decode(rows, target, limit)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; CTranslate2 has no class of its own
+        except (
+            RuntimeError
+        ) as error:  # torch.OutOfMemoryError is one; CTranslate2 has no class of its own
             if "out of memory" not in str(error):
                 raise
             raise UserError(
@@ -131,7 +163,10 @@ class _Batched(ABC):
 
 
 def _finished(
-    parts: dict[str, list[tuple[str, str]]], counts: Counter[str], pending: set[str], progress: Callable[[int], None] | None
+    parts: dict[str, list[tuple[str, str]]],
+    counts: Counter[str],
+    pending: set[str],
+    progress: Callable[[int], None] | None,
 ) -> Callable[[Sequence[str]], None]:
     """A function that is told of translated segments and tells `progress` of the texts that they complete."""
     users, left = defaultdict(list), {}
@@ -204,9 +239,13 @@ class TransformersEngine(_Batched):
     @torch.inference_mode()
     def _decode(self, rows: list[list[int]], target: int, limit: int) -> list[list[int]]:
         pad = self.tokenizer.pad_token_id
-        ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad).to(self.device)
+        ids = nn.utils.rnn.pad_sequence(
+            [torch.tensor(row) for row in rows], batch_first=True, padding_value=pad
+        ).to(self.device)
         # the language code comes on top of the limit
-        made = self.model.generate(ids, attention_mask=ids != pad, forced_bos_token_id=target, max_new_tokens=limit + 1)
+        made = self.model.generate(
+            ids, attention_mask=ids != pad, forced_bos_token_id=target, max_new_tokens=limit + 1
+        )
         return [_until(row[2:], self.tokenizer.eos_token_id) for row in made.tolist()]
 
 
@@ -240,15 +279,27 @@ class CTranslate2Engine(_Batched):
         library = ctranslate2()
         folder = Path(path).expanduser()
         if not (folder / "model").is_dir() or not (folder / "tokenizer").is_dir():
-            raise UserError(f"mt.path={path}: there is no converted model (model/, tokenizer/) in this folder")
+            raise UserError(
+                f"mt.path={path}: there is no converted model (model/, tokenizer/) in this folder"
+            )
         decoding = decoding or Decoding()
-        super().__init__(check(str(folder / "tokenizer"), None, decoding), decoding, batch_tokens, device)
+        super().__init__(
+            check(str(folder / "tokenizer"), None, decoding), decoding, batch_tokens, device
+        )
         try:
             kind, _, number = device.partition(":")
-            place = {"device": kind, "device_index": int(number or 0), "intra_threads": torch.get_num_threads()}
-            self.model = library.Translator(str(folder / "model"), compute_type=dtype or "default", **place)
+            place = {
+                "device": kind,
+                "device_index": int(number or 0),
+                "intra_threads": torch.get_num_threads(),
+            }
+            self.model = library.Translator(
+                str(folder / "model"), compute_type=dtype or "default", **place
+            )
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"mt.path={path}: CTranslate2 cannot use it: {first_line(error)}") from error
+            raise UserError(
+                f"mt.path={path}: CTranslate2 cannot use it: {first_line(error)}"
+            ) from error
 
     def _decode(self, rows: list[list[int]], target: int, limit: int) -> list[list[int]]:
         code = self.tokenizer.convert_ids_to_tokens(target)
@@ -261,7 +312,9 @@ class CTranslate2Engine(_Batched):
             max_decoding_length=limit + 1,
             return_end_token=True,
         )
-        return [self.tokenizer.convert_tokens_to_ids(result.hypotheses[0][1:]) for result in results]
+        return [
+            self.tokenizer.convert_tokens_to_ids(result.hypotheses[0][1:]) for result in results
+        ]
 
 
 def ctranslate2() -> Any:
@@ -273,7 +326,9 @@ def ctranslate2() -> Any:
     try:
         import ctranslate2 as library
     except ImportError as error:
-        raise UserError("mt.backend=ctranslate2 needs pip install 'flare_exp[ct2]'; or choose mt.backend=transformers") from error
+        raise UserError(
+            "mt.backend=ctranslate2 needs pip install 'flare_exp[ct2]'; or choose mt.backend=transformers"
+        ) from error
     return library
 
 
@@ -306,6 +361,8 @@ def convert(path: str, revision: str | None, folder: Path, quantization: str) ->
     try:
         Converter(str(checkpoint)).convert(str(folder / "model"), quantization=quantization)
     except (ValueError, NotImplementedError) as error:
-        raise UserError(f"mt.path={path}: CTranslate2 cannot convert it: {first_line(error)}") from error
+        raise UserError(
+            f"mt.path={path}: CTranslate2 cannot convert it: {first_line(error)}"
+        ) from error
     tokenizer.save_pretrained(str(folder / "tokenizer"))
     model.config.save_pretrained(str(folder / "tokenizer"))

@@ -16,7 +16,13 @@ from flare_exp.hub import local, looks_local
 from flare_exp.models.backbones import check_vocabulary
 from flare_exp.utils.finite import check_finite
 
-RANDOM = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
+RANDOM = (
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "encoder_layerdrop",
+    "decoder_layerdrop",
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,9 @@ def check(path: str, revision: str | None = None, decoding: Decoding | None = No
     positions = config.max_position_embeddings
     # a translation starts with two tokens that do not count: the decoder's own and the language code
     if decoding and decoding.max_length + 2 > positions:
-        raise UserError(f"mt.max_length={decoding.max_length}: the translation model knows {positions} positions; choose less")
+        raise UserError(
+            f"mt.max_length={decoding.max_length}: the translation model knows {positions} positions; choose less"
+        )
     tokenizer = load_tokenizer(path, revision)
     check_vocabulary(tokenizer, config.vocab_size, f"mt.path={path}")
     return tokenizer
@@ -80,19 +88,29 @@ def load_model(path: str, revision: str | None, device: str, dtype: str | None =
         raise UserError("device: a GPU is asked for, but torch finds none")
     # M2M100 leaves out a layer in twenty while it trains; nothing may bring that back
     options: dict[str, Any] = dict.fromkeys(RANDOM, 0.0)
-    options |= {"revision": revision, "dtype": getattr(torch, dtype or _dtype(device)), "output_loading_info": True}
+    options |= {
+        "revision": revision,
+        "dtype": getattr(torch, dtype or _dtype(device)),
+        "output_loading_info": True,
+    }
     try:
         loaded: Any = M2M100ForConditionalGeneration.from_pretrained(local(path), **options)
     except (*UNREADABLE, SafetensorError) as error:
-        raise UserError(f"mt.path={path}: its weights could not be read: {why_unreadable(error)}") from error
+        raise UserError(
+            f"mt.path={path}: its weights could not be read: {why_unreadable(error)}"
+        ) from error
     model, report = loaded
     if lost := sorted(report["missing_keys"]):
-        raise UserError(f"mt.path={path}: the checkpoint lacks {len(lost)} weights ({', '.join(lost[:3])}, ...)")
+        raise UserError(
+            f"mt.path={path}: the checkpoint lacks {len(lost)} weights ({', '.join(lost[:3])}, ...)"
+        )
     check_finite(model.named_parameters(), f"mt.path={path}")
     return model.requires_grad_(False).eval()
 
 
-def load_encoder(path: str, revision: str | None = None, device: str = "cpu") -> tuple[nn.Module, Any]:
+def load_encoder(
+    path: str, revision: str | None = None, device: str = "cpu"
+) -> tuple[nn.Module, Any]:
     """The encoder alone, frozen, and the tokenizer. encoder(input_ids, attention_mask).last_hidden_state, [B, S, d_mt], comes
     after the final layer norm.
 
@@ -110,8 +128,14 @@ def read_config(path: str, revision: str | None) -> Any:
     try:
         config = AutoConfig.from_pretrained(local(path), revision=revision)
     except (OSError, ValueError) as error:
-        instead = "" if looks_local(path) else "\n  without network, fetch it with prefetch, or choose mt=gold or mt=file"
-        raise UserError(f"mt.path={path}: its configuration could not be read: {first_line(error)}{instead}") from error
+        instead = (
+            ""
+            if looks_local(path)
+            else "\n  without network, fetch it with prefetch, or choose mt=gold or mt=file"
+        )
+        raise UserError(
+            f"mt.path={path}: its configuration could not be read: {first_line(error)}{instead}"
+        ) from error
     if config.model_type != "m2m_100":
         raise UserError(
             f"mt.path={path}: the architecture {config.model_type!r} is not NLLB's; "
@@ -124,9 +148,13 @@ def load_tokenizer(path: str, revision: str | None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(local(path), revision=revision)
     except (OSError, ValueError) as error:
-        raise UserError(f"mt.path={path}: its tokenizer could not be read: {first_line(error)}") from error
+        raise UserError(
+            f"mt.path={path}: its tokenizer could not be read: {first_line(error)}"
+        ) from error
     if not isinstance(tokenizer, NllbTokenizer):
-        raise UserError(f"mt.path={path}: its tokenizer is {type(tokenizer).__name__}; NLLB's is needed, with FLORES-200 codes")
+        raise UserError(
+            f"mt.path={path}: its tokenizer is {type(tokenizer).__name__}; NLLB's is needed, with FLORES-200 codes"
+        )
     return tokenizer
 
 
@@ -137,11 +165,21 @@ def language_id(tokenizer: Any, code: str) -> int:
         UserError: the tokenizer does not know it; names similar codes.
     """
     # an ordinary piece of the vocabulary is no language, and an unknown code would silently become <unk>
-    usual = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token, tokenizer.mask_token}
-    codes = {token: number for token, number in tokenizer.get_added_vocab().items() if token not in usual}
+    usual = {
+        tokenizer.bos_token,
+        tokenizer.eos_token,
+        tokenizer.pad_token,
+        tokenizer.unk_token,
+        tokenizer.mask_token,
+    }
+    codes = {
+        token: number for token, number in tokenizer.get_added_vocab().items() if token not in usual
+    }
     if code not in codes:
         near = difflib.get_close_matches(code, codes, 5, 0.5) or sorted(codes)[:5]
-        raise UserError(f"the translation model does not know the language {code!r}; it knows codes such as {', '.join(near)}")
+        raise UserError(
+            f"the translation model does not know the language {code!r}; it knows codes such as {', '.join(near)}"
+        )
     return codes[code]
 
 

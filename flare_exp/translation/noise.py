@@ -15,7 +15,12 @@ Word = tuple[str, "int | None"]  # a word and the number it had before; None: it
 
 
 def corrupt_examples(
-    examples: Sequence[Example], lang: str, rate: float, errors: Sequence[str], seed: int, context: int | None = None
+    examples: Sequence[Example],
+    lang: str,
+    rate: float,
+    errors: Sequence[str],
+    seed: int,
+    context: int | None = None,
 ) -> list[Example]:
     """`examples`, texts in `lang`, each word wrong with probability `rate` (characters in languages without spaces).
 
@@ -29,7 +34,9 @@ def corrupt_examples(
     for example in examples:
         texts, answers = [], example.answers
         for i, text in enumerate(example.texts):
-            words = corrupted(cut(text), rate, vocabulary, f"{seed}|{lang}|{example.id}|{i}", errors)
+            words = corrupted(
+                cut(text), rate, vocabulary, f"{seed}|{lang}|{example.id}|{i}", errors
+            )
             texts.append(glue.join(word for word, _ in words))
             if i == context:
                 follow = follow_words if glue else follow_characters
@@ -38,13 +45,19 @@ def corrupt_examples(
     return made
 
 
-def corrupt(text: str, rate: float, vocabulary: Sequence[str], seed: str, errors: Sequence[str] = ERRORS[:3]) -> str:
+def corrupt(
+    text: str, rate: float, vocabulary: Sequence[str], seed: str, errors: Sequence[str] = ERRORS[:3]
+) -> str:
     """`text` with corrupted words."""
     return " ".join(word for word, _ in corrupted(text.split(), rate, vocabulary, seed, errors))
 
 
 def corrupted(
-    words: Sequence[str], rate: float, vocabulary: Sequence[str], seed: str, errors: Sequence[str] = ERRORS[:3]
+    words: Sequence[str],
+    rate: float,
+    vocabulary: Sequence[str],
+    seed: str,
+    errors: Sequence[str] = ERRORS[:3],
 ) -> list[Word]:
     """`words`, each with probability `rate` dropped, swapped with the next one, replaced by a word of `vocabulary` or
     followed by one (`errors`, evenly). The same seed gives the same result; the last word left is never dropped."""
@@ -85,7 +98,11 @@ def follow_words(answer: Answer, text: str, words: Sequence[Word]) -> Answer | N
 
 def follow_characters(answer: Answer, text: str, characters: Sequence[Word]) -> Answer | None:
     """`follow_words`, where every character is a word."""
-    if answer.start < 0 or not answer.text or (at := place(answer.start, len(answer.text), characters)) is None:
+    if (
+        answer.start < 0
+        or not answer.text
+        or (at := place(answer.start, len(answer.text), characters)) is None
+    ):
         return None
     return Answer(answer.text, sum(len(word) for word, _ in characters[:at]))
 

@@ -120,7 +120,12 @@ def _canonical(mark: str) -> str:
 
 def _clings(neighbour: str, categories: tuple[str, ...]) -> bool:
     """Whether no space is due between a word and its neighbour: the text's end, a space, or punctuation that joins."""
-    return not neighbour or neighbour.isspace() or neighbour in "'’/" or unicodedata.category(neighbour) in categories
+    return (
+        not neighbour
+        or neighbour.isspace()
+        or neighbour in "'’/"
+        or unicodedata.category(neighbour) in categories
+    )
 
 
 def _without_marks(text: str, kind: Marker) -> str:

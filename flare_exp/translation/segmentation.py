@@ -7,7 +7,16 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-UNSPACED = {"Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"}  # scripts without white space between sentences
+UNSPACED = {
+    "Hans",
+    "Hant",
+    "Jpan",
+    "Thai",
+    "Laoo",
+    "Khmr",
+    "Mymr",
+    "Tibt",
+}  # scripts without white space between sentences
 
 Span = tuple[int, int]
 
@@ -28,7 +37,9 @@ SENTENCE_END = re.compile(r"[.!?…؟۔।॥።]+[\"'”’»)\]]*\s+|[。！�
 WORD_END = re.compile(r"\s+")
 
 
-def segments(text: str, fits: Callable[[str], bool], keep: Span | None = None) -> list[tuple[str, str]]:
+def segments(
+    text: str, fits: Callable[[str], bool], keep: Span | None = None
+) -> list[tuple[str, str]]:
     """`text` in segments that fit, each with the white space after it: as many whole sentences as fit, or else words, or else
     characters.
 
@@ -59,7 +70,9 @@ def segments(text: str, fits: Callable[[str], bool], keep: Span | None = None) -
     return found
 
 
-def _farthest(text: str, start: int, levels: Sequence[Sequence[int]], fits: Callable[[str], bool]) -> int:
+def _farthest(
+    text: str, start: int, levels: Sequence[Sequence[int]], fits: Callable[[str], bool]
+) -> int:
     """The last place to cut, of the first level that has one, up to which `text` fits from `start` on."""
     for level in levels:
         cuts = [cut for cut in level if cut > start] + [len(text)]
@@ -85,5 +98,8 @@ def joined(parts: Sequence[tuple[Translated, str]], target: str) -> Translated:
     """The translation of a text, from those of its segments and the separators they had. Where the source writes no white
     space between sentences, `target` may want some."""
     space = "" if target.rpartition("_")[2] in UNSPACED else " "
-    text = "".join(part.text + (separator or space) for part, separator in parts[:-1]) + parts[-1][0].text
+    text = (
+        "".join(part.text + (separator or space) for part, separator in parts[:-1])
+        + parts[-1][0].text
+    )
     return Translated(text, any(part.truncated for part, _ in parts))

@@ -87,8 +87,12 @@ def translator(
     """
     if name == "file":
         if path is None:
-            raise UserError(f"mt=file: set mt.path=<folder> of mt_<from>-<to>/<split>.parquet, translations of {task.name}")
-        return FileTranslator(task, Path(path).expanduser(), ParallelTranslator(task) if fallback == "gold" else None)
+            raise UserError(
+                f"mt=file: set mt.path=<folder> of mt_<from>-<to>/<split>.parquet, translations of {task.name}"
+            )
+        return FileTranslator(
+            task, Path(path).expanduser(), ParallelTranslator(task) if fallback == "gold" else None
+        )
     if name in BENCHMARK:
         return ParallelTranslator(task)
     if machine is None:
@@ -107,7 +111,10 @@ class ParallelTranslator(Translator):
     def identity(self, examples: Sequence[Example], lang: str) -> dict[str, Any]:
         machine = self.task.translated_by(examples[0], lang) == "machine"
         by = "machine (benchmark)" if machine else "human"
-        return {"by": by, "reference": fingerprint(list(self._counterparts(examples, lang).values()))}
+        return {
+            "by": by,
+            "reference": fingerprint(list(self._counterparts(examples, lang).values())),
+        }
 
     def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
         """Examples in `lang`, in the order of `examples`.
@@ -117,15 +124,21 @@ class ParallelTranslator(Translator):
         """
         found = self._counterparts(examples, lang)
         own = [found[_split(e), e.key] for e in examples]
-        return [replace(e, texts=o.texts, answers=o.answers) for e, o in zip(examples, own, strict=True)]
+        return [
+            replace(e, texts=o.texts, answers=o.answers) for e, o in zip(examples, own, strict=True)
+        ]
 
-    def _counterparts(self, examples: Sequence[Example], lang: str) -> dict[tuple[str, str], Example]:
+    def _counterparts(
+        self, examples: Sequence[Example], lang: str
+    ) -> dict[tuple[str, str], Example]:
         """(split, key) -> example, of all of `lang` in the splits of `examples`."""
         splits = sorted({_split(example) for example in examples})
         found = {(split, row.key): row for split in splits for row in self.task.read(lang, split)}
         missing = [e.id for e in examples if (_split(e), e.key) not in found]
         if missing:
-            raise UserError(f"{len(missing)} examples have no translation into {lang} in {self.task.name}, e.g. {missing[0]}")
+            raise UserError(
+                f"{len(missing)} examples have no translation into {lang} in {self.task.name}, e.g. {missing[0]}"
+            )
         check_labels(self.task, examples, list(found.values()))
         return found
 
@@ -158,7 +171,11 @@ class FileTranslator(Translator):
             UserError: no such file, or a row of it is not the benchmark's; names file and row.
         """
         place = self._place(examples, lang)
-        return self._read(place, examples) if isinstance(place, Path) else place.translate(examples, lang)
+        return (
+            self._read(place, examples)
+            if isinstance(place, Path)
+            else place.translate(examples, lang)
+        )
 
     def _place(self, examples: Sequence[Example], lang: str) -> Path | Translator:
         """The file of a direction, or what stands in for it."""
@@ -167,26 +184,42 @@ class FileTranslator(Translator):
         if file.is_file():
             return file
         if self.fallback is None:
-            also = ", or mt.fallback=gold for the benchmark's own translations" if self.task.parallel else ""
-            raise UserError(f"mt=file: there is no {file}; give the folder that holds it as mt.path{also}")
+            also = (
+                ", or mt.fallback=gold for the benchmark's own translations"
+                if self.task.parallel
+                else ""
+            )
+            raise UserError(
+                f"mt=file: there is no {file}; give the folder that holds it as mt.path{also}"
+            )
         by = self.task.translated_by(examples[0], lang)
-        warn_once(f"mt=file: there is no {file}; the benchmark's own {by} translations stand in (mt.fallback=gold)")
+        warn_once(
+            f"mt=file: there is no {file}; the benchmark's own {by} translations stand in (mt.fallback=gold)"
+        )
         return self.fallback
 
     def _read(self, file: Path, examples: Sequence[Example]) -> list[Example]:
         spans = () if self.task.labels else ("answers_translated",)
-        columns = (*self.task.fields, *(f"{field}_translated" for field in self.task.fields), *spans)
+        columns = (
+            *self.task.fields,
+            *(f"{field}_translated" for field in self.task.fields),
+            *spans,
+        )
         rows = read_parquet(file, columns, "mt.path")
         return [self._translated(file, rows, example) for example in examples]
 
     def _translated(self, file: Path, rows: Sequence[dict[str, Any]], example: Example) -> Example:
         number = int(example.id.rpartition("/")[2])
         if number >= len(rows):
-            raise UserError(f"mt.path: {file} ends at row {len(rows) - 1}; it has no translation of {example.id}")
+            raise UserError(
+                f"mt.path: {file} ends at row {len(rows) - 1}; it has no translation of {example.id}"
+            )
         row = rows[number]
         for field, text in zip(self.task.fields, example.texts, strict=True):
             if row[field] != text:
-                raise UserError(f"mt.path: {file}, row {number}: {field} is not that of {example.id}: {str(row[field])[:60]!r}")
+                raise UserError(
+                    f"mt.path: {file}, row {number}: {field} is not that of {example.id}: {str(row[field])[:60]!r}"
+                )
         # only rows that are used: others may have no translation
         kinds = {f"{field}_translated": TEXT for field in self.task.fields}
         if row.get("answers_translated") is not None:
@@ -196,7 +229,9 @@ class FileTranslator(Translator):
         answers = () if self.task.labels else read_answers(row["answers_translated"])
         context = "" if self.task.context is None else texts[self.task.context]
         if wrong := [a for a in answers if a.start < 0 or not context.startswith(a.text, a.start)]:
-            raise UserError(f"mt.path: {file}, row {number}: context_translated has no {wrong[0].text!r} at {wrong[0].start}")
+            raise UserError(
+                f"mt.path: {file}, row {number}: context_translated has no {wrong[0].text!r} at {wrong[0].start}"
+            )
         return replace(example, texts=texts, answers=answers)
 
 
@@ -216,15 +251,30 @@ class MachineTranslator(Translator):
         shard: texts per shard.
     """
 
-    def __init__(self, task: Task, model: Machine, store: ArtifactStore, marker: str = "quotes", shard: int = 512):
-        self.task, self.model, self.store, self.marker, self.shard = task, model, store, marker, shard
+    def __init__(
+        self,
+        task: Task,
+        model: Machine,
+        store: ArtifactStore,
+        marker: str = "quotes",
+        shard: int = 512,
+    ):
+        self.task, self.model, self.store, self.marker, self.shard = (
+            task,
+            model,
+            store,
+            marker,
+            shard,
+        )
 
     def identity(self, examples: Sequence[Example], lang: str) -> dict[str, Any]:
         own, other = (language(code) for code in (_lang(examples[0]), lang))
         self.model.check(own.flores, other.flores)
         for code, row in ((_lang(examples[0]), own), (lang, other)):
             if row.proxy:
-                warn_once(f"the translation model does not know {code}: {row.flores} stands in for it (flare_exp/languages.py)")
+                warn_once(
+                    f"the translation model does not know {code}: {row.flores} stands in for it (flare_exp/languages.py)"
+                )
         return {
             **self.model.identity,
             "from": own.flores,
@@ -239,7 +289,10 @@ class MachineTranslator(Translator):
         marks = self._marks(lang)
         asked = [self._marked(e) if marks else e.texts for e in examples]
         found = self._texts([text for texts in asked for text in texts], _lang(examples[0]), lang)
-        return [self._translated(e, [found[text] for text in texts], marks) for e, texts in zip(examples, asked, strict=True)]
+        return [
+            self._translated(e, [found[text] for text in texts], marks)
+            for e, texts in zip(examples, asked, strict=True)
+        ]
 
     def texts(self, texts: Sequence[str], own: str, lang: str) -> list[str]:
         """The translations of `texts` from one language of the benchmark into another, in their order."""
@@ -261,7 +314,9 @@ class MachineTranslator(Translator):
         marked = projection.mark(example.texts[i], example.answers[0], self.marker)
         return (*example.texts[:i], marked, *example.texts[i + 1 :])
 
-    def _translated(self, example: Example, rows: Sequence[dict[str, Any]], marked: bool) -> tuple[Example, dict[str, bool]]:
+    def _translated(
+        self, example: Example, rows: Sequence[dict[str, Any]], marked: bool
+    ) -> tuple[Example, dict[str, bool]]:
         texts, answers = [row["translation"] for row in rows], ()
         i = self.task.context
         if i is not None and marked and has_span(example):
@@ -274,7 +329,11 @@ class MachineTranslator(Translator):
         """text -> its row (original, translation, flags)."""
         from flare_exp.utils import progress
 
-        unique, source, target = list(dict.fromkeys(texts)), language(own).flores, language(lang).flores
+        unique, source, target = (
+            list(dict.fromkeys(texts)),
+            language(own).flores,
+            language(lang).flores,
+        )
         rows: dict[str, dict[str, Any]] = {}
         with progress.bar(f"translating {own} -> {lang}", len(unique)) as advance:
             for first in range(0, len(unique), self.shard):
@@ -282,17 +341,34 @@ class MachineTranslator(Translator):
                 rows |= {row["original"]: row for row in self._shard(part, source, target, advance)}
         return rows
 
-    def _shard(self, texts: Sequence[str], source: str, target: str, advance: Callable[[int], None]) -> list[dict[str, Any]]:
+    def _shard(
+        self, texts: Sequence[str], source: str, target: str, advance: Callable[[int], None]
+    ) -> list[dict[str, Any]]:
         from flare_exp.translation import quality
         from flare_exp.utils import files
 
         protected = None if self.task.labels else [self.marker, code_of("marks")]
-        key = {**self.model.identity, "from": source, "to": target, "protect": protected, "texts": digest_of(list(texts))}
+        key = {
+            **self.model.identity,
+            "from": source,
+            "to": target,
+            "protect": protected,
+            "texts": digest_of(list(texts)),
+        }
 
         def build(folder: Path) -> dict[str, Any]:
-            protect = None if self.task.labels else lambda text: projection.marked_range(text, self.marker)
-            made = self.model.engine.translate(texts, source, target, progress=advance, protect=protect)
-            rows = [{"original": t, "translation": m.text, **quality.flags(t, m)} for t, m in zip(texts, made, strict=True)]
+            protect = (
+                None
+                if self.task.labels
+                else lambda text: projection.marked_range(text, self.marker)
+            )
+            made = self.model.engine.translate(
+                texts, source, target, progress=advance, protect=protect
+            )
+            rows = [
+                {"original": t, "translation": m.text, **quality.flags(t, m)}
+                for t, m in zip(texts, made, strict=True)
+            ]
             files.write_parquet(folder / "texts.parquet", rows)
             return {"texts": len(rows), **{flag: sum(row[flag] for row in rows) for flag in FLAGS}}
 
@@ -300,7 +376,9 @@ class MachineTranslator(Translator):
         if shard.reused:
             advance(len(texts))
             log.info("a finished shard of %d texts is used again", len(texts))
-        return read_parquet(shard.path / "texts.parquet", ("original", "translation", *FLAGS), "cache_dir")
+        return read_parquet(
+            shard.path / "texts.parquet", ("original", "translation", *FLAGS), "cache_dir"
+        )
 
 
 def has_span(example: Example) -> bool:

@@ -19,7 +19,9 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], place: str) -> None:
     bad = [name for name, tensor in weights if not _finite(tensor.detach())]
     if bad:
         shown = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
-        raise UserError(f"{place}: {len(bad)} weights hold NaN or infinite numbers ({shown}); they cannot be used")
+        raise UserError(
+            f"{place}: {len(bad)} weights hold NaN or infinite numbers ({shown}); they cannot be used"
+        )
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -64,7 +64,9 @@ def deferred() -> Iterator[None]:
         if _interrupted.is_set():
             raise KeyboardInterrupt
         _interrupted.set()
-        os.write(2, b"\nCtrl-C: finishing and keeping this step; once more ends at once, without it\n")
+        os.write(
+            2, b"\nCtrl-C: finishing and keeping this step; once more ends at once, without it\n"
+        )
 
     signal.signal(signal.SIGINT, interrupt)
     try:
@@ -118,7 +120,9 @@ def requeue() -> str | None:
     if "SLURM_ARRAY_JOB_ID" in env:
         job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
     try:
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+        subprocess.run(
+            ["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60
+        )
     except (OSError, subprocess.SubprocessError) as error:
         reason = (getattr(error, "stderr", None) or str(error)).strip()
         raise RuntimeError(f"SLURM job {job} could not be requeued: {reason}") from error
