@@ -162,10 +162,10 @@ def digests(place):
 
         def digests(cfg):
             cfg = pipeline.pinned(pipeline.placed(cfg, cfg.trainer.accelerator == "gpu"))
-            stages = preview.preview(cfg, place / "scratch")
-            made = pipeline.through(stages, METHODS[cfg.method.name])
-            if stages.mt.missing:
-                made["mt"] = stages.mt.missing
+            dry = preview.preview(cfg, place / "scratch")
+            made = pipeline.run_stages(dry.run, METHODS[cfg.method.name])
+            if dry.mt.missing:
+                made["mt"] = dry.mt.missing
             # a translation that is not there goes by its digest
             return {
                 name if name != a.digest else f"translation {i}": a.digest
@@ -276,7 +276,7 @@ def another(key, value, kind, rules):
 
 
 HINT = """{key}: no artifact's key has it, so another value of it would return an old result.
-  It can change a result: put it into a key (flare_exp/experiment/stages.py, checkpoints.py,
+  It can change a result: put it into a key (flare_exp/experiment/context.py, stages/, checkpoints.py,
   flare_exp/translation/translators.py), and if no run of RUNS in this file uses it, add one.
   It cannot: say why in flare_exp/config/schema.py, option(..., no_effect="...")."""
 
@@ -318,9 +318,11 @@ def test_every_option_is_in_a_key_or_says_why_it_changes_nothing(digests, base, 
 
 def test_keys_hold_nothing_of_the_machine(digests, base, place, monkeypatch):
     keys = []
-    identified = preview.Looking._identified
+    identified = preview.ReadOnlyStore._identified
     monkeypatch.setattr(
-        preview.Looking, "_identified", lambda *args: keys.append(args[2]) or identified(*args)
+        preview.ReadOnlyStore,
+        "_identified",
+        lambda *args: keys.append(args[2]) or identified(*args),
     )
     for cfg in base.values():
         digests(cfg)

@@ -12,8 +12,8 @@ from conftest import last_of_each, random_backbone, untied
 from safetensors.torch import load_file
 
 from flare_exp.config import validation
+from flare_exp.experiment.building import save_model
 from flare_exp.experiment.runs import run_job
-from flare_exp.experiment.stages import save_model
 from flare_exp.flare import adapter
 from flare_exp.models import backbones
 from flare_exp.tasks import ToyNLI, ToyQA, ToySentiment

@@ -14,7 +14,7 @@ import torch
 from flare_exp.cli import plan
 from flare_exp.cli.main import main
 from flare_exp.config import composition, validation
-from flare_exp.experiment import pipeline, provenance, results, runs
+from flare_exp.experiment import fitting, pipeline, provenance, results, runs
 from flare_exp.models import backbones
 from flare_exp.planning import architectures, counting, estimates, preview, walk
 from flare_exp.toy.pretrain import pretrain
@@ -172,8 +172,8 @@ def test_arithmetic_counts_the_tensors_that_a_real_step_has(
     (cfg,) = (plan._typed(c) for c in validation.check(given, False)[0])
     stages = preview.preview(plan.settled(cfg), tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
-    module = stages.module(model.train(), source)
-    batch, _ = counting._batch(stages, data, cfg.data.batch_size)
+    module = fitting.make_module(stages.run, model.train(), source)
+    batch, _ = counting._batch(stages.run, data, cfg.data.batch_size)
     for side in ("target", "source"):
         batch[side]["attention_mask"][0, :3] = 0  # without padding some attention has no mask
     with counting.Counter({p.untyped_storage()._cdata for p in model.parameters()}) as counter:
@@ -186,7 +186,7 @@ def test_arithmetic_counts_the_tensors_that_a_real_step_has(
     monkeypatch.setattr(preview, "weights_here", lambda *_: False)
     sketch = preview.preview(plan.settled(cfg), tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(sketch, {"transfer"})
-    assert counting.Work(sketch, model, source, data).step == pytest.approx(
+    assert counting.Work(sketch.run, model, source, data).step == pytest.approx(
         kept + counter.peak, rel=0.1
     )
 
@@ -219,7 +219,7 @@ def llama(tmp_path_factory):
     ]
 
 
-def stages_of(given: list[str], folder: Path) -> preview.Preview:
+def stages_of(given: list[str], folder: Path) -> preview.DryRun:
     (cfg,) = (plan._typed(c) for c in validation.check(given, False)[0])
     return preview.preview(plan.settled(cfg), folder)
 
@@ -240,9 +240,11 @@ def test_arithmetic_counts_the_tensors_that_a_real_prediction_has(
     given = [*llama, *given, *(["decode.max_new_tokens=20"] if "task=toy_qa" in given else [])]
     stages = stages_of(given, tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
-    module = stages.module(model.eval(), source)
+    module = fitting.make_module(stages.run, model.eval(), source)
     batch, _ = counting._batch(
-        stages, data, stages.cfg.data.micro_batch_size or stages.cfg.data.batch_size
+        stages.run,
+        data,
+        stages.run.cfg.data.micro_batch_size or stages.run.cfg.data.batch_size,
     )
     batch["index"] = torch.arange(len(batch["target"]["input_ids"]))
     # whose EOS no model writes, so that the longest answer is
@@ -258,7 +260,7 @@ def test_arithmetic_counts_the_tensors_that_a_real_prediction_has(
     monkeypatch.setattr(preview, "weights_here", lambda *_: False)
     sketch = stages_of(given, tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(sketch, {"transfer"})
-    assert counting.Work(sketch, model, source, data).testing == pytest.approx(
+    assert counting.Work(sketch.run, model, source, data).testing == pytest.approx(
         kept + counter.peak, rel=0.15
     )
 
@@ -269,7 +271,7 @@ def test_fewer_rows_in_a_pass_need_less_memory(llama, tmp_path, monkeypatch):
     for rows in (32, 4):
         stages = stages_of([*llama, "task=toy_nli", f"data.micro_batch_size={rows}"], tmp_path)
         ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
-        found.append(counting.Work(stages, model, source, data))
+        found.append(counting.Work(stages.run, model, source, data))
     assert found[1].step < 0.5 * found[0].step
     assert found[1].testing < 0.5 * found[0].testing
 
@@ -365,7 +367,7 @@ def test_the_missions_own_command_fits_an_80_gb_gpu(tmp_path):
     )
     stages = preview.preview(job.cfg, tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
-    assert counting.Work(stages, model, source, data).training < 0.5 * 80e9
+    assert counting.Work(stages.run, model, source, data).training < 0.5 * 80e9
 
 
 def test_llama_has_its_published_size_and_lora_its_closed_formula(tmp_path):
@@ -396,8 +398,8 @@ def test_llama_has_its_published_size_and_lora_its_closed_formula(tmp_path):
     # packed weights: 16 bits for embeddings and norms, a little more than 4 for the rest
     linear = layers * (2 * d * d + 2 * d * kv + 3 * d * ffn)
     expected = 2 * (english["total"] - lora - linear) + 4 * lora + linear * (0.5 + 1 / 64)
-    model = stages.add_adapter(stages.fresh_backbone())
-    assert counting._weights(stages, model) == pytest.approx(
+    model = stages.run.models.add_adapter(stages.run.models.fresh_backbone())
+    assert counting._weights(stages.run, model) == pytest.approx(
         expected + 2 * d * ffn, rel=0.01
     )  # one is unpacked
 
@@ -560,9 +562,9 @@ def test_a_deep_model_is_counted_by_two_shallow_ones(family, given, tmp_path, mo
         return estimates._of_depth(stages, "transfer", depth)
 
     ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
-    shallow = counting.Work(stages, model, source, data, build)
+    shallow = counting.Work(stages.run, model, source, data, build)
     assert counted == ([] if "adapter.r=16" in given or family == "gemma3_text" else [3, 4])
-    assert vars(shallow) == vars(counting.Work(stages, model, source, data))
+    assert vars(shallow) == vars(counting.Work(stages.run, model, source, data))
 
 
 def test_jobs_that_differ_have_numbers_of_their_own(tmp_path, monkeypatch):

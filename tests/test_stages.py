@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.config import validation
-from flare_exp.experiment import checkpoints, pipeline
-from flare_exp.experiment.stages import Stages
+from flare_exp.experiment import checkpoints, fitting, pipeline
+from flare_exp.experiment.stages.finetune import finetune
+from flare_exp.experiment.stages.testing import evaluate
+from flare_exp.experiment.stages.transfer import transfer as run_transfer
 from flare_exp.flare.source_states import SourceStates
 from flare_exp.training import distributed
 from flare_exp.training.tracking import Tracker
@@ -45,7 +47,7 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def make_stages(checkpoint, tmp_path):
+def make_run(checkpoint, tmp_path):
     def make(*overrides, cache="cache", path=checkpoint):
         given = [
             *TINY,
@@ -59,15 +61,14 @@ def make_stages(checkpoint, tmp_path):
         cfg = pipeline.settle(OmegaConf.to_object(composed))
         store = ArtifactStore(cfg.cache_dir, distributed.ALONE)
         tracker = Tracker(tmp_path / "run", {}, None)
-        return Stages(
-            cfg, store, pipeline.load_task(cfg), checkpoints.prepare_backbone(cfg, store), tracker
-        )
+        backbone = checkpoints.prepare_backbone(cfg, store)
+        return pipeline.make_context(cfg, store, pipeline.load_task(cfg), backbone, tracker)
 
     return make
 
 
-def transfer(stages, view="paired"):
-    return stages.transfer(stages.finetune_source(), view, fuses=True)
+def transfer(run, view="paired"):
+    return run_transfer(run, finetune(run), view, fuses=True)
 
 
 @pytest.fixture
@@ -94,16 +95,14 @@ def read_states(monkeypatch):
         ("16-mixed", torch.bfloat16, 0.02),
     ],
 )
-def test_cached_states_are_those_of_a_live_pass(
-    make_stages, read_states, precision, dtype, rounding
-):
+def test_cached_states_are_those_of_a_live_pass(make_run, read_states, precision, dtype, rounding):
     """In the same precision (Lightning turns 16-mixed into bf16-mixed on CPUs); other batches round in another order."""
     found = []
     for cache in ("off", "memory", "disk"):
-        stages = make_stages(f"trainer.precision={precision}", f"source.cache={cache}", cache=cache)
-        english = stages.finetune_source()
+        run = make_run(f"trainer.precision={precision}", f"source.cache={cache}", cache=cache)
+        english = finetune(run)
         read_states.clear()
-        stages.transfer(english, "paired", fuses=True)
+        run_transfer(run, english, "paired", fuses=True)
         found.append(read_states[:4])  # of the first step: two projections of two blocks
     expected, *others = found
     assert len(expected) == 4
@@ -114,9 +113,9 @@ def test_cached_states_are_those_of_a_live_pass(
             torch.testing.assert_close(cached[mask], live[mask], rtol=rounding, atol=rounding)
 
 
-def test_fusion_functions_share_one_cache_of_source_states(make_stages, tmp_path):
+def test_fusion_functions_share_one_cache_of_source_states(make_run, tmp_path):
     def kept(*overrides):
-        transfer(make_stages("source.cache=disk", *overrides))
+        transfer(make_run("source.cache=disk", *overrides))
         return len(list((tmp_path / "cache" / "states").glob("*/states.bin")))
 
     assert kept("fusion=add") == 2, "training and validation"
@@ -128,29 +127,25 @@ def test_fusion_functions_share_one_cache_of_source_states(make_stages, tmp_path
 
 
 @pytest.mark.parametrize("cache", ["off", "memory"])
-def test_source_states_are_given_up_after_a_stage(make_stages, read_states, cache):
-    stages, held = make_stages(f"source.cache={cache}"), []
-    source = stages.source
-    stages.source = lambda model: (
-        held.append(source(model)) or held[-1]
-    )  # as a module that lives on
-    english = stages.finetune_source()
-    adapted = stages.transfer(english, "paired", fuses=True)
+def test_source_states_are_given_up_after_a_stage(make_run, read_states, cache):
+    run, held = make_run(f"source.cache={cache}"), []
+    source = run.source
+    run.source = lambda model: held.append(source(model)) or held[-1]  # as a module that lives on
+    english = finetune(run)
+    adapted = run_transfer(run, english, "paired", fuses=True)
     assert read_states
-    stages.test(adapted, "paired", english)
+    evaluate(run, adapted, "paired", english)
     assert len(held) == 2
     gone = [weakref.ref(states) for states, _ in read_states]
     read_states.clear()
     assert not any(ref() is not None for ref in gone)
-    assert all(
-        stages.data("paired").dataset(role).cache is None for role in ("train", "validation")
-    )
+    assert all(run.data("paired").dataset(role).cache is None for role in ("train", "validation"))
 
 
 @pytest.mark.parametrize("method", ["flare", "flare_mt"])
-def test_a_translation_model_is_given_up_when_its_work_is_done(make_stages, monkeypatch, method):
-    stages, alive, loaded = make_stages(*TINY_MT, f"method={method}"), {}, []
-    view, fit = {"flare": "paired", "flare_mt": "latent"}[method], stages.fit
+def test_a_translation_model_is_given_up_when_its_work_is_done(make_run, monkeypatch, method):
+    run, alive, loaded = make_run(*TINY_MT, f"method={method}"), {}, []
+    view, fit = {"flare": "paired", "flare_mt": "latent"}[method], fitting.fit
 
     for name in ("engine", "encoder"):
         load = getattr(checkpoints.MT, name).func
@@ -165,23 +160,23 @@ def test_a_translation_model_is_given_up_when_its_work_is_done(make_stages, monk
         monkeypatch.setattr(checkpoints.MT, name, prop)
 
     def watched(*args):
-        alive[args[5]] = [name for name, ref in loaded if ref() is not None]
+        alive[args[1]] = [name for name, ref in loaded if ref() is not None]
         return fit(*args)
 
-    stages.fit = watched
-    english = stages.finetune_source()
-    adapted = stages.transfer(english, view, fuses=True)
+    monkeypatch.setattr(fitting, "fit", watched)
+    english = finetune(run)
+    adapted = run_transfer(run, english, view, fuses=True)
     assert {name for name, _ in loaded} == (
         {"engine"} if method == "flare" else {"engine", "encoder"}
     )
     assert alive["transfer"] == []
-    stages.test(adapted, view, english)
+    evaluate(run, adapted, view, english)
     assert loaded[-1][0] == ("engine" if method == "flare" else "encoder"), (
         "loaded again for the test"
     )
 
 
-def test_trained_embeddings_of_a_bfloat16_decoder_go_through_the_stages(make_stages, tmp_path):
+def test_trained_embeddings_of_a_bfloat16_decoder_go_through_the_stages(make_run, tmp_path):
     (tmp_path / "tied").mkdir()
     path = untied(tiny_checkpoint(tmp_path / "tied", "llama"), tmp_path / "untied")
     chosen = [
@@ -190,10 +185,10 @@ def test_trained_embeddings_of_a_bfloat16_decoder_go_through_the_stages(make_sta
         "finetune.lr=1e-3",
         "transfer.lr=1e-3",
     ]
-    stages = make_stages(*chosen, path=path)
-    english = stages.finetune_source()
-    adapted = stages.transfer(english, "paired", fuses=True)
-    stages.test(adapted, "paired", english)
+    run = make_run(*chosen, path=path)
+    english = finetune(run)
+    adapted = run_transfer(run, english, "paired", fuses=True)
+    evaluate(run, adapted, "paired", english)
     before = load_file(path / "model.safetensors")
     for artifact in (english, adapted):
         weights = load_file(artifact.path / "adapter" / "adapter_model.safetensors")

@@ -21,7 +21,7 @@ from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.question_answering import SpanForm
 from flare_exp.errors import UserError
 from flare_exp.experiment.notes import translation_note
-from flare_exp.experiment.stages import quality
+from flare_exp.experiment.stages.translation import quality, translate
 from flare_exp.tasks import TASKS, XNLI, Answer, Benchmark, Example, NusaX, Task, TyDiQA, base
 from flare_exp.tasks.tydiqa import PREFIXES, locate
 from flare_exp.translation.noise import ERRORS, corrupt, corrupt_examples, corrupted, follow_words
@@ -531,19 +531,15 @@ def test_question_answering_files_carry_the_answers(tmp_path):
 
 
 def stage(task, folder, **mt):
-    """What Stages.translate needs of a Stages."""
+    """Make what `translate` reads of a RunContext."""
     from flare_exp.experiment.checkpoints import make_translator
-    from flare_exp.experiment.stages import Stages
 
-    cfg, made = SimpleNamespace(mt=schema.MtConfig(**mt)), Stages.__new__(Stages)
+    cfg = SimpleNamespace(mt=schema.MtConfig(**mt))
     parts = {"task": task, "cfg": cfg, "store": ArtifactStore(folder), "translations": {}}
-    made.__dict__.update(parts, translator=make_translator(cfg, task, None))
-    return made
+    return SimpleNamespace(**parts, translator=make_translator(cfg, task, None))
 
 
 def test_the_stage_keeps_answers_and_follows_the_file_not_its_place(tmp_path):
-    from flare_exp.experiment.stages import Stages
-
     for place, answers in (("a", [["Nile"], [4]]), ("b", [["Nile"], [4]]), ("c", [[], []])):
         write(tmp_path / place / "mt_en-sw/train.parquet", [asked(0, *answers)])
     write(tmp_path / "en/train.parquet", [question(0)])
@@ -551,10 +547,10 @@ def test_the_stage_keeps_answers_and_follows_the_file_not_its_place(tmp_path):
     examples = task.load("en", "train")
     digests = []
     for place in "abc":
-        stages = stage(task, tmp_path / "cache", name="file", path=str(tmp_path / place))
-        made = Stages.translate(stages, examples, "sw")
+        run = stage(task, tmp_path / "cache", name="file", path=str(tmp_path / place))
+        made = translate(run, examples, "sw")
         assert made == FileTranslator(task, tmp_path / place).translate(examples, "sw")
-        artifact = stages.translations["translation of tydiqa/en/train into sw"]
+        artifact = run.translations["translation of tydiqa/en/train into sw"]
         assert artifact.info["by"] == "file"
         digests.append(artifact.digest)
     assert digests[0] == digests[1] != digests[2]

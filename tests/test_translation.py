@@ -12,7 +12,7 @@ import pytest
 from flare_exp import languages
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.errors import UserError
-from flare_exp.experiment.stages import quality
+from flare_exp.experiment.stages.translation import quality
 from flare_exp.tasks import TASKS, Answer, Example, NusaX, ToyNLI, ToyQA, ToySentiment, TyDiQA
 from flare_exp.translation import engines
 from flare_exp.translation.noise import ERRORS, corrupt_examples, corrupted

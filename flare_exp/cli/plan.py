@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from flare_exp.planning.estimates import Estimate
 
 
-# What a reader sees -> names of artefacts (`pipeline.through`); translations have names of their own.
+# What a reader sees -> names of artefacts (`pipeline.run_stages`); translations have names of their own.
 COLUMNS = {
     "model": ("backbone", "mt"),
     "finetune": ("finetune",),
@@ -284,15 +284,15 @@ def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: P
     from flare_exp.config.methods import METHODS
     from flare_exp.experiment import pipeline
     from flare_exp.planning import estimates
-    from flare_exp.planning.preview import Sketch, preview
+    from flare_exp.planning.preview import preview
 
-    stages, method = preview(cfg, scratch), METHODS[cfg.method.name]
-    made = pipeline.through(stages, method)
-    reads_mt = stages.untranslated or method.view == "latent"
-    if reads_mt and stages.mt.missing:
-        made["mt"] = stages.mt.missing
-    names = {stages.task.english: "English", cfg.task.lang: "target"}
-    assumed = stages.task.assumed if cfg.mt.name != "file" else {}  # type: ignore[attr-defined]
+    dry, method = preview(cfg, scratch), METHODS[cfg.method.name]
+    made = pipeline.run_stages(dry.run, method)
+    reads_mt = dry.untranslated or method.view == "latent"
+    if reads_mt and dry.mt.missing:
+        made["mt"] = dry.mt.missing
+    names = {dry.run.task.english: "English", cfg.task.lang: "target"}
+    assumed = dry.run.task.assumed if cfg.mt.name != "file" else {}  # type: ignore[attr-defined]
     sizes = sorted(
         (names[lang], role, rows) for (lang, role), rows in assumed.items() if lang in names
     )
@@ -301,9 +301,9 @@ def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: P
         overrides,
         cfg,
         made,
-        download=estimates.downloads(stages, bool(reads_mt)),
+        download=estimates.downloads(dry, bool(reads_mt)),
         sizes=repr(sizes) if sizes else "",
-        counted=isinstance(stages, Sketch),
+        counted=dry.shapes is not None,
     )
 
 

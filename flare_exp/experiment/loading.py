@@ -18,11 +18,12 @@ from flare_exp.config.schema import Config
 from flare_exp.data.dataset import PairedCollator, PairedDataset
 from flare_exp.data.pairing import Pair
 from flare_exp.errors import UserError, first_line
-from flare_exp.experiment import pipeline
+from flare_exp.experiment import fitting, pipeline
 from flare_exp.experiment.checkpoints import prepare_backbone
 from flare_exp.experiment.checksums import damage
+from flare_exp.experiment.context import RunContext
 from flare_exp.experiment.runs import quiet
-from flare_exp.experiment.stages import Stages
+from flare_exp.experiment.stages.testing import trained_model
 from flare_exp.tasks import Example
 from flare_exp.training.tracking import Tracker
 
@@ -42,10 +43,10 @@ class LoadedRun:
         task: labels, fields and prompt.
     """
 
-    def __init__(self, stages: Stages, model: Any, source: Any):
-        self.stages, self.model, self.source = stages, model, source
-        self.task, self.tokenizer = stages.task, stages.form.tokenizer
-        self.view = METHODS[stages.cfg.method.name].view
+    def __init__(self, run: RunContext, model: Any, source: Any):
+        self.run, self.model, self.source = run, model, source
+        self.task, self.tokenizer = run.task, run.form.tokenizer
+        self.view = METHODS[run.cfg.method.name].view
 
     def predict(self, texts: Sequence[Text], sources: Sequence[Text] | None = None) -> list[str]:
         """Return one label or answer per text.
@@ -63,7 +64,7 @@ class LoadedRun:
         targets = self._examples(texts, "texts")
         if (self.view == "paired") != (sources is not None):
             wants = "give the texts' English translations" if sources is None else "leave them out"
-            raise UserError(f"sources: method {self.stages.cfg.method.name}: {wants}")
+            raise UserError(f"sources: method {self.run.cfg.method.name}: {wants}")
         read: Sequence[Example | None] = [None] * len(targets)
         if sources is not None:
             read = self._examples(sources, "sources")
@@ -73,16 +74,16 @@ class LoadedRun:
             raise UserError(f"sources: {len(read)} for {len(targets)} texts; give one for each")
         if not targets:
             return []
-        source_form = self.stages.data(self.view).source_form
+        source_form = self.run.data(self.view).source_form
         pairs = [Pair(target, source) for target, source in zip(targets, read, strict=True)]
-        dataset = PairedDataset(pairs, self.stages.form, source_form)
+        dataset = PairedDataset(pairs, self.run.form, source_form)
         loader = DataLoader(
             dataset,
-            batch_size=self.stages.cfg.data.batch_size,
-            collate_fn=PairedCollator(self.stages.form, source_form),
+            batch_size=self.run.cfg.data.batch_size,
+            collate_fn=PairedCollator(self.run.form, source_form),
         )
-        module = self.stages.module(self.model, self.source).eval()
-        trainer = self.stages.trainer(enable_checkpointing=False, logger=False)
+        module = fitting.make_module(self.run, self.model, self.source).eval()
+        trainer = fitting.make_trainer(self.run, enable_checkpointing=False, logger=False)
         outputs: Sequence[Any] = trainer.predict(module, loader) or ()
         found = {row: one for output in outputs for row, one in output.items()}
         return dataset.texts(found)
@@ -131,13 +132,12 @@ def load(folder: str | Path) -> LoadedRun:
     quiet(given)
     cfg = pipeline.settle(given)
     store = ArtifactStore(cfg.cache_dir)
-    stages = Stages(
-        cfg, store, pipeline.load_task(cfg), prepare_backbone(cfg, store), Tracker(folder, {})
-    )
+    task, backbone = pipeline.load_task(cfg), prepare_backbone(cfg, store)
+    run = pipeline.make_context(cfg, store, task, backbone, Tracker(folder, {}))
     english, trained = (
         Artifact(folder / name, name, "", {}, 0.0, True) for name in ("english", "adapter")
     )
     with isolate_rng():  # loading seeds the generators, and the caller's stay as they are
         if METHODS[cfg.method.name].trains:
-            return LoadedRun(stages, *stages.trained_model(trained, english))
-        return LoadedRun(stages, *stages.trained_model(english, None))
+            return LoadedRun(run, *trained_model(run, trained, english))
+        return LoadedRun(run, *trained_model(run, english, None))

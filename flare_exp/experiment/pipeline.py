@@ -21,8 +21,13 @@ from flare_exp.config.methods import METHODS, Method
 from flare_exp.config.schema import MACHINES, Config, flat
 from flare_exp.errors import UserError
 from flare_exp.experiment import launch, results
+from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import MT, make_translator, prepare_backbone
-from flare_exp.experiment.stages import Stages
+from flare_exp.experiment.context import RunContext, choose_form, make_form
+from flare_exp.experiment.stages.finetune import finetune
+from flare_exp.experiment.stages.testing import evaluate
+from flare_exp.experiment.stages.transfer import transfer
+from flare_exp.experiment.stages.translation import translate
 from flare_exp.models.backbones import quantisation_problem
 from flare_exp.tasks import ROLES, TASKS, Example, Task, fingerprint
 from flare_exp.tasks.base import check_labels, doubts
@@ -67,9 +72,9 @@ def _walk(
     store = ArtifactStore(cfg.cache_dir, team)
     with Tracker(folder, flat(asdict(cfg)), wandb_options(cfg) if team.leads else None) as tracker:
         backbone = prepare_backbone(cfg, store)
-        stages = Stages(cfg, store, task, backbone, tracker, team)
+        context = make_context(cfg, store, task, backbone, tracker, team)
 
-        made = through(stages, method)
+        made = run_stages(context, method)
         if not team.leads:
             return {}
         measured = {
@@ -80,12 +85,12 @@ def _walk(
             "fusion": cfg.fusion.name if method.fuses else None,
             "mt": cfg.mt.name,
             "seed": cfg.seed,
-            "translation": {"noise": cfg.mt.noise, "chrf++": chrf_of(stages.translations)},
+            "translation": {"noise": cfg.mt.noise, "chrf++": chrf_of(context.translations)},
             **({"source": asdict(cfg.source)} if method.fuses else {}),
             "test": made["test"].info["metrics"],
             "english": made["english_test"].info["metrics"],
             "zero_shot": made["zero_shot"].info["metrics"],
-            "seconds": seconds_of(made, list(stages.translations), time.perf_counter() - start),
+            "seconds": seconds_of(made, list(context.translations), time.perf_counter() - start),
         }
         # before the results: a folder that has them is never taken up again
         tracker.summary(
@@ -100,24 +105,51 @@ def _walk(
     return measured
 
 
-def through(stages: Stages, method: Method) -> dict[str, Artifact]:
-    """The stages in their order; what each of them leaves, by its name in the provenance."""
-    english = stages.finetune_source()
-    english_test = stages.test(english, "english")
-    zero_shot = stages.test(english, "target")
-    adapted = stages.transfer(english, method.view, fuses=method.fuses) if method.trains else None
-    tested = (
-        stages.test(adapted, method.view, english) if adapted else stages.test(english, method.view)
+def make_context(
+    cfg: Config,
+    store: ArtifactStore,
+    task: Task,
+    backbone: Artifact,
+    tracker: Tracker,
+    team: distributed.Team = distributed.ALONE,
+) -> RunContext:
+    """Make what the stages of a settled configuration share."""
+    path, mt = str(backbone.path), MT(cfg, store)
+    form_name = choose_form(cfg, task, path)
+    return RunContext(
+        cfg,
+        store,
+        task,
+        backbone,
+        models=ModelBuilder(cfg, task, backbone, form_name),
+        form=make_form(cfg, task, path, form_name),
+        mt=mt,
+        translator=make_translator(cfg, task, mt),
+        translate=translate,
+        tracker=tracker,
+        team=team,
     )
-    return {
-        "backbone": stages.backbone,
+
+
+def run_stages(run: RunContext, method: Method) -> dict[str, Artifact]:
+    """Go through the stages in their order.
+
+    Returns:
+        name in the provenance -> the artifact that a stage leaves.
+    """
+    english = finetune(run)
+    made = {
+        "backbone": run.backbone,
         "finetune": english,
-        "english_test": english_test,
-        "zero_shot": zero_shot,
-        **stages.translations,
-        **({"transfer": adapted} if adapted else {}),
-        "test": tested,
+        "english_test": evaluate(run, english, "english"),
+        "zero_shot": evaluate(run, english, "target"),
     }
+    if method.trains:
+        adapted = transfer(run, english, method.view, fuses=method.fuses)
+        tested = {"transfer": adapted, "test": evaluate(run, adapted, method.view, english)}
+    else:
+        tested = {"test": evaluate(run, english, method.view)}
+    return {**made, **run.translations, **tested}
 
 
 def wandb_options(cfg: Config) -> dict[str, Any] | None:

@@ -16,9 +16,11 @@ from torch.utils.flop_counter import flop_registry
 from flare_exp.artifacts import digest_of
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.generation import PromptForm
+from flare_exp.experiment.context import RunContext
+from flare_exp.experiment.fitting import make_module
 from flare_exp.flare.source_encoders import Source
 from flare_exp.models import backbones
-from flare_exp.planning.preview import CHARACTERS, Sketch
+from flare_exp.planning.preview import CHARACTERS
 from flare_exp.planning.walk import width_of
 
 _WORK: dict[str, Work] = {}
@@ -28,10 +30,10 @@ Build = Callable[[int], tuple[nn.Module, "Source | None"]]
 
 
 def work_of(
-    stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build
+    run: RunContext, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build
 ) -> Work:
     """The `Work` of a model, counted once for all jobs that have the same model and the same batches."""
-    cfg, (batch, _) = stages.cfg, _batch(stages, data, 1)
+    cfg, (batch, _) = run.cfg, _batch(run, data, 1)
     parameters = [
         [name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in model.named_parameters()
     ]
@@ -44,9 +46,9 @@ def work_of(
         cfg.data,
         cfg.fusion if source else None,
     ]
-    same = digest_of([parameters, shapes, stages.form_name, stages.task.labels, repr(options)])
+    same = digest_of([parameters, shapes, run.form_name, run.task.labels, repr(options)])
     if same not in _WORK:
-        _WORK[same] = Work(stages, model, source, data, build)
+        _WORK[same] = Work(run, model, source, data, build)
     return _WORK[same]
 
 
@@ -63,20 +65,20 @@ class Work:
 
     def __init__(
         self,
-        stages: Sketch,
+        run: RunContext,
         model: nn.Module,
         source: Source | None,
         data: PairedDataModule,
         build: Build | None = None,
     ):
-        kept, cfg = _weights(stages, model), stages.cfg
-        free = stages.form_name == "prompt" and not stages.decoding.candidates
+        kept, cfg = _weights(run, model), run.cfg
+        free = run.form_name == "prompt" and not run.decoding.candidates
         begun = (
             sum(p.nbytes for p in model.parameters() if p.requires_grad) if data.passes > 1 else 0
         )
         states = _optimizer_states(model, cfg.optim._target_)
         total = backbones.parameter_counts(model)["total"]
-        counts, tokens = _counted(stages, model, source, data, build)
+        counts, tokens = _counted(run, model, source, data, build)
 
         def peak(kind: str) -> int:
             return max(count for name, count in counts.items() if name.startswith(f"{kind} bytes"))
@@ -84,7 +86,7 @@ class Work:
         # gradients of earlier micro-batches
         self.step = kept + peak("training") + begun + states
         written = (
-            peak("writing") + counts["cached token"] * stages.decoding.max_new_tokens if free else 0
+            peak("writing") + counts["cached token"] * run.decoding.max_new_tokens if free else 0
         )
         self.testing = kept + max(peak("reading"), written)
         self.training = max(self.step, self.testing + states)
@@ -92,14 +94,14 @@ class Work:
             counts["training flops"] / tokens,
             counts["reading flops"] / tokens,
         )
-        self.written = 2.0 * total * stages.decoding.max_new_tokens if free else 0.0
+        self.written = 2.0 * total * run.decoding.max_new_tokens if free else 0.0
 
 
 SHALLOW = (3, 4)  # from the third block on, each one adds what the one before it did
 
 
 def _counted(
-    stages: Sketch,
+    run: RunContext,
     model: nn.Module,
     source: Source | None,
     data: PairedDataModule,
@@ -116,23 +118,21 @@ def _counted(
     stacks = backbones.stacks(model)
     depths = {len(blocks) for blocks in stacks}
     (depth,) = depths if len(depths) == 1 else (0,)
-    rows = min(
-        stages.cfg.data.batch_size, stages.cfg.data.micro_batch_size or stages.cfg.data.batch_size
-    )
+    rows = min(run.cfg.data.batch_size, run.cfg.data.micro_batch_size or run.cfg.data.batch_size)
     # the first block may hold FLARE MT's map, too, which is one whatever the depth
     later = [block for blocks in stacks for block in blocks[1:]]
     gradients = max(
         (sum(p.nbytes for p in block.parameters() if p.requires_grad) for block in later), default=0
     )
     saved = (
-        2 * rows * _batch(stages, data, 1)[0]["target"]["input_ids"].shape[1] * width_of(model)
+        2 * rows * _batch(run, data, 1)[0]["target"]["input_ids"].shape[1] * width_of(model)
     )  # a block's input in 16 bits
     # Gemma 3's first blocks are all of one kind, and another kind brings masks and rotations of its own
     kinds = getattr(model.config, "layer_types", None) or []
     unlike = set(kinds) - set(kinds[: SHALLOW[0]])
     if build is None or depth <= sum(SHALLOW) or gradients > saved or unlike:
-        return _passes(stages, model, source, data)
-    (less, tokens), (more, _) = (_passes(stages, *build(n), data) for n in SHALLOW)
+        return _passes(run, model, source, data)
+    (less, tokens), (more, _) = (_passes(run, *build(n), data) for n in SHALLOW)
     fewer, further = SHALLOW
     return {
         name: less[name] + (more[name] - less[name]) * (depth - fewer) // (further - fewer)
@@ -141,31 +141,31 @@ def _counted(
 
 
 def _passes(
-    stages: Sketch, model: nn.Module, source: Source | None, data: PairedDataModule
+    run: RunContext, model: nn.Module, source: Source | None, data: PairedDataModule
 ) -> tuple[dict[str, int], int]:
     """Count the passes of a model as it is: name -> bytes or FLOPs, and the tokens of the batch."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    cfg = stages.cfg
-    module = stages.module(model, source)
+    cfg = run.cfg
+    module = make_module(run, model, source)
     reads_source = (lambda: source.states.recording) if source else (lambda: False)
     with FakeTensorMode(), _autocast(cfg.trainer.precision):
         storages = _without_content(module)
         rows = min(cfg.data.batch_size, cfg.data.micro_batch_size or cfg.data.batch_size)
-        batch, tokens = _batch(stages, data, rows)
+        batch, tokens = _batch(run, data, rows)
         model.train()
         with Counter(storages, reads_source) as training:
             _sum(_passed(module, batch, batch.get("answer"))).backward()
         model.zero_grad()
         model.eval()
-        candidates = max(1, len(stages.decoding.candidates))
+        candidates = max(1, len(run.decoding.candidates))
         answers = {k: x.repeat(candidates, 1) for k, x in batch.get("answer", {}).items()}
         with torch.no_grad(), Counter(storages, reads_source) as reading:
             _passed(module, batch, answers)
         counts = {"training flops": training.flops, "reading flops": reading.flops}
-        if stages.form_name == "prompt" and not stages.decoding.candidates:
+        if run.form_name == "prompt" and not run.decoding.candidates:
             with torch.no_grad(), Counter(storages, reads_source) as writing:
-                counts["cached token"] = _written(stages, module, batch)
+                counts["cached token"] = _written(run, module, batch)
             counts |= {f"writing bytes, {phase}": count for phase, count in writing.peaks.items()}
     counts |= {f"training bytes, {phase}": count for phase, count in training.peaks.items()}
     return counts | {
@@ -178,9 +178,9 @@ def _autocast(precision: str | None) -> torch.autocast:
     return torch.autocast("cpu", half, enabled=precision in ("bf16-mixed", "16-mixed"))
 
 
-def _written(stages: Sketch, module: Any, batch: dict[str, Any]) -> int:
+def _written(run: RunContext, module: Any, batch: dict[str, Any]) -> int:
     """Begin to write freely, with the prompts' pass; returns the bytes of the key-value cache for each token."""
-    answers, length = stages.decoding, batch["target"]["input_ids"].shape[1]
+    answers, length = run.decoding, batch["target"]["input_ids"].shape[1]
     module.read_source(batch)
     inputs = {name: x.repeat_interleave(answers.beams, 0) for name, x in batch["target"].items()}
     if module.model.config.is_encoder_decoder:
@@ -195,7 +195,7 @@ def _written(stages: Sketch, module: Any, batch: dict[str, Any]) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers) // length
 
 
-def _batch(stages: Sketch, data: PairedDataModule, rows: int) -> tuple[dict[str, Any], int]:
+def _batch(run: RunContext, data: PairedDataModule, rows: int) -> tuple[dict[str, Any], int]:
     """As many rows as long as the longest, and how many tokens these are."""
 
     def ids(length: int) -> dict[str, Tensor]:
@@ -207,10 +207,10 @@ def _batch(stages: Sketch, data: PairedDataModule, rows: int) -> tuple[dict[str,
     dataset = data.dataset("train")
     longest = max(len(item["inputs"]["input_ids"]) for item in dataset.target)
     batch = {"target": ids(longest)}
-    if stages.form_name == "prompt":
-        assert isinstance(stages.form, PromptForm)
-        texts = stages.task.labels or ("x" * 8 * CHARACTERS,)
-        batch["answer"] = ids(max(len(stages.form.answer(text)) for text in texts))
+    if run.form_name == "prompt":
+        assert isinstance(run.form, PromptForm)
+        texts = run.task.labels or ("x" * 8 * CHARACTERS,)
+        batch["answer"] = ids(max(len(run.form.answer(text)) for text in texts))
     if dataset.source is None:
         return batch, rows * longest
     batch["source"] = ids(
@@ -219,7 +219,7 @@ def _batch(stages: Sketch, data: PairedDataModule, rows: int) -> tuple[dict[str,
     if data.view == "latent":
         batch["source"] = {
             "attention_mask": batch["source"]["attention_mask"],
-            "states": torch.zeros(rows, length, 1, stages.mt.encoder_config.d_model),
+            "states": torch.zeros(rows, length, 1, run.mt.encoder_config.d_model),
         }
     return batch, rows * (longest + length)
 
@@ -242,13 +242,13 @@ def _sum(outputs: Any) -> Tensor:
     )  # type: ignore[return-value]
 
 
-def _weights(stages: Sketch, model: nn.Module) -> int:
+def _weights(run: RunContext, model: nn.Module) -> int:
     """Bytes of a model's weights as they are kept, and of the largest 4-bit one while it is multiplied with."""
-    precision, total, largest = stages.precision, 0, 0
+    precision, total, largest = run.models.precision, 0, 0
     packed = set()
     if precision.quantize:
         family = backbones.FAMILIES[model.config.model_type]  # type: ignore[union-attr, index]
-        skipped = ("lm_head", *family.heads[stages.form_name], "lora_")
+        skipped = ("lm_head", *family.heads[run.form_name], "lora_")
         packed = {
             id(m.weight)
             for name, m in model.named_modules()

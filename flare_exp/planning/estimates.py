@@ -1,6 +1,7 @@
-"""What the stages of a run will cost: timed in a short probe where the weights are here, counted from shapes where they are not.
+"""Estimate what the stages of a run cost.
 
-Either way the models, batches and passes are those of flare_exp.experiment.stages and flare_exp.training.modules.
+They are timed in a short probe where the weights are here, and counted from shapes elsewhere.
+Either way the models, batches and passes are those of flare_exp.experiment.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from flare_exp.artifacts import Artifact
 from flare_exp.config.schema import Config
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.experiment import provenance
+from flare_exp.experiment.fitting import make_module, make_optimizer, make_trainer
 from flare_exp.flare.source_encoders import Source
 from flare_exp.models import backbones
 from flare_exp.planning.counting import work_of
 from flare_exp.planning.preview import (
     CHARACTERS,
     CountedForm,
-    Preview,
-    Sketch,
+    DryRun,
     config_of,
     pretraining,
     preview,
@@ -56,7 +57,7 @@ DECODING = 0.1  # of that, when tokens are written one by one
 
 @dataclass
 class Estimate:
-    """Of a run, or of what is left of it. `seconds`, `disk`: name of an artefact (as in `pipeline.through`; of a translation that
+    """Of a run, or of what is left of it. `seconds`, `disk`: name of an artefact (as in `pipeline.run_stages`; of a translation that
     is not there, its digest) -> time to build it, its bytes; `memory`: most bytes of the process (CPU) or of the device (GPU);
     `states`: bytes of cached source states; `parameters`: training stage -> how many are `trainable`, and how many there are in
     `total`; `notes`: what it rests on."""
@@ -78,36 +79,36 @@ def estimate(cfg: Config, scratch: Path, todo: set[str]) -> Estimate:
     """The cost of those artefacts of a settled configuration that are in `todo`. Best called in a process of its own, whose peak
     memory is then that of a run."""
     torch.manual_seed(0)
-    stages = preview(cfg, scratch)
-    found = _arithmetic(stages, todo) if isinstance(stages, Sketch) else _probe(stages, todo)
-    for digest, (examples, times) in stages.untranslated.items():
+    dry = preview(cfg, scratch)
+    found = _arithmetic(dry, todo) if dry.shapes else _probe(dry, todo)
+    for digest, (examples, times) in dry.untranslated.items():
         found.seconds[digest] = times * _translating(
-            stages, [text for e in examples for text in e.texts]
+            dry, [text for e in examples for text in e.texts]
         )
         found.disk[digest] = round(
             times * 2 * sum(len(text.encode()) for e in examples for text in e.texts)
         )
     if "backbone" in todo:
         found.disk["backbone"] = 4 * found.total
-    if stages.cfg.source.cache == "disk" and "transfer" in todo:
+    if dry.run.cfg.source.cache == "disk" and "transfer" in todo:
         found.disk["transfer"] += found.states
-    found.notes += _notes(stages)
+    found.notes += _notes(dry)
     return found
 
 
-def _saved(stages: Preview, name: str, counts: Mapping[str, int]) -> int:
+def _saved(dry: DryRun, name: str, counts: Mapping[str, int]) -> int:
     """Bytes of what a training stage leaves, and of the two checkpoints that it has on the way."""
-    full = name == "finetune" and stages.cfg.finetune.tuning == "full"
-    copies = 3 if stages.cfg.task.select == "best" else 1
+    full = name == "finetune" and dry.run.cfg.finetune.tuning == "full"
+    copies = 3 if dry.run.cfg.task.select == "best" else 1
     return 4 * (copies - 1) * counts["trainable"] + 4 * (
         counts["total"] if full else counts["trainable"]
     )
 
 
-def _notes(stages: Preview) -> list[str]:
+def _notes(dry: DryRun) -> list[str]:
     """What an estimate rests on."""
-    cfg, task = stages.cfg, stages.task
-    if isinstance(stages, Sketch):
+    cfg, task = dry.run.cfg, dry.run.task
+    if dry.shapes:
         device, peak = throughput(cfg.trainer.accelerator)
         found = [
             f"arithmetic: {cfg.model.name} or its data is not here. Its passes are counted on tensors without content: every "
@@ -122,7 +123,7 @@ def _notes(stages: Preview) -> list[str]:
             f"are written one by one"
             + (
                 f"; {CHARACTERS} characters to a token."
-                if isinstance(stages.form, CountedForm)
+                if isinstance(dry.run.form, CountedForm)
                 else "."
             ),
         ]
@@ -140,7 +141,7 @@ def _notes(stages: Preview) -> list[str]:
             f"data: {task.name} is not here, so its sizes are the published ones and every text is as long as "
             f"data.max_length={cfg.data.max_length}: time and memory are upper bounds; what was built from it is not recognised."
         )
-    if stages.untranslated:
+    if dry.untranslated:
         found.append(
             f"translations by mt={cfg.mt.name} are not there yet: the texts themselves stand in for them, and what is trained "
             "on them counts as to do; the time of translating is arithmetic."
@@ -148,17 +149,19 @@ def _notes(stages: Preview) -> list[str]:
     return found
 
 
-def downloads(stages: Preview, reads_mt: bool) -> int:
+def downloads(dry: DryRun, reads_mt: bool) -> int:
     """Bytes of the checkpoints that are not here."""
-    found, m, form = 0, stages.cfg.model, stages.form_name
-    if stages.backbone.kind == "hub" and not stages.backbone.reused:
+    found, m, form = 0, dry.run.cfg.model, dry.run.form_name
+    if dry.run.backbone.kind == "hub" and not dry.run.backbone.reused:
         found += _published(
             str(m.path),
             m.revision,
             backbones.auto_class(form, config_of(str(m.path)).is_encoder_decoder),
         )
-    if reads_mt and stages.mt.absent:
-        found += _published(str(stages.cfg.mt.path), stages.cfg.mt.revision, AutoModelForSeq2SeqLM)
+    if reads_mt and dry.mt.absent:
+        found += _published(
+            str(dry.run.cfg.mt.path), dry.run.cfg.mt.revision, AutoModelForSeq2SeqLM
+        )
     return found
 
 
@@ -177,114 +180,116 @@ def _parameters(path: str, revision: str | None, auto: Any) -> int:
 
 
 def _note_sizes(
-    found: Estimate, stages: Preview, name: str, model: nn.Module, data: PairedDataModule
+    found: Estimate, dry: DryRun, name: str, model: nn.Module, data: PairedDataModule
 ) -> None:
     """Parameters, and bytes of source states and of what the stage leaves."""
     counts = found.parameters[name] = backbones.parameter_counts(model)
-    found.states = _states(stages, model, data)
-    found.disk[name] = _saved(stages, name, counts)
+    found.states = _states(dry, model, data)
+    found.disk[name] = _saved(dry, name, counts)
 
 
-def _states(stages: Preview, model: Any, data: PairedDataModule) -> int:
+def _states(dry: DryRun, model: Any, data: PairedDataModule) -> int:
     """Bytes of the cached source states of training."""
-    o = stages.cfg.source
+    o = dry.run.cfg.source
     if o.cache == "off" or data.view not in ("paired", "latent"):
         return 0
     config = model.peft_config["default"]
-    parts, roles = stages.parts(data.view), stages.task.training_roles
+    parts, roles = dry.parts(data.view), dry.run.task.training_roles
     tokens = sum(
         parts[role] * sum(len(i["inputs"]["input_ids"]) for i in data.dataset(role).source or ())
         for role in roles
     )
-    width = config.source_width or len(stages.source(model).states.blocks) * width_of(model)
-    return round(
-        tokens * width * getattr(torch, o.dtype or _read_dtype(stages, data.view)).itemsize
-    )
+    width = config.source_width or len(dry.run.source(model).states.blocks) * width_of(model)
+    return round(tokens * width * getattr(torch, o.dtype or _read_dtype(dry, data.view)).itemsize)
 
 
-def _read_dtype(stages: Preview, view: str) -> str:
+def _read_dtype(dry: DryRun, view: str) -> str:
     """The precision in which a source pass gives its states."""
-    mixed = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}.get(str(stages.cfg.trainer.precision))
+    mixed = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}.get(
+        str(dry.run.cfg.trainer.precision)
+    )
     if view == "latent":
-        return mixed or ("bfloat16" if stages.mt.device == "cuda" else "float32")
+        return mixed or ("bfloat16" if dry.mt.device == "cuda" else "float32")
     return mixed or (
-        "float64" if stages.cfg.trainer.precision == "64-true" else stages.cfg.model.dtype
+        "float64" if dry.run.cfg.trainer.precision == "64-true" else dry.run.cfg.model.dtype
     )
 
 
 # --- the probe -------------------------------------------------------------------------------------------------------
 
 
-def _probe(stages: Preview, todo: set[str]) -> Estimate:
+def _probe(dry: DryRun, todo: set[str]) -> Estimate:
     """A few real batches of every stage: the costliest, for memory, then some that are typical, for time."""
     found = Estimate([])
     if "backbone" in todo:
         from flare_exp.toy.pretrain import pretrain
 
         found.seconds["backbone"] = _building(
-            stages, pretrain, pretraining(stages.cfg), {"documents": 2000}
+            dry, pretrain, pretraining(dry.run.cfg), {"documents": 2000}
         )
     if "mt" in todo:
-        found.seconds["mt"] = _building(stages, train_mt, stages.mt.options, {"pairs": 2000})
+        found.seconds["mt"] = _building(dry, train_mt, dry.mt.options, {"pairs": 2000})
     started = time.perf_counter()
-    for name, model, source, data, tests in iter_stage_models(stages, todo):
-        _note_sizes(found, stages, name, model, data)
+    for name, model, source, data, tests in iter_stage_models(dry, todo):
+        _note_sizes(found, dry, name, model, data)
         stage, dataset, parts = (
-            stage_options(stages, name),
+            stage_options(dry, name),
             data.dataset("train"),
-            stages.parts(data.view),
+            dry.parts(data.view),
         )
         clock = _Clock(data.passes)
-        module = stages.module(
+        module = make_module(
+            dry.run,
             model,
             source,
-            score=lambda _: {stages.task.metric: 0.0},
-            optimizer=stages.optimizer(stage.lr),
+            score=lambda _: {dry.run.task.metric: 0.0},
+            optimizer=make_optimizer(dry.run, stage.lr),
             warmup=stage.warmup,
         )
-        loaders = {role: _loader(stages, data, role) for role in stages.task.training_roles}
+        loaders = {role: _loader(dry, data, role) for role in dry.run.task.training_roles}
         ready = time.perf_counter() - started  # loading and tokenising
         if name in todo:
-            stages.trainer(
+            make_trainer(
+                dry.run,
                 max_epochs=1,
                 callbacks=[clock],
                 logger=False,
                 enable_checkpointing=False,
                 accumulate_grad_batches=data.passes,
-                gradient_clip_val=stages.cfg.trainer.gradient_clip_val,
+                gradient_clip_val=dry.run.cfg.trainer.gradient_clip_val,
             ).fit(module, loaders["train"], loaders.get("validation"))
-            epoch = steps_per_epoch(stages, round(parts["train"] * len(dataset))) * clock.mean(
-                "train"
-            )
+            epoch = steps_per_epoch(dry, round(parts["train"] * len(dataset))) * clock.mean("train")
             if "validation" in loaders:
                 batches = parts["validation"] * len(
-                    batches_of(stages, data.dataset("validation"), "validation")
+                    batches_of(dry, data.dataset("validation"), "validation")
                 )
                 epoch += batches * clock.mean("validation")
             found.seconds[name] = ready + stage.epochs * epoch
         for test, view in tests.items():
             clock = _Clock(data.passes)
-            trainer = stages.trainer(callbacks=[clock], logger=False, enable_checkpointing=False)
-            trainer.predict(module.eval(), _loader(stages, stages.data(view), "test"))
-            batches = stages.parts(view)["test"] * len(
-                batches_of(stages, stages.data(view).dataset("test"), "test")
+            trainer = make_trainer(
+                dry.run, callbacks=[clock], logger=False, enable_checkpointing=False
+            )
+            trainer.predict(module.eval(), _loader(dry, dry.run.data(view), "test"))
+            batches = dry.parts(view)["test"] * len(
+                batches_of(dry, dry.run.data(view).dataset("test"), "test")
             )
             found.seconds[test] = batches * clock.mean("test")
         del module, model, source
         started = time.perf_counter()
-    gpu = stages.cfg.trainer.accelerator == "gpu"
+    gpu = dry.run.cfg.trainer.accelerator == "gpu"
     found.memory = torch.cuda.max_memory_allocated() if gpu else provenance.peak_memory()
     return replace(
         found,
         memory=found.memory
-        + (found.states if stages.cfg.source.cache == "memory" and not gpu else 0),
+        + (found.states if dry.run.cfg.source.cache == "memory" and not gpu else 0),
     )
 
 
-def _loader(stages: Preview, data: PairedDataModule, role: str) -> Any:
+def _loader(dry: DryRun, data: PairedDataModule, role: str) -> Any:
     """The costliest batch first, as a warm-up, then two rounds of three that are typical."""
     dataset = data.dataset(role)
-    batches = batches_of(stages, dataset, role)
+    batches = batches_of(dry, dataset, role)
     full = [rows for rows in batches if len(rows) == max(map(len, batches))]
     full.sort(key=lambda rows: max(dataset.costs[i] for i in rows))
     typical = [full[len(full) * sixth // 6] for sixth in (1, 3, 5)]
@@ -319,7 +324,7 @@ class _Clock(Callback):
 
 
 def _building(
-    stages: Preview,
+    dry: DryRun,
     build: Callable[..., Any],
     options: Mapping[str, Any],
     little: Mapping[str, Any],
@@ -327,7 +332,7 @@ def _building(
     """Seconds to train an embedded model: its text and first step, and the others by the time of some on `little` text."""
     taken = []
     for changes in ({"steps": 1}, {"steps": 1, **little}, {"steps": 31, **little}):
-        with tempfile.TemporaryDirectory(dir=stages.store.scratch) as folder:
+        with tempfile.TemporaryDirectory(dir=dry.store.scratch) as folder:
             start = time.perf_counter()
             build(Path(folder), **{**options, **changes})
             taken.append(time.perf_counter() - start)
@@ -338,21 +343,21 @@ def _building(
 # --- arithmetic ------------------------------------------------------------------------------------------------------
 
 
-def _arithmetic(stages: Sketch, todo: set[str]) -> Estimate:
+def _arithmetic(dry: DryRun, todo: set[str]) -> Estimate:
     """The stages' own passes over tensors that have shapes and no content: every allocation and every product is counted."""
     found = Estimate([])
-    speed = throughput(stages.cfg.trainer.accelerator)[1] * SHARE
-    for name, model, source, data, tests in iter_stage_models(stages, todo):
-        _note_sizes(found, stages, name, model, data)
-        stage, parts = stage_options(stages, name), stages.parts(data.view)
-        work = work_of(stages, model, source, data, functools.partial(_of_depth, stages, name))
+    speed = throughput(dry.run.cfg.trainer.accelerator)[1] * SHARE
+    for name, model, source, data, tests in iter_stage_models(dry, todo):
+        _note_sizes(found, dry, name, model, data)
+        stage, parts = stage_options(dry, name), dry.parts(data.view)
+        work = work_of(dry.run, model, source, data, functools.partial(_of_depth, dry, name))
         if name in todo:
             tokens = {
                 role: parts[role] * sum(data.dataset(role).costs)
-                for role in stages.task.training_roles
+                for role in dry.run.task.training_roles
             }
             rows = round(parts["train"] * len(data.dataset("train")))
-            taken = steps_per_epoch(stages, rows) / max(1, -(-rows // stages.cfg.data.batch_size))
+            taken = steps_per_epoch(dry, rows) / max(1, -(-rows // dry.run.cfg.data.batch_size))
             epoch = taken * work.train * tokens["train"] + work.evaluate * tokens.get(
                 "validation", 0.0
             )
@@ -360,25 +365,23 @@ def _arithmetic(stages: Sketch, todo: set[str]) -> Estimate:
             found.memory = max(found.memory, work.training)
         for test, view in tests.items():
             found.memory = max(found.memory, work.testing)
-            tested, part = stages.data(view).dataset("test"), stages.parts(view)["test"]
+            tested, part = dry.run.data(view).dataset("test"), dry.parts(view)["test"]
             found.seconds[test] = (
                 part
                 * (work.evaluate * sum(tested.costs) + work.written * len(tested) / DECODING)
                 / speed
             )
-    base = provenance.peak_memory() if stages.cfg.trainer.accelerator == "cpu" else 0
+    base = provenance.peak_memory() if dry.run.cfg.trainer.accelerator == "cpu" else 0
     return replace(found, memory=found.memory + base)
 
 
-def _of_depth(stages: Sketch, name: str, depth: int) -> tuple[nn.Module, Source | None]:
+def _of_depth(dry: DryRun, name: str, depth: int) -> tuple[nn.Module, Source | None]:
     """Build the model of a training, and its source, with `depth` blocks in each stack."""
-    stages.depth = depth
-    try:
-        if name == "finetune":
-            return build_english(stages), None
-        return build_adapted(stages, Artifact(Path(), "", "", {}, 0.0, False))
-    finally:
-        stages.depth = None
+    assert dry.shapes
+    shallow = replace(dry, run=replace(dry.run, models=dry.shapes.with_depth(depth)))
+    if name == "finetune":
+        return build_english(shallow), None
+    return build_adapted(shallow, Artifact(Path(), "", "", {}, 0.0, False))
 
 
 @functools.cache
@@ -397,13 +400,13 @@ def throughput(accelerator: str) -> tuple[str, float]:
     return (torch.cuda.get_device_name() if gpu else "this CPU"), 2 * size**3 / best
 
 
-def _translating(stages: Preview, texts: Sequence[str]) -> float:
+def _translating(dry: DryRun, texts: Sequence[str]) -> float:
     """Seconds of a translation model for texts: two FLOPs per parameter and token, in the encoder at once, in the decoder one by
     one. Texts that are not known are as long as data.max_length."""
-    o, unknown = stages.cfg.mt, stages.cfg.data.max_length
+    o, unknown = dry.run.cfg.mt, dry.run.cfg.data.max_length
     tokens = sum(len(text) / CHARACTERS if text else unknown for text in texts)
-    half = mt_parameters(stages.cfg) / 2
-    speed = throughput(stages.cfg.trainer.accelerator)[1] * SHARE
+    half = mt_parameters(dry.run.cfg) / 2
+    speed = throughput(dry.run.cfg.trainer.accelerator)[1] * SHARE
     return 2 * half * tokens * (1 + o.beams / DECODING) / speed
 
 

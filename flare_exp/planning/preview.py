@@ -1,7 +1,8 @@
-"""The stages of a run looked at from outside: what is built, what would be. Nothing is trained, translated or downloaded.
+"""Look at a run from outside: what is built, and what would be. Nothing is trained or downloaded.
 
-Keys are those of the stages themselves (flare_exp.experiment.stages), asked with a store that builds nothing. What is not
-there yet is stood in for: a tiny model by its first training step, a translation by the text itself, a checkpoint by its shapes.
+The stages are those of a run (flare_exp.experiment.stages), over a store that builds nothing; so the
+keys are theirs. What is not there yet is replaced: a tiny model by its first training step, a
+translation by the text itself, a checkpoint by its shapes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,14 +24,23 @@ from flare_exp.config.schema import MACHINES, Config
 from flare_exp.data.generation import PromptForm
 from flare_exp.data.preprocessing import Form, Item
 from flare_exp.errors import UserError
+from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import (
     MT,
     existing_checkpoint,
     make_translator,
     prepare_backbone,
 )
+from flare_exp.experiment.context import (
+    RunContext,
+    choose_form,
+    form_of,
+    make_form,
+    stride_of,
+    wanted_length,
+)
 from flare_exp.experiment.pipeline import load_task
-from flare_exp.experiment.stages import Stages
+from flare_exp.experiment.stages.translation import translate
 from flare_exp.flare import adapter
 from flare_exp.hub import Checkpoint, local, looks_local
 from flare_exp.models import backbones
@@ -64,7 +74,7 @@ def config_of(path: str, revision: str | None = None) -> PreTrainedConfig:
     return AutoConfig.for_model(**ARCHITECTURES[path])
 
 
-class Unbuilt(Exception):
+class ArtifactMissing(Exception):
     """Something that later stages read is not there."""
 
     def __init__(self, artifact: Artifact):
@@ -72,7 +82,7 @@ class Unbuilt(Exception):
         self.artifact = artifact
 
 
-class Looking(ArtifactStore):
+class ReadOnlyStore(ArtifactStore):
     """Says what there is and builds nothing, but translations that need no model, into `scratch`."""
 
     def __init__(self, root: Path | str, scratch: Path, machine: bool):
@@ -91,7 +101,7 @@ class Looking(ArtifactStore):
         ):  # nothing here reads an unbuilt one
             return found
         if kind != "translation" or self.machine:
-            raise Unbuilt(found)
+            raise ArtifactMissing(found)
         place = self.scratch / kind / found.digest
         if not place.is_dir():
             place.mkdir(parents=True)
@@ -102,7 +112,7 @@ class Looking(ArtifactStore):
 class PreviewMT(MT):
     """A translation model that need not be here."""
 
-    store: Looking
+    store: ReadOnlyStore
 
     @property
     def absent(self) -> bool:
@@ -118,7 +128,7 @@ class PreviewMT(MT):
         try:
             if self.cfg.name in MACHINES:
                 _ = super().checkpoint
-        except Unbuilt as missing:
+        except ArtifactMissing as missing:
             return missing.artifact
         return None
 
@@ -151,39 +161,34 @@ def first_step(folder: Path, build: Callable[..., Any], options: Mapping[str, An
     return folder
 
 
-class Preview(Stages):
-    """The stages of a run, whose checkpoint is here. `untranslated`: what a model has yet to translate."""
+@dataclass
+class DryRun:
+    """A run that builds nothing.
 
-    store: Looking
+    Attributes:
+        run: what its stages share.
+        store: the run's store.
+        mt: the run's translation model.
+        shapes: builds models without weights, where a checkpoint is not here; else None.
+        untranslated: digest of a translation that a model has yet to make -> the examples, and how
+            many of the benchmark's rows each of them stands for.
+    """
+
+    run: RunContext
+    store: ReadOnlyStore
     mt: PreviewMT
-
-    def __init__(self, cfg: Config, store: Looking, task: Task, backbone: Artifact):
-        super().__init__(cfg, store, task, backbone, None)  # type: ignore[arg-type]
-        self.mt = PreviewMT(cfg, store)
-        self.translator = make_translator(cfg, task, self.mt)
-        self.untranslated: dict[
-            str, tuple[Sequence[Example], float]
-        ] = {}  # and how many each of them stands for
+    shapes: ShapeBuilder | None
+    untranslated: dict[str, tuple[Sequence[Example], float]]
 
     def parts(self, view: str) -> dict[str, float]:
-        """Role -> how many rows of the benchmark each row of the data that is looked at stands for."""
-        roles = (*self.task.training_roles, "test")
-        if not self.task.assumed:  # type: ignore[attr-defined]
+        """Return role -> how many of the benchmark's rows each row of its data stands for."""
+        task, lang = self.run.task, self.run.cfg.task.lang
+        roles = (*task.training_roles, "test")
+        if not task.assumed:  # type: ignore[attr-defined]
             return dict.fromkeys(roles, 1.0)
-        langs = {"test": self.cfg.task.lang} if view != "english" else {}
-        return {
-            role: getattr(self.task.load(langs.get(role, self.task.english), role), "times", 1.0)
-            for role in roles
-        }
-
-    def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
-        try:
-            return super().translate(examples, lang)
-        except Unbuilt as missing:
-            self.translations[missing.artifact.digest] = missing.artifact
-            self.untranslated[missing.artifact.digest] = examples, getattr(examples, "times", 1.0)
-            # so that what is trained or tested on them is not taken for what is on the texts themselves
-            return [replace(e, id=f"{e.id} by {missing.artifact.digest}") for e in examples]
+        langs = {"test": lang} if view != "english" else {}
+        rows = {role: task.load(langs.get(role, task.english), role) for role in roles}
+        return {role: getattr(found, "times", 1.0) for role, found in rows.items()}
 
 
 class CountedForm(PromptForm):
@@ -230,68 +235,59 @@ class CountedForm(PromptForm):
         return [0] * (1 + -(-len(text) // CHARACTERS))
 
 
-class Sketch(Preview):
-    """The stages of a run whose checkpoint is not here: models have shapes, and no weights.
+class ShapeBuilder(ModelBuilder):
+    """Build models that have shapes and no weights.
 
-    Attributes:
-        depth: number of blocks of each stack of the models; None: as many as the checkpoint has.
+    Args:
+        depth: number of blocks of each stack; None: as many as the checkpoint has.
     """
 
-    depth: int | None = None
+    def __init__(
+        self, cfg: Config, task: Task, backbone: Artifact, form_name: str, depth: int | None = None
+    ):
+        super().__init__(cfg, task, backbone, form_name)
+        self.depth = depth
 
-    def _form(self) -> Form:
-        wanted, m = self.wanted_length, self.cfg.model
-        wanted = min(wanted, backbones.longest_input(str(self.backbone.path)) or wanted)
-        counted = CountedForm(self.task, wanted, self.cfg.data.max_length, self.stride)
-        if self.task.assumed:  # type: ignore[attr-defined]
-            return counted
-        try:
-            return self._form_of(backbones.load_tokenizer(str(m.path), m.revision), wanted)
-        except UserError:
-            return counted
+    def with_depth(self, depth: int) -> ShapeBuilder:
+        """Return a builder of the same models with `depth` blocks in each stack."""
+        return ShapeBuilder(self.cfg, self.task, self.backbone, self.form_name, depth)
 
-    def _mt_form(self) -> Form:  # type: ignore[override]
-        return self.form
+    def fresh_backbone(self) -> Backbone:
+        """Build the pre-trained checkpoint."""
+        return self.load(str(self.backbone.path))
 
     def load(self, path: str, revision: str | None = None) -> Backbone:
-        config, m, kept = (
-            AutoConfig.from_pretrained(path),
-            self.cfg.model,
-            self.cfg.trainer.precision,
-        )
+        """Build a checkpoint from its configuration."""
+        config, m = AutoConfig.from_pretrained(path), self.cfg.model
         if self.depth is not None:
             shorten(config, self.depth)
         family = backbones.FAMILIES[config.model_type]
-        config.num_labels = (
-            max(1, len(self.task.labels)) if self.form_name == "label" else config.num_labels
-        )
+        if self.form_name == "label":
+            config.num_labels = max(1, len(self.task.labels))
         auto = backbones.auto_class(self.form_name, config.is_encoder_decoder)
-        dtype = {"64-true": "float64"}.get(str(kept), m.dtype)
+        dtype = {"64-true": "float64"}.get(str(self.cfg.trainer.precision), m.dtype)
+        attention = m.attention or family.attention[0]
         with torch.device("meta"):
             model = auto.from_config(
-                config,
-                dtype=getattr(torch, dtype),
-                attn_implementation=m.attention or family.attention[0],
+                config, dtype=getattr(torch, dtype), attn_implementation=attention
             )
         if m.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return backbones.wrap(model, family, self.form_name)
 
-    def fresh_backbone(self) -> Backbone:
-        return self.load(str(self.backbone.path))
-
-    def add_adapter(self, backbone: Backbone, **fusion) -> Any:
+    def add_adapter(self, backbone: Backbone, **fusion: Any) -> Any:
+        """Put a new adapter on a backbone."""
         with torch.device("meta"):
             return super().add_adapter(backbone, **fusion)
 
     def english_model(self, english: Artifact) -> Backbone:
+        """Build the English model, with a frozen adapter where its LoRA cannot be merged."""
         backbone = self.fresh_backbone()
         if self.precision.holds_updates:
             return backbone
         with torch.device("meta"):
-            return adapter.frozen(
-                backbone, adapter.adapter_config(backbone, **asdict(self.cfg.adapter))
-            )
+            config = adapter.adapter_config(backbone, **asdict(self.cfg.adapter))
+            return adapter.frozen(backbone, config)
 
 
 def shorten(config: PreTrainedConfig, depth: int) -> None:
@@ -303,21 +299,71 @@ def shorten(config: PreTrainedConfig, depth: int) -> None:
         config.layer_types = config.layer_types[:depth]
 
 
-def preview(cfg: Config, scratch: Path) -> Preview:
-    """The stages of a settled configuration; raises UserError where a run would, but not for what could be downloaded."""
-    store = Looking(cfg.cache_dir, scratch, cfg.mt.name in MACHINES)
-    task = _task(json.dumps(asdict(replace(cfg.task, lang=""))), max(FEW, cfg.data.batch_size))
-    if is_sketch(cfg) or (task.assumed and cfg.model.path):  # type: ignore[attr-defined]
-        return Sketch(cfg, store, task, _sketched(cfg, scratch))
-    backbone = prepare_backbone(cfg, store)
-    if cfg.model.path is None and not backbone.reused:
-        from flare_exp.toy.pretrain import pretrain
+def preview(cfg: Config, scratch: Path) -> DryRun:
+    """Make the dry run of a settled configuration.
 
-        backbone = replace(
-            backbone,
-            path=first_step(scratch / "backbone" / backbone.digest, pretrain, pretraining(cfg)),
-        )
-    return Preview(cfg, store, task, backbone)
+    Raises:
+        UserError: where a run would raise it, but not for what could be downloaded.
+    """
+    store = ReadOnlyStore(cfg.cache_dir, scratch, cfg.mt.name in MACHINES)
+    task = _task(json.dumps(asdict(replace(cfg.task, lang=""))), max(FEW, cfg.data.batch_size))
+    shapes_only = is_sketch(cfg) or bool(task.assumed and cfg.model.path)  # type: ignore[attr-defined]
+    backbone = _sketched(cfg, scratch) if shapes_only else _prepared(cfg, store, scratch)
+    form_name, mt = choose_form(cfg, task, str(backbone.path)), PreviewMT(cfg, store)
+    shapes = ShapeBuilder(cfg, task, backbone, form_name) if shapes_only else None
+    untranslated: dict[str, tuple[Sequence[Example], float]] = {}
+
+    def translate_or_note(run: RunContext, examples: Sequence[Example], lang: str) -> list[Example]:
+        try:
+            return translate(run, examples, lang)
+        except ArtifactMissing as missing:
+            digest = missing.artifact.digest
+            run.translations[digest] = missing.artifact
+            untranslated[digest] = examples, getattr(examples, "times", 1.0)
+            # a model of the texts themselves would have another key
+            return [replace(e, id=f"{e.id} by {digest}") for e in examples]
+
+    run = RunContext(
+        cfg,
+        store,
+        task,
+        backbone,
+        models=shapes or ModelBuilder(cfg, task, backbone, form_name),
+        form=(_counted_form if shapes_only else make_form)(
+            cfg, task, str(backbone.path), form_name
+        ),
+        mt=mt,
+        translator=make_translator(cfg, task, mt),
+        translate=translate_or_note,
+    )
+    if shapes_only:
+        run.source_form = lambda: run.form  # type: ignore[method-assign]
+    return DryRun(run, store, mt, shapes, untranslated)
+
+
+def _counted_form(cfg: Config, task: Task, path: str, form_name: str) -> Form:
+    """Make the preprocessing of a checkpoint that is not here, with its tokenizer if that is."""
+    wanted = wanted_length(cfg, form_name)
+    wanted = min(wanted, backbones.longest_input(path) or wanted)
+    counted = CountedForm(task, wanted, cfg.data.max_length, stride_of(cfg, form_name))
+    if task.assumed:  # type: ignore[attr-defined]
+        return counted
+    try:
+        tokenizer = backbones.load_tokenizer(str(cfg.model.path), cfg.model.revision)
+    except UserError:
+        return counted
+    return form_of(cfg, task, form_name, tokenizer, wanted)
+
+
+def _prepared(cfg: Config, store: ReadOnlyStore, scratch: Path) -> Artifact:
+    """Return the checkpoint; a tiny model that is not built yet after its first step."""
+    backbone = prepare_backbone(cfg, store)
+    if cfg.model.path is not None or backbone.reused:
+        return backbone
+    from flare_exp.toy.pretrain import pretrain
+
+    folder = scratch / "backbone" / backbone.digest
+    return replace(backbone, path=first_step(folder, pretrain, pretraining(cfg)))
 
 
 def is_sketch(cfg: Config) -> bool:

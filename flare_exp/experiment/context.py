@@ -1,0 +1,239 @@
+"""What the stages of one run share: configuration, data, preprocessing, models and their keys."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from flare_exp.artifacts import Artifact, ArtifactStore, digest_of
+from flare_exp.code import code_of
+from flare_exp.config.schema import Config, StageConfig
+from flare_exp.data.datamodule import PairedDataModule
+from flare_exp.data.preprocessing import Form, SourceTextForm
+from flare_exp.data.preprocessors import FORM_CLASSES
+from flare_exp.errors import UserError
+from flare_exp.experiment.building import ModelBuilder
+from flare_exp.experiment.checkpoints import MT
+from flare_exp.flare.source_encoders import BackboneSource, MTSource, Source
+from flare_exp.languages import language
+from flare_exp.models import backbones
+from flare_exp.tasks import Example, Task, fingerprint
+from flare_exp.training.distributed import ALONE, Team
+from flare_exp.training.modules import Decoding
+from flare_exp.training.tracking import Tracker
+from flare_exp.translation.translators import MachineTranslator, Translator
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class RunContext:
+    """What every stage of a run reads.
+
+    Attributes:
+        backbone: the pre-trained checkpoint.
+        models: builds the run's models.
+        form: turns examples into the backbone's inputs.
+        mt: the translation model, loaded when it is first needed.
+        translate: the stage that translates; arguments: context, examples, language.
+        tracker: writes what training logs; None where nothing is trained.
+        team: the processes that train together.
+        translations: name of a translation -> its artifact, as the stages ask for them.
+    """
+
+    cfg: Config
+    store: ArtifactStore
+    task: Task
+    backbone: Artifact
+    models: ModelBuilder
+    form: Form
+    mt: MT
+    translator: Translator
+    translate: Callable[[RunContext, Sequence[Example], str], list[Example]]
+    tracker: Tracker | None = None
+    team: Team = ALONE
+    translations: dict[str, Artifact] = field(default_factory=dict)
+    _data: dict[str, PairedDataModule] = field(default_factory=dict)
+
+    @property
+    def form_name(self) -> str:
+        """Return how the backbone takes the task: `label`, `span` or `prompt`."""
+        return self.models.form_name
+
+    @property
+    def decoding(self) -> Decoding:
+        """Return how a prompted model answers."""
+        d = self.cfg.decode
+        if d.name == "score" and self.task.labels:
+            return Decoding(self.task.labels)
+        return Decoding((), d.beams, d.max_new_tokens, d.cache)
+
+    # --- data ----------------------------------------------------------------------------------
+
+    def data(self, view: str) -> PairedDataModule:
+        """Return the benchmark's DataModule for a pairing mode; it is made once."""
+        if view not in self._data:
+            self._data[view] = self._make_data(view)
+        return self._data[view]
+
+    def _make_data(self, view: str) -> PairedDataModule:
+        cfg, source, fuses = self.cfg, self.cfg.source, view in ("paired", "latent")
+        return PairedDataModule(
+            self.task,
+            cfg.task.lang,
+            self.form,
+            functools.partial(self.translate, self),
+            source_form=self.source_form() if view == "latent" else None,
+            view=view,
+            batch_size=cfg.data.batch_size,
+            micro_batch_size=cfg.data.micro_batch_size,
+            workers=cfg.data.workers,
+            seed=cfg.seed,
+            share=(self.team.rank, self.team.size),
+            scores_originals=self.answers_back(view) is not None,
+            shuffle_source=fuses and source.shuffle,
+            empty_source=fuses and source.empty,
+        )
+
+    def source_form(self) -> Form:
+        """Return what prepares target texts for the translation model's encoder.
+
+        Texts are padded and cut on the side where the backbone's texts are.
+        """
+        tokenizer, own = self.mt.tokenizer, self.form.tokenizer
+        tokenizer.src_lang = language(self.cfg.task.lang).flores
+        tokenizer.padding_side, tokenizer.truncation_side = own.padding_side, own.truncation_side
+        longest = min(self.cfg.data.max_length, self.mt.encoder_config.max_position_embeddings)
+        return SourceTextForm(self.task, tokenizer, longest, self.form.order)
+
+    def answers_back(self, view: str) -> MachineTranslator | None:
+        """Return the model that translates predicted English answers into the target language.
+
+        A test example that a model has translated into English has no English answer to compare
+        with, so question answering compares in the target language. None: nothing is translated.
+        """
+        if view != "translated" or self.task.labels:
+            return None
+        return self.translator if isinstance(self.translator, MachineTranslator) else None
+
+    # --- models --------------------------------------------------------------------------------
+
+    def source(self, model: nn.Module) -> Source:
+        """Return the encoder that reads the source of a model with a fusion adapter."""
+        if model.peft_config["default"].source_width:  # type: ignore[index, union-attr]
+            return MTSource(model, self.mt.encoder)
+        return BackboneSource(model)
+
+    def capped(self, stage: StageConfig) -> StageConfig:
+        """Return the options of a training with no more epochs than `trainer.max_epochs`."""
+        most = self.cfg.trainer.max_epochs or stage.epochs
+        return replace(stage, epochs=min(stage.epochs, most))
+
+    # --- keys ----------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def reading(self) -> dict[str, Any]:
+        """Return what training (which selects on validation) and testing depend on.
+
+        Data and models come on top of it.
+        """
+        cfg, task = self.cfg, self.task
+        prompted = self.form_name == "prompt"
+        family = backbones.family_of(str(self.backbone.path), cfg.model.revision)
+        quantized = asdict(self.models.precision) if cfg.model.quantize else cfg.model.dtype
+        return {
+            "form": self.form_name,
+            "max_length": self.form.max_length,
+            "truncation_side": cfg.data.truncation_side,
+            "doc_stride": stride_of(cfg, self.form_name),
+            "prompt": task.prompt if prompted else None,
+            "task": [task.fields, task.labels, task.metric],
+            "answers": asdict(replace(self.decoding, cache="")) if prompted else None,
+            "max_answer_length": cfg.task.max_answer_length if self.form_name == "span" else None,
+            "family": asdict(family),
+            "attention": cfg.model.attention or family.attention[0],
+            "precision": cfg.trainer.precision,
+            "weights": quantized,
+            "code": code_of("model", task=type(task).__module__),
+        }
+
+    @functools.cached_property
+    def recipe(self) -> dict[str, Any]:
+        """Return what training depends on, besides data, model and the stage's own options."""
+        cfg = self.cfg
+        return {
+            **self.reading,
+            "optim": {name: v for name, v in asdict(cfg.optim).items() if name != "_partial_"},
+            "batch_size": cfg.data.batch_size,
+            "select": cfg.task.select,
+            "clip": cfg.trainer.gradient_clip_val,
+            "limit_train_batches": cfg.trainer.limit_train_batches,
+            "seed": cfg.seed,
+        }
+
+
+def choose_form(cfg: Config, task: Task, path: str) -> str:
+    """Choose how a checkpoint takes a task: by a head where its family has one, else as a prompt.
+
+    Raises:
+        UserError: the options ask for something that the family cannot do.
+    """
+    family = backbones.family_of(path, cfg.model.revision)
+    asked = "label" if task.labels else "span"
+    name = backbones.choose_form(family, asked, cfg.task.form, path)
+    if cfg.decode.name == "generate" and name != "prompt":
+        raise UserError(
+            f"decode=generate: {cfg.model.name} answers {task.name} by a head, which writes nothing"
+        )
+    return name
+
+
+def make_form(cfg: Config, task: Task, path: str, form_name: str) -> Form:
+    """Make the preprocessing of a checkpoint; texts are no longer than it can read."""
+    longest = backbones.longest_input(path, cfg.model.revision)
+    wanted = wanted_length(cfg, form_name)
+    if longest is not None and longest < wanted:
+        log.info("texts of %d tokens are asked for: this model reads %d at most", wanted, longest)
+        wanted = longest
+    tokenizer = backbones.load_tokenizer(path, cfg.model.revision)
+    return form_of(cfg, task, form_name, tokenizer, wanted)
+
+
+def form_of(cfg: Config, task: Task, form_name: str, tokenizer: Any, longest: int) -> Form:
+    """Make the preprocessing of a tokenizer. `longest`: most tokens of a text or of a window."""
+    tokenizer.truncation_side = cfg.data.truncation_side
+    options = {"stride": stride_of(cfg, form_name)} if form_name == "span" else {}
+    return FORM_CLASSES[form_name](task, tokenizer, longest, **options)
+
+
+def stride_of(cfg: Config, form_name: str) -> int | None:
+    """Return the tokens that two windows share; None: texts are not read in windows."""
+    return cfg.task.doc_stride if form_name == "span" else None
+
+
+def wanted_length(cfg: Config, form_name: str) -> int:
+    """Return the most tokens of a text, or of a window, that the options ask for."""
+    window = cfg.task.window if stride_of(cfg, form_name) is not None else None
+    return window or cfg.data.max_length
+
+
+def pairs_digest(data: PairedDataModule, *roles: str) -> str:
+    """Return the identity of the data that a model is trained or tested on."""
+    pairs = [p for role in roles for p in data.dataset(role).pairs]
+    seen = [
+        [p.target for p in pairs],
+        [p.source for p in pairs if p.source],
+        [p.original for p in pairs if p.original],
+    ]
+    return digest_of([fingerprint(examples) for examples in seen])[:20]
+
+
+def device_of(cfg: Config) -> torch.device:
+    """Return the device of a settled configuration."""
+    return torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu")

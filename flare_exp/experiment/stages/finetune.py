@@ -1,0 +1,33 @@
+"""Stage 1: fine-tune the backbone and its head on English."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flare_exp.artifacts import Artifact
+from flare_exp.experiment import fitting
+from flare_exp.experiment.context import RunContext, pairs_digest
+
+
+def finetune(run: RunContext) -> Artifact:
+    """Fine-tune on English, with LoRA or in full (`finetune.tuning`)."""
+    cfg, data = run.cfg, run.data("english")
+    stage, lora = run.capped(cfg.finetune), cfg.finetune.tuning == "lora"
+    key = {
+        "stage": "finetune",
+        "backbone": run.backbone.digest,
+        "data": pairs_digest(data, *run.task.training_roles),
+        "adapter": asdict(cfg.adapter) if lora else None,
+        "hyper": asdict(stage),
+        **run.recipe,
+    }
+
+    def build(folder: Path) -> dict[str, Any]:
+        backbone = run.models.fresh_backbone()
+        model = run.models.add_adapter(backbone) if lora else backbone.model
+        saved = folder / ("adapter" if lora else "model")
+        return fitting.fit(run, "finetune", model, None, data, stage, saved)
+
+    return run.store.get("finetune", key, build, together=True, resumable=True)

@@ -1,0 +1,104 @@
+"""Stage 4: predict the test split, and score the predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from flare_exp.artifacts import Artifact
+from flare_exp.code import code_of
+from flare_exp.data.datamodule import PairedDataModule
+from flare_exp.experiment import fitting
+from flare_exp.experiment.building import saved_weights
+from flare_exp.experiment.context import RunContext, pairs_digest
+from flare_exp.flare import adapter
+from flare_exp.flare.source_encoders import Source
+from flare_exp.training.checkpointing import Interruptible
+from flare_exp.training.distributed import gathered
+from flare_exp.utils import files
+
+
+def evaluate(
+    run: RunContext, trained: Artifact, view: str, english: Artifact | None = None
+) -> Artifact:
+    """Predict and score the test split.
+
+    Args:
+        trained: the model, or the adapter, that is tested.
+        view: pairing mode of the test data.
+        english: the English model below the adapter `trained`; None: `trained` is a model itself.
+    """
+    cfg, data, back = run.cfg, run.data(view), run.answers_back(view)
+    key: dict[str, Any] = {
+        "stage": "test",
+        "model": trained.digest,
+        "data": pairs_digest(data, "test"),
+        **run.reading,
+    }
+    if back:
+        identity = back.texts_identity(run.task.english, cfg.task.lang)
+        key["back"] = {**identity, "code": code_of("translation")}
+
+    def build(folder: Path) -> dict[str, Any]:
+        run.mt.release()
+        module = fitting.make_module(run, *trained_model(run, trained, english))
+        options = {"enable_checkpointing": False, "logger": False}
+        trainer = fitting.make_trainer(run, "test", [Interruptible(run.team)], **options)
+        outputs: Sequence[Any] = trainer.predict(module, data) or ()
+        found = gathered({row: text for output in outputs for row, text in output.items()})
+        if not run.team.leads:
+            return {}
+        said = data.dataset("test").texts(found)
+        predicted = back.texts(said, run.task.english, cfg.task.lang) if back else said
+        rows = _rows(run, data, predicted, said if back else None)
+        files.write_parquet(folder / "predictions.parquet", rows)
+        return _facts(run, data, predicted)
+
+    return run.store.get("test", key, build, together=True)
+
+
+def _rows(
+    run: RunContext, data: PairedDataModule, predicted: Sequence[str], said: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """Return the rows of predictions.parquet. `said`: the English answers before translation."""
+    rows = []
+    for i, (pair, text) in enumerate(zip(data.dataset("test").pairs, predicted, strict=True)):
+        gold = run.task.gold(pair.scored)
+        rows.append(
+            {
+                "id": pair.target.id,
+                "gold": gold[0] if run.task.labels else list(gold),
+                "prediction": text,
+                **({"english_prediction": said[i]} if said is not None else {}),
+                "target": "\n".join(pair.target.texts),
+                "source": None if pair.source is None else "\n".join(pair.source.texts),
+            }
+        )
+    return rows
+
+
+def _facts(run: RunContext, data: PairedDataModule, predicted: Sequence[str]) -> dict[str, Any]:
+    """Return scores and counts for the manifest."""
+    dataset, labels = data.dataset("test"), run.task.labels
+    return {
+        "metrics": run.task.score(predicted, [p.scored for p in dataset.pairs]),
+        "examples": len(predicted),
+        "truncated": dataset.truncated,
+        "cut_off": dataset.cut_off,
+        "unparsable": sum(text not in labels if labels else not text for text in predicted),
+    }
+
+
+def trained_model(
+    run: RunContext, trained: Artifact, english: Artifact | None
+) -> tuple[nn.Module, Source | None]:
+    """Load the model of an artifact in eval mode, with its source encoder when it fuses."""
+    if english is None:
+        return run.models.english_model(trained).model.eval(), None
+    below, folder = run.models.english_model(english), str(saved_weights(trained.path))
+    model = adapter.load_adapter(below, folder).eval()
+    fuses = getattr(model.peft_config["default"], "fusion", None) is not None
+    return model, run.source(model) if fuses else None

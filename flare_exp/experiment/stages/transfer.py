@@ -1,0 +1,103 @@
+"""Stage 3: train a new adapter on English-paired translations, on the frozen English model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flare_exp.artifacts import Artifact, digest_of
+from flare_exp.code import code_of
+from flare_exp.config.schema import FUSION_OPTIONS
+from flare_exp.data.datamodule import PairedDataModule
+from flare_exp.data.source_cache import cached_states
+from flare_exp.experiment import fitting
+from flare_exp.experiment.context import RunContext, device_of, pairs_digest
+from flare_exp.flare.source_encoders import MTSource, Source
+
+
+def transfer(run: RunContext, english: Artifact, view: str, fuses: bool) -> Artifact:
+    """Train a new adapter (and the head) for the target language.
+
+    Args:
+        english: the fine-tuned English model.
+        view: pairing mode of the training data.
+        fuses: whether the adapter fuses a source; else it is plain LoRA.
+    """
+    cfg, data = run.cfg, run.data(view)
+    stage = run.capped(cfg.transfer)
+    fusion = fusion_options(run, view) if fuses else None
+    key: dict[str, Any] = {
+        "stage": "transfer",
+        "english": english.digest,
+        "data": pairs_digest(data, *run.task.training_roles),
+        "fusion": fusion and {**fusion, "code": code_of("fusion")},
+        "adapter": asdict(cfg.adapter),
+        "hyper": asdict(stage),
+        **run.recipe,
+    }
+    if fusion and cfg.source.cache != "off" and cfg.source.dtype:
+        key["states"] = cfg.source.dtype  # cached states are rounded to it
+    if view == "latent":
+        assert data.source_form
+        key["encoder"] = {**run.mt.encoder_identity, "max_length": data.source_form.max_length}
+
+    def build(folder: Path) -> dict[str, Any]:
+        run.mt.release()  # its translations are made
+        model = run.models.add_adapter(run.models.english_model(english), **(fusion or {}))
+        source = run.source(model) if fusion else None
+        if source and cfg.source.cache != "off":
+            reader = run.mt.encoder_identity if view == "latent" else english.digest
+            cache_states(run, source, data, reader)
+        facts = fitting.fit(run, "transfer", model, source, data, stage, folder / "adapter")
+        data.drop_states()
+        return facts
+
+    return run.store.get("transfer", key, build, together=True, resumable=True)
+
+
+def fusion_options(run: RunContext, view: str) -> dict[str, Any]:
+    """Return the fusion as arguments of `adapter.adapter_config`."""
+    f = run.cfg.fusion
+    options = {k: getattr(f, k) for k in FUSION_OPTIONS if getattr(f, k) is not None}
+    common = {"fusion": f.name, "fusion_options": options, "answer_source": f.answer_source}
+    if view == "latent":
+        return {**common, "source_width": run.mt.encoder_config.d_model}
+    return {**common, "source_layer": f.source_layer, "source_state": f.source_state}
+
+
+def cache_states(run: RunContext, source: Source, data: PairedDataModule, reader: Any) -> None:
+    """Compute the states of the training sources once, instead of in every epoch.
+
+    They have the precision in which training would read them.
+
+    Args:
+        reader: identity of the weights that read the sources.
+    """
+    options, device = run.cfg.source, device_of(run.cfg)
+    trainer = fitting.make_trainer(run, logger=False, enable_checkpointing=False)
+    precision = trainer.precision_plugin
+    precision.convert_module(source.model)
+    if next(source.reader.parameters()).device.type != device.type:
+        source.reader.to(device)  # Lightning moves models only when it trains
+    with precision.forward_context():
+        for role in run.task.training_roles:
+            dataset = data.dataset(role)
+            if dataset.source is None:
+                continue
+            form = data.source_form or data.form
+            place = {
+                "reader": reader,
+                **source.reads,
+                "code": code_of("states"),
+                **{name: run.reading[name] for name in ("attention", "precision", "weights")},
+                "texts": digest_of([item["inputs"]["input_ids"] for item in dataset.source]),
+            }
+            store = run.store if options.cache == "disk" else None
+            kept = getattr(torch, options.dtype) if options.dtype else None
+            dataset.cache = cached_states(source, dataset.source, form, device, kept, store, place)
+    if isinstance(source, MTSource):
+        source.drop_encoder()
+        run.mt.release()
