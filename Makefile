@@ -85,10 +85,11 @@ nusax: setup  ## NusaX with a real checkpoint: make nusax MINILM=<folder> DATA=<
 xnli-tydiqa: setup  ## XNLI and TyDiQA with a real checkpoint: make xnli-tydiqa MINILM=<folder> DATA=<folder> (hours; not yet timed)
 	PYTHON=$(BIN)/python MINILM="$(MINILM)" DATA="$(DATA)" sweeps/xnli_tydiqa_minilm.sh
 
-lint: setup  ## ruff: style and formatting; import-linter: who may import whom
+lint: setup  ## ruff: style and formatting; import-linter: who may import whom; codespell: spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell flare_exp conf sweeps docs *.md Makefile pyproject.toml
 
 types: setup  ## mypy
 	$(BIN)/mypy
