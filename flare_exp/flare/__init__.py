@@ -1,4 +1,4 @@
-"""FLARE itself (arXiv 2501.06892): fusion functions, the PEFT method, source states and who computes them.
+"""The FLARE method (arXiv 2501.06892): fusion functions, PEFT method, source states and encoders.
 
 Needs torch, transformers and peft alone: no Lightning, Hydra or OmegaConf.
 """

@@ -1,4 +1,4 @@
-"""Add FLARE adapters to backbones, load them, and keep or merge the English one below them."""
+"""Add FLARE adapters to backbones, load them, and merge or keep the English adapter below them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ TASK_TYPES = {
 
 
 def add_adapter(backbone: Backbone, **options: Any) -> PeftModel:
-    """Put a new adapter (and a trainable copy of the head) on a backbone; everything else is frozen.
+    """Add a new adapter and a trainable copy of the head to a backbone, and freeze everything else.
 
-    A model that has an adapter already (the frozen English one) gets a second. `options`: those of `adapter_config`.
+    A model that already has an adapter (the frozen English one) gets a second one. `options` are
+    those of `adapter_config`.
 
     Raises:
         UserError: `also_train` is not possible for this model.
@@ -54,10 +55,22 @@ def adapter_config(
     source_width: int | None = None,
     also_train: Sequence[str] = (),
 ) -> FlareConfig:
-    """Describe the adapter of a backbone.
+    """Build the configuration of a backbone's adapter.
 
     Args:
-        targets: "qv" adapts query and value, "all_linear" the block's other linear layers too; fusion is in query and value only.
+        backbone: the model to adapt; its family names the modules.
+        r: rank of the bottleneck.
+        alpha: LoRA's alpha; the update is scaled by alpha / r.
+        dropout: dropout probability of the adapter's input.
+        targets: "qv" adapts query and value; "all_linear" also adapts the block's other linear
+            layers. Only query and value fuse.
+        fusion: name of the fusion function, or None for plain LoRA.
+        fusion_options: options of the fusion function.
+        source_layer: see `SourceStates`.
+        source_state: see `SourceStates`.
+        answer_source: see `flare_exp.flare.source_states.align`.
+        source_width: width of a translation model's states (FLARE MT), or None for the backbone's
+            own.
         also_train: "embeddings" and "lm_head" are trained in full beside the adapter.
 
     Raises:
@@ -96,7 +109,7 @@ def adapter_config(
 
 
 def _vocabulary(backbone: Backbone, also_train: Sequence[str]) -> list[str]:
-    """Modules of the vocabulary that are trained in full."""
+    """Return the names of the vocabulary modules that are trained in full."""
     asked = f"adapter.also_train=[{','.join(also_train)}]"
     if not set(also_train) <= backbone.family.vocabulary.keys():
         have = ", ".join(name for name, family in FAMILIES.items() if family.vocabulary)
@@ -106,23 +119,23 @@ def _vocabulary(backbone: Backbone, also_train: Sequence[str]) -> list[str]:
     model = backbone.model
     if also_train and model.get_input_embeddings().weight is model.get_output_embeddings().weight:
         raise UserError(
-            f"{asked}: this model's embeddings and LM head are one weight, which would be two; leave it out"
+            f"{asked}: this model's embeddings and LM head are one weight, which would be two; "
+            "leave it out"
         )
     return [backbone.family.vocabulary[name] for name in also_train]
 
 
 def _attach(backbone: Backbone, config: FlareConfig) -> PeftModel:
-    """A new adapter on a backbone, beside the frozen English one where there is one; all that it trains is in 32-bit floats."""
+    """Add a new adapter beside the frozen English one, if there is one.
+
+    Everything that the new adapter trains is kept in 32-bit floats.
+    """
     model = backbone.model
     if isinstance(model, PeftModel):
         model.add_adapter("default", config)
         model.base_model.set_adapter([*model.peft_config])  # type: ignore[operator]
-        for (
-            name,
-            parameter,
-        ) in (
-            model.named_parameters()
-        ):  # activating an adapter thaws it; the English one stays as it is
+        # activating an adapter makes it trainable; the English one stays frozen
+        for name, parameter in model.named_parameters():
             if f".{ENGLISH}." in name:
                 parameter.requires_grad_(False)
     else:
@@ -135,10 +148,11 @@ def _attach(backbone: Backbone, config: FlareConfig) -> PeftModel:
 
 
 def in_full_precision(module: nn.Module) -> None:
-    """Keep a module that is trained in 32-bit floats at least: 16-bit weights lose updates that are small beside them.
+    """Keep the weights of a trained module in 32-bit floats or wider.
 
-    It is called with states of the backbone, so its inputs are brought to the precision of its weights. Embeddings give states
-    to the backbone, so these are brought to the backbone's.
+    Weights of 16 bits lose updates that are small beside them. The backbone calls the module with
+    states of its own precision, so the inputs are cast to the precision of the weights. The output
+    of embeddings is cast back to the precision of the backbone.
     """
     narrow = [p.dtype for p in module.parameters() if p.is_floating_point() and p.itemsize < 4]
     if narrow:
@@ -164,11 +178,14 @@ def _as_backbone(dtype: torch.dtype, _: nn.Module, args: tuple, output: Tensor) 
 
 
 def english_model(backbone: Backbone, folder: str, merge: bool) -> Backbone:
-    """The English model of a saved adapter.
+    """Return the backbone with a saved English adapter, merged or frozen.
 
     Args:
-        merge: into the backbone's weights; else the adapter stays beside them, frozen. Weights of 16 or 4 bits would lose the
-            update: most of it is below their resolution.
+        backbone: the model that the adapter was trained on.
+        folder: the saved adapter.
+        merge: whether to merge the adapter into the backbone's weights. Otherwise it stays beside
+            them, frozen. Weights of 16 or 4 bits would lose most of the update, which is below
+            their resolution.
     """
     if merge:
         return replace(backbone, model=load_adapter(backbone, folder).merge_and_unload())
@@ -176,10 +193,10 @@ def english_model(backbone: Backbone, folder: str, merge: bool) -> Backbone:
 
 
 def add_frozen(backbone: Backbone, folder: str) -> Backbone:
-    """Put a saved English adapter on a backbone as a first, frozen one.
+    """Add a saved English adapter to a backbone as its first, frozen adapter.
 
-    Two adapters cannot both own a head (or embeddings), so these become the backbone's: without modules_to_save, their weights
-    have the names of the backbone's own.
+    Two adapters cannot both own a head or embeddings, so those of the English adapter become the
+    backbone's: without `modules_to_save`, their weights have the names of the backbone's own.
     """
     backbone = frozen(backbone, FlareConfig.from_pretrained(folder))
     _load_weights(backbone.model, folder, ENGLISH)
@@ -187,7 +204,7 @@ def add_frozen(backbone: Backbone, folder: str) -> Backbone:
 
 
 def frozen(backbone: Backbone, config: FlareConfig) -> Backbone:
-    """A first, frozen adapter like the English one of `config`, without its weights."""
+    """Add a frozen adapter with the shape of `config`, without loading its weights."""
     trained, config.modules_to_save, config.lora_dropout = (
         tuple(config.modules_to_save or ()),
         None,
@@ -204,7 +221,10 @@ def frozen(backbone: Backbone, config: FlareConfig) -> Backbone:
 
 
 def load_adapter(backbone: Backbone, folder: str) -> PeftModel:
-    """Put a saved adapter on a backbone, for inference; beside the frozen English one where there is one."""
+    """Load a saved adapter onto a backbone for inference.
+
+    If the backbone has the frozen English adapter, the loaded one goes beside it.
+    """
     model = _attach(backbone, FlareConfig.from_pretrained(folder))
     _load_weights(model, folder, "default")
     model.requires_grad_(False)
@@ -218,5 +238,6 @@ def _load_weights(model: PeftModel, folder: str, name: str) -> None:
     wrong = [*found.unexpected_keys, *(key for key in found.missing_keys if f".{name}." in key)]
     if wrong:
         raise ValueError(
-            f"{folder}: {len(wrong)} weights are not those of its adapter_config.json, e.g. {wrong[0]}"
+            f"{folder}: {len(wrong)} weights are not those of its adapter_config.json, e.g. "
+            f"{wrong[0]}"
         )

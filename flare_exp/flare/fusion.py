@@ -1,7 +1,8 @@
-"""The fusion functions phi: how a bottleneck combines source and target states (FLARE, arXiv 2501.06892, section 3).
+"""Define the fusion functions phi, which combine source and target states in the bottleneck.
 
-Shapes: S [B, S, r] source states, T [B, T, r] target states, both already down-projected by the shared LoRA A; the
-result is [B, T, r]. Where the source has no token, phi is a function of the target alone: padding is never fused.
+See FLARE, arXiv 2501.06892, section 3. Shapes: S [B, S, r] source states, T [B, T, r] target
+states, both already projected down by the shared LoRA A; the result is [B, T, r]. Where the source
+has no token, phi is a function of the target alone: padding is never fused.
 """
 
 from __future__ import annotations
@@ -14,38 +15,54 @@ from torch import Tensor, nn
 
 
 class Fusion(nn.Module):
-    """phi(S, T). `aligned` says that position t of the source must belong to position t of the target (S == T)."""
+    """Base class of the fusion functions phi(S, T).
+
+    `aligned` is True if position t of the source must belong to position t of the target, so S ==
+    T.
+    """
 
     aligned = True
 
     def forward(self, source: Tensor, target: Tensor, source_mask: Tensor) -> Tensor:
-        """
+        """Check the shapes and fuse the source states into the target states.
+
         Args:
-            source: [B, S, r], `target`: [B, T, r], `source_mask`: [B, S] bool, True where there is a token.
+            source: [B, S, r].
+            target: [B, T, r].
+            source_mask: [B, S] bool, True where there is a token.
 
         Returns:
             [B, T, r].
 
         Raises:
-            ValueError: the shapes do not fit; element-wise functions need S == T (see `flare_exp.flare.source_states.align`).
+            ValueError: the shapes do not fit; element-wise functions need S == T (see
+                `flare_exp.flare.source_states.align`).
         """
         if source.shape[::2] != target.shape[::2] or source_mask.shape != source.shape[:2]:
-            shapes = f"source {list(source.shape)}, target {list(target.shape)}, source_mask {list(source_mask.shape)}"
+            shapes = (
+                f"source {list(source.shape)}, target {list(target.shape)}, "
+                f"source_mask {list(source_mask.shape)}"
+            )
             raise ValueError(
                 f"batch sizes and ranks must agree and the mask must be [B, S]: {shapes}"
             )
         if self.aligned and source.shape[1] != target.shape[1]:
             raise ValueError(
-                f"{type(self).__name__} fuses position by position: S={source.shape[1]} but T={target.shape[1]}"
+                f"{type(self).__name__} fuses position by position: S={source.shape[1]} but "
+                f"T={target.shape[1]}"
             )
         return self.fuse(source, target, source_mask)
 
     def fuse(self, source: Tensor, target: Tensor, source_mask: Tensor) -> Tensor:
+        """Compute phi(S, T) for shapes that `forward` has checked: [B, T, r]."""
         raise NotImplementedError  # pragma: no cover
 
 
 class ElementWise(Fusion):
-    """`combine(f(S), f(T))`, and f(T) where there is no source token. No parameters."""
+    """Element-wise fusion: `combine(f(S), f(T))`, and f(T) where there is no source token.
+
+    It has no parameters.
+    """
 
     def __init__(
         self,
@@ -56,15 +73,17 @@ class ElementWise(Fusion):
         self.combine, self.f = combine, f
 
     def fuse(self, source: Tensor, target: Tensor, source_mask: Tensor) -> Tensor:
+        """Combine the states position by position."""
         if self.f is not None:
             source, target = self.f(source), self.f(target)
         return torch.where(source_mask[..., None], self.combine(source, target), target)
 
 
 class Gated(Fusion):
-    """g*S + (1-g)*T with g = sigmoid(W [S; T] + b) per channel; ours, not the paper's. 2r^2 + r parameters.
+    """Gated fusion: g*S + (1-g)*T with g = sigmoid(W [S; T] + b) per channel.
 
-    Starts at W = 0, b = -4, so close to plain LoRA.
+    This function is not in the paper. It has 2r^2 + r parameters and starts at W = 0, b = -4, close
+    to plain LoRA.
     """
 
     def __init__(self, rank: int, bias: float = -4.0):
@@ -74,16 +93,18 @@ class Gated(Fusion):
         nn.init.constant_(self.gate.bias, bias)
 
     def fuse(self, source: Tensor, target: Tensor, source_mask: Tensor) -> Tensor:
+        """Mix the states with one gate per position and channel."""
         gate = torch.sigmoid(self.gate(torch.cat([source, target], dim=-1)))
         return torch.where(source_mask[..., None], gate * source + (1 - gate) * target, target)
 
 
 class CrossAttention(Fusion):
-    """softmax(Q K^T / sqrt(r/heads)) V with r -> r projections; 3(r^2 + r) parameters.
+    """Cross-attention: softmax(Q K^T / sqrt(r/heads)) V with r -> r projections.
 
-    By default the target asks and the source answers, source padding masked; a row without any source token gives T.
-    `query="source"` is the direction of the paper's released code: the source asks, the target answers, still masked so
-    that source padding gives T (needs S == T).
+    It has 3(r^2 + r) parameters. By default the queries are target states, and keys and values are
+    source states with padding masked. A row without any source token gives T. `query="source"` is
+    the direction of the paper's released code: the queries are source states, keys and values are
+    target states, and source padding still gives T. It needs S == T.
     """
 
     def __init__(self, rank: int, heads: int = 1, query: str = "target"):
@@ -96,17 +117,27 @@ class CrossAttention(Fusion):
         self.query, self.key, self.value = (nn.Linear(rank, rank) for _ in range(3))
 
     def fuse(self, source: Tensor, target: Tensor, source_mask: Tensor) -> Tensor:
+        """Attend from one sequence to the other; return T where there is no source."""
         if self.query_from == "source":
-            # Which target positions are padding is not known here, as in the released code.
+            # Target padding is not masked: no target mask is passed in, as in the released code.
             return torch.where(source_mask[..., None], self.attend(source, target, None), target)
         some = source_mask.any(dim=1)[:, None, None]
-        # A row without source would be a softmax over nothing; it attends freely and is then replaced.
+        # The softmax of a row without source would be NaN: it attends everywhere and is replaced.
         return torch.where(
             some, self.attend(target, source, source_mask[:, None, None] | ~some[:, None]), target
         )
 
     def attend(self, asking: Tensor, answering: Tensor, mask: Tensor | None) -> Tensor:
-        """asking [B, Q, r], answering [B, K, r], mask [B, 1, 1, K] -> [B, Q, r]."""
+        """Compute multi-head attention from `asking` to `answering`.
+
+        Args:
+            asking: [B, Q, r] states that give the queries.
+            answering: [B, K, r] states that give keys and values.
+            mask: [B, 1, 1, K] bool, True where attention is allowed; None allows every position.
+
+        Returns:
+            [B, Q, r].
+        """
         query, key, value = (
             projection(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection, states in (
@@ -132,9 +163,10 @@ FUSIONS: dict[str, Callable[..., Fusion]] = {
 
 
 def build(name: str, rank: int, **options) -> Fusion:
-    """The fusion function called `name` for bottlenecks of `rank` channels.
+    """Build the fusion function called `name` for bottlenecks of `rank` channels.
 
-    Options: cross_attn takes `heads` (1) and `query` ("target" | "source"); gated takes `bias` (-4.0).
+    Options: cross_attn takes `heads` (1) and `query` ("target" | "source"); gated takes `bias`
+    (-4.0).
 
     Raises:
         ValueError: an unknown name or option, or one that does not fit the rank.

@@ -1,14 +1,16 @@
-"""Define FLARE as a method of PEFT: LoRA whose query and value adapters fuse a source state in their bottleneck.
+"""Define FLARE as a PEFT method: LoRA whose query and value adapters fuse a source state.
 
-    S = A v^S,  T = A v^T,  h = W0 v^T + (alpha / r) B phi(S, T)        (arXiv 2501.06892, section 3)
+    S = A v^S,  T = A v^T,  h = W0 v^T + (alpha / r) B phi(S, T)    (arXiv 2501.06892, section 3)
 
-Importing this module registers the peft_type "FLARE", so that PeftModel.from_pretrained and friends load such adapters.
-`fusion=None` is plain LoRA: the English adapter, which can be merged; a fusion adapter cannot.
+Importing this module registers the peft_type "FLARE", so that PeftModel.from_pretrained and the
+other loaders of PEFT accept such adapters. `fusion=None` is plain LoRA: the English adapter, which
+can be merged. A fusion adapter cannot be merged.
 
-FLARE is a LoRA variant in PEFT's sense. The layers name it in `lora_variants`; the configuration's field `fusion` has the
-metadata `is_lora_variant`; PEFT then makes and initialises it. What is private in peft 0.21.2, and has no public counterpart:
-`LoraConfig._register_custom_module` (documented in PEFT's guide to custom models), `_remove_adapter_name_from_key`, and the
-methods of `LoraVariant`, which PEFT may change.
+FLARE is a LoRA variant in PEFT's sense. The layers list it in `lora_variants`; the configuration's
+field `fusion` has the metadata `is_lora_variant`; PEFT then creates and initializes the variant.
+Three things used here are private in peft 0.21.2 and have no public counterpart:
+`LoraConfig._register_custom_module` (documented in PEFT's guide to custom models),
+`_remove_adapter_name_from_key`, and the methods of `LoraVariant`, which PEFT may change.
 """
 
 from __future__ import annotations
@@ -33,11 +35,14 @@ from torch import Tensor, nn
 from flare_exp.flare import fusion as fusions
 from flare_exp.flare.source_states import BlockKey, SourceStates, linear_dtype
 
-# attributes of LoRA layers, modules by adapter name: the fusion functions; and, on the first fused layer, FLARE MT's map
+# Attributes of LoRA layers that hold modules by adapter name: the fusion functions and, on the
+# first fused layer, FLARE MT's map.
 FUSION, SOURCE_MAP = LEARNED = ("flare_fusion", "flare_source")
 
 
 class FlarePeftType(str, enum.Enum):
+    """The peft_type that this module adds to PEFT's own."""
+
     FLARE = "FLARE"
 
 
@@ -46,12 +51,14 @@ class FlareConfig(LoraConfig):
     """LoRA's configuration plus the fusion.
 
     Args:
-        fusion: name of the fusion function (`flare_exp.flare.fusion.FUSIONS`), or None for plain LoRA.
-        fusion_options: its options.
+        fusion: name of the fusion function (`flare_exp.flare.fusion.FUSIONS`), or None for plain
+            LoRA.
+        fusion_options: options of the fusion function.
         fused_modules: names of the projections that fuse; other targets stay plain LoRA.
         stacks: name -> path of each stack of blocks that fuses, from the base model's root.
         source_layer, source_state, answer_source, padding_side: see `SourceStates`.
-        source_width: width of source states that a linear map brings to d (FLARE MT); None: they are the model's own.
+        source_width: width of source states that a linear map projects to d (FLARE MT); None if
+            they are the model's own.
     """
 
     fusion: str | None = field(default=None, metadata={"is_lora_variant": True})
@@ -69,7 +76,7 @@ class FlareConfig(LoraConfig):
         self.peft_type = FlarePeftType.FLARE
 
     def block_of(self, name: str) -> BlockKey | None:
-        """(stack, index) of the block whose fused projection `name` is; None when it does not fuse."""
+        """Return (stack, index) of the block that holds the projection `name`; None if not fused."""
         if not name.endswith(tuple(f".{fused}" for fused in self.fused_modules)):
             return None
         for stack, path in self.stacks.items():
@@ -81,18 +88,22 @@ class FlareConfig(LoraConfig):
 class FlareVariant(LoraVariant):
     """The forward of one adapted layer. In the source pass it returns the base result unchanged.
 
-    `block` is None for layers that are adapted but not fused; they only stand aside in the source pass.
+    `block` is None for layers that are adapted but not fused; the source pass leaves their adapter
+    out as well.
     """
 
-    states: (
-        SourceStates  # one for all layers of an adapter: `FlareModel.inject_adapter` hands it out
-    )
+    # one for all layers of an adapter, assigned by `FlareModel.inject_adapter`
+    states: SourceStates
     block: BlockKey | None
 
     def init(  # type: ignore[override]
         self, module: LoraLayer, adapter_name: str, config: FlareConfig, target_name: str, **_
     ) -> None:
-        """Give a fused layer its learned parts: the fusion function, and the first one of all FLARE MT's map."""
+        """Add the learned modules of a fused layer.
+
+        Every fused layer gets a fusion function. The first one of all also gets FLARE MT's linear
+        map.
+        """
         self.block = config.block_of(target_name)
         if self.block is None:
             return
@@ -105,12 +116,16 @@ class FlareVariant(LoraVariant):
             _learn(module, SOURCE_MAP, adapter_name, nn.Linear(config.source_width, width))
 
     def supports_lora_conversion(self) -> bool:
+        """Return False: the update depends on the source, so no plain LoRA weights equal it."""
         return False
 
     def forward(  # type: ignore[override]
         self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs
     ) -> Tensor:
-        """x: [B, T, d], result = W0 x: [B, T, d_out] -> [B, T, d_out]."""
+        """Add the fused update to the base result.
+
+        x: [B, T, d], result = W0 x: [B, T, d_out] -> [B, T, d_out].
+        """
         if self.states.recording:
             return result
         down, up = module.lora_A[active_adapter], module.lora_B[active_adapter]
@@ -120,12 +135,15 @@ class FlareVariant(LoraVariant):
         return result + up(bottleneck) * module.scaling[active_adapter]
 
     def record(self, x: Tensor) -> None:
-        """Keep what the layer reads in the source pass: x [B, S, d]."""
+        """Store the input x [B, S, d] of the layer if this is the source pass."""
         if self.block is not None and self.states.recording and not self.states.reads_outputs:
             self.states.record(self.block, x)
 
     def _fuse(self, phi: fusions.Fusion, down: nn.Module, target: Tensor) -> Tensor:
-        """phi(A v^S, target): the source is projected first and aligned then, so that no copy of width d is kept."""
+        """Compute phi(A v^S, target).
+
+        The source is projected before it is aligned, so that no second copy of width d is kept.
+        """
         batch, length = target.shape[:2]
         self.states.use(batch)
         found = self.states.of(self.block, linear_dtype(down.weight))  # type: ignore[arg-type]
@@ -134,9 +152,8 @@ class FlareVariant(LoraVariant):
                 torch.zeros_like(target), target, torch.zeros_like(target[..., 0], dtype=torch.bool)
             )
         states, mask = found
-        if (
-            phi.aligned and length == 1 < states.shape[1]
-        ):  # a step of generation: only one position is needed
+        # a step of generation: only one position is needed
+        if phi.aligned and length == 1 < states.shape[1]:
             source, mask = self.states.align(states, mask, length)
             source = down(source)
         else:
@@ -151,47 +168,63 @@ class FlareVariant(LoraVariant):
         return torch.where(self.states.asks(length, target.device)[:, None], fused, target)
 
     def merge_safe(self, module, active_adapter, orig_weight):  # type: ignore[override]
+        """Refuse to merge or unmerge a fusion adapter.
+
+        Raises:
+            ValueError: always.
+        """
         raise ValueError(MERGE_REFUSED)
 
     merge_unsafe = unmerge = merge_safe
 
 
-MERGE_REFUSED = "a fusion adapter cannot be merged into the backbone's weights: its update depends on the source text of every example"
+MERGE_REFUSED = (
+    "a fusion adapter cannot be merged into the backbone's weights: "
+    "its update depends on the source text of every example"
+)
 
 
 class FlareLayer(LoraLayer):
-    """What PEFT's linear layers lack: the FLARE variant among those that they know."""
+    """Mixin for PEFT's linear layers that adds FLARE to their LoRA variants."""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, *, target_name: str, **options):
-        self.target_name = (
-            target_name  # PEFT's quantised layers do not hand it on to `update_layer`
-        )
+        # PEFT's quantized layers do not pass the name on to `update_layer`
+        self.target_name = target_name
         super().__init__(base_layer, adapter_name, target_name=target_name, **options)  # type: ignore[arg-type]
 
     @property
     def lora_variants(self) -> dict[tuple[str, ...], type[LoraVariant] | None]:
+        """Return PEFT's LoRA variants and FLARE's."""
         return {**super().lora_variants, ("fusion",): FlareVariant}
 
     def resolve_lora_variant(self, **options) -> LoraVariant | None:
-        return LoraLayer.resolve_lora_variant(
-            self, **options
-        )  # quantised layers look at their own variants only
+        """Choose the variant from `lora_variants`, for quantized layers too."""
+        # quantized layers override this method and look at their own variants only
+        return LoraLayer.resolve_lora_variant(self, **options)
 
     def forward(self, x: Tensor, *args, **options) -> Tensor:
-        """[B, T, d] -> [B, T, d_out]."""
-        # autocast casts by itself: PEFT's copy in 32 bits would be kept for the backward, of every projection its own
+        """Compute the adapted layer, [B, T, d] -> [B, T, d_out].
+
+        In the source pass, its input is recorded too.
+        """
+        # Autocast casts the input itself. PEFT's cast would keep one more 32-bit copy per
+        # projection for the backward pass.
         self.cast_input_dtype_enabled = not torch.is_autocast_enabled(x.device.type)
         for variant in self.lora_variant.values():
             variant.record(x)  # type: ignore[attr-defined]
         return super().forward(x, *args, **options)  # type: ignore[misc]
 
     def update_layer(self, adapter_name: str, *args, **options) -> None:
+        """Add an adapter to the layer, with the layer's name among the options."""
         super().update_layer(adapter_name, *args, **{**options, "target_name": self.target_name})
 
 
 @functools.cache
 def layer_classes() -> dict[type[nn.Module], type[nn.Module]]:
-    """Linear layer -> the class that adapts it; quantised layers first, since they are linear layers too."""
+    """Map each linear layer class to the class that adapts it.
+
+    Quantized layers come first, because they are subclasses of `nn.Linear`.
+    """
     found: dict[type[nn.Module], type[nn.Module]] = {}
     if is_bnb_4bit_available():
         from bitsandbytes.nn import Linear4bit
@@ -207,9 +240,10 @@ def layer_classes() -> dict[type[nn.Module], type[nn.Module]]:
 
 
 class FlareModel(LoraModel):
-    """LoraModel whose adapters fuse; the fused layers of an adapter have one `SourceStates`."""
+    """LoraModel whose adapters fuse; all fused layers of an adapter share one `SourceStates`."""
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **options) -> None:
+        """Add the adapter's layers to the model, and connect them to source states if they fuse."""
         config: FlareConfig = self.peft_config[adapter_name]  # type: ignore[assignment]
         config._register_custom_module(layer_classes())
         super().inject_adapter(model, adapter_name, *args, **options)
@@ -217,7 +251,7 @@ class FlareModel(LoraModel):
             self._connect(config, adapter_name)
 
     def _connect(self, config: FlareConfig, adapter_name: str) -> None:
-        """Hand the adapter's source states to its layers."""
+        """Create the adapter's source states and assign them to its layers."""
         states = SourceStates(
             config.source_layer, config.source_state, config.padding_side, config.answer_source
         )
@@ -228,34 +262,48 @@ class FlareModel(LoraModel):
                 variant.states = states
                 if variant.block is not None and variant.block not in states.blocks:
                     states.blocks.append(variant.block)
-        # the module that runs the first fusing stack: the encoder's, or the decoder without its head
+        # the module that runs the first fusing stack: the encoder, or the decoder without its head
         stack = self.model.get_submodule(next(iter(config.stacks.values())).rpartition(".")[0])
         stack.register_forward_pre_hook(functools.partial(_enter, states), with_kwargs=True)
 
     def merge_and_unload(self, *args, **options) -> nn.Module:
+        """Merge the adapters as LoRA does.
+
+        Raises:
+            ValueError: one of the adapters fuses.
+        """
         self._refuse_merge()
         return super().merge_and_unload(*args, **options)
 
     def merge_adapter(self, *args, **options) -> None:
+        """Merge the active adapters as LoRA does.
+
+        Raises:
+            ValueError: one of the adapters fuses.
+        """
         self._refuse_merge()
         super().merge_adapter(*args, **options)
 
     def _refuse_merge(self) -> None:
-        """Before any layer is merged: a frozen English adapter beside the fusion would be."""
+        """Raise ValueError if an adapter fuses.
+
+        The check runs before any layer is merged: otherwise a frozen English adapter beside the
+        fusion would already be merged.
+        """
         if any(getattr(config, "fusion", None) is not None for config in self.peft_config.values()):
             raise ValueError(MERGE_REFUSED)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # Keys of learned fusions name the adapter in the middle; peft only looks at the end, and would then drop them
-        # without a word when they are loaded under another name.
+        # Keys of learned fusions name the adapter in the middle. PEFT only looks at the end, and
+        # would silently drop these weights when they are loaded under another name.
         for name in LEARNED:
             key = key.replace(f".{name}.{adapter_name}.", f".{name}.")
         return super()._remove_adapter_name_from_key(key, adapter_name)
 
 
 def _learn(layer: Any, attribute: str, adapter_name: str, module: nn.Module) -> None:
-    """Give a LoRA layer a learned module of an adapter."""
+    """Add a learned module of an adapter to a LoRA layer."""
     if not hasattr(layer, attribute):
         layer.add_module(attribute, nn.ModuleDict())
         # peft finds trainable, savable and movable parts of a layer through these names
@@ -270,11 +318,11 @@ PEFT_TYPE_TO_PREFIX_MAPPING[FlarePeftType.FLARE] = FlareModel.prefix  # type: ig
 
 
 def _enter(states: SourceStates, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Tell the states where in the target a forward of the first fusing stack begins."""
+    """Pass the start and length of a forward of the first fusing stack to the source states."""
     if not states.recording:
         named = (kwargs.get(name) for name in ("hidden_states", "input_ids", "inputs_embeds"))
         tokens = next(x for x in (*args, *named) if x is not None)
-        # transformers 5.24 calls it `cache`; a name that is missed would make every step the first
+        # transformers 5.24 calls it `cache`; under an unknown name every step would be the first
         cache = next(
             (c for c in map(kwargs.get, ("past_key_values", "cache")) if c is not None), None
         )

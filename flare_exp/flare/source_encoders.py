@@ -1,6 +1,6 @@
-"""Read the source of a batch: with the frozen backbone, or with the encoder of a translation model.
+"""Read the source of a batch with the frozen backbone or with a translation model's encoder.
 
-Either can be read once and kept (flare_exp.data.source_cache).
+The states of either can be computed once and kept (flare_exp.data.source_cache).
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from flare_exp.flare.source_states import SourceStates, linear_dtype, narrowed, 
 
 
 class Source:
-    """Fills the `SourceStates` of a PEFT model with a FLARE adapter that fuses (flare_exp.flare.peft_method), batch by batch."""
+    """Base class that fills the `SourceStates` of a PEFT model with a fusing FLARE adapter.
+
+    See flare_exp.flare.peft_method for the adapter. Each batch is read on its own.
+    """
 
     def __init__(self, model: nn.Module):
         self.states, self.stacks = source_states(model)
@@ -27,21 +30,25 @@ class Source:
 
     @property
     def reads(self) -> dict[str, Any]:
-        """What decides the states of a text, beside the weights of the reader: no fusion function does."""
+        """Return the options that determine a text's states besides the weights of the reader.
+
+        The fusion function is not among them: the states do not depend on it.
+        """
         raise NotImplementedError  # pragma: no cover
 
-    called: tuple[
-        nn.Module, ...
-    ] = ()  # parts of the adapter that the source itself calls, outside the layer that holds them
+    # parts of the adapter that the source itself calls, outside the layer that holds them
+    called: tuple[nn.Module, ...] = ()
 
     def read(self, inputs: Mapping[str, Tensor] | None, prompt: int | None = None) -> None:
-        """Make the source states of a batch the ones that the coming target pass fuses.
+        """Set the source states that the next target pass fuses.
 
         Args:
-            inputs: attention_mask [B, S] and input_ids [B, S], or instead of these `states` [B, S, n, d] as `compute` gave
-                them before. A row whose mask is all zero has no source; None: no row has. A target batch of k x B rows
-                (beams, candidate answers) is read as k successive rows per source.
-            prompt: how many positions of a decoder's coming target pass are prompt; None: all of its first forward.
+            inputs: attention_mask [B, S] and input_ids [B, S], or `states` [B, S, n, d] from
+                `compute` in place of input_ids. A row whose mask is all zero has no source; None
+                means that no row has one. A target batch of k x B rows (beams, candidate answers)
+                is read as k successive rows per source.
+            prompt: number of prompt positions in a decoder's next target pass; None counts all
+                positions of its first forward.
         """
         self.states.clear(prompt)
         if inputs is not None:
@@ -49,15 +56,19 @@ class Source:
         self.states.allow_pass()
 
     def fill(self, inputs: Mapping[str, Tensor]) -> None:
+        """Fill the source states from the inputs that `read` got."""
         raise NotImplementedError  # pragma: no cover
 
     def compute(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """What is worth keeping of a batch: [B, S, n, d], without graph."""
+        """Compute the states of a batch that are worth keeping: [B, S, n, d], without gradient."""
         raise NotImplementedError  # pragma: no cover
 
 
 class BackboneSource(Source):
-    """The mPLM itself as source: reads the English text without the fusion adapter, without gradient and dropout."""
+    """Source that reads the English text with the mPLM itself.
+
+    It runs without the fusion adapter, without gradient and without dropout.
+    """
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
@@ -68,6 +79,7 @@ class BackboneSource(Source):
 
     @property
     def reads(self) -> dict[str, Any]:
+        """Return the layer, the kind of state and the blocks that are read."""
         states = self.states
         return {
             "layer": states.source_layer,
@@ -76,24 +88,24 @@ class BackboneSource(Source):
         }
 
     def fill(self, inputs: Mapping[str, Tensor]) -> None:
+        """Set the source states to the given `states`, or record them in a source pass."""
         if "states" in inputs:
             self.states.give(inputs["states"].unbind(2), inputs["attention_mask"])
         else:
             self.record(inputs)
 
     def compute(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """What each fused block reads as v^S."""
+        """Compute the state v^S that each fused block reads: [B, S, blocks, d]."""
         self.record(inputs)
         return torch.stack([self.states.of(block)[0] for block in self.states.blocks], dim=2)  # type: ignore[index]
 
     @torch.no_grad()
     def record(self, inputs: Mapping[str, Tensor]) -> None:
-        """The recording pass: input_ids and attention_mask [B, S]."""
+        """Run the recording pass over input_ids and attention_mask, both [B, S]."""
         mask = inputs["attention_mask"].bool()
         readable = mask.clone()
-        readable[:, 0] |= ~mask.any(
-            dim=1
-        )  # attention over nothing is not a number; the row's mask stays empty
+        # attention over no position gives NaN; the mask of such a row stays empty
+        readable[:, 0] |= ~mask.any(dim=1)
         training = [module for module in self.backbone.modules() if module.training]
         self.backbone.eval()
         self.states.begin()
@@ -106,7 +118,10 @@ class BackboneSource(Source):
         self.states.finish(mask)
 
     def _pass(self, inputs: Mapping[str, Tensor]) -> None:
-        """Read the source in every stack that fuses. The fused layers record what they read; the rest is kept here."""
+        """Read the source in every stack that fuses.
+
+        The fused layers record their own inputs. This method keeps the other states.
+        """
         outputs = {"output_hidden_states": self.states.reads_outputs}
         if not self.encoder_decoder:
             counted = (
@@ -121,9 +136,8 @@ class BackboneSource(Source):
             return
         encoded = self.backbone.encoder(**inputs, **outputs)  # type: ignore[operator]
         self._keep("encoder", encoded)
-        if (
-            "decoder" in self.stacks
-        ):  # heads on the decoder: it reads the input shifted right (PAPER, section 3)
+        # A head on the decoder: it reads the input shifted right (arXiv 2501.06892, section 3).
+        if "decoder" in self.stacks:
             decoded = self.backbone.decoder(  # type: ignore[operator]
                 input_ids=self.shift_right(inputs["input_ids"]),  # type: ignore[misc]
                 encoder_hidden_states=encoded.last_hidden_state,
@@ -134,7 +148,10 @@ class BackboneSource(Source):
             self._keep("decoder", decoded)
 
     def _embedded(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Inputs of the backbone. Trained embeddings are the target's: a source reads the frozen ones below them."""
+        """Return the inputs of the backbone, embedded with its frozen embeddings.
+
+        Trained embeddings belong to the target: the source is read with the frozen ones below them.
+        """
         embeddings = self.backbone.get_input_embeddings()  # type: ignore[operator]
         if not isinstance(embeddings, ModulesToSaveWrapper):
             return dict(inputs)
@@ -142,7 +159,7 @@ class BackboneSource(Source):
         return {"inputs_embeds": embeddings.original_module(inputs.pop("input_ids")), **inputs}
 
     def _keep(self, stack: str, output: Any) -> None:
-        """Keep a stack's hidden states, or its final one alone."""
+        """Keep all hidden states of a stack, or only its final one."""
         if self.states.reads_outputs:
             for index, states in enumerate(output.hidden_states):
                 self.states.record((stack, index), states)
@@ -152,12 +169,14 @@ class BackboneSource(Source):
 
 
 class MTSource(Source):
-    """FLARE MT (PAPER, section 2): the last hidden state of a translation model's encoder, which reads the target-language
-    text, through one trainable linear map to d (part of the adapter); the same tensor for every block.
+    """FLARE MT: a translation model's encoder reads the text in the target language.
+
+    The encoder's last hidden state goes through one trainable linear map to width d, which is part
+    of the adapter. Every block fuses the same tensor (arXiv 2501.06892, section 2).
 
     Args:
-        model: its adapter has a `source_width`.
-        encoder: frozen, in eval mode; needed unless all states come precomputed.
+        model: PEFT model whose adapter has a `source_width`.
+        encoder: frozen and in eval mode; needed unless all states are computed in advance.
     """
 
     def __init__(self, model: nn.Module, encoder: nn.Module | None = None):
@@ -167,20 +186,26 @@ class MTSource(Source):
 
     @property
     def reads(self) -> dict[str, Any]:
+        """Return the kind of state that is read."""
         return {"state": "last_hidden_state"}
 
     def drop_encoder(self) -> None:
-        """Go on with computed states alone."""
+        """Release the encoder; from here on all states must be computed in advance."""
         self.encoder, self.reader = None, self.model
 
     def fill(self, inputs: Mapping[str, Tensor]) -> None:
+        """Map the encoder's states to width d and set them for every block."""
         states = inputs["states"] if "states" in inputs else self.compute(inputs)
         mapped = self.map(states[:, :, 0].to(linear_dtype(self.map.weight)))
         self.states.give([mapped] * len(self.states.blocks), inputs["attention_mask"])
 
     @torch.no_grad()
     def compute(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The encoder's states [B, S, 1, d_mt]."""
+        """Compute the encoder's states: [B, S, 1, d_mt].
+
+        Raises:
+            ValueError: there is no encoder.
+        """
         if self.encoder is None:
             raise ValueError("there is no encoder, and the states were not computed before")
         output = self.encoder(
@@ -190,7 +215,7 @@ class MTSource(Source):
 
 
 def source_states(model: Any) -> tuple[SourceStates, list[str]]:
-    """The `SourceStates` that a PEFT model's fusion adapter reads, and the names of the stacks that fuse.
+    """Return the `SourceStates` of a PEFT model's fusion adapter and the names of fusing stacks.
 
     Raises:
         ValueError: no adapter, or more than one, fuses.
@@ -198,14 +223,15 @@ def source_states(model: Any) -> tuple[SourceStates, list[str]]:
     found = model.base_model.__dict__.get("source_states", {})
     if len(found) != 1:
         raise ValueError(
-            f"one adapter with a fusion is needed; of {', '.join(model.peft_config)} there are {len(found)}"
+            f"one adapter with a fusion is needed; of {', '.join(model.peft_config)} there are "
+            f"{len(found)}"
         )
     ((name, states),) = found.items()
     return states, list(model.peft_config[name].stacks)
 
 
 def source_map(model: Any) -> nn.Linear:
-    """The linear map of a FLARE MT adapter.
+    """Return the linear map of a FLARE MT adapter.
 
     Raises:
         ValueError: the model has none.
@@ -213,6 +239,7 @@ def source_map(model: Any) -> nn.Linear:
     found = [maps for name, maps in model.named_modules() if name.endswith(f".{SOURCE_MAP}")]
     if len(found) != 1:
         raise ValueError(
-            "the adapter has no map for the states of a translation model: its source_width is not set"
+            "the adapter has no map for the states of a translation model: its source_width is not "
+            "set"
         )
     return next(iter(found[0].values()))

@@ -22,15 +22,20 @@ def align(
     prompt: int = 0,
     answer_source: str = "last",
 ) -> tuple[Tensor, Tensor]:
-    """The source state of each target position: position by position from the start (right padding), or from the end of the
-    two prompts (left padding), where positions after the prompt take the last source state (or none).
+    """Return the source state of each target position.
 
-    Source beyond the target is dropped; target positions without source get mask False.
+    With right padding, positions are matched from the start. With left padding they are matched
+    from the end of the two prompts, and positions after the prompt get the last source state or
+    none. Source positions beyond the target are dropped. Target positions without source get mask
+    False.
 
     Args:
-        states: [B, S, d]; mask: [B, S] bool; positions: [L] positions of the target; side: the tokenizer's padding side.
+        states: [B, S, d].
+        mask: [B, S] bool.
+        positions: [L] positions of the target.
+        side: padding side of the tokenizer.
         prompt: number of target positions that are prompt (left padding only).
-        answer_source: what positions after the prompt get: "last" or "none".
+        answer_source: source state of positions after the prompt, "last" or "none".
 
     Returns:
         states [B, L, d] and mask [B, L].
@@ -46,23 +51,28 @@ def align(
 
 
 def positions(mask: Tensor) -> Tensor:
-    """Position of every token [B, T] under padding on either side, as transformers' generate counts them."""
+    """Return the position of every token [B, T], as transformers' generate counts them.
+
+    Padding may be on either side.
+    """
     return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
 
 
 class SourceStates:
     """The source states of one batch, shared by every fused layer of an adapter.
 
-    Filled by a recording pass or given, read by the target pass and again by gradient checkpointing's recomputation, so they
-    live until the next source overwrites them. They belong to one target pass: the next pass needs a new source, or `allow_pass`.
-    A pass may come in pieces (generation with a cache): `enter` says where each piece begins, and the first piece is the prompt
-    unless `prompt` says how long that is.
+    They are recorded in a source pass or set directly. The target pass reads them, and gradient
+    checkpointing reads them again when it recomputes, so they are kept until the next source
+    overwrites them. They belong to one target pass: the next pass needs a new source, or
+    `allow_pass`. A pass may come in pieces (generation with a cache): `enter` sets where each piece
+    begins. The first piece is the prompt unless `prompt` gives another length.
 
     Args:
-        source_layer: "ahead" gives block i what block i+1 read (the last one the model's final hidden state), "same"
-            what block i read (PAPER: v^S_{i+1} in the text, v^S_i in the released code).
-        source_state: "layer_input" takes what the fused projections read, on the same footing as the target's;
-            "block_output" takes the raw hidden states between blocks.
+        source_layer: "ahead" gives block i the input of block i+1 (the last block gets the model's
+            final hidden state), as in the paper's text. "same" gives block i its own input, as in
+            the paper's released code.
+        source_state: "layer_input" takes the inputs of the fused projections, the same kind of
+            state as the target's; "block_output" takes the raw hidden states between blocks.
         padding_side, answer_source: see `align`.
     """
 
@@ -87,14 +97,14 @@ class SourceStates:
         self.clear()
 
     def clear(self, prompt: int | None = None) -> None:
-        """Forget the source. `prompt`: as in `Source.read`."""
+        """Drop the source. `prompt` has the meaning that it has in `Source.read`."""
         self._allowed, self._begins = False, False
         self._states: dict[BlockKey, Tensor] = {}  # by `_key`
         self._mask: Tensor | None = None
         self._known_prompt, self._prompt, self._start = prompt, prompt or 0, 0
 
     def allow_pass(self) -> None:
-        """Let one more pass fuse the present source, or none where there is none."""
+        """Let one more pass fuse the present source, or nothing if there is no source."""
         self._allowed = True
 
     def enter(self, start: int, length: int) -> None:
@@ -105,7 +115,7 @@ class SourceStates:
             self._prompt = length
 
     def use(self, rows: int) -> None:
-        """Take the source for the present pass, which has `rows` rows; every fused layer calls this.
+        """Check and use up the source for a pass of `rows` rows; every fused layer calls this.
 
         Raises:
             ValueError: no source was read for this pass, or the source is of another batch.
@@ -114,28 +124,34 @@ class SourceStates:
             self._begins = False
             if not self._allowed:
                 raise ValueError(
-                    "this adapter fuses a source, and none was read for this forward: call source.read(english_batch) "
+                    "this adapter fuses a source, and none was read for this forward: call "
+                    "source.read(english_batch) "
                     "before every forward, or source.read(None) to fuse nothing"
                 )
             self._allowed = False
         if self._mask is not None and rows % len(self._mask):
             raise ValueError(
-                f"the source that was read has {len(self._mask)} rows, and the target has {rows}: they are not of one batch"
+                f"the source that was read has {len(self._mask)} rows, and the target has {rows}: "
+                "they are not of one batch"
             )
 
     def _key(self, block: BlockKey) -> BlockKey:
-        """Where v^S of a block comes from: what block number `index` reads; past the last one, the stack's final state."""
+        """Return the key of v^S for a block.
+
+        That is the input of block number `index`; past the last block, it is the stack's final
+        state.
+        """
         stack, index = block
         return stack, index + (self.source_layer == "ahead")
 
     @property
     def read_keys(self) -> set[BlockKey]:
-        """What some block reads; the rest of a source pass is not kept."""
+        """Return the keys that some block reads; no other state of a source pass is kept."""
         return {self._key(block) for block in self.blocks}
 
     @property
     def reads_outputs(self) -> bool:
-        """Whether hidden states between the blocks are needed, and not what the projections read."""
+        """Return True if states between the blocks are needed, not the projections' inputs."""
         return self.source_state == "block_output"
 
     def begin(self) -> None:
@@ -144,7 +160,10 @@ class SourceStates:
         self.recording = True
 
     def record(self, key: BlockKey, states: Tensor) -> None:
-        """Keep what a block reads in the source pass, [B, S, d], if some block fuses it and nothing is kept there yet."""
+        """Keep the states [B, S, d] that a block reads in the source pass.
+
+        States that no block fuses are ignored, and so are all but the first for a key.
+        """
         if key in self.read_keys and key not in self._states:
             self._states[key] = narrowed(states)
 
@@ -158,10 +177,12 @@ class SourceStates:
         self._mask = mask.bool()
 
     def of(self, block: BlockKey, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor] | None:
-        """v^S for `block`, as it was read: states [B, S, d] and mask [B, S]; None when there is no source.
+        """Return v^S of `block`: states [B, S, d] and mask [B, S], or None when there is no source.
 
         Args:
-            dtype: of the states; they stay in it, so that all projections of a block keep one tensor for the backward.
+            block: (stack, index) of the block that fuses.
+            dtype: precision of the states. The converted states are kept, so that all projections
+                of a block share one tensor for the backward pass.
         """
         if self._mask is None:
             return None
@@ -171,13 +192,21 @@ class SourceStates:
         return states, self._mask
 
     def align(self, states: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Source states [B, S, c] and mask [B, S] at the `length` positions of the present target pass: [B, length, c] and
-        [B, length]."""
+        """Align source states [B, S, c] and mask [B, S] with the present target pass.
+
+        Args:
+            states: [B, S, c].
+            mask: [B, S] bool.
+            length: number of positions of the target pass.
+
+        Returns:
+            states [B, length, c] and mask [B, length].
+        """
         where = self._positions(length, states.device)
         return align(states, mask, where, self.padding_side, self._prompt, self.answer_source)
 
     def asks(self, length: int, device: torch.device) -> Tensor:
-        """Which positions of the present target pass may look at the source: [length] bool."""
+        """Return which positions of the present target pass may read the source: [length] bool."""
         if self.padding_side == "right" or self.answer_source == "last":
             return torch.ones(length, dtype=torch.bool, device=device)
         return self._positions(length, device) < self._prompt
@@ -187,13 +216,19 @@ class SourceStates:
 
 
 def linear_dtype(weight: Tensor) -> torch.dtype:
-    """The precision in which a linear layer computes: autocast's where that is on (it leaves float64 alone), else that of its
-    weight."""
+    """Return the precision in which a linear layer computes.
+
+    That is autocast's precision where autocast is on (it leaves float64 alone), and the weight's
+    own otherwise.
+    """
     kind = weight.device.type
     casts = torch.is_autocast_enabled(kind) and weight.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if casts else weight.dtype
 
 
 def narrowed(states: Tensor) -> Tensor:
-    """States in the precision in which autocast will hand them to linear layers, where that is on: nothing else reads them."""
+    """Cast states to the precision in which linear layers will read them under autocast.
+
+    Nothing else reads these states. Without autocast they are returned unchanged.
+    """
     return states.to(linear_dtype(states))
