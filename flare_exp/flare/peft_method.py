@@ -76,7 +76,7 @@ class FlareConfig(LoraConfig):
         self.peft_type = FlarePeftType.FLARE
 
     def block_of(self, name: str) -> BlockKey | None:
-        """Return (stack, index) of the block that holds the projection `name`; None if not fused."""
+        """Return (stack, index) of the block with the projection `name`, or None if not fused."""
         if not name.endswith(tuple(f".{fused}" for fused in self.fused_modules)):
             return None
         for stack, path in self.stacks.items():

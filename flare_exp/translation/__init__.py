@@ -1,1 +1,4 @@
-"""Translators of examples (human, files, models), label projection, noise and quality. Nothing about training."""
+"""Translators of examples (human, files, models), label projection, noise and quality.
+
+Nothing about training belongs here.
+"""

@@ -1,6 +1,8 @@
-"""Machine translation with NLLB checkpoints (M2M100 models with FLORES-200 language codes, arXiv 2207.04672): texts in, texts
-out, by transformers or, faster on CPUs, by CTranslate2. What a text becomes does not depend on the texts beside it, but for
-ties within floating-point error.
+"""Translate texts with NLLB checkpoints, by transformers or by CTranslate2 (faster on CPUs).
+
+NLLB checkpoints are M2M100 models with FLORES-200 language codes (arXiv 2207.04672). The
+translation of a text does not depend on the other texts of its batch, except for ties within
+floating-point error.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from flare_exp.hub import local
 from flare_exp.translation.nllb import Decoding, check, language_id, load_model, load_tokenizer
 from flare_exp.translation.segmentation import Protect, Translated, joined, segments
 
-NARROWEST = 16  # a shorter row counts as this many tokens: its logits over the vocabulary cost as much as any row's
+# A shorter row counts as this many tokens: its logits over the vocabulary cost as much as those of
+# any row.
+NARROWEST = 16
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 QUANTIZATIONS = (
     "float32",
@@ -36,7 +40,7 @@ QUANTIZATIONS = (
 
 
 class Engine(Protocol):
-    """Translates texts between languages that are given by the tokenizer's FLORES-200 codes, e.g. eng_Latn."""
+    """Translates texts between languages given by the tokenizer's FLORES-200 codes (eng_Latn)."""
 
     def translate(
         self,
@@ -46,21 +50,27 @@ class Engine(Protocol):
         progress: Callable[[int], None] | None = None,
         protect: Protect | None = None,
     ) -> list[Translated]:
-        """The translations, in the order of `texts`; equal texts are translated once.
+        """Translate the texts, in the order of `texts`; equal texts are translated once.
 
         Args:
-            progress: told how many of `texts` are finished since it was last told.
-            protect: the range of characters of a text that should not be split, if it has one.
+            texts: texts in the source language.
+            source: FLORES-200 code of the source language.
+            target: FLORES-200 code of the target language.
+            progress: called with the number of `texts` finished since its last call.
+            protect: returns the range of characters of a text that should not be split, or None.
 
         Raises:
-            UserError: the tokenizer does not know a code.
+            UserError: the tokenizer has no such code.
         """
         ...
 
 
 def batches(lengths: Sequence[int], decoding: Decoding, budget: int) -> Iterator[list[int]]:
-    """Numbers of the rows of each batch: rows of similar length and of one limit, at most `budget` tokens with padding and
-    over all beams. Long ones come first, so that too little memory shows at once."""
+    """Yield the row numbers of each batch: rows of similar length with the same limit.
+
+    A batch has at most `budget` tokens, counted with padding and over all beams. Long rows come
+    first, so that a lack of memory shows at once.
+    """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     for _, group in itertools.groupby(order, key=lambda i: decoding.limit(lengths[i])):
         rest = list(group)
@@ -71,7 +81,7 @@ def batches(lengths: Sequence[int], decoding: Decoding, budget: int) -> Iterator
 
 
 class _Batched(ABC):
-    """What both engines share: all but how a batch of token rows is decoded."""
+    """Base class of both engines: everything except the decoding of a batch of token rows."""
 
     def __init__(self, tokenizer: Any, decoding: Decoding, batch_tokens: int | None, device: str):
         self.tokenizer, self.decoding, self.device = tokenizer, decoding, device
@@ -79,8 +89,11 @@ class _Batched(ABC):
 
     @abstractmethod
     def _decode(self, rows: list[list[int]], target: int, limit: int) -> list[list[int]]:
-        """Tokens after the language code `target`, the last of them the end of the sentence or, where there is none, the one at
-        the limit."""
+        """Return the tokens after the language code `target` for each row.
+
+        The last token is the end of the sentence or, if the sentence does not end, the one at the
+        limit.
+        """
 
     def translate(
         self,
@@ -90,7 +103,7 @@ class _Batched(ABC):
         progress: Callable[[int], None] | None = None,
         protect: Protect | None = None,
     ) -> list[Translated]:
-        """See `Engine`."""
+        """Translate the texts; see `Engine.translate`."""
         language_id(self.tokenizer, source)
         code = language_id(self.tokenizer, target)
         self.tokenizer.src_lang = source
@@ -124,7 +137,7 @@ class _Batched(ABC):
         return [whole[text] for text in texts]
 
     def _tokens(self, texts: list[str]) -> dict[str, list[int]]:
-        # verbose: the tokenizer would warn of texts that are too long, before they are split
+        # verbose=False: the tokenizer would warn of texts that are too long before they are split
         return (
             dict(zip(texts, self.tokenizer(texts, verbose=False)["input_ids"], strict=True))
             if texts
@@ -134,7 +147,7 @@ class _Batched(ABC):
     def _parts(
         self, text: str, tokens: dict[str, list[int]], protect: Protect | None
     ) -> list[tuple[str, str]]:
-        """The segments of a text; adds their tokens to `tokens`."""
+        """Return the segments of a text, and add their tokens to `tokens`."""
         if len(tokens[text]) <= self.decoding.max_length:
             return [(text, "")]
         found = segments(
@@ -151,9 +164,8 @@ class _Batched(ABC):
     def _guarded(self, rows: list[list[int]], target: int, limit: int) -> list[list[int]]:
         try:
             return self._decode(rows, target, limit)
-        except (
-            RuntimeError
-        ) as error:  # torch.OutOfMemoryError is one; CTranslate2 has no class of its own
+        # torch.OutOfMemoryError is a RuntimeError; CTranslate2 has no class of its own
+        except RuntimeError as error:
             if "out of memory" not in str(error):
                 raise
             raise UserError(
@@ -168,7 +180,7 @@ def _finished(
     pending: set[str],
     progress: Callable[[int], None] | None,
 ) -> Callable[[Sequence[str]], None]:
-    """A function that is told of translated segments and tells `progress` of the texts that they complete."""
+    """Return a function that takes translated segments and reports finished texts to `progress`."""
     users, left = defaultdict(list), {}
     for text, found in parts.items():
         missing = {part for part, _ in found} & pending
@@ -196,10 +208,12 @@ class TransformersEngine(_Batched):
         path, revision: hub id or folder of an NLLB checkpoint.
         batch_tokens: source tokens of a batch, with padding and over all beams (see BATCH_TOKENS).
         device: cpu or cuda.
-        dtype: of the weights; None: float32 on CPUs; bfloat16, or float16 where that is unknown, on GPUs.
+        dtype: precision of the weights. None means float32 on CPUs, and on GPUs bfloat16, or
+            float16 where the GPU does not support bfloat16.
 
     Raises:
-        UserError: the checkpoint cannot be read or is not NLLB's, or max_length is beyond its positions.
+        UserError: the checkpoint cannot be read or is not NLLB's, or max_length is beyond its
+            positions.
     """
 
     def __init__(
@@ -215,7 +229,7 @@ class TransformersEngine(_Batched):
         super().__init__(check(path, revision, decoding), decoding, batch_tokens, device)
         self.model = load_model(path, revision, device, dtype).to(device)
         config = self.model.config
-        # A checkpoint's own habits (beams, lengths) would fill in whatever is not said here.
+        # The checkpoint's own defaults (beams, lengths) would apply to every option not set here.
         self.model.generation_config = GenerationConfig(
             decoder_start_token_id=config.decoder_start_token_id,
             bos_token_id=config.bos_token_id,
@@ -226,8 +240,11 @@ class TransformersEngine(_Batched):
         )
 
     def _beam_options(self) -> dict[str, Any]:
-        """Beam search as in fairseq and CTranslate2: a sentence is done with its `beams`-th finished hypothesis, and where
-        n-grams are ruled out, the probabilities of what is left add up to one."""
+        """Return options for beam search as in fairseq and CTranslate2.
+
+        A sentence is finished when it has as many finished hypotheses as there are beams. Where
+        repeated n-grams are ruled out, the remaining probabilities are renormalized to sum to one.
+        """
         if self.decoding.beams == 1:
             return {}
         return {
@@ -242,7 +259,7 @@ class TransformersEngine(_Batched):
         ids = nn.utils.rnn.pad_sequence(
             [torch.tensor(row) for row in rows], batch_first=True, padding_value=pad
         ).to(self.device)
-        # the language code comes on top of the limit
+        # the language code does not count towards the limit
         made = self.model.generate(
             ids, attention_mask=ids != pad, forced_bos_token_id=target, max_new_tokens=limit + 1
         )
@@ -256,13 +273,13 @@ def _until(row: list[int], end: int) -> list[int]:
 class CTranslate2Engine(_Batched):
     """Translates with CTranslate2: faster on CPUs, where it can also compute with 8-bit integers.
 
-    In 32-bit floats it gives what transformers gives, but for translations that beam search cuts at their limit; with fewer
-    bits some words change.
+    In 32-bit floats its translations equal those of transformers, except where beam search reaches
+    the limit. With fewer bits some words change.
 
     Args:
         path: folder that `convert` filled.
         batch_tokens, device: as for transformers.
-        dtype: computation type; None: that of the stored weights.
+        dtype: computation type; None means the precision of the stored weights.
 
     Raises:
         UserError: CTranslate2 is not installed, or the folder cannot be used.
@@ -318,28 +335,34 @@ class CTranslate2Engine(_Batched):
 
 
 def ctranslate2() -> Any:
-    """The library.
+    """Import and return the CTranslate2 library.
 
     Raises:
-        UserError: it is not installed.
+        UserError: CTranslate2 is not installed.
     """
     try:
         import ctranslate2 as library
     except ImportError as error:
         raise UserError(
-            "mt.backend=ctranslate2 needs pip install 'flare_exp[ct2]'; or choose mt.backend=transformers"
+            "mt.backend=ctranslate2 needs pip install 'flare_exp[ct2]'; or choose "
+            "mt.backend=transformers"
         ) from error
     return library
 
 
 def convert(path: str, revision: str | None, folder: Path, quantization: str) -> None:
-    """Writes an NLLB checkpoint for `CTranslate2Engine` into `folder`: model/ and tokenizer/.
+    """Convert an NLLB checkpoint for `CTranslate2Engine`, into model/ and tokenizer/ of `folder`.
 
     Args:
-        quantization: of the weights (QUANTIZATIONS): int8 for CPUs, int8_float16 or float16 for GPUs.
+        path: hub id or folder of the checkpoint.
+        revision: revision of the hub id, or None for the hub's default.
+        folder: destination.
+        quantization: quantization of the weights (QUANTIZATIONS): int8 for CPUs, int8_float16 or
+            float16 for GPUs.
 
     Raises:
-        UserError: CTranslate2 is not installed, or the checkpoint cannot be read or converted.
+        UserError: CTranslate2 is not installed, the quantization is not one of QUANTIZATIONS, or
+            the checkpoint cannot be read or converted.
     """
     if quantization not in QUANTIZATIONS:
         raise UserError(f"mt.quantization={quantization}: choose one of {', '.join(QUANTIZATIONS)}")
@@ -349,14 +372,15 @@ def convert(path: str, revision: str | None, folder: Path, quantization: str) ->
     tokenizer, model = load_tokenizer(path, revision), load_model(path, revision, "cpu", "float32")
 
     class Converter(TransformersConverter):
-        # The library's own takes the tokenizer of the newest revision, whichever is asked for.
+        # The library's own method loads the tokenizer of the newest revision, not of `revision`.
         def load_model(self, *_, **__):
             return model
 
         def load_tokenizer(self, *_, **__):
             return tokenizer
 
-    # the folder, in the hub's cache too, so that the configuration is of this revision as well
+    # A folder (the one in the hub's cache for a hub id), so that the configuration is of this
+    # revision as well.
     checkpoint = Path(str(cached_file(local(path), "config.json", revision=revision))).parent
     try:
         Converter(str(checkpoint)).convert(str(folder / "model"), quantization=quantization)

@@ -27,12 +27,14 @@ RANDOM = (
 
 @dataclass(frozen=True)
 class Decoding:
-    """Options that change what comes out.
+    """Options of decoding that change the translations.
 
     Args:
-        beams: hypotheses of beam search (length penalty 1); 1: greedy.
-        max_length: longest segment of a source text and longest translation of one, in tokens, language code and end included.
-        no_repeat_ngram: no run of so many tokens comes twice in a translation, against loops; 0: off.
+        beams: hypotheses of beam search (length penalty 1); 1 means greedy decoding.
+        max_length: longest segment of a source text and longest translation of one, in tokens, with
+            language code and end included.
+        no_repeat_ngram: length in tokens of the runs that may not occur twice in a translation,
+            against loops; 0 turns this off.
     """
 
     beams: int = 1
@@ -45,30 +47,32 @@ class Decoding:
                 raise UserError(f"mt.{name}={getattr(self, name)}: at least {least}")
 
     def limit(self, source_tokens: int) -> int:
-        """Tokens that the translation of a segment may have.
+        """Return the largest number of tokens for the translation of a segment.
 
-        Three for each of the source's and some more, so that a row which loops does not hold its batch up to max_length. In
-        steps of 32: rows of one limit make batches of their own, and neither engine needs to know limits of rows.
+        The limit is three tokens per source token plus 32, so that a row that loops does not delay
+        its batch up to max_length. It is rounded up to a multiple of 32: rows with the same limit
+        are batched together, so no engine needs a limit per row.
         """
         return min(self.max_length, 32 * -(-(3 * source_tokens + 32) // 32))
 
 
 def check(path: str, revision: str | None = None, decoding: Decoding | None = None) -> Any:
-    """Reads the configuration and the tokenizer of a checkpoint (hub id or folder), no weights.
+    """Read the configuration and the tokenizer of a checkpoint (hub id or folder), without weights.
 
     Returns:
         the tokenizer, for `language_id`.
 
     Raises:
-        UserError: they cannot be read, are not those of an NLLB checkpoint or do not fit one another, or max_length is beyond its
-            positions.
+        UserError: they cannot be read, are not those of an NLLB checkpoint or do not fit one
+            another, or max_length is beyond its positions.
     """
     config = read_config(path, revision)
     positions = config.max_position_embeddings
-    # a translation starts with two tokens that do not count: the decoder's own and the language code
+    # a translation starts with two tokens that do not count: the decoder's start and the language
     if decoding and decoding.max_length + 2 > positions:
         raise UserError(
-            f"mt.max_length={decoding.max_length}: the translation model knows {positions} positions; choose less"
+            f"mt.max_length={decoding.max_length}: the translation model knows {positions} "
+            "positions; choose less"
         )
     tokenizer = load_tokenizer(path, revision)
     check_vocabulary(tokenizer, config.vocab_size, f"mt.path={path}")
@@ -76,17 +80,20 @@ def check(path: str, revision: str | None = None, decoding: Decoding | None = No
 
 
 def load_model(path: str, revision: str | None, device: str, dtype: str | None = None) -> Any:
-    """The whole model, frozen, without dropout. `dtype`: None: 32-bit floats on CPUs, 16-bit on GPUs.
+    """Load the whole model, frozen and without dropout.
+
+    `dtype` None means 32-bit floats on CPUs and 16-bit floats on GPUs. The weights stay on the CPU.
 
     Raises:
-        UserError: missing, truncated or incomplete weights, or NaN among them.
+        UserError: the weights are missing, truncated, incomplete or contain NaN, or there is no GPU
+            for `device`.
     """
     from safetensors import SafetensorError
 
     read_config(path, revision)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("device: a GPU is asked for, but torch finds none")
-    # M2M100 leaves out a layer in twenty while it trains; nothing may bring that back
+    # M2M100 checkpoints drop one layer in twenty in training; frozen models must not
     options: dict[str, Any] = dict.fromkeys(RANDOM, 0.0)
     options |= {
         "revision": revision,
@@ -111,18 +118,25 @@ def load_model(path: str, revision: str | None, device: str, dtype: str | None =
 def load_encoder(
     path: str, revision: str | None = None, device: str = "cpu"
 ) -> tuple[nn.Module, Any]:
-    """The encoder alone, frozen, and the tokenizer. encoder(input_ids, attention_mask).last_hidden_state, [B, S, d_mt], comes
-    after the final layer norm.
+    """Load the frozen encoder of a checkpoint, without its decoder, and the tokenizer.
+
+    encoder(input_ids, attention_mask).last_hidden_state, [B, S, d_mt], is taken after the final
+    layer norm.
 
     Raises:
         UserError: see `check` and `load_model`.
     """
     tokenizer = check(path, revision)
-    # only the encoder is moved, and nothing holds the decoder when this returns
+    # only the encoder is moved, and nothing references the decoder after the return
     return load_model(path, revision, device).get_encoder().to(device), tokenizer
 
 
 def read_config(path: str, revision: str | None) -> Any:
+    """Read the configuration of a checkpoint.
+
+    Raises:
+        UserError: it cannot be read, or is not that of an NLLB checkpoint.
+    """
     if looks_local(path) and not (Path(path).expanduser() / "config.json").is_file():
         raise UserError(f"mt.path={path}: there is no checkpoint (config.json) in this folder")
     try:
@@ -145,6 +159,11 @@ def read_config(path: str, revision: str | None) -> Any:
 
 
 def load_tokenizer(path: str, revision: str | None) -> Any:
+    """Load the tokenizer of a checkpoint.
+
+    Raises:
+        UserError: it cannot be read, or is not an NLLB tokenizer.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(local(path), revision=revision)
     except (OSError, ValueError) as error:
@@ -153,18 +172,20 @@ def load_tokenizer(path: str, revision: str | None) -> Any:
         ) from error
     if not isinstance(tokenizer, NllbTokenizer):
         raise UserError(
-            f"mt.path={path}: its tokenizer is {type(tokenizer).__name__}; NLLB's is needed, with FLORES-200 codes"
+            f"mt.path={path}: its tokenizer is {type(tokenizer).__name__}; NLLB's is needed, with "
+            "FLORES-200 codes"
         )
     return tokenizer
 
 
 def language_id(tokenizer: Any, code: str) -> int:
-    """The token of a language code.
+    """Return the token number of a language code.
 
     Raises:
-        UserError: the tokenizer does not know it; names similar codes.
+        UserError: the tokenizer has no such code; the message names similar ones.
     """
-    # an ordinary piece of the vocabulary is no language, and an unknown code would silently become <unk>
+    # Ordinary tokens of the vocabulary are not languages, and an unknown code would silently become
+    # <unk>.
     usual = {
         tokenizer.bos_token,
         tokenizer.eos_token,
@@ -178,7 +199,8 @@ def language_id(tokenizer: Any, code: str) -> int:
     if code not in codes:
         near = difflib.get_close_matches(code, codes, 5, 0.5) or sorted(codes)[:5]
         raise UserError(
-            f"the translation model does not know the language {code!r}; it knows codes such as {', '.join(near)}"
+            f"the translation model does not know the language {code!r}; it knows codes such as "
+            f"{', '.join(near)}"
         )
     return codes[code]
 

@@ -1,4 +1,4 @@
-"""Translation errors of a known rate: words of a text are dropped, swapped, replaced, or words are added, by a seed."""
+"""Add translation errors at a given rate: drop, swap, replace or insert words, by a seed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flare_exp.tasks import Answer, Example
 
 ERRORS = ("drop", "swap", "replace", "hallucinate")
 
-Word = tuple[str, "int | None"]  # a word and the number it had before; None: it was not there
+Word = tuple[str, "int | None"]  # a word and its number before corruption; None for a new word
 
 
 def corrupt_examples(
@@ -22,10 +22,11 @@ def corrupt_examples(
     seed: int,
     context: int | None = None,
 ) -> list[Example]:
-    """`examples`, texts in `lang`, each word wrong with probability `rate` (characters in languages without spaces).
+    """Return `examples` with texts in `lang`, each word corrupted with probability `rate`.
 
-    New words are drawn from the examples' own. `context` is the number of the text that holds the answers: they follow
-    their words; one whose words are torn apart is lost.
+    In languages without spaces, each character counts as a word. New words are drawn from the
+    examples' own. `context` is the number of the text that holds the answers: an answer moves with
+    its words, and is lost if its words no longer stand together.
     """
     glue = "" if lang in LANGUAGES and not LANGUAGES[lang].spaced else " "
     cut = str.split if glue else list
@@ -48,7 +49,7 @@ def corrupt_examples(
 def corrupt(
     text: str, rate: float, vocabulary: Sequence[str], seed: str, errors: Sequence[str] = ERRORS[:3]
 ) -> str:
-    """`text` with corrupted words."""
+    """Return `text` with words corrupted as by `corrupted`."""
     return " ".join(word for word, _ in corrupted(text.split(), rate, vocabulary, seed, errors))
 
 
@@ -59,8 +60,12 @@ def corrupted(
     seed: str,
     errors: Sequence[str] = ERRORS[:3],
 ) -> list[Word]:
-    """`words`, each with probability `rate` dropped, swapped with the next one, replaced by a word of `vocabulary` or
-    followed by one (`errors`, evenly). The same seed gives the same result; the last word left is never dropped."""
+    """Return `words`, each corrupted with probability `rate`.
+
+    A corrupted word is dropped, swapped with the next one, replaced by a word of `vocabulary` or
+    followed by one; all `errors` are equally likely. The same seed gives the same result. The last
+    word left is never dropped.
+    """
     rng = random.Random(seed)
     kept: list[Word] = []
     rest: list[Word] = [(word, i) for i, word in enumerate(words)]
@@ -82,13 +87,16 @@ def corrupted(
 
 
 def follow_words(answer: Answer, text: str, words: Sequence[Word]) -> Answer | None:
-    """Where `answer`, a span of `text`, is after corruption to `words`; None when its words are no longer all there, side by
-    side and in order."""
+    """Return `answer`, a span of `text`, at its place after corruption to `words`.
+
+    Returns:
+        the moved answer; None if its words are no longer all there, side by side and in order.
+    """
     if answer.start < 0 or not answer.text.strip():
         return None
     start = answer.start + len(answer.text) - len(answer.text.lstrip())
     before, inside = text[:start].split(), answer.text.split()
-    # an answer may start inside a word: what stands before it there moves along
+    # an answer may start inside a word: the start of that word moves with it
     cut = len(before[-1]) if before and not text[start - 1].isspace() else 0
     first = len(before) - bool(cut)
     if (at := place(first, len(inside), words)) is None:
@@ -97,7 +105,7 @@ def follow_words(answer: Answer, text: str, words: Sequence[Word]) -> Answer | N
 
 
 def follow_characters(answer: Answer, text: str, characters: Sequence[Word]) -> Answer | None:
-    """`follow_words`, where every character is a word."""
+    """Move an answer as `follow_words` does, where every character is a word."""
     if (
         answer.start < 0
         or not answer.text
@@ -108,7 +116,7 @@ def follow_characters(answer: Answer, text: str, characters: Sequence[Word]) -> 
 
 
 def place(first: int, count: int, words: Sequence[Word]) -> int | None:
-    """Where the words numbered `first` .. `first + count - 1` stand together in order; None: nowhere."""
+    """Return the index where words `first` to `first + count - 1` stand in order, or None."""
     numbers = [number for _, number in words]
     at = numbers.index(first) if first in numbers else len(numbers)
     return at if numbers[at : at + count] == list(range(first, first + count)) else None

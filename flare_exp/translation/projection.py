@@ -1,9 +1,10 @@
-"""Label projection: an answer span goes through machine translation between marks, which are found again and removed.
+"""Project labels: an answer span is translated between marks, which are then found and removed.
 
-A context's own marks would be taken for ours. They are therefore replaced, before marking, by characters that are read the
-same way and are no marks, one for one, so that no offset moves: double quotes become single ones, square brackets round.
-Translation changes glyphs and spacing; a pair of marks counts in every form that only one reading explains, and nothing
-else does: an answer is returned if the text holds exactly two marks and they are a pair.
+Marks that a context already has would be mistaken for those of the answer. Before marking, they are
+therefore replaced by characters that read the same but are not marks: double quotes become single
+ones, square brackets round ones. Each replacement is one for one, so that no offset moves.
+Translation changes glyphs and spacing. An answer is returned only if the text holds exactly two
+marks and they are a pair; a pair counts in every form that can be read in one way only.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ class Marker:
     """One way to mark a span.
 
     Args:
-        opening, closing: what is written round the span.
+        opening, closing: marks written before and after the span.
         mark: matches every mark, opening or closing, in all the forms that translation gives it.
         pair: matches the canonical forms of two marks, one after the other, that belong together.
-        stand_ins: what replaces the characters of a mark in a context of its own, one for one.
+        stand_ins: replacement, one for one, of mark characters that a context already has.
     """
 
     opening: str
@@ -35,14 +36,16 @@ class Marker:
 
 
 MARKERS: dict[str, Marker] = {
-    # Which quote opens depends on the language: “a” „a“ „a” ”a” «a» »a« »a». A straight one pairs with any that fits.
+    # Which quote opens depends on the language: “a” „a“ „a” ”a” «a» »a« »a».
+    # A straight one pairs with any that fits.
     "quotes": Marker(
         '"',
         '"',
-        # runs: where three single quotes stand, nobody knows which two are the mark
+        # runs of quotes match as one: of three single quotes, any two could be the mark
         re.compile(r"""["＂“”„«»「」｢｣『』《》〝〞〟]|'{2,}|`{2,}"""),
         re.compile(r"""["“”]["”]|„["“”]|«["»]|"»|»[«»]|「」|『』|《》|〝[〞〟]|``''|''''"""),
-        # ' beside ' is a mark again; `own_marks_replaced` comes back to it, and then it is typographic
+        # Two ' side by side are a mark again; `own_marks_replaced` repeats until they are
+        # typographic.
         str.maketrans("\"＂“”„«»「」｢｣『』《》〝〞〟'`", "''‘’‚‹›‘’‘’‘’〈〉‘’’’‘"),
     ),
     "brackets": Marker(
@@ -64,7 +67,7 @@ MARKERS: dict[str, Marker] = {
 
 
 def own_marks_replaced(context: str, marker: str) -> str:
-    """The context, as long as it was, without anything that `find` takes for a mark."""
+    """Return the context, at the same length, without anything that `find` takes for a mark."""
     kind = MARKERS[marker]
     while kind.mark.search(context):
         context = kind.mark.sub(lambda match: match[0].translate(kind.stand_ins), context)
@@ -72,7 +75,9 @@ def own_marks_replaced(context: str, marker: str) -> str:
 
 
 def mark(context: str, answer: Answer, marker: str) -> str:
-    """The context with `answer`, less white space at its ends, between marks; marks of its own are replaced.
+    """Put marks around `answer` in the context, and replace marks that the context already has.
+
+    White space at the ends of the answer stays outside the marks.
 
     Raises:
         ValueError: the context does not hold the answer at its start, or the answer is blank.
@@ -87,16 +92,21 @@ def mark(context: str, answer: Answer, marker: str) -> str:
 
 
 def marked_range(text: str, marker: str) -> tuple[int, int] | None:
-    """Where the marked span is, marks included: what must not be torn apart before translation. None: there is no one span."""
+    """Return the range of the marked span with its marks, which must not be split for translation.
+
+    Returns:
+        (start, end) in characters; None if there is not exactly one span.
+    """
     found = list(MARKERS[marker].mark.finditer(text))
     return (found[0].start(), found[1].end()) if len(found) == 2 else None
 
 
 def find(translated: str, marker: str) -> tuple[str, Answer | None]:
-    """The text without marks, and the answer that stood between them; None: marks are lost or more than one pair.
+    """Return the text without marks and the answer that stood between them.
 
-    Spaces inside the marks are no part of the answer. They vanish where the text outside goes on with a space or with
-    punctuation, and move outside where they keep two words apart.
+    The answer is None if a mark is lost or there is more than one pair. Spaces inside the marks are
+    not part of the answer. They are removed where the text outside continues with a space or with
+    punctuation, and moved outside where they keep two words apart.
     """
     kind = MARKERS[marker]
     marks = kind.mark.findall(translated)
@@ -114,12 +124,15 @@ def find(translated: str, marker: str) -> tuple[str, Answer | None]:
 
 
 def _canonical(mark: str) -> str:
-    """A mark without what does not tell it from others: width, case and spaces."""
+    """Return a mark without differences of width, case and spaces."""
     return "".join(unicodedata.normalize("NFKC", mark).casefold().split())
 
 
 def _clings(neighbour: str, categories: tuple[str, ...]) -> bool:
-    """Whether no space is due between a word and its neighbour: the text's end, a space, or punctuation that joins."""
+    """Return True if no space is due between a word and its neighbor.
+
+    That is the case at the text's end, beside a space, and beside punctuation that joins.
+    """
     return (
         not neighbour
         or neighbour.isspace()
@@ -129,7 +142,7 @@ def _clings(neighbour: str, categories: tuple[str, ...]) -> bool:
 
 
 def _without_marks(text: str, kind: Marker) -> str:
-    """All marks removed, and where white space stands on both sides of one, that after it."""
+    """Remove all marks, and the white space after a mark that also has white space before it."""
     kept, *rest = kind.mark.split(text)
     for piece in rest:
         kept += piece.lstrip() if not kept or kept[-1].isspace() else piece

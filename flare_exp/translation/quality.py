@@ -1,4 +1,4 @@
-"""Flag what is suspicious about a translation."""
+"""Flag suspicious translations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ REPEATED = re.compile(r"(.{1,80}?)\1{2,}", re.DOTALL)
 
 
 def flags(source: str, translation: Translated) -> dict[str, bool]:
-    """Signs of a bad translation; each is False for a good one, and now and then for a bad one.
+    """Return the signs of a bad translation.
 
-    truncated: it came to no end. empty: nothing is left of the source. repetitive: it says something five times or more in a
-    row, and at least twice more than the source does. copy: it is the source, but for case and white space.
+    Each flag is False for a good translation; a bad one may have none either.
+
+    Returns:
+        truncated: the translation did not come to an end. empty: nothing is left of the source.
+            repetitive: a run of characters comes five times or more in a row, and at least two more
+            times than in the source. copy: the translation is the source, except for case and white
+            space.
     """
     text = translation.text
     return {
@@ -25,7 +30,10 @@ def flags(source: str, translation: Translated) -> dict[str, bool]:
 
 
 def _repeats(text: str) -> int:
-    """How often the most repeated run of at most 80 characters, letters among them, comes in a row; 0 when below three."""
+    """Return how often the most repeated run of characters comes in a row; 0 if below three.
+
+    A run has at most 80 characters and at least one letter.
+    """
     found = [match for match in REPEATED.finditer(text + " ") if any(c.isalpha() for c in match[1])]
     return max((len(match[0]) // len(match[1]) for match in found), default=0)
 

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+# scripts without white space between sentences
 UNSPACED = {
     "Hans",
     "Hant",
@@ -16,14 +17,14 @@ UNSPACED = {
     "Khmr",
     "Mymr",
     "Tibt",
-}  # scripts without white space between sentences
+}
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Translated:
-    """A text's translation. `truncated`: that of a segment reached its limit without coming to an end."""
+    """A text's translation. `truncated`: a segment reached its limit without coming to an end."""
 
     text: str
     truncated: bool
@@ -32,7 +33,7 @@ class Translated:
 Protect = Callable[[str], Span | None]
 
 
-# Ends of sentences with the white space after them. Where scripts write none there, none is needed.
+# Ends of sentences with the white space after them; optional after marks of scripts without it.
 SENTENCE_END = re.compile(r"[.!?…؟۔।॥።]+[\"'”’»)\]]*\s+|[。！？｡]+[”’」』）]*\s*|\n\s*")  # noqa: RUF001
 WORD_END = re.compile(r"\s+")
 
@@ -40,15 +41,18 @@ WORD_END = re.compile(r"\s+")
 def segments(
     text: str, fits: Callable[[str], bool], keep: Span | None = None
 ) -> list[tuple[str, str]]:
-    """`text` in segments that fit, each with the white space after it: as many whole sentences as fit, or else words, or else
+    """Split `text` into segments that fit, each with the white space after it.
+
+    A segment has as many whole sentences as fit; if not even one fits, as many words; else as many
     characters.
 
     Args:
-        fits: whether a segment is short enough; what is shorter should fit too.
-        keep: range of characters that no two segments share, unless it does not fit by itself.
+        text: the text to split.
+        fits: returns True if a segment is short enough; any shorter text should fit too.
+        keep: range of characters that is not split, unless it does not fit by itself.
 
     Returns:
-        (segment, separator) pairs; put together they are `text`.
+        (segment, separator) pairs; their concatenation is `text`.
     """
     if fits(text):
         return [(text, "")]
@@ -73,7 +77,10 @@ def segments(
 def _farthest(
     text: str, start: int, levels: Sequence[Sequence[int]], fits: Callable[[str], bool]
 ) -> int:
-    """The last place to cut, of the first level that has one, up to which `text` fits from `start` on."""
+    """Return the last place to cut at which `text` fits from `start` on.
+
+    The first level of cuts that has such a place decides.
+    """
     for level in levels:
         cuts = [cut for cut in level if cut > start] + [len(text)]
 
@@ -82,7 +89,7 @@ def _farthest(
 
         if not good(0):
             continue
-        # doubling steps, then halving: texts to measure stay short
+        # doubling steps, then halving them: the texts to measure stay short
         low, step = 0, 1
         while good(low + step):
             low, step = low + step, 2 * step
@@ -91,12 +98,14 @@ def _farthest(
             if good(low + step):
                 low += step
         return cuts[low]
-    return start + 1  # not even one character fits: it has to go as it is
+    return start + 1  # not even one character fits: it is used as it is
 
 
 def joined(parts: Sequence[tuple[Translated, str]], target: str) -> Translated:
-    """The translation of a text, from those of its segments and the separators they had. Where the source writes no white
-    space between sentences, `target` may want some."""
+    """Join the translations of a text's segments with their separators.
+
+    Where the source has no white space between sentences, a space is added if `target` needs one.
+    """
     space = "" if target.rpartition("_")[2] in UNSPACED else " "
     text = (
         "".join(part.text + (separator or space) for part, separator in parts[:-1])

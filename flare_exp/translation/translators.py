@@ -1,8 +1,9 @@
-"""Machine translation of benchmark texts: English training data into the target language, target test data into English.
+"""Translate benchmark texts: English training data to the target language, test data to English.
 
-Three ways to come by it: a parallel benchmark's own translations (mt=gold and mt=toy), translations that exist in files
-(mt=file), and a translation model (every other mt; flare_exp.translation.engines). A benchmark's own translations are
-human, but for the splits that it has translated by machine itself (`Task.machine_splits`).
+There are three sources of translations: a parallel benchmark's own (mt=gold and mt=toy), files
+(mt=file), and a translation model (every other mt; flare_exp.translation.engines). A benchmark's
+own translations are human, except for the splits that the benchmark itself has translated by
+machine (`Task.machine_splits`).
 """
 
 from __future__ import annotations
@@ -26,49 +27,56 @@ from flare_exp.translation import projection
 log = logging.getLogger(__name__)
 
 BENCHMARK = ("toy", "gold")
-# what is suspicious about a translation (flare_exp.translation.quality.flags)
+# signs of a bad translation (flare_exp.translation.quality.flags)
 FLAGS = ("truncated", "empty", "repetitive", "copy")
 Flagged = list[tuple[Example, dict[str, bool]]]
 
 
 class Translator(ABC):
-    """Turns examples of one language and split into the same examples (ids, keys, labels) in another.
+    """Translates examples of one language and split; ids, keys and labels stay the same.
 
-    An answer is carried over as the span of the translated context; an example whose answer is lost has none.
+    An answer becomes the matching span of the translated context. An example whose answer is lost
+    has none.
     """
 
     @abstractmethod
     def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
-        """The examples in `lang`, in their order."""
+        """Return the examples in `lang`, in their order."""
 
     def flagged(self, examples: Sequence[Example], lang: str) -> Flagged:
-        """`translate`, with FLAGS of each translation where the translator can tell."""
+        """Translate the examples and add FLAGS of each translation, if the translator has any."""
         return [(example, {}) for example in self.translate(examples, lang)]
 
     @abstractmethod
     def identity(self, examples: Sequence[Example], lang: str) -> dict[str, Any]:
-        """What, besides the examples, their translation depends on; tells at once whether it can be had.
+        """Return all that the translation depends on besides the examples.
+
+        The call also checks at once that the translation can be obtained.
 
         Raises:
-            UserError: it cannot.
+            UserError: the translation cannot be obtained.
         """
 
 
 class Machine(Protocol):
-    """A translation model, loaded when it is first asked for a text."""
+    """A translation model that is loaded when the first text is translated."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Checkpoint and decoding: all that a text's translation depends on, besides the languages."""
+        """Return checkpoint and decoding: all that a translation depends on besides languages."""
         ...
 
     @property
     def engine(self) -> Any:
-        """Loads it: `translation.engines.Engine`."""
+        """Load and return the `translation.engines.Engine`."""
         ...
 
     def check(self, *codes: str) -> None:
-        """UserError, early, when the model or one of the languages (FLORES-200 codes) cannot be had."""
+        """Check early that the model and the languages (FLORES-200 codes) are available.
+
+        Raises:
+            UserError: one of them is not.
+        """
         ...
 
 
@@ -80,15 +88,24 @@ def translator(
     fallback: str | None = None,
     machine: Callable[[], MachineTranslator] | None = None,
 ) -> Translator:
-    """The translator of an mt group: `name` chooses it, the rest are its options; `machine` makes that of a model.
+    """Build the translator of an mt group.
+
+    Args:
+        task: the benchmark to translate.
+        name: name of the mt option.
+        path: mt.path, the folder of translations (mt=file).
+        fallback: mt.fallback; "gold" falls back to the benchmark's own translations (mt=file).
+        machine: builds the translator of a translation model.
 
     Raises:
-        UserError: it does not suit the task, or mt.path is missing.
+        UserError: the translator does not suit the task, or mt.path is missing.
+        ValueError: `name` is a translation model, and `machine` is None.
     """
     if name == "file":
         if path is None:
             raise UserError(
-                f"mt=file: set mt.path=<folder> of mt_<from>-<to>/<split>.parquet, translations of {task.name}"
+                "mt=file: set mt.path=<folder> of mt_<from>-<to>/<split>.parquet, translations of "
+                f"{task.name}"
             )
         return FileTranslator(
             task, Path(path).expanduser(), ParallelTranslator(task) if fallback == "gold" else None
@@ -101,7 +118,7 @@ def translator(
 
 
 class ParallelTranslator(Translator):
-    """Looks translations up among a parallel benchmark's rows."""
+    """Translator that looks translations up among a parallel benchmark's rows."""
 
     def __init__(self, task: Task):
         if not task.parallel:
@@ -109,6 +126,7 @@ class ParallelTranslator(Translator):
         self.task = task
 
     def identity(self, examples: Sequence[Example], lang: str) -> dict[str, Any]:
+        """Return who translated (a human or a machine) and a fingerprint of the translations."""
         machine = self.task.translated_by(examples[0], lang) == "machine"
         by = "machine (benchmark)" if machine else "human"
         return {
@@ -117,7 +135,7 @@ class ParallelTranslator(Translator):
         }
 
     def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
-        """Examples in `lang`, in the order of `examples`.
+        """Return the examples in `lang`, in the order of `examples`.
 
         Raises:
             UserError: an example has no counterpart in `lang`, or one with another label.
@@ -131,33 +149,41 @@ class ParallelTranslator(Translator):
     def _counterparts(
         self, examples: Sequence[Example], lang: str
     ) -> dict[tuple[str, str], Example]:
-        """(split, key) -> example, of all of `lang` in the splits of `examples`."""
+        """Return (split, key) -> example in `lang`, for all rows of the splits of `examples`."""
         splits = sorted({_split(example) for example in examples})
         found = {(split, row.key): row for split in splits for row in self.task.read(lang, split)}
         missing = [e.id for e in examples if (_split(e), e.key) not in found]
         if missing:
             raise UserError(
-                f"{len(missing)} examples have no translation into {lang} in {self.task.name}, e.g. {missing[0]}"
+                f"{len(missing)} examples have no translation into {lang} in {self.task.name}, "
+                f"e.g. {missing[0]}"
             )
         check_labels(self.task, examples, list(found.values()))
         return found
 
 
 class FileTranslator(Translator):
-    """Reads translations from <path>/mt_<from>-<to>/<split>.parquet, row by row those of the benchmark's split.
+    """Translator that reads <path>/mt_<from>-<to>/<split>.parquet, row by row as the benchmark.
 
-    For every field f of the task a file has the original in column f and the translation in f_translated; question answering
-    has answers_translated {text[], answer_start[]} besides, with empty lists where translation has lost the answer.
+    For every field f of the task a file has the original in column f and the translation in
+    f_translated. For question answering it also has answers_translated {text[], answer_start[]},
+    with empty lists where the answer was lost in translation.
 
     Args:
+        task: the benchmark.
         path: the folder.
-        fallback: translates where the file of a direction is missing; None: that is an error.
+        fallback: translates where the file of a direction is missing; None makes that an error.
     """
 
     def __init__(self, task: Task, path: Path, fallback: Translator | None = None):
         self.task, self.path, self.fallback = task, path, fallback
 
     def identity(self, examples: Sequence[Example], lang: str) -> dict[str, Any]:
+        """Return the hash of the file, or the identity of the fallback if the file is missing.
+
+        Raises:
+            UserError: there is no file and no fallback, or a row is not the benchmark's.
+        """
         place = self._place(examples, lang)
         if not isinstance(place, Path):
             return place.identity(examples, lang)
@@ -165,10 +191,11 @@ class FileTranslator(Translator):
         return {"by": "file", "sha256": file_sha256(place)}
 
     def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
-        """Examples in `lang`, in the order of `examples`.
+        """Return the examples in `lang`, in the order of `examples`.
 
         Raises:
-            UserError: no such file, or a row of it is not the benchmark's; names file and row.
+            UserError: the file is missing, or a row of it is not the benchmark's; the message names
+                file and row.
         """
         place = self._place(examples, lang)
         return (
@@ -178,7 +205,7 @@ class FileTranslator(Translator):
         )
 
     def _place(self, examples: Sequence[Example], lang: str) -> Path | Translator:
-        """The file of a direction, or what stands in for it."""
+        """Return the file of a direction, or the fallback if the file is missing."""
         _, own, split, _ = examples[0].id.split("/")
         file = self.path / f"mt_{own}-{lang}" / f"{split}.parquet"
         if file.is_file():
@@ -194,7 +221,8 @@ class FileTranslator(Translator):
             )
         by = self.task.translated_by(examples[0], lang)
         warn_once(
-            f"mt=file: there is no {file}; the benchmark's own {by} translations stand in (mt.fallback=gold)"
+            f"mt=file: there is no {file}; the benchmark's own {by} translations stand in "
+            "(mt.fallback=gold)"
         )
         return self.fallback
 
@@ -212,15 +240,17 @@ class FileTranslator(Translator):
         number = int(example.id.rpartition("/")[2])
         if number >= len(rows):
             raise UserError(
-                f"mt.path: {file} ends at row {len(rows) - 1}; it has no translation of {example.id}"
+                f"mt.path: {file} ends at row {len(rows) - 1}; it has no translation of "
+                f"{example.id}"
             )
         row = rows[number]
         for field, text in zip(self.task.fields, example.texts, strict=True):
             if row[field] != text:
                 raise UserError(
-                    f"mt.path: {file}, row {number}: {field} is not that of {example.id}: {str(row[field])[:60]!r}"
+                    f"mt.path: {file}, row {number}: {field} is not that of {example.id}: "
+                    f"{str(row[field])[:60]!r}"
                 )
-        # only rows that are used: others may have no translation
+        # only rows that are used are checked: others may have no translation
         kinds = {f"{field}_translated": TEXT for field in self.task.fields}
         if row.get("answers_translated") is not None:
             kinds["answers_translated"] = ANSWERS
@@ -230,24 +260,28 @@ class FileTranslator(Translator):
         context = "" if self.task.context is None else texts[self.task.context]
         if wrong := [a for a in answers if a.start < 0 or not context.startswith(a.text, a.start)]:
             raise UserError(
-                f"mt.path: {file}, row {number}: context_translated has no {wrong[0].text!r} at {wrong[0].start}"
+                f"mt.path: {file}, row {number}: context_translated has no {wrong[0].text!r} at "
+                f"{wrong[0].start}"
             )
         return replace(example, texts=texts, answers=answers)
 
 
 class MachineTranslator(Translator):
-    """Translates with a model, every different text once, in shards that are artefacts of their own: a translation that was
-    killed goes on after its last finished shard.
+    """Translator that uses a model and translates every distinct text once.
 
-    Answers go along into the target language only (training data): they are marked, and the marks are found again
-    (flare_exp.translation.projection). Test data must not show where its answers are, so that their translations have
-    none: an answer that is found in one is translated back by itself (`texts`).
+    The texts are translated in shards that are artifacts of their own: an interrupted translation
+    continues after its last finished shard.
+
+    Answers are translated along into the target language only (training data): they are marked, and
+    the marks are found again (flare_exp.translation.projection). Test data must not show where its
+    answers are, so its translations have none. An answer that is found in such a translation is
+    translated back by itself (`texts`).
 
     Args:
-        task: whose examples.
-        model: the machine.
+        task: the benchmark that the examples belong to.
+        model: the translation model.
         store: keeps the shards.
-        marker: how answers are marked (`projection.MARKERS`).
+        marker: name of the marks around answers (`projection.MARKERS`).
         shard: texts per shard.
     """
 
@@ -268,12 +302,20 @@ class MachineTranslator(Translator):
         )
 
     def identity(self, examples: Sequence[Example], lang: str) -> dict[str, Any]:
+        """Return the model's identity, both languages and the marker.
+
+        A warning names each language for which the model uses a related one.
+
+        Raises:
+            UserError: the model or a language is not available.
+        """
         own, other = (language(code) for code in (_lang(examples[0]), lang))
         self.model.check(own.flores, other.flores)
         for code, row in ((_lang(examples[0]), own), (lang, other)):
             if row.proxy:
                 warn_once(
-                    f"the translation model does not know {code}: {row.flores} stands in for it (flare_exp/languages.py)"
+                    f"the translation model does not know {code}: {row.flores} stands in for it "
+                    "(flare_exp/languages.py)"
                 )
         return {
             **self.model.identity,
@@ -283,9 +325,11 @@ class MachineTranslator(Translator):
         }
 
     def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
+        """Return the examples in `lang`, in the order of `examples`."""
         return [example for example, _ in self.flagged(examples, lang)]
 
     def flagged(self, examples: Sequence[Example], lang: str) -> Flagged:
+        """Translate the examples and add FLAGS of each translation."""
         marks = self._marks(lang)
         asked = [self._marked(e) if marks else e.texts for e in examples]
         found = self._texts([text for texts in asked for text in texts], _lang(examples[0]), lang)
@@ -295,19 +339,19 @@ class MachineTranslator(Translator):
         ]
 
     def texts(self, texts: Sequence[str], own: str, lang: str) -> list[str]:
-        """The translations of `texts` from one language of the benchmark into another, in their order."""
+        """Translate `texts` from one language of the benchmark into another, in their order."""
         found = self._texts(texts, own, lang)
         return [found[text]["translation"] for text in texts]
 
     def texts_identity(self, own: str, lang: str) -> dict[str, Any]:
-        """What, besides the texts, their translation depends on."""
+        """Return all that the translation of texts depends on besides the texts."""
         return {**self.model.identity, "from": language(own).flores, "to": language(lang).flores}
 
     def _marks(self, lang: str) -> bool:
         return not self.task.labels and lang != self.task.english
 
     def _marked(self, example: Example) -> tuple[str, ...]:
-        """The texts, with the answer marked in the context where it has a place there."""
+        """Return the texts, with the answer marked in the context if it has a place there."""
         i = self.task.context
         if i is None or not has_span(example):
             return example.texts
@@ -326,7 +370,7 @@ class MachineTranslator(Translator):
         return replace(example, texts=tuple(texts), answers=answers), flags
 
     def _texts(self, texts: Sequence[str], own: str, lang: str) -> dict[str, dict[str, Any]]:
-        """text -> its row (original, translation, flags)."""
+        """Translate each distinct text and map it to its row (original, translation, flags)."""
         from flare_exp.utils import progress
 
         unique, source, target = (
@@ -382,6 +426,7 @@ class MachineTranslator(Translator):
 
 
 def has_span(example: Example) -> bool:
+    """Return True if the example has an answer with a place in its context."""
     return bool(example.answers) and example.answers[0].start >= 0
 
 
