@@ -1,1 +1,4 @@
-"""From examples to batches: pairing, preprocessing, collation, sampling. Nothing about models' weights or training."""
+"""From examples to batches: pairing, preprocessing, collation, sampling.
+
+Nothing about models' weights or training belongs here.
+"""

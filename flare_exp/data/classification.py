@@ -15,6 +15,7 @@ class LabelForm(Form):
     """Classification by a head. Batch: target, labels [B]."""
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:
+        """Return one item per example: inputs, whether they were cut, and the label."""
         columns = [list(column) for column in zip(*(e.texts for e in examples), strict=True)]
         whole = self.tokenizer(*columns, truncation=False, verbose=False)["input_ids"]
         encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length)
@@ -28,9 +29,11 @@ class LabelForm(Form):
         ]
 
     def terms(self, item: Item) -> int:
+        """Return 1: an item has one label."""
         return 1
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Build the batch: padded `target` and `labels` [B]."""
         return {
             "target": self.pad(items),
             "labels": torch.tensor([item["label"] for item in items]),

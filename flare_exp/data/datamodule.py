@@ -23,23 +23,27 @@ log = logging.getLogger(__name__)
 class PairedDataModule(LightningDataModule):
     """Loads a benchmark's English data, pairs it with translations and serves batches.
 
-    Train and validation: the English original and its translation into `lang`. Test: the original text of `lang` and
-    its translation into English (PAPER: translate-train). With view="english" all three roles are English originals.
+    Train and validation: the English original and its translation into `lang`. Test: the original
+    text of `lang` and its translation into English. The paper calls this translate-train. With
+    view="english" all three roles are English originals.
 
     Args:
         task: the benchmark.
         lang: the target language.
-        form: how examples are read (flare_exp.data.question_answering).
+        form: encodes the examples (flare_exp.data.question_answering, for example).
         translate: (examples, language) -> the same examples in that language.
-        source_form: how sources are read, if not in the same form.
+        source_form: encodes the sources, if they need another form.
         view: one of VIEWS.
-        batch_size, workers: of the loaders; a batch is global, over all processes.
-        micro_batch_size: most rows of a pass on one process; None: all rows of the batch that are the process's.
-        seed: of the batch order.
+        batch_size: rows of a global batch, over all processes.
+        workers: worker processes of each loader.
+        micro_batch_size: maximum number of rows of a pass on one process; None for all rows of the
+            batch that the process has.
+        seed: seed of the batch order.
         shuffle_source: pair every text with another one's source (ablation).
-        empty_source: pair it with none (ablation).
-        scores_originals: compare predictions on translations (view="translated") with the original examples.
-        share: rank and number of the processes that share the batches out.
+        empty_source: pair every text with no source (ablation).
+        scores_originals: compare predictions on translations (view="translated") with the original
+            examples.
+        share: rank and number of the processes that split the batches.
     """
 
     def __init__(
@@ -78,13 +82,17 @@ class PairedDataModule(LightningDataModule):
         self._datasets: dict[str, PairedDataset] = {}
 
     def pairs(self, role: str) -> list[Pair]:
-        """The pairs of a role, in the benchmark's order."""
+        """Return the pairs of a role, in the benchmark's order.
+
+        Raises:
+            UserError: no training example keeps its answer.
+        """
         english_view = self.view == "english"
         if english_view:
             english = target = self.task.load(self.task.english, role)
         elif role == "test":
             target = self.task.load(self.lang, role)
-            # zero_shot, lora and flare_mt never look at a translation of the test text, so none is made
+            # zero_shot, lora and flare_mt read no translation of the test text, so none is made
             english = (
                 target
                 if self.view in ("target", "latent")
@@ -105,7 +113,10 @@ class PairedDataModule(LightningDataModule):
         return shuffled_sources(pairs, self.seed) if self.shuffle_source else pairs
 
     def _answerable(self, pairs: list[Pair]) -> list[Pair]:
-        """Training pairs whose answer survived translation; test examples are never left out."""
+        """Return the training pairs whose answer survived translation.
+
+        Test examples are never left out.
+        """
         kept = [p for p in pairs if p.target.label is not None or p.target.answers]
         if lost := len(pairs) - len(kept):
             log.warning(
@@ -116,15 +127,17 @@ class PairedDataModule(LightningDataModule):
             )
         if not kept:
             raise UserError(
-                f"{self.lang}: no training example kept its answer in translation; try another mt or mt.marker"
+                f"{self.lang}: no training example kept its answer in translation; try another mt "
+                "or mt.marker"
             )
         return kept
 
     def dataset(self, role: str) -> PairedDataset:
-        """The encoded pairs of a role (made once).
+        """Return the encoded pairs of a role, which are built once.
 
         Raises:
-            UserError: no training example keeps its answer, or the tokenizer does not know most texts.
+            UserError: no training example keeps its answer, or the tokenizer lacks tokens for most
+                texts.
         """
         if role not in self._datasets:
             training = role == "train"
@@ -133,7 +146,8 @@ class PairedDataModule(LightningDataModule):
             )
             if not made.pairs:
                 raise UserError(
-                    f"data.max_length={self.form.max_length}: every training example's answer is cut off; choose more"
+                    f"data.max_length={self.form.max_length}: every training example's answer is "
+                    "cut off; choose more"
                 )
             place = f"{made.pairs[0].target.id.rpartition('/')[0]} ({self.view})"
             check_known(made.target, self.form.tokenizer, place)
@@ -142,7 +156,8 @@ class PairedDataModule(LightningDataModule):
             )
             if made.truncated or made.cut_off:
                 log.warning(
-                    "%s (%s): %d texts are longer than %d tokens and were cut; %d examples lost their answer by that%s",
+                    "%s (%s): %d texts are longer than %d tokens and were cut; %d examples lost "
+                    "their answer by that%s",
                     *(
                         made.pairs[0].target.id.rpartition("/")[0],
                         self.view,
@@ -154,20 +169,23 @@ class PairedDataModule(LightningDataModule):
         return self._datasets[role]
 
     def drop_states(self) -> None:
-        """Give up the sources' computed states."""
+        """Drop the computed states of the sources."""
         for dataset in self._datasets.values():
             dataset.cache = None
 
     def train_dataloader(self) -> DataLoader:
+        """Build the loader of training batches, which a resumed run can continue."""
         dataset = self.dataset("train")
         return self.loader(
             dataset, BucketSampler(dataset.lengths, self.batch_size, self.seed), ResumableLoader
         )
 
     def val_dataloader(self) -> DataLoader:
+        """Build the loader of validation batches, in the benchmark's order."""
         return self._in_order("validation")
 
     def test_dataloader(self) -> DataLoader:
+        """Build the loader of test batches, in the benchmark's order."""
         return self._in_order("test")
 
     predict_dataloader = test_dataloader
@@ -181,7 +199,7 @@ class PairedDataModule(LightningDataModule):
     def loader(
         self, dataset: PairedDataset, batches: Any, kind: type[DataLoader] = DataLoader
     ) -> DataLoader:
-        """Read this process's parts of global batches (lists of rows)."""
+        """Build a loader that reads this process's part of global batches (lists of rows)."""
         return kind(
             dataset,
             batch_sampler=Shares(batches, dataset.terms, *self.share, self.passes),

@@ -17,27 +17,37 @@ from flare_exp.data.source_cache import StateCache, padded_states
 from flare_exp.errors import UserError
 from flare_exp.tasks import Example
 
-# Share of unknown tokens above which data are refused. Measured: an English WordPiece tokenizer on NusaX, XNLI and TyDiQA (Latin
-# script) 0.04 % at most; the embedded models' pieces, learned from generated text, up to 11 % there; either one on scripts that
-# it has never seen 50 to 100 %.
+# Share of unknown tokens above which data are refused. Measured on NusaX, XNLI and TyDiQA in Latin
+# script: an English WordPiece tokenizer has 0.04 % at most; the embedded models' tokenizers,
+# trained on generated text, up to 11 %. On scripts without training text, either has 50 to 100 %.
 UNKNOWN = 0.25
 
 
 class PairedDataset(Dataset):
-    """Encoded pairs, one row each, or several where the form reads long ones in windows. `truncated` counts the texts that a form
-    cut, `cut_off` the examples whose answers were cut off with them.
+    """Encoded pairs, one row each, or several rows where the form splits a long pair into windows.
 
-    A row is asked for by its number, alone or with the batch that it belongs to (`Shares`). Number ~i is row i as a stand-in,
-    which counts for nothing.
+    `truncated` counts the texts that a form cut. `cut_off` counts the examples whose answers were
+    cut off with them.
 
-    The source of a window is the source's question with that part of its context which stands at the same relative place
-    (`same_part`), and is cut as any source is.
+    A row is read by its number, alone or with the batch that it belongs to (`Shares`). Number ~i is
+    row i as a padding row, which does not count in the loss or the predictions.
+
+    The source of a window is the question of the source with the part of its context at the same
+    relative place (`same_part`). It is cut as any source is.
 
     `examples`: number of the pair that each row belongs to.
-    `cache`: the sources' states, once they have been computed; None: sources are read anew every time.
+    `cache`: the sources' states once they have been computed; None if sources are encoded anew
+    every time.
 
     Args:
-        training: leave out the examples whose answers were cut off, from which nothing right can be learned.
+        pairs: pairs to encode.
+        form: encodes the targets.
+        source_form: encodes the sources; None for `form`.
+        training: leave out the examples whose answers were cut off, since they have no right answer
+            to learn.
+
+    Raises:
+        ValueError: some pairs have a source and others have none.
     """
 
     def __init__(
@@ -74,7 +84,10 @@ class PairedDataset(Dataset):
         return same_part(pair.source, pair.target, context, item["window"])
 
     def texts(self, found: Mapping[int, Prediction]) -> list[str]:
-        """Return the text of each pair's best prediction, of all rows' (row -> prediction)."""
+        """Return the text of each pair's best prediction among all of its rows.
+
+        `found` maps row -> prediction.
+        """
         best: dict[int, Prediction] = {}
         for row, number in enumerate(self.examples):
             if number not in best or found[row].score > best[number].score:
@@ -96,7 +109,10 @@ class PairedDataset(Dataset):
 
     @property
     def lengths(self) -> list[int]:
-        """Count the tokens of each target: the order of batches follows from them, with a source or without."""
+        """Count the tokens of each target.
+
+        The batch order depends on these lengths alone, so it is the same with and without sources.
+        """
         return [len(item["inputs"]["input_ids"]) for item in self.target]
 
     @property
@@ -106,7 +122,7 @@ class PairedDataset(Dataset):
 
     @property
     def costs(self) -> list[int]:
-        """Count the tokens of each pair, source included: what a model reads."""
+        """Count the tokens that a model reads for each pair, source included."""
         sources = [len(item["inputs"]["input_ids"]) for item in self.source or ()] or [0] * len(
             self
         )
@@ -116,17 +132,17 @@ class PairedDataset(Dataset):
 def check_known(
     items: Sequence[Item], tokenizer: PreTrainedTokenizerBase | None, place: str
 ) -> None:
-    """Check that a tokenizer knows the texts that it has encoded.
+    """Check that a tokenizer covers the texts that it has encoded.
 
-    Tokenizers of characters or with byte fallback know everything.
+    Tokenizers of characters or with byte fallback cover every text.
 
     Args:
-        items: of a form, from `encode`.
-        tokenizer: None where a plan only counts lengths.
-        place: the texts, for the message.
+        items: items from a form's `encode`.
+        tokenizer: the tokenizer, or None where a plan only counts lengths.
+        place: name of the texts, for the message.
 
     Raises:
-        UserError: more than UNKNOWN of the tokens stand for text that it does not know.
+        UserError: more than UNKNOWN of the tokens are unknown tokens.
     """
     if tokenizer is None:
         return
@@ -143,20 +159,26 @@ def check_known(
     if total and counts[unknown] > UNKNOWN * total:
         share = f"{100 * counts[unknown] / total:.1f} % of the tokens are {tokenizer.unk_token}"
         raise UserError(
-            f"{place}: {share}, unknown to the tokenizer of {tokenizer.name_or_path} (at most {100 * UNKNOWN:.0f} %): it is not "
+            f"{place}: {share}, unknown to the tokenizer of {tokenizer.name_or_path} (at most "
+            f"{100 * UNKNOWN:.0f} %): it is not "
             "made for this language or script, or is not this model's"
         )
 
 
 class PairedCollator:
-    """Pads each side of a batch to its own longest text. Batch: what the form makes of the targets, `source` (tokenizer
-    output [B, S], or attention_mask [B, S] and states [B, S, n, d]), `index` [B] (row of the dataset; below
-    0 a stand-in), `whole` (of the global batch that they belong to, if any)."""
+    """Collates items to a batch, padding targets and sources to their own longest text.
+
+    The batch has what the form builds of the targets, and
+    `source`: tokenizer output [B, S], or attention_mask [B, S] and states [B, S, n, d];
+    `index` [B]: rows of the dataset, below 0 for padding rows;
+    `whole`: facts of the global batch that the rows belong to, if any.
+    """
 
     def __init__(self, form: Form, source_form: Form | None = None):
         self.form, self.source_form = form, source_form or form
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Collate items of a `PairedDataset` to one batch."""
         batch = self.form.collate([item["target"] for item in items])
         if "source" in items[0]:
             batch["source"] = self.source_form.pad([item["source"] for item in items])

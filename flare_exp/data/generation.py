@@ -1,4 +1,4 @@
-"""Prepare examples as prompts for models that write answers."""
+"""Prepare examples as prompts for generative models."""
 
 from __future__ import annotations
 
@@ -15,23 +15,31 @@ from flare_exp.tasks import Answer, Example, Task
 
 
 class PromptForm(Form):
-    """A prompt that a generative model continues with the answer and EOS; the longest field is cut where it is too long.
+    """A prompt that a generative model continues with the answer and EOS.
 
-    Batch: target (prompts, padded on the family's side), answer (input_ids and attention_mask [B, A], right-padded), labels
-    [B] of a classification task.
+    The longest field is cut where the prompt is too long.
+
+    Batch: target (prompts, padded on the family's side), answer (input_ids and attention_mask [B,
+    A], right-padded), labels [B] of a classification task.
     """
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int):
         super().__init__(task, tokenizer, max_length)
-        # after a prompt without trailing space, a decoder's answer begins with one, as in running text
+        # prompts have no trailing space, so a decoder's answer begins with one, as in running text
         self.space = " " if tokenizer.padding_side == "left" else ""
 
     @property
     def order(self) -> Sequence[int]:
+        """Return the numbers of the fields in the order of the prompt."""
         named = (name for _, name, _, _ in string.Formatter().parse(self.task.prompt) if name)
         return [self.task.fields.index(name) for name in named]
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:
+        """Return one item per example: the prompt's inputs and the tokens of the answer.
+
+        Raises:
+            UserError: a prompt does not fit even with empty texts.
+        """
         items = []
         for example, (texts, inputs) in zip(
             examples, self._fitted(examples, self.prompt), strict=True
@@ -50,7 +58,7 @@ class PromptForm(Form):
         return items
 
     def _readable(self, example: Example, texts: Sequence[str]) -> list[Answer]:
-        """Answers that are not known to be cut away from the context."""
+        """Return the answers that are not known to be cut away from the context."""
         if self.task.context is None:
             return []
         whole, left = len(example.texts[self.task.context]), len(texts[self.task.context])
@@ -58,18 +66,21 @@ class PromptForm(Form):
         return readable(example.answers, first, first + left)
 
     def prompt(self, texts: Sequence[str]) -> str:
-        """The task's prompt, filled in."""
+        """Fill the texts into the task's prompt."""
         return self.task.prompt.format(**dict(zip(self.task.fields, texts, strict=True)))
 
     def answer(self, text: str) -> list[int]:
-        """Token ids of an answer and EOS. A decoder's are those that follow the prompt's last words in one text: some tokenizers
-        begin every text with a space of their own."""
+        """Return the token ids of an answer and EOS.
+
+        For a decoder, these are the tokens that follow the prompt's last words when both are one
+        text: some tokenizers begin every text with a space of their own.
+        """
         stub = self.task.prompt.rpartition("\n")[2] if self.space else ""
         before, whole = (
             self.tokenizer(t, add_special_tokens=False)["input_ids"]
             for t in (stub, stub + self.space + text)
         )
-        if whole[: len(before)] != before:  # the answer's first piece reaches into the prompt
+        if whole[: len(before)] != before:  # one token covers the prompt's end and the answer
             before, whole = (
                 [],
                 self.tokenizer(self.space + text, add_special_tokens=False)["input_ids"],
@@ -81,6 +92,7 @@ class PromptForm(Form):
         return len(item["answer"])
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Build the batch: padded prompts and answers, and the labels of a classification task."""
         batch = {
             "target": self.pad(items),
             "answer": padded_answers([item["answer"] for item in items]),
@@ -93,7 +105,7 @@ class PromptForm(Form):
 
 
 def padded_answers(answers: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Answers right-padded with 0: input_ids and attention_mask [B, A]."""
+    """Pad answers with 0 on the right: input_ids and attention_mask [B, A]."""
     width = max(1, *map(len, answers))
     ids, mask = (
         torch.zeros(len(answers), width, dtype=torch.long),

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from flare_exp.errors import UserError
 from flare_exp.tasks import Example
 
-# What the model reads and what it fuses, per method:
+# Text that the model reads, and text that it fuses, per method:
 #   english     English text (fine-tuning on English)
 #   target      target-language text alone (zero_shot, lora)
 #   translated  English translation of the target text (translate_test)
 #   paired      target-language text with its English counterpart as source (flare)
-#   latent      target-language text with itself as source, for a translation model's encoder (flare_mt)
+#   latent      target-language text with itself as source, for a translation encoder (flare_mt)
 VIEWS = ("english", "target", "translated", "paired", "latent")
 
 Translate = Callable[[Sequence[Example], str], list[Example]]
@@ -22,8 +22,13 @@ Translate = Callable[[Sequence[Example], str], list[Example]]
 
 @dataclass(frozen=True)
 class Pair:
-    """What the model reads (`target`), what it fuses (`source`, None for nothing), and whose answers or label count as right
-    (`original`, None: those of `target`)."""
+    """The input of the model, the source that it fuses, and the example that counts as right.
+
+    Args:
+        target: the example that the model reads.
+        source: the example that it fuses; None for nothing.
+        original: the example whose answers or label count as right; None for `target`.
+    """
 
     target: Example
     source: Example | None
@@ -31,12 +36,16 @@ class Pair:
 
     @property
     def scored(self) -> Example:
-        """The example that the prediction is compared with."""
+        """Return the example that the prediction is compared with."""
         return self.original or self.target
 
 
 def make_pairs(english: Sequence[Example], target: Sequence[Example], view: str) -> list[Pair]:
-    """Pairs of the same examples in English and in the target language, seen as `view` asks."""
+    """Pair the same examples in English and in the target language as `view` asks.
+
+    Raises:
+        ValueError: the two lists are not the same examples in the same order.
+    """
     if [(e.key, e.label) for e in english] != [(t.key, t.label) for t in target]:
         raise ValueError("English and target examples are not the same examples in the same order")
     read = english if view in ("english", "translated") else target
@@ -47,12 +56,17 @@ def make_pairs(english: Sequence[Example], target: Sequence[Example], view: str)
 
 
 def shuffled_sources(pairs: Sequence[Pair], seed: int) -> list[Pair]:
-    """Every pair with another pair's source: a seeded permutation without fixed points. The ablation that keeps the
-    sources' distribution and breaks their meaning."""
+    """Give every pair another pair's source, by a seeded permutation without fixed points.
+
+    This ablation keeps the sources' distribution and breaks their meaning.
+
+    Raises:
+        UserError: there are fewer than two pairs.
+    """
     if len(pairs) < 2:
         raise UserError("source.shuffle=true needs at least two examples in every split")
     order = list(range(len(pairs)))
     random.Random(seed).shuffle(order)
-    # along one random cycle, everybody gets the next one's
+    # along one random cycle, every pair gets the source of the next one
     taken = dict(zip(order, order[1:] + order[:1], strict=True))
     return [replace(p, source=pairs[taken[i]].source) for i, p in enumerate(pairs)]

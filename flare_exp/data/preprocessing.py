@@ -1,4 +1,4 @@
-"""Define how examples become inputs of a model, and its outputs predictions: what all task types share."""
+"""Define how examples become inputs of a model: the parts that all task types share."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ Item = dict[str, Any]
 
 
 class Prediction(NamedTuple):
-    """What a model says of a row, and how sure it is: comparable among the rows of one example."""
+    """A model's prediction for a row, with a score to compare the rows of one example by."""
 
     text: str
     score: float = 0.0
 
 
 class Form:
-    """What the forms share.
+    """Base class of the forms in which a model reads examples.
 
     Args:
         task: gives fields, labels and the prompt.
-        tokenizer: of the backbone, padding on its family's side; long texts are cut on its `truncation_side`.
+        tokenizer: the backbone's tokenizer, padding on its family's side; long texts are cut on its
+            `truncation_side`.
         max_length: longest input in tokens.
     """
 
@@ -36,23 +37,29 @@ class Form:
 
     @property
     def order(self) -> Sequence[int]:
-        """Numbers of the task's fields, in the order in which the model reads them."""
+        """Return the numbers of the task's fields in the order in which the model reads them."""
         return range(len(self.task.fields))
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:
-        """One item per example: `inputs` (tokenizer output, lists), `cut` (text was cut), and what the form learns from.
+        """Return one item per example.
 
-        A form that reads long examples in windows makes several items of one, one after the other; they have `example` (its
-        number) and `window` (first and last character of the context).
+        An item has `inputs` (tokenizer output, lists), `cut` (True if text was cut), and the labels
+        or answers that the form trains on. A form that reads long examples in windows makes several
+        successive items of one; these have `example` (its number) and `window` (first and last
+        character of the context).
         """
         raise NotImplementedError  # pragma: no cover
 
     def encode_sources(self, examples: Sequence[Example]) -> list[Item]:
-        """One item per example, whose text is cut where it is too long."""
+        """Return one item per example; its text is cut where it is too long."""
         return self.encode(examples)
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
-        """The batch without its source: `target` (tokenizer output [B, T]) and what the form learns from."""
+        """Build the batch without its source.
+
+        The batch has `target` (tokenizer output [B, T]) and the labels or answers that the form
+        trains on.
+        """
         raise NotImplementedError  # pragma: no cover
 
     def terms(self, item: Item) -> int:
@@ -60,15 +67,16 @@ class Form:
         raise NotImplementedError  # pragma: no cover
 
     def pad(self, items: Sequence[Item]) -> dict[str, Tensor]:
-        """Tokenizer output [B, longest] of some items' inputs."""
+        """Pad the inputs of some items to tokenizer output [B, longest]."""
         return dict(self.tokenizer.pad([item["inputs"] for item in items], return_tensors="pt"))
 
     def _fitted(
         self, examples: Sequence[Example], joined: Callable[[Sequence[str]], str]
     ) -> Iterator[tuple[tuple[str, ...], dict[str, list[int]]]]:
-        """Yield the texts of each example, cut until what `joined` makes of them fits, and the tokenizer's output of that.
+        """Yield the texts of each example, cut until they fit when joined, and their token ids.
 
-        Each token too many is taken from the text that is longest then.
+        Each surplus token is taken from the text that is longest at that point. The token ids come
+        with their attention mask.
 
         Raises:
             UserError: not even empty texts fit.
@@ -94,7 +102,10 @@ class Form:
         return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _shortened(self, text: str, keep: int) -> str:
-        """The first (or last, by the truncation side) `keep` tokens of a text; the whole one if it has no more."""
+        """Return the first `keep` tokens of a text, or the last ones if truncation is on the left.
+
+        A text that has no more tokens is returned whole.
+        """
         encoded = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -110,12 +121,16 @@ class Form:
 
     def _too_short(self, example: Example) -> UserError:
         return UserError(
-            f"data.max_length={self.max_length}: {example.id} does not fit, whatever is cut; choose a larger one"
+            f"data.max_length={self.max_length}: {example.id} does not fit, whatever is cut; "
+            "choose a larger one"
         )
 
 
 def longest_first(lengths: Sequence[int], surplus: int) -> list[int]:
-    """Lengths after `surplus` tokens are gone, each taken from the text that is longest then; none falls below 0."""
+    """Return the lengths after removing `surplus` tokens, each from the longest text at that point.
+
+    No length falls below 0.
+    """
     left = list(lengths)
     for _ in range(min(surplus, sum(left))):
         left[left.index(max(left))] -= 1
@@ -123,7 +138,10 @@ def longest_first(lengths: Sequence[int], surplus: int) -> list[int]:
 
 
 def readable(answers: Sequence[Answer], first: int, last: int) -> list[Answer]:
-    """Answers that are not known to reach outside characters `first` to `last` of the context."""
+    """Return the answers that are not known to reach outside characters `first` to `last`.
+
+    The characters are those of the context.
+    """
     return [
         a
         for a in answers
@@ -134,13 +152,15 @@ def readable(answers: Sequence[Answer], first: int, last: int) -> list[Answer]:
 def part_read(
     offsets: Sequence[tuple[int, int]], every: Sequence[tuple[int, int]], context: str
 ) -> tuple[int, int]:
-    """The first and the last character of a context that a part of its tokens stand for.
+    """Return the first and the last character of the context that a part of its tokens covers.
 
-    Characters without a token (spaces, format characters) belong to the part that reaches the end where they stand.
+    Characters without a token (spaces, format characters) belong to the part that reaches the end
+    where they stand.
 
     Args:
-        offsets: of the part (`context_offsets`).
-        every: of all the context's tokens.
+        offsets: offsets of the part's tokens (`context_offsets`).
+        every: offsets of all the context's tokens.
+        context: the text of the context.
     """
     (first, last), (start, end) = (
         (min((a for a, _ in spans if a >= 0), default=0), max((b for _, b in spans), default=0))
@@ -150,13 +170,16 @@ def part_read(
 
 
 def same_part(source: Example, target: Example, field: int, window: tuple[int, int]) -> Example:
-    """The source, its context cut to what stands where a window of the target's context does, measured in characters.
+    """Return the source with its context cut to the relative place of a window of the target.
 
-    That is whole words, but of the target's own context, which is a translation encoder's source, just the window.
+    The place is measured in characters. The cut is widened to whole words, unless source and target
+    have the same context (the source of a translation encoder): then it is the window itself.
 
     Args:
-        field: which text is the context.
-        window: first and last character of the target's.
+        source: the example to cut.
+        target: the example that the window belongs to.
+        field: number of the text that is the context.
+        window: first and last character of the window in the target's context.
     """
     own, other = target.texts[field], source.texts[field]
     first, last = (at * len(other) // max(1, len(own)) for at in window)
@@ -173,14 +196,15 @@ def same_part(source: Example, target: Example, field: int, window: tuple[int, i
 
 
 class SourceTextForm(Form):
-    """A text for a translation model's encoder, whose tokenizer it takes. Nothing is learned from it.
+    """A text for a translation model's encoder, encoded with that model's tokenizer.
 
-    The task's texts are joined by spaces in the order in which the target's form reads them, so that positions of the two
-    correspond as far as they can; the longest one is cut where that is too long.
+    Nothing is trained on it. The task's texts are joined by spaces in the order in which the
+    target's form reads them, so that the positions of the two correspond as far as possible. The
+    longest text is cut where the whole is too long.
 
     Args:
         task, tokenizer, max_length: as of any form.
-        order: of the target's form.
+        order: field order of the target's form.
     """
 
     def __init__(
@@ -191,9 +215,16 @@ class SourceTextForm(Form):
 
     @property
     def order(self) -> Sequence[int]:
+        """Return the field order of the target's form."""
         return self._order
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:
+        """Return one item per example: the inputs, and whether a text was cut.
+
+        Raises:
+            UserError: not even empty texts fit.
+        """
+
         def joined(texts: Sequence[str]) -> str:
             return " ".join(texts[i] for i in self.order)
 

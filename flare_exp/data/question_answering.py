@@ -1,4 +1,4 @@
-"""Prepare examples for a head that marks the answer in the context, and read its answers."""
+"""Prepare examples for a head that marks the answer in the context, and extract its answers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ from flare_exp.tasks import Answer, Example, Task
 class SpanForm(Form):
     """Extractive question answering by a start/end head: (question, context).
 
-    A context that is too long is cut, or, with a `stride`, read in overlapping windows, as in the scripts published for SQuAD
-    and TyDiQA: each window has the whole question and `stride` tokens of the window before. A window that does not hold the
-    answer is trained to point at the row's first special token ([CLS] or <s>; mT5, which begins with none, has the </s> that
-    ends the question), so that spans of different windows can be compared by their scores.
+    A context that is too long is cut or, with a `stride`, read in overlapping windows, as in the
+    scripts published for SQuAD and TyDiQA. Each window has the whole question and `stride` tokens
+    of the window before. A window that does not hold the answer is trained to point at the row's
+    first special token, so that spans of different windows can be compared by their scores. That
+    token is [CLS] or <s>; mT5 has none at the start, so it is the </s> that ends the question.
 
-    A question is cut only where it would leave the context too little room: less than half of the tokens, without windows.
+    A question is cut only where it would leave the context too little room: less than half of the
+    tokens, without windows.
 
-    Batch: target, offsets [B, T, 2] (characters of the context; -1 outside it), span [B, 2] (first and last token of the
-    first answer that fits; `null` twice where an answer is in another window; -1 when all are cut off or lost), null [B]
-    (the first special token; -1 without windows), contexts (texts).
+    Batch: target, offsets [B, T, 2] (characters of the context; -1 outside it), span [B, 2] (first
+    and last token of the first answer that fits; `null` twice where an answer is in another window;
+    -1 when all are cut off or lost), null [B] (the first special token; -1 without windows),
+    contexts (texts).
 
     Args:
-        task, tokenizer, max_length: as of any form; with windows max_length is theirs.
-        stride: tokens that two successive windows share; None: no windows.
+        task, tokenizer, max_length: as of any form; with windows max_length is the length of a
+            window.
+        stride: tokens that two successive windows share; None for no windows.
 
     Raises:
         UserError: the windows are too small for the stride.
@@ -48,19 +52,23 @@ class SpanForm(Form):
         self.room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
         if stride is not None and self.room < stride + 2:
             raise UserError(
-                f"task.doc_stride={stride}: windows of {max_length} tokens have room for {self.room} beside the special ones, "
+                f"task.doc_stride={stride}: windows of {max_length} tokens have room for "
+                f"{self.room} beside the special ones, "
                 "and a question needs some of it; choose less"
             )
 
     @property
     def order(self) -> Sequence[int]:
+        """Return the numbers of the fields, with the context last."""
         context = self.task.fields.index("context")
         return (*(i for i in range(len(self.task.fields)) if i != context), context)
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:
+        """Return one item per example or, with a stride, one per window."""
         return self._encode(examples, self.stride)
 
     def encode_sources(self, examples: Sequence[Example]) -> list[Item]:
+        """Return one item per example, without windows."""
         return self._encode(examples, None)
 
     def _encode(self, examples: Sequence[Example], stride: int | None) -> list[Item]:
@@ -123,17 +131,24 @@ class SpanForm(Form):
         return [example.texts[i] for i in self.order]
 
     def _question(self, example: Example, question: str, stride: int) -> str:
-        """The question of an example that is too long, cut where it leaves the context too little room."""
+        """Return the question, cut if it would leave the context too little room.
+
+        It is called for examples that are too long.
+
+        Raises:
+            UserError: there is no room for a question and a context.
+        """
         if self.room < 2:
             raise self._too_short(example)
         context = self._tokens(self._question_first(example)[1])
         return self._shortened(question, max((self.room - stride) // 2, self.room - context))
 
     def terms(self, item: Item) -> int:
-        """Count start and end; an answer that is cut off or lost has none."""
+        """Return 2 (start and end), or 0 for an answer that is cut off or lost."""
         return 2 if item["span"][0] >= 0 else 0
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Build the batch: target, offsets, span, null and contexts (shapes: see the class)."""
         target = self.pad(items)
         offsets = torch.full((*target["input_ids"].shape, 2), -1)
         for row, item in zip(offsets, items, strict=True):
@@ -150,8 +165,11 @@ class SpanForm(Form):
 def context_offsets(
     offsets: Sequence[tuple[int, int]], sequence_ids: Sequence[int | None], context: str
 ) -> list[tuple[int, int]]:
-    """Characters of the context that each token stands for, without white space at either end; (-1, -1) for tokens of the
-    question, special tokens and tokens of white space alone. Tokenizers differ in whose the space before a word is."""
+    """Return the characters of the context that each token covers.
+
+    White space at either end does not count: tokenizers differ in which token has the space before
+    a word. Tokens of the question, special tokens and tokens of white space alone get (-1, -1).
+    """
     found = []
     for (start, end), part in zip(offsets, sequence_ids, strict=True):
         while start < end and context[start : start + 1].isspace() and part == 1:
@@ -163,7 +181,7 @@ def context_offsets(
 
 
 def token_span(offsets: Sequence[tuple[int, int]], answer: Answer) -> tuple[int, int]:
-    """First and last token of an answer that the tokens stand for; (-1, -1) when none does."""
+    """Return the first and the last token of an answer, or (-1, -1) if no token covers it."""
     end = answer.start + len(answer.text.rstrip())
     inside = [
         i for i, (first, last) in enumerate(offsets) if 0 <= first < end and last > answer.start
@@ -174,13 +192,19 @@ def token_span(offsets: Sequence[tuple[int, int]], answer: Answer) -> tuple[int,
 def best_spans(
     start: Tensor, end: Tensor, offsets: Tensor, contexts: Sequence[str], longest: int
 ) -> list[Prediction]:
-    """The best legal span of each row: start <= end, at most `longest` tokens, inside the context.
+    """Return the best legal span of each row.
 
-    Its score is the sum of its two logits, as in the scripts published for SQuAD, so that rows of one example are comparable.
-    Every legal pair is scored, so no n-best list can miss the best.
+    A legal span has start <= end, at most `longest` tokens, and lies inside the context. Its score
+    is the sum of its two logits, as in the scripts published for SQuAD, so that rows of one example
+    are comparable. Every legal pair is scored, so the best one cannot be missed as with an n-best
+    list.
 
     Args:
-        start, end: logits [B, T]; offsets: [B, T, 2].
+        start: logits [B, T] of the first token.
+        end: logits [B, T] of the last token.
+        offsets: [B, T, 2] characters of the context; -1 outside it.
+        contexts: text of each row's context.
+        longest: maximum number of tokens of a span.
     """
     legal = offsets[..., 0] >= 0
     start, end = (x.float().masked_fill(~legal, float("-inf")) for x in (start, end))

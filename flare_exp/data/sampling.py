@@ -1,4 +1,4 @@
-"""Decide which rows are in which batch, on which process, and where a resumed training goes on."""
+"""Decide which rows are in which batch and on which process, and where training resumes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Sampler
 class BucketSampler(Sampler[list[int]]):
     """Batches of similar length in a random order that follows from (seed, epoch).
 
-    Shuffles, sorts by length within windows of `window` batches, shuffles the batches. Every index once per epoch.
+    The rows are shuffled, then sorted by length within windows of `window` batches; then the
+    batches are shuffled. Every index occurs once per epoch.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, window: int = 20):
@@ -22,16 +23,19 @@ class BucketSampler(Sampler[list[int]]):
 
     @property
     def sampler(self) -> BucketSampler:
-        """Where Lightning looks for `set_epoch`: on a batch sampler's sampler, not on itself."""
+        """Return this sampler.
+
+        Lightning looks for `set_epoch` on a batch sampler's `sampler`, not on the batch sampler.
+        """
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
+        """Set the epoch that the order depends on; Lightning calls this before each epoch."""
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 
     def resume(self, epoch: int, start: int) -> None:
-        """Begin the next pass within an epoch, at batch `start`."""
+        """Start the next pass within an epoch, at batch `start`."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
@@ -54,9 +58,10 @@ class BucketSampler(Sampler[list[int]]):
 
 
 class Whole(NamedTuple):
-    """What a row's loss is divided by: facts of the global batch that the row belongs to.
+    """Facts of the global batch that a row belongs to; the row's loss is divided by them.
 
-    terms: loss terms in the global batch (`Form.terms`); parts: passes that read it, on all processes; rows: its examples.
+    terms: loss terms in the global batch (`Form.terms`); parts: passes that read it, on all
+    processes; rows: its examples.
     """
 
     terms: int
@@ -65,16 +70,18 @@ class Whole(NamedTuple):
 
 
 class Shares(Sampler[list[tuple[int, Whole]]]):
-    """Split every global batch of `batches` into `passes` micro-batches, and take this process's rows of each.
+    """Split every global batch of `batches` into `passes` micro-batches, and take this rank's rows.
 
-    Neighbours stay in one micro-batch, so that texts of similar length do. Each one is shared out row by row. Every global
-    batch has as many parts, since each process takes part in every pass: a part without rows is a copy of the batch's first
-    row (index ~row), which counts for nothing.
+    Neighbors stay in one micro-batch, so that texts of similar length stay together. The rows of a
+    micro-batch are dealt to the ranks in turn. Every global batch has the same number of parts,
+    since each rank takes part in every pass. A part without rows gets a copy of the batch's first
+    row (index ~row), which does not count.
 
     Args:
-        batches: of rows of a dataset, by number.
+        batches: batches of row numbers of a dataset.
         terms: loss terms of each row.
-        rank, size: this process, and how many there are.
+        rank: rank of this process.
+        size: number of processes.
         passes: micro-batches per global batch.
     """
 
@@ -96,10 +103,11 @@ class Shares(Sampler[list[tuple[int, Whole]]]):
 
     @property
     def sampler(self) -> Any:
-        """Return what Lightning calls `set_epoch` of: the order of the batches."""
+        """Return the sampler of the batches, whose `set_epoch` Lightning calls."""
         return getattr(self.batches, "sampler", None)
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the batch order."""
         self.batches.set_epoch(epoch)  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
@@ -117,14 +125,18 @@ class Shares(Sampler[list[tuple[int, Whole]]]):
 
 
 def passes_of(batch_size: int, micro_batch_size: int | None, processes: int = 1) -> int:
-    """Count the micro-batches of a global batch: no process reads more than `micro_batch_size` rows at once (None: no limit)."""
+    """Count the micro-batches of a global batch.
+
+    No process reads more than `micro_batch_size` rows at once; None sets no limit.
+    """
     return -(-batch_size // (micro_batch_size * processes)) if micro_batch_size else 1
 
 
 class ResumableLoader(DataLoader):
-    """A DataLoader over `Shares` of a BucketSampler's batches, which is saved and resumed between global batches.
+    """A DataLoader over `Shares` of a BucketSampler's batches, saved and resumed between them.
 
-    `taken`: micro-batches of this epoch that were read.
+    It is saved and resumed at whole global batches. `taken` counts the micro-batches of this epoch
+    that were read.
     """
 
     taken = 0
@@ -132,6 +144,7 @@ class ResumableLoader(DataLoader):
 
     @property
     def order(self) -> BucketSampler:
+        """Return the sampler that determines the order of the batches."""
         return self.batch_sampler.sampler
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -141,8 +154,9 @@ class ResumableLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the position in the order: `taken` counts global batches, a begun one does not count."""
+        """Return the epoch and the number of complete global batches that were read in it."""
         return {"epoch": self.order.epoch, "taken": self.taken // self.batch_sampler.passes}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Resume at the position that `state_dict` returned."""
         self.order.resume(state["epoch"], state["taken"])

@@ -1,4 +1,4 @@
-"""Source states computed once, and read again in every epoch: in memory, or as an artefact that is memory-mapped."""
+"""Compute source states once and read them in every epoch, from memory or a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BATCH_TOKENS = 4096  # of a computing pass, padding included
+BATCH_TOKENS = 4096  # tokens of a computing pass, padding included
 FILE = "states.bin"  # [tokens, n, d], row by row
 
 
@@ -32,7 +32,7 @@ class StateCache:
 
     Args:
         states: [all tokens, n, d], in memory or memory-mapped.
-        starts, lengths: where in `states` each text is.
+        starts, lengths: position and length of each text in `states`.
     """
 
     def __init__(self, states: Tensor, starts: Sequence[int], lengths: Sequence[int]):
@@ -47,8 +47,11 @@ class StateCache:
 
 
 def padded_states(rows: Sequence[Tensor], side: str) -> dict[str, Tensor]:
-    """A batch of cached states: `states` [B, S, n, d], padded on `side` with zeros, and attention_mask [B, S]. They stay in the
-    precision that they are kept in; what reads them widens them, on its device."""
+    """Pad cached states to a batch: `states` [B, S, n, d] and attention_mask [B, S].
+
+    The padding is zeros on `side`. The states keep their stored precision; they are cast on the
+    device that reads them.
+    """
     masks = [torch.ones(len(row), dtype=torch.long) for row in rows]
     pad = functools.partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_side=side)
     return {"states": pad(list(rows)), "attention_mask": pad(masks)}
@@ -63,16 +66,19 @@ def cached_states(
     store: ArtifactStore | None,
     key: Mapping[str, Any],
 ) -> StateCache:
-    """The states of every item, each different text computed once.
+    """Compute the states of every item, each distinct text once.
 
     Args:
-        source: computes them, on `device`, where its reader is.
+        source: computes the states, with its reader on `device`.
         items: encoded source texts of `form`.
-        dtype: that they are kept in; None: the one that they are read in.
-        store: keeps them as an artefact of `key`; None: in memory, for this run only.
+        form: pads the items.
+        device: device of the source's reader.
+        dtype: stored precision; None keeps the precision of the computed states.
+        store: keeps the states as an artifact; None keeps them in memory, for this run only.
+        key: key of the artifact.
 
     Raises:
-        UserError: the disk is too small for them.
+        UserError: the disk is too small for the states.
     """
     texts = [tuple(item["inputs"]["input_ids"]) for item in items]
     unique = list(dict.fromkeys(texts))
@@ -82,7 +88,10 @@ def cached_states(
     sample = source.compute(_to(form.pad([one[unique[order[-1]]]]), device))
     width, dtype = sample.shape[2:], dtype or sample.dtype
     size = total * math.prod(width) * dtype.itemsize
-    shape = f"{len(unique):,} source texts, {total:,} tokens x {width[0]} x {width[1]} {str(dtype).removeprefix('torch.')}"
+    shape = (
+        f"{len(unique):,} source texts, {total:,} tokens x {width[0]} x {width[1]} "
+        f"{str(dtype).removeprefix('torch.')}"
+    )
     log.info("%s: %s %s", shape, _megabytes(size), "on disk" if store else "in memory")
 
     def compute(keep: Callable[[Tensor], Any]) -> None:
@@ -103,7 +112,8 @@ def cached_states(
     def build(folder: Path) -> dict[str, Any]:
         if size > (free := shutil.disk_usage(folder).free):
             raise UserError(
-                f"source.cache=disk: needs {_megabytes(size)}, and {folder.parent} has {_megabytes(free)} left; "
+                f"source.cache=disk: needs {_megabytes(size)}, and {folder.parent} has "
+                f"{_megabytes(free)} left; "
                 "choose source.cache=memory or off, or source.dtype=float16"
             )
         with (folder / FILE).open("wb") as file:
@@ -128,7 +138,7 @@ def cached_states(
 
 
 def _batches(order: Sequence[int], texts: Sequence[Sequence[int]]):
-    """Runs of `order`, longest text first, of at most BATCH_TOKENS tokens with padding."""
+    """Yield runs of `order` (longest text first) of at most BATCH_TOKENS tokens with padding."""
     rows: list[int] = []
     for i in order:
         if rows and (len(rows) + 1) * len(texts[rows[0]]) > BATCH_TOKENS:
