@@ -1,4 +1,7 @@
-"""Benchmarks. A task's class is found by its name; adding one is an entry here and a file beside it."""
+"""Benchmarks, found by the name of the task.
+
+To add one, write a file in this folder and an entry in TASKS.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task: a loader of typed examples, its labels, its languages and its metric."""
+"""Define tasks: a loader of typed examples with its labels, languages and metric."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROLES = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer's text and the character of the context where it starts (-1: the context does not hold the text)."""
+    """An answer's text and the character of the context where it starts; -1 if it is not there."""
 
     text: str
     start: int
@@ -32,11 +32,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled example.
+    """One labeled example.
 
-    `id` is `<task>/<lang>/<split>/<row>`, unique; `key` is the same for translations of one another in a parallel
-    benchmark; `texts` are in the order of `Task.fields`; `label` indexes `Task.labels` (classification), `answers` are the
-    accepted spans of the context (question answering; the first one is trained on; none: translation has lost it).
+    `id` is `<task>/<lang>/<split>/<row>` and unique. `key` is the same for translations of one
+    another in a parallel benchmark. `texts` are in the order of `Task.fields`. `label` indexes
+    `Task.labels` (classification). `answers` are the accepted spans of the context (question
+    answering); the first one is trained on, and none means that the answer was lost in translation.
     """
 
     id: str
@@ -48,7 +49,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Slice:
-    """`split`, `split[:n]`, `split[n:]` or `split[n:m]`, in rows."""
+    """Rows of a split: `split`, `split[:n]`, `split[n:]` or `split[n:m]`."""
 
     split: str
     start: int = 0
@@ -56,7 +57,11 @@ class Slice:
 
     @classmethod
     def parse(cls, text: str) -> Slice:
-        """Read a slice; ValueError when it is none, or empty."""
+        """Parse a slice.
+
+        Raises:
+            ValueError: the text is not a slice, or the slice is empty.
+        """
         match = re.fullmatch(r"([A-Za-z_]\w*)(?:\[(\d*):(\d*)\])?", text)
         if not match:
             raise ValueError(
@@ -69,6 +74,7 @@ class Slice:
         return parsed
 
     def overlaps(self, other: Slice) -> bool:
+        """Return True if the two slices have rows in common."""
         ends = [float("inf") if s.stop is None else s.stop for s in (self, other)]
         return self.split == other.split and self.start < ends[1] and other.start < ends[0]
 
@@ -77,22 +83,20 @@ class Task(ABC):
     """Loads a benchmark's examples by language and role (train, validation, test).
 
     Args:
-        splits: the slice of the benchmark that plays each role; validation may be None: nobody plays it. `english_test` is the
-            test role in English, if it is another slice than `test`.
+        splits: the slice of the benchmark for each role. Validation may be None: there is none.
+            `english_test` is the test role in English, if it is another slice than `test`.
         limit: only the first `limit` examples of every role.
     """
 
     name: ClassVar[str]
     english: ClassVar[str]  # the benchmark's own code for English
     languages: ClassVar[tuple[str, ...]]
-    fields: ClassVar[
-        tuple[str, ...]
-    ]  # what an example's texts are; question answering: ("context", "question")
+    # names of an example's texts; for question answering ("context", "question")
+    fields: ClassVar[tuple[str, ...]]
     prompt: ClassVar[str]  # generative form: a template over the fields; the answer follows it
-    labels: ClassVar[
-        tuple[str, ...]
-    ] = ()  # classification: the classes' names, and what a generative model answers
-    metric: ClassVar[str]  # what model selection and the tables look at
+    # classification: the names of the classes, which are a generative model's answers
+    labels: ClassVar[tuple[str, ...]] = ()
+    metric: ClassVar[str]  # the metric of model selection and of the result tables
     parallel: ClassVar[bool] = False  # rows with one key are translations of one another
     machine_splits: ClassVar[tuple[str, ...]] = ()  # splits that a machine translated from English
 
@@ -109,19 +113,19 @@ class Task(ABC):
 
     @property
     def context(self) -> int | None:
-        """Which of an example's texts holds its answers."""
+        """Return the number of the text that holds the answers, or None."""
         return self.fields.index("context") if "context" in self.fields else None
 
     def translated_by(self, example: Example, lang: str) -> str:
         """Return who wrote the counterpart of `example` in `lang`: "human" or "machine".
 
-        Of a parallel benchmark; English text is always human.
+        This is for parallel benchmarks. English text is always human.
         """
         machine = lang != self.english and example.id.split("/")[2] in self.machine_splits
         return "machine" if machine else "human"
 
     def gold(self, example: Example) -> tuple[str, ...]:
-        """What counts as right: the label's name, or the texts of the accepted answers."""
+        """Return the right predictions: the label's name, or the texts of the accepted answers."""
         return (
             tuple(a.text for a in example.answers)
             if example.label is None
@@ -129,7 +133,7 @@ class Task(ABC):
         )
 
     def score(self, predictions: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
-        """The benchmark's metrics, fractions in 0..1, of one prediction per example."""
+        """Compute the benchmark's metrics, as fractions in 0..1, of one prediction per example."""
         from flare_exp.tasks import metrics
 
         gold = [self.gold(example) for example in examples]
@@ -139,10 +143,12 @@ class Task(ABC):
 
     @abstractmethod
     def read(self, lang: str, split: str) -> list[Example]:
-        """Every example of one split, in file order."""
+        """Return every example of one split, in file order."""
 
     def load(self, lang: str, role: str) -> list[Example]:
-        """The examples that play `role` in `lang`.
+        """Return the examples of `role` in `lang`.
+
+        Training examples that share a context with validation are left out (`shared`).
 
         Raises:
             UserError: the slice is outside the split.
@@ -153,31 +159,34 @@ class Task(ABC):
         if role == "train" and (shared := {e.id for e in self.shared(lang)}):
             rows = [e for e in rows if e.id not in shared]
             warn_once(
-                f"{self.name}/{lang}/train: {len(shared)} training examples ask about a context of validation: left out"
+                f"{self.name}/{lang}/train: {len(shared)} training examples ask about a context of "
+                "validation: left out"
             )
         if not (rows := rows[: self.limit]):
             raise UserError(self._none(lang, role, part))
         return rows
 
     def _none(self, lang: str, role: str, part: Slice) -> str:
-        """Say that the slice of a role holds no example."""
+        """Return the message for a role whose slice holds no example."""
         if not (there := len(self.read(lang, part.split))):
             return f"{self._place(lang, part.split)} has no rows"
         asked = f"{part.split}[{part.start}:{part.stop or ''}]"
         return f"task.{role}_split={asked} of {lang} holds no example: the split has {there} rows"
 
     def _place(self, lang: str, split: str) -> str:
-        """Where a split is, for messages."""
+        """Return the name of a split, for messages."""
         return f"{self.name}/{lang}/{split}"
 
     def shared(self, lang: str) -> list[Example]:
-        """Return the examples that `load` leaves out of train: validation is a part of the same split and has their context."""
+        """Return the training examples that `load` leaves out.
+
+        They are those with a context of validation, where validation is a part of the same split.
+        """
         field, train, validation = self.context, self.splits["train"], self.splits.get("validation")
         if field is None or validation is None or train.split != validation.split:
             return []
-        contexts = {e.texts[field] for e in self.load(lang, "validation")} - {
-            ""
-        }  # a text that is not known is none
+        # an empty text is an unknown one, so it is no shared context
+        contexts = {e.texts[field] for e in self.load(lang, "validation")} - {""}
         return [e for e in self._slice(lang, "train") if e.texts[field] in contexts]
 
     def _slice(self, lang: str, role: str) -> list[Example]:
@@ -186,14 +195,16 @@ class Task(ABC):
 
 
 class Benchmark(Task):
-    """A published data set: <data_dir>/<lang>/<split>.parquet in the hub's columns, or the hub at a pinned revision."""
+    """A published data set: <data_dir>/<lang>/<split>.parquet, or the hub at a pinned revision.
+
+    The files have the hub's columns.
+    """
 
     hub_id: ClassVar[str]
     revision: ClassVar[str]
     columns: ClassVar[Mapping[str, str]]  # name -> kind of its cells (flare_exp.tasks.tables)
-    sizes: ClassVar[
-        dict[str, Any]
-    ] = {}  # split -> published number of rows, or of rows by language; for plans without the data
+    # split -> published number of rows, or of rows by language; for plans without the data
+    sizes: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, data_dir: str | None = None, **kwargs):
         super().__init__(**kwargs)
@@ -201,13 +212,14 @@ class Benchmark(Task):
 
     @abstractmethod
     def example(self, id: str, row: dict[str, Any]) -> Example:
-        """One row as an example."""
+        """Convert one row to an example."""
 
     def read(self, lang: str, split: str) -> list[Example]:
-        """Every example of one split, in file order.
+        """Return every example of one split, in file order.
 
         Raises:
-            UserError: unreadable data, a cell of the wrong type, rows that share a key, or a label that is none.
+            UserError: the data are unreadable, a cell has the wrong type, two rows share a key, or
+                a label is out of range.
         """
         origin = f"{self.name}/{lang}/{split}"
         examples = [
@@ -219,7 +231,8 @@ class Benchmark(Task):
                 f"rows {rows[0]} and {rows[1]} (from 0)" if len(rows) == 2 else f"{len(rows)} rows"
             )
             raise UserError(
-                f"{self._place(lang, split)}: {said} have the id {twice[0]}, so they cannot be told apart"
+                f"{self._place(lang, split)}: {said} have the id {twice[0]}, so they cannot be "
+                "told apart"
             )
         if wrong := [
             i
@@ -227,32 +240,40 @@ class Benchmark(Task):
             if self.labels and e.label not in range(len(self.labels))
         ]:
             column = next(name for name, kind in self.columns.items() if kind == LABEL)
-            problem = f"{examples[wrong[0]].label} is none of 0..{len(self.labels) - 1} ({', '.join(self.labels)})"
+            problem = (
+                f"{examples[wrong[0]].label} is none of 0..{len(self.labels) - 1} "
+                f"({', '.join(self.labels)})"
+            )
             raise bad_cell(self._place(lang, split), wrong[0], column, problem)
         return examples
 
     def _place(self, lang: str, split: str) -> str:
-        """Where a split is, for messages."""
+        """Return the file or data set of a split, for messages."""
         if self.data_dir:
             return f"task.data_dir: {self.data_dir / lang / f'{split}.parquet'}"
         return f"the data set {self.hub_id} ({self.hub_config(lang)}, {split})"
 
     def rows(self, lang: str, split: str) -> list[dict[str, Any]]:
+        """Read the rows of a split from `data_dir`, or from the hub without one."""
         if self.data_dir:
             return read_parquet(self.data_dir / lang / f"{split}.parquet", self.columns)
         return self.hub_rows(lang, split)
 
     @classmethod
     def hub_config(cls, lang: str) -> str:
-        """The configuration of the hub's data set that holds a language."""
+        """Return the configuration of the hub's data set that holds a language."""
         return lang
 
     def hub_rows(self, lang: str, split: str) -> list[dict[str, Any]]:
+        """Read the rows of a split from the hub."""
         return read_hub(self.hub_id, self.hub_config(lang), split, self.revision, self.columns)
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """Identity of a data set: ids, keys, texts, labels and answers, in order."""
+    """Return a hash that identifies a data set.
+
+    It covers ids, keys, texts, labels and answers, in order.
+    """
     return digest_of(
         [
             [e.id, e.key, *e.texts, e.label, *([a.text, a.start] for a in e.answers)]
@@ -262,34 +283,40 @@ def fingerprint(examples: Sequence[Example]) -> str:
 
 
 def check_labels(task: Task, examples: Sequence[Example], others: Sequence[Example]) -> None:
-    """Check that rows of a parallel benchmark which translate one another have the same label.
+    """Check that rows of a parallel benchmark that translate one another have the same label.
 
     Args:
-        examples, others: rows of two languages; what has no counterpart of the same split and key is not looked at.
+        task: the benchmark.
+        examples: rows of one language.
+        others: rows of another language. A row without a counterpart of the same split and key is
+            not checked.
 
     Raises:
-        UserError: some have not; names the first five.
+        UserError: some labels differ; the message names the first five.
     """
     there = {_split_and_key(e): e for e in others}
     both = [(e, there[_split_and_key(e)]) for e in examples if _split_and_key(e) in there]
     if wrong := [(e, o) for e, o in both if task.labels and e.label != o.label]:
         own, other = (pair.id.split("/")[1] for pair in wrong[0])
         named = [
-            f"{e.id.split('/')[2]} {e.key} ({task.gold(e)[0]} in {own}, {task.gold(o)[0]} in {other})"
+            f"{e.id.split('/')[2]} {e.key} ({task.gold(e)[0]} in {own}, {task.gold(o)[0]} in "
+            f"{other})"
             for e, o in wrong[:5]
         ]
         raise UserError(
-            f"{task.name}: {len(wrong)} of {len(both)} rows have another label in {own} than in {other}, though they translate "
+            f"{task.name}: {len(wrong)} of {len(both)} rows have another label in {own} than in "
+            f"{other}, though they translate "
             f"one another: {', '.join(named)}{', ...' if len(wrong) > 5 else ''}"
         )
 
 
 def doubts(task: Task, examples: Sequence[Example]) -> dict[str, Any]:
-    """Count what makes a split of little use, though it can be read.
+    """Count the examples and classes that make a readable split of little use.
 
     Returns:
-        `empty`: examples with a text of white space alone; `unanswered`: examples without an answer that has words; `missing`:
-        classes without an example. Only what there is.
+        `empty`: examples with a text of white space alone; `unanswered`: examples without an answer
+            that has words; `missing`: names of classes without an example. Only the entries that
+            are not zero or empty.
     """
     asked = [] if task.labels else examples
     found = {
@@ -309,7 +336,7 @@ def _split_and_key(example: Example) -> tuple[str, str]:
 
 
 def read_answers(column: dict[str, list[Any]] | None) -> tuple[Answer, ...]:
-    """Answers from SQuAD's form {text[], answer_start[]}."""
+    """Convert answers from SQuAD's form {text[], answer_start[]}."""
     spans = column or {"text": [], "answer_start": []}
     return tuple(
         Answer(text, start)
@@ -319,20 +346,24 @@ def read_answers(column: dict[str, list[Any]] | None) -> tuple[Answer, ...]:
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """A warning about data, which several stages read again."""
+    """Log a warning about data once, although several stages read the data."""
     log.warning("%s", message)
 
 
 def read_parquet(
     path: Path, columns: Sequence[str] | Mapping[str, str], option: str = "task.data_dir"
 ) -> list[dict[str, Any]]:
-    """Read rows of a local parquet file below the folder that `option` names.
+    """Read rows of a local parquet file.
 
     Args:
-        columns: names; or names and kinds (flare_exp.tasks.tables), which every cell is checked for.
+        path: the file.
+        columns: names of the columns; or names and kinds (flare_exp.tasks.tables), and then every
+            cell is checked for its kind.
+        option: the option that names the file's folder, for the message.
 
     Raises:
-        UserError: missing or damaged file, a column is missing, or a cell is wrong; names file, row and column.
+        UserError: the file is missing or damaged, a column is missing, or a cell is wrong; the
+            message names file, row and column.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -370,7 +401,8 @@ def read_hub(
     """Read rows of a hub data set at a pinned revision.
 
     Raises:
-        UserError: it cannot be reached, has no such config, split or column, or a cell is wrong.
+        UserError: the data set cannot be reached, has no such config, split or column, or a cell is
+            wrong.
     """
     table, place = (
         load_hub(hub_id, config, revision, split),

@@ -1,5 +1,7 @@
-"""Scores of predicted texts, as fractions in 0..1: the same code for validation during training and for the test; and of
-translations."""
+"""Score predicted texts, as fractions in 0..1, and translations.
+
+Validation during training and the test use the same functions.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,11 @@ from torchmetrics.classification import MulticlassF1Score
 def classification(
     predictions: Sequence[str], gold: Sequence[str], labels: Sequence[str]
 ) -> dict[str, float]:
-    """Accuracy, and the unweighted mean of F1 over the classes that occur in predictions or gold.
+    """Compute the accuracy and the macro F1.
 
-    A prediction that is no label (an unparsable generation) is wrong: it costs its gold class recall and no class precision.
+    Macro F1 is the unweighted mean over the classes that occur in predictions or gold. A prediction
+    that is not a label (an unparsable generation) is wrong: it lowers the recall of its gold class
+    and the precision of no class.
     """
     number = {label: i for i, label in enumerate(labels)}
     guess = torch.tensor([number.get(p, len(labels)) for p in predictions])
@@ -33,8 +37,11 @@ def classification(
 
 
 def answers(predictions: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, float]:
-    """SQuAD's exact match and token F1 (arXiv 1606.05250), each prediction against the best of its gold answers; an example
-    without gold answer (lost in translation) is wrong."""
+    """Compute SQuAD's exact match and token F1 (arXiv 1606.05250).
+
+    Each prediction is compared with the best of its gold answers. An example without gold answer
+    (lost in translation) counts as wrong.
+    """
     pairs = list(zip(predictions, gold, strict=True))
     exact = [
         max((float(normalise(p) == normalise(g)) for g in golds), default=0.0) for p, golds in pairs
@@ -44,9 +51,10 @@ def answers(predictions: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[s
 
 
 def squad(predictions: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return SQuAD v1.1's exact match and F1 as its script counts them, with normalisation made for English (torchmetrics).
+    """Compute SQuAD v1.1's exact match and F1 as its script does (torchmetrics).
 
-    They are what published tables of question answering show. An example without gold answer is wrong.
+    Its normalization is made for English. Published tables of question answering show these scores.
+    An example without gold answer counts as wrong.
     """
     from torchmetrics.functional.text import squad as score
 
@@ -67,10 +75,11 @@ def squad(predictions: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str
 
 
 def normalise(text: str) -> str:
-    """SQuAD's normalisation for any script: NFC, lower case, no punctuation (ASCII's, and Unicode's category P), no English
-    articles, single spaces.
+    """Normalize a text as SQuAD does, for any script.
 
-    An article is a whole word here; SQuAD's regular expression also finds one before a combining mark.
+    The result is in NFC and lower case, with no punctuation (ASCII's, and Unicode's category P), no
+    English articles, and single spaces. An article is a whole word here; SQuAD's regular expression
+    also finds one before a combining mark.
     """
     kept = "".join(
         c
@@ -81,9 +90,10 @@ def normalise(text: str) -> str:
 
 
 def token_f1(prediction: str, gold: str) -> float:
-    """F1 of the multisets of white-space separated tokens after `normalise`.
+    """Compute the F1 of the multisets of white-space separated tokens after `normalise`.
 
-    Two texts without tokens are equal, as in SQuAD v2.0's script and torchmetrics; v1.1's gives such an exact match F1 = 0.
+    Two texts without tokens are equal, as in SQuAD v2.0's script and torchmetrics; v1.1's gives
+    such an exact match F1 = 0.
     """
     guess, truth = normalise(prediction).split(), normalise(gold).split()
     if not guess or not truth:
@@ -93,7 +103,7 @@ def token_f1(prediction: str, gold: str) -> float:
 
 
 def translation(made: Sequence[str], human: Sequence[str]) -> dict[str, Any]:
-    """chrF++ and BLEU (0..100) of translations against human ones, with sacrebleu's signature of both."""
+    """Compute chrF++ and BLEU (0..100) against human translations, with sacrebleu's signatures."""
     from sacrebleu.metrics import BLEU, CHRF
 
     found: dict[str, Any] = {}

@@ -1,4 +1,7 @@
-"""NusaX-senti: sentiment in Indonesian local languages, human translations of one another (arXiv 2205.15960)."""
+"""NusaX-senti: sentiment in Indonesian local languages (arXiv 2205.15960).
+
+The texts are human translations of one another.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from flare_exp.tasks.tables import ID, LABEL, TEXT
 
 
 class NusaX(Benchmark):
-    """Rows are paired across languages by the benchmark's `id`, not by position: files differ in row order."""
+    """NusaX-senti. Rows are paired across languages by the benchmark's `id`.
+
+    They cannot be paired by position: the files differ in row order.
+    """
 
     name = "nusax"
     english = "eng"
@@ -26,4 +32,5 @@ class NusaX(Benchmark):
     sizes: ClassVar = {"train": 500, "validation": 100, "test": 400}
 
     def example(self, id: str, row: dict[str, Any]) -> Example:
+        """Convert one row to an example."""
         return Example(id, str(row["id"]), (row["text"],), row["label"])

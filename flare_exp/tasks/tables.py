@@ -1,4 +1,7 @@
-"""Convert tables to rows and check their cells, so that damaged data is one message with file, row and column."""
+"""Convert tables to rows and check their cells.
+
+Damaged data are reported in one message with file, row and column.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 from flare_exp.errors import UserError, first_line
 
-TEXT, ID, LABEL, ANSWERS = "text", "id", "label", "answers"  # what the cells of a column are
+TEXT, ID, LABEL, ANSWERS = "text", "id", "label", "answers"  # kinds of the cells of a column
 
 
 def _is_integer(value: Any) -> bool:
@@ -19,7 +22,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_answers(value: Any) -> bool:
-    """Tell whether a value has SQuAD's form {text[], answer_start[]}."""
+    """Return True if a value has SQuAD's form {text[], answer_start[]}."""
     if not isinstance(value, dict):
         return False
     texts, starts = value.get("text"), value.get("answer_start")
@@ -28,7 +31,7 @@ def _is_answers(value: Any) -> bool:
     return all(map(_is_text, texts)) and all(map(_is_integer, starts))
 
 
-# kind of a column -> its check, and what it asks for
+# kind of a column -> the check of a cell, and the expected content for messages
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     TEXT: (_is_text, "text"),
     ID: (lambda value: _is_text(value) or _is_integer(value), "text or an integer"),
@@ -47,7 +50,7 @@ def check_row(row: Mapping[str, Any], kinds: Mapping[str, str], place: str, numb
         row: column -> cell.
         kinds: column -> kind of its cells, a key of KINDS.
         place: the file or data set, for the message.
-        number: of the row in it, from 0.
+        number: number of the row in it, from 0.
 
     Raises:
         UserError: a cell is not of its column's kind.
@@ -59,12 +62,12 @@ def check_row(row: Mapping[str, Any], kinds: Mapping[str, str], place: str, numb
 
 
 def bad_cell(place: str, number: int, column: str, problem: str) -> UserError:
-    """Make the error for one cell."""
+    """Build the error for one cell."""
     return UserError(f"{place}, row {number} (from 0), column {column}: {problem}")
 
 
 def shown(value: Any) -> str:
-    """Show a cell in a message, cut to 60 characters, with its type where that is not obvious."""
+    """Format a cell for a message, cut to 60 characters, with its type if that is not obvious."""
     if value is None:
         return "null"
     text = repr(value)
@@ -78,7 +81,8 @@ def rows_of(table: Any, columns: Sequence[str], place: str) -> list[dict[str, An
     """Convert some columns of a pyarrow table to rows of Python values.
 
     Raises:
-        UserError: a column is missing or there twice, or a cell cannot be converted, as text that is not UTF-8.
+        UserError: a column is missing or occurs twice, or a cell cannot be converted (for example
+            text that is not UTF-8).
     """
     names = list(table.column_names)
     if missing := [c for c in columns if c not in names]:

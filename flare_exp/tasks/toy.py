@@ -1,4 +1,4 @@
-"""The embedded tasks: generated, so that a first look needs no network (see flare_exp.toy.world)."""
+"""Embedded tasks on generated data, which need no network (see flare_exp.toy.world)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from flare_exp.toy.world import SPLITS, World
 
 
 class ToyTask(Task):
-    """A task on the trees of a generated world: English and the two constructed languages, row by row parallel."""
+    """A task on the trees of a generated world, in English and two constructed languages.
+
+    The languages are parallel row by row.
+    """
 
     english = "en"
     languages = ("near", "far")
@@ -24,13 +27,20 @@ class ToyTask(Task):
         self.world = World(world_seed)
 
     @abstractmethod
-    def trees(self, split: str) -> Sequence[Any]: ...
+    def trees(self, split: str) -> Sequence[Any]:
+        """Return the trees of a split."""
+        ...
 
     @abstractmethod
     def content(self, tree: Any, lang: str) -> dict[str, Any]:
-        """An example's texts, and its label or answers."""
+        """Return an example's texts, and its label or answers."""
 
     def read(self, lang: str, split: str) -> list[Example]:
+        """Return every example of one split, in the order of its trees.
+
+        Raises:
+            UserError: there is no such split.
+        """
         if split not in SPLITS:
             raise UserError(f"task {self.name} has no split {split}; it has {', '.join(SPLITS)}")
         return [
@@ -49,14 +59,16 @@ class ToySentiment(ToyTask):
     metric = "macro_f1"
 
     def trees(self, split: str) -> list[Review]:
+        """Return the reviews of a split."""
         return self.world.reviews(split)
 
     def content(self, tree: Review, lang: str) -> dict[str, Any]:
+        """Return the text of a review and its sentiment."""
         return {"texts": (self.world.render(tree, lang),), "label": tree.label}
 
 
 class ToyNLI(ToyTask):
-    """Does a review follow from another one?"""
+    """Natural language inference between two generated reviews."""
 
     name = "toy_nli"
     fields = ("premise", "hypothesis")
@@ -65,9 +77,11 @@ class ToyNLI(ToyTask):
     metric = "accuracy"
 
     def trees(self, split: str) -> list[Inference]:
+        """Return the pairs of reviews of a split."""
         return self.world.inferences(split)
 
     def content(self, tree: Inference, lang: str) -> dict[str, Any]:
+        """Return the premise, the hypothesis and their relation."""
         return {
             "texts": tuple(self.world.render(r, lang) for r in (tree.premise, tree.hypothesis)),
             "label": tree.label,
@@ -75,7 +89,10 @@ class ToyNLI(ToyTask):
 
 
 class ToyQA(ToyTask):
-    """When, where or with whom: the answer is one word of the story, inflected as it stands there."""
+    """Questions about when, where or with whom something happens.
+
+    The answer is one word of the story, inflected as it stands there.
+    """
 
     name = "toy_qa"
     fields = ("context", "question")
@@ -83,8 +100,10 @@ class ToyQA(ToyTask):
     metric = "exact_match"
 
     def trees(self, split: str) -> list[Inquiry]:
+        """Return the questions of a split."""
         return self.world.inquiries(split)
 
     def content(self, tree: Inquiry, lang: str) -> dict[str, Any]:
+        """Return the context, the question and the answer."""
         context, question, answer, start = self.world.ask(tree, lang)
         return {"texts": (context, question), "answers": (Answer(answer, start),)}

@@ -1,4 +1,7 @@
-"""TyDiQA-GoldP: questions and answer spans, collected in each language without translation (arXiv 2003.05002)."""
+"""TyDiQA-GoldP: questions and answer spans in nine languages (arXiv 2003.05002).
+
+They were collected in each language, without translation.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any, ClassVar
 from flare_exp.tasks.base import Benchmark, Example, read_answers, warn_once
 from flare_exp.tasks.tables import ANSWERS, ID, TEXT
 
-# language -> what its ids start with on the hub
+# language -> prefix of its ids on the hub
 PREFIXES = {
     "en": "english",
     "ar": "arabic",
@@ -24,9 +27,10 @@ PREFIXES = {
 
 
 class TyDiQA(Benchmark):
-    """The hub holds all languages in one table and tells them apart by the prefix of `id`; a data_dir has a folder each.
+    """TyDiQA-GoldP, from the hub's one table or from a data_dir with one folder per language.
 
-    Some of the hub's answer offsets count bytes or are off; an answer whose text is in the context is put back where it is.
+    The prefix of `id` gives the language of a row in the hub's table. Some of the hub's answer
+    offsets count bytes or are wrong; an answer whose text is in the context is moved to its place.
     """
 
     name = "tydiqa"
@@ -67,9 +71,11 @@ class TyDiQA(Benchmark):
 
     @classmethod
     def hub_config(cls, lang: str) -> str:
+        """Return the hub's configuration of GoldP, which holds all languages."""
         return "secondary_task"
 
     def hub_rows(self, lang: str, split: str) -> list[dict[str, Any]]:
+        """Read the rows of a split from the hub, and keep those of the language."""
         return [
             row
             for row in super().hub_rows(lang, split)
@@ -77,15 +83,21 @@ class TyDiQA(Benchmark):
         ]
 
     def read(self, lang: str, split: str) -> list[Example]:
+        """Return every example of one split, in file order.
+
+        A warning counts the contexts that do not hold their answer.
+        """
         examples = super().read(lang, split)
         if lost := [e for e in examples if any(a.start < 0 for a in e.answers)]:
             warn_once(
-                f"{self.name}/{lang}/{split}: {len(lost)} of {len(examples)} contexts do not hold their answer, e.g. that of "
+                f"{self.name}/{lang}/{split}: {len(lost)} of {len(examples)} contexts do not hold "
+                "their answer, e.g. that of "
                 f"{lost[0].key}; kept, but no span can be learned from them"
             )
         return examples
 
     def example(self, id: str, row: dict[str, Any]) -> Example:
+        """Convert one row to an example, and correct the offsets of its answers."""
         context = row["context"]
         answers = tuple(
             replace(a, start=locate(context, a.text, a.start)) for a in read_answers(row["answers"])
@@ -94,7 +106,11 @@ class TyDiQA(Benchmark):
 
 
 def locate(context: str, text: str, start: int) -> int:
-    """Where `context` holds `text`: at `start`, else nearest to it, counted in characters or in UTF-8 bytes; -1: nowhere."""
+    """Return the place of `text` in `context`, or -1 if the context does not hold it.
+
+    That is `start` if the text is there, and otherwise the nearest place, where `start` counts
+    characters or UTF-8 bytes.
+    """
     if start >= 0 and context.startswith(text, start):
         return start
     characters = len(context.encode()[: max(start, 0)].decode(errors="ignore"))

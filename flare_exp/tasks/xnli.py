@@ -9,10 +9,11 @@ from flare_exp.tasks.tables import LABEL, TEXT
 
 
 class XNLI(Benchmark):
-    """Row i is the same example in every language.
+    """XNLI. Row i is the same example in every language.
 
-    Validation and test are human translations. The train split of the other languages is the authors' *machine* translation
-    of MultiNLI, so mt=gold means that one for training (unless task.train_split is a slice of validation).
+    Validation and test are human translations. The train split of the other languages is the
+    authors' *machine* translation of MultiNLI, which mt=gold therefore uses for training (unless
+    task.train_split is a slice of validation).
     """
 
     name = "xnli"
@@ -32,4 +33,5 @@ class XNLI(Benchmark):
     sizes: ClassVar = {"train": 392_702, "validation": 2_490, "test": 5_010}
 
     def example(self, id: str, row: dict[str, Any]) -> Example:
+        """Convert one row to an example."""
         return Example(id, id.rpartition("/")[2], (row["premise"], row["hypothesis"]), row["label"])
