@@ -1,1 +1,4 @@
-"""Backbones: the table of model families, and how checkpoints of them are loaded. Nothing about adapters or data."""
+"""Backbones: the table of model families and the loader of their checkpoints.
+
+Nothing about adapters or data belongs here.
+"""

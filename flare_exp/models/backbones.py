@@ -1,6 +1,7 @@
-"""Multilingual backbones: one table row per architecture, one strict loader.
+"""Load multilingual backbones, with one table row per architecture and one strict loader.
 
-To add a family: a row in FAMILIES (see docs/adding_a_model.md); nothing else knows about architectures.
+To add a family, add a row to FAMILIES (see docs/adding_a_model.md). No other module depends on the
+architecture.
 """
 
 from __future__ import annotations
@@ -30,14 +31,20 @@ from flare_exp.utils.finite import check_finite
 
 @dataclass(frozen=True)
 class Family:
-    """Where an architecture keeps what FLARE needs; module names are those of its transformers classes.
+    """The module names and options by which FLARE uses an architecture's transformers classes.
 
-    `stacks`: name of a stack of blocks -> path of its module list below the model without head. `query`, `value`: the
-    projections that fuse; `plain`: those that are adapted beside them, without fusion; `linear`: the block's other linear
-    layers (adapter.targets=all_linear). `heads`: form -> modules trained in full with the adapter, so the forms it can take,
-    the preferred one for each kind of task first; `new`: modules that join the label head when the checkpoint has no weights
-    for them. `vocabulary`: option of adapter.also_train -> module.
-    `attention`: implementations that work, preferred first. `reserved`: position embeddings that are not positions.
+    Args:
+        stacks: name of a stack of blocks -> path of its module list below the model without head.
+        query, value: the projections that fuse.
+        linear: the block's other linear layers (adapter.targets=all_linear).
+        heads: form -> modules trained in full with the adapter. Its keys are the forms that the
+            family can take, the preferred one for each kind of task first.
+        plain: projections that are adapted beside query and value, without fusion.
+        new: modules that join the label head when the checkpoint has no weights for them.
+        vocabulary: option of adapter.also_train -> module.
+        padding_side: side on which the tokenizer pads.
+        attention: implementations that work, preferred first.
+        reserved: number of position embeddings that are not positions.
     """
 
     stacks: dict[str, str]
@@ -54,18 +61,22 @@ class Family:
 
     @property
     def fused(self) -> tuple[str, str]:
+        """Return the names of the projections that fuse: query and value."""
         return self.query, self.value
 
 
 def _encoder(**options) -> Family:
-    """BERT's descendants."""
+    """Build the row of a descendant of BERT."""
     linear = ("key", "attention.output.dense", "intermediate.dense", "output.dense")
     heads: dict[str, tuple[str, ...]] = {"label": ("classifier",), "span": ("qa_outputs",)}
     return Family({"encoder": "encoder.layer"}, "query", "value", linear, heads, **options)
 
 
 def _decoder(**options) -> Family:
-    """Llama's descendants: no head, so nothing beside the adapter is trained."""
+    """Build the row of a descendant of Llama.
+
+    It has no head, so nothing beside the adapter is trained.
+    """
     linear = ("k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     vocabulary = {"embeddings": "embed_tokens", "lm_head": "lm_head"}
     return Family(
@@ -81,8 +92,8 @@ def _decoder(**options) -> Family:
 
 
 FAMILIES = {
-    # BERT's pooler is usually pre-trained and then stays frozen: trained with the adapter it gave a higher validation
-    # loss on NusaX. Checkpoints saved from a masked language model lack it.
+    # BERT's pooler is usually pre-trained and then stays frozen: trained with the adapter, it gave
+    # a higher validation loss on NusaX. Checkpoints saved from a masked language model lack it.
     "bert": _encoder(new=("pooler",)),
     "xlm-roberta": _encoder(reserved=2),
     "mt5": Family(
@@ -105,17 +116,18 @@ FAMILIES = {
     "mistral": _decoder(),
     "qwen2": _decoder(),
     "qwen3": _decoder(),
-    "gemma2": _decoder(
-        attention=("eager",)
-    ),  # its soft-capped attention has no other exact implementation
+    # its soft-capped attention has no other exact implementation
+    "gemma2": _decoder(attention=("eager",)),
     "gemma3_text": _decoder(),
 }
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded model in the form that a task needs: "label" (label a text), "span" (find a span in it) or "prompt" (continue
-    it)."""
+    """A loaded model in the form that a task needs.
+
+    The form is "label" (classify a text), "span" (find a span in it) or "prompt" (continue it).
+    """
 
     model: Any  # a PreTrainedModel, or a PeftModel that holds the frozen English adapter
     family: Family
@@ -125,13 +137,20 @@ class Backbone:
 
     @property
     def encoder_decoder(self) -> bool:
+        """Return True if the model has an encoder and a decoder."""
         return "encoder" in self.stacks and "decoder" in self.stacks
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How weights are kept. `dtype` of the parameters; `quantize`: None or "nf4" (bitsandbytes, arXiv 2305.14314), with
-    `double_quant` of its constants and matrix products in `compute_dtype`."""
+    """The precision in which weights are kept.
+
+    Args:
+        dtype: precision of the parameters.
+        quantize: None, or "nf4" (bitsandbytes, arXiv 2305.14314).
+        double_quant: whether the quantization constants are quantized too.
+        compute_dtype: precision of matrix products with quantized weights.
+    """
 
     dtype: str = "float32"
     quantize: str | None = None
@@ -140,15 +159,18 @@ class Precision:
 
     @property
     def holds_updates(self) -> bool:
-        """Whether weights can take a trained update without losing it: in 16 bits most of it is below their resolution."""
+        """Return True if the weights can take a trained update without losing it.
+
+        In 16 bits most of an update is below the resolution of the weights.
+        """
         return self.quantize is None and getattr(torch, self.dtype).itemsize >= 4
 
 
 def family_of(path: str, revision: str | None = None) -> Family:
-    """The table row of a checkpoint (hub id or folder), by its config.
+    """Return the table row of a checkpoint (hub id or folder), by its config.
 
     Raises:
-        UserError: no such checkpoint, or its architecture has no row.
+        UserError: there is no such checkpoint, or its architecture has no row.
     """
     if looks_local(path) and not (Path(path).expanduser() / "config.json").is_file():
         raise UserError(f"model.path={path}: there is no checkpoint (config.json) in this folder")
@@ -160,8 +182,10 @@ def family_of(path: str, revision: str | None = None) -> Family:
         ) from error
     if model_type not in FAMILIES:
         raise UserError(
-            f"model.path={path}: the architecture {model_type!r} is not known here; known: {', '.join(FAMILIES)}.\n"
-            f"  To add it, write its row in FAMILIES of {Path(__file__).name} (docs/adding_a_model.md)"
+            f"model.path={path}: the architecture {model_type!r} is not known here; known: "
+            f"{', '.join(FAMILIES)}.\n"
+            f"  To add it, write its row in FAMILIES of {Path(__file__).name} "
+            "(docs/adding_a_model.md)"
         )
     return FAMILIES[model_type]
 
@@ -170,7 +194,7 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     """Load the checkpoint's own fast tokenizer, padding on its family's side.
 
     Raises:
-        UserError: it cannot be read, or is not that of the checkpoint's model.
+        UserError: it cannot be read, or does not fit the checkpoint's model.
     """
     family = family_of(path, revision)
     try:
@@ -184,7 +208,8 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     config = AutoConfig.from_pretrained(local(path), revision=revision)
     check_vocabulary(tokenizer, config.get_text_config().vocab_size, f"model.path={path}")
     if tokenizer.pad_token_id is None:
-        # Llama has none. Padding is told by attention masks alone, so any token serves and no embedding is added.
+        # Llama has none. Only attention masks mark padding, so any token serves and no embedding is
+        # added.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -192,16 +217,19 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, place: str) -> None:
     """Check that a tokenizer fits the embedding of a model.
 
-    Transformers makes a tokenizer of a few special tokens where a checkpoint has no tokenizer files. Embeddings are often padded
-    to some more rows than there are tokens, but never to twice as many. Special tokens without a row are allowed (Gemma 3 has
-    one for images), since no text holds them.
+    Where a checkpoint has no tokenizer files, transformers builds a tokenizer of a few special
+    tokens. Embeddings are often padded to somewhat more rows than there are tokens, but never to
+    twice as many. Special tokens without a row are allowed (Gemma 3 has one for images), since no
+    text holds them.
 
     Args:
-        rows: of the embedding.
+        tokenizer: the tokenizer.
+        rows: number of rows of the embedding.
         place: the option and the checkpoint, for the message.
 
     Raises:
-        UserError: it has less than half as many tokens as there are rows, or tokens without a row.
+        UserError: the tokenizer has less than half as many tokens as there are rows, or tokens
+            without a row.
     """
     added = tokenizer.added_tokens_decoder
     lost = [
@@ -209,14 +237,18 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, place: str) 
         for t, number in tokenizer.get_vocab().items()
         if number >= rows and not (number in added and added[number].special)
     ]
-    files = "; are the tokenizer's files (tokenizer.json, or the model of SentencePiece) in it, and its own?"
+    files = (
+        "; are the tokenizer's files (tokenizer.json, or the model of SentencePiece) in it, "
+        "and its own?"
+    )
     if 2 * len(tokenizer) < rows:
         raise UserError(
             f"{place}: its tokenizer has {len(tokenizer)} tokens, and its model {rows}{files}"
         )
     if lost:
         raise UserError(
-            f"{place}: {len(lost)} tokens of its tokenizer, e.g. {lost[0]!r}, are none of its model's {rows}{files}"
+            f"{place}: {len(lost)} tokens of its tokenizer, e.g. {lost[0]!r}, are none of its "
+            f"model's {rows}{files}"
         )
 
 
@@ -230,20 +262,23 @@ def load(
     attention: str | None = None,
     device: str = "cpu",
 ) -> Backbone:
-    """A checkpoint in a form (see `Backbone`); only the head may be newly initialised.
+    """Load a checkpoint in a form (see `Backbone`); only the head may be newly initialized.
 
-    Draws the head from torch's global generator. Never runs code from the checkpoint, never unpickles it unsafely.
+    The head is drawn from torch's global generator. Code from the checkpoint is never run, and its
+    weights are never unpickled unsafely.
 
     Args:
-        path, revision: hub id or folder.
-        num_labels: for form "label".
-        precision: how weights are kept (32-bit floats).
-        attention: implementation; None: the first that works for the family.
-        device: where 4-bit weights are made; others are loaded on the CPU.
+        path: hub id or folder.
+        form: "label", "span" or "prompt".
+        num_labels: number of classes, for form "label".
+        revision: revision of the hub id, or None for the hub's default.
+        precision: precision of the weights; None for 32-bit floats.
+        attention: attention implementation; None for the first that works for the family.
+        device: device on which 4-bit weights are created; others are loaded on the CPU.
 
     Raises:
-        UserError: missing, truncated or incomplete weights, or NaN among them; or a form or an attention that the family does not
-            have.
+        UserError: the weights are missing, truncated, incomplete or contain NaN, or the family does
+            not have the form or the attention.
     """
     from safetensors import SafetensorError
 
@@ -282,12 +317,14 @@ def load(
     ]
     if lost:
         raise UserError(
-            f"model.path={path}: the checkpoint lacks {len(lost)} weights of the backbone ({', '.join(sorted(lost)[:3])}, ...); "
+            f"model.path={path}: the checkpoint lacks {len(lost)} weights of the backbone "
+            f"({', '.join(sorted(lost)[:3])}, ...); "
             "they would be silently random"
         )
     check_finite(model.named_parameters(), f"model.path={path}")
     for module in model.modules():
-        # bitsandbytes would repack 4-bit weights for good in the first pass without gradient, and training then has none
+        # In the first pass without gradient, bitsandbytes would repack 4-bit weights permanently,
+        # and later training passes would have no gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return wrap(model, family, form, head)
@@ -296,10 +333,10 @@ def load(
 def wrap(
     model: nn.Module, family: Family, form: str, head: tuple[str, ...] | None = None
 ) -> Backbone:
-    """A model that is in memory already, as a Backbone.
+    """Build a Backbone of a model that is already in memory.
 
     Raises:
-        UserError: the family's row does not fit it.
+        UserError: the family's row does not fit the model.
     """
     prefix = f"{model.base_model_prefix}." if hasattr(model, str(model.base_model_prefix)) else ""
     stacks = {name: prefix + stack for name, stack in family.stacks.items()}
@@ -310,7 +347,10 @@ def wrap(
 
 
 def _misfits(model: nn.Module, family: Family, stacks: Iterable[str]) -> Iterator[str]:
-    """What of a row is not in a model: a wrong name would adapt less than it says, without a word."""
+    """Yield every mismatch between a family's row and a model.
+
+    A misspelled module name would otherwise silently adapt fewer layers.
+    """
     if family.query == family.value:
         yield f"query and value are both {family.query!r}, and they must be two linear layers"
     names = {name for name, _ in model.named_modules()}
@@ -337,7 +377,10 @@ def _misfits(model: nn.Module, family: Family, stacks: Iterable[str]) -> Iterato
 
 
 def blocks(model: Any) -> list[nn.Module]:
-    """The blocks of a transformers model, with or without adapters: what fits on a device where the whole may not."""
+    """Return the blocks of a transformers model, with or without adapters.
+
+    A single block fits on a device where the whole model may not.
+    """
     return [block for stack in stacks(model) for block in stack]
 
 
@@ -349,6 +392,7 @@ def stacks(model: Any) -> list[list[nn.Module]]:
 
 
 def auto_class(form: str, encoder_decoder: bool) -> Any:
+    """Return the transformers class that loads a model in a form."""
     generative = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
     return {
         "label": AutoModelForSequenceClassification,
@@ -371,7 +415,7 @@ def _quantisation(precision: Precision, head: Sequence[str], device: str) -> dic
 
 
 def quantisation_problem() -> str | None:
-    """Why bitsandbytes cannot be used here, or None."""
+    """Return the reason why bitsandbytes cannot be used here, or None."""
     try:
         import bitsandbytes  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
@@ -380,11 +424,17 @@ def quantisation_problem() -> str | None:
 
 
 def choose_form(family: Family, head: str, wanted: str, path: str) -> str:
-    """The form in which a family takes a task: `head` ("label" or "span") where it can, else a prompt (wanted="auto"); or the
-    one that is asked for ("head" or "generative").
+    """Return the form in which a family takes a task.
+
+    Args:
+        family: the model's family.
+        head: the task's form with a head, "label" or "span".
+        wanted: "auto" takes `head` if the family has it and a prompt otherwise; "head" and
+            "generative" require one of the two.
+        path: the checkpoint, for the message.
 
     Raises:
-        UserError: the family does not have it.
+        UserError: the family does not have the form.
     """
     forms = {
         "auto": [f for f in (head, "prompt") if f in family.heads],
@@ -400,7 +450,7 @@ def choose_form(family: Family, head: str, wanted: str, path: str) -> str:
 
 
 def longest_input(path: str, revision: str | None = None) -> int | None:
-    """How many tokens a checkpoint can read; None when its architecture sets no limit."""
+    """Return the maximum number of input tokens, or None if the architecture sets no limit."""
     limit = getattr(
         AutoConfig.from_pretrained(local(path), revision=revision), "max_position_embeddings", None
     )
@@ -408,7 +458,10 @@ def longest_input(path: str, revision: str | None = None) -> int | None:
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """Numbers of trainable and of all parameters; packed 4-bit weights count as what they stand for."""
+    """Count the trainable parameters and all parameters.
+
+    Packed 4-bit weights count as the weights that they hold.
+    """
     sizes = [(_numel(p), p.requires_grad) for p in model.parameters()]
     return {"trainable": sum(n for n, trains in sizes if trains), "total": sum(n for n, _ in sizes)}
 
