@@ -136,8 +136,8 @@ class PairedDataModule(LightningDataModule):
         """Return the encoded pairs of a role, which are built once.
 
         Raises:
-            UserError: no training example keeps its answer, or the tokenizer lacks tokens for most
-                texts.
+            UserError: no training example keeps its answer, or too many tokens are unknown
+                (`check_known`).
         """
         if role not in self._datasets:
             training = role == "train"

@@ -93,13 +93,13 @@ class SourceStates:
         self.source_layer, self.source_state = source_layer, source_state
         self.padding_side, self.answer_source = padding_side, answer_source
         self.recording = False
-        self.blocks: list[BlockKey] = []  # those that fuse, as the adapter was built
+        self.blocks: list[BlockKey] = []  # blocks that fuse, in the order of the adapter's layers
         self.clear()
 
     def clear(self, prompt: int | None = None) -> None:
         """Drop the source. `prompt` has the meaning that it has in `Source.read`."""
         self._allowed, self._begins = False, False
-        self._states: dict[BlockKey, Tensor] = {}  # by `_key`
+        self._states: dict[BlockKey, Tensor] = {}  # keys are those of `_key`
         self._mask: Tensor | None = None
         self._known_prompt, self._prompt, self._start = prompt, prompt or 0, 0
 

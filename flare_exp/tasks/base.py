@@ -374,11 +374,8 @@ def read_parquet(
         )
     try:
         table = pq.ParquetFile(path).read()
-    except (
-        pa.ArrowException,
-        OSError,
-        ValueError,
-    ) as error:  # a damaged schema is a UnicodeDecodeError
+    # a damaged schema raises UnicodeDecodeError, which is a ValueError
+    except (pa.ArrowException, OSError, ValueError) as error:
         reason = first_line(error)
         raise UserError(f"{option}: {path} is not a readable parquet file ({reason})") from error
     return _checked(
