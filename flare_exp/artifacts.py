@@ -232,8 +232,8 @@ class ArtifactStore:
             info = dict(build(folder) or {})
             if not lock.is_lock_held_by_us:
                 raise UserError(
-                    f"{kind}/{place.name}: this process gave no sign of life for {LEASE:.0f} s, and another one "
-                    "has taken over; start it again"
+                    f"{kind}/{place.name}: this process gave no sign of life for {LEASE:.0f} s, "
+                    "and another one has taken over; start it again"
                 )
             spent.unlink(missing_ok=True)
             manifest = {

@@ -22,7 +22,10 @@ class UserError(Exception):
 def why_unreadable(error: Exception) -> str:
     """Say in a line why weights could not be read. What torch says of a pickle is advice to run whatever code it holds."""
     if isinstance(error, UnpicklingError):
-        return "they are pickled and hold more than tensors, or are damaged; that is never run: save them as safetensors"
+        return (
+            "they are pickled and hold more than tensors, or are damaged; that is never run: save "
+            "them as safetensors"
+        )
     return first_line(error)
 
 

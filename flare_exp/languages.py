@@ -66,6 +66,7 @@ def language(code: str) -> Language:
     """
     if code not in LANGUAGES:
         raise UserError(
-            f"no FLORES-200 code is known for the language {code!r}; add its row to flare_exp/languages.py"
+            f"no FLORES-200 code is known for the language {code!r}; add its row to "
+            "flare_exp/languages.py"
         )
     return LANGUAGES[code]

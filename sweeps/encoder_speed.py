@@ -107,7 +107,8 @@ def main() -> None:
             timed(lambda padding=padding: released(padding)) for _ in range(args.epochs)
         )  # type: ignore[misc]
     table = Table(
-        title=f"encoder seconds of {args.epochs} epochs of {len(texts)} texts; memory and disk agree: {same}"
+        title=f"encoder seconds of {args.epochs} epochs of {len(texts)} texts; memory and disk "
+        f"agree: {same}"
     )
     table.add_column("states are computed")
     for name in ("seconds", "times the fastest"):

@@ -95,7 +95,8 @@ def measure(
 
 def show(result: dict) -> None:
     table = Table(
-        title=f"{result['texts']} texts, {result['different']} of them different, on {result['device']}"
+        title=f"{result['texts']} texts, {result['different']} of them different, on "
+        f"{result['device']}"
     )
     for name in ("arm", "seconds", "texts/s", "times the pattern"):
         table.add_column(name, justify="left" if name == "arm" else "right")
@@ -112,7 +113,8 @@ def show(result: dict) -> None:
         console.print(f"{name}: {same} of {result['texts']} translations are those of the engine")
     if result["too_long"]:
         console.print(
-            f"{result['too_long']} texts are left out: the pattern would cut them at {RELEASED_LENGTH} tokens"
+            f"{result['too_long']} texts are left out: the pattern would cut them at "
+            f"{RELEASED_LENGTH} tokens"
         )
 
 

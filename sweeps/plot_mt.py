@@ -109,7 +109,8 @@ def draw(
             )
         seeds = {len(values) for points in lines.values() for values in points.values()}
         axes.set_title(
-            f"{task} ({'-'.join(map(str, sorted({min(seeds), max(seeds)})))} seed{'s' if max(seeds) > 1 else ''})"
+            f"{task} ({'-'.join(map(str, sorted({min(seeds), max(seeds)})))} "
+            f"seed{'s' if max(seeds) > 1 else ''})"
         )
         axes.set_xlabel(x)
         axes.set_ylabel(f"{y} ({TASKS[task].metric})")

@@ -75,7 +75,8 @@ def in_words(
     new = sorted(name for name in after - before if name.split("/")[0] != "cache")
     parts = (
         [
-            f"cache: {', '.join(f'{n} {kind}' if n > 1 else kind for kind, n in sorted(built.items()))}"
+            "cache: "
+            f"{', '.join(f'{n} {kind}' if n > 1 else kind for kind, n in sorted(built.items()))}"
         ]
         if built
         else []
@@ -216,7 +217,10 @@ def wrong(row: Row, found: Outcome, folder: Path, before: set[str]) -> Iterable[
         try:
             row.right(folder)
         except Exception as error:
-            yield f"is not right: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            yield (
+                f"is not right: {type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else ''}"
+            )
 
 
 def message(row: Row, said: str) -> str:
@@ -300,8 +304,9 @@ def main() -> int:
             how = f" ({row.known})" if row.known else ""
             seconds = f"{found.seconds:.1f}{'*' if row.real or row.way else ''}"
             out.append(
-                f"| {number} | {cell(about)}{code(row.given) if row.given else code('(nothing)')} | {found.code} | "
-                f"{cell(message(row, found.said))}{cell(how)} | {seconds} | {cell(found.kept)} |"
+                f"| {number} | {cell(about)}{code(row.given) if row.given else code('(nothing)')} "
+                f"| {found.code} | {cell(message(row, found.said))}{cell(how)} | {seconds} | "
+                f"{cell(found.kept)} |"
             )
             print(out[-1], flush=True)
             if given.full:

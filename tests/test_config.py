@@ -140,7 +140,8 @@ WRONG = [
     (["train.max_epochs=3"], "did you mean trainer.max_epochs?"),
     (
         ["pan", "model=xlmr_base"],
-        "pan: not of the form key=value, and no command; commands: plan, prefetch, report, status, submit; did you mean plan?",
+        "pan: not of the form key=value, and no command; commands: plan, prefetch, report, "
+        "status, submit; did you mean plan?",
     ),
     (["seed=x"], "seed=x: must be a whole number"),
     (["seed=99999999999"], "seed=99999999999: must be 4294967295 or less"),
@@ -154,13 +155,15 @@ WRONG = [
     ),
     (
         ["--method=lora", "-x"],
-        "  - --method=lora: there is no such flag; options are given as key=value, without dashes\n  - -x: ",
+        "  - --method=lora: there is no such flag; options are given as key=value, without "
+        "dashes\n  - -x: ",
     ),
     (["mt.errors=drop"], "mt.errors=drop: must be a list, e.g. [drop,swap]"),
     (["adapter.r=null"], "adapter.r=null: must be a whole number"),
     (
         ["optim=adam"],
-        "optim=adam: optim is a section; its options: optim._target_, optim.weight_decay, optim.eps",
+        "optim=adam: optim is a section; its options: optim._target_, optim.weight_decay, "
+        "optim.eps",
     ),
     (["cache_dir="], "cache_dir=: must not be empty"),
     (["task=nusax", "task.data_dir="], "task.data_dir=: must not be empty"),
@@ -219,7 +222,8 @@ WRONG = [
     (["trainer=fsdp", "trainer.precision=16-mixed"], "choose bf16-mixed"),
     (
         ["trainer.precision=bf16-true"],
-        "trainer.precision=bf16-true: trained weights of 16 bits lose most of their updates; choose bf16-mixed",
+        "trainer.precision=bf16-true: trained weights of 16 bits lose most of their updates; "
+        "choose bf16-mixed",
     ),
     (
         ["finetune.tuning=full", "model.dtype=bfloat16"],
@@ -248,12 +252,14 @@ WRONG = [
     (["model=custom", "model.path=org/name", "model.pretrain.steps=3"], "only embedded models"),
     (
         ["task.validation_split=null"],
-        "task.validation_split=null with task.select=best: nothing can be selected on; choose task.select=last",
+        "task.validation_split=null with task.select=best: nothing can be selected on; choose "
+        "task.select=last",
     ),
     (["+foo=1"], "foo: there is no such option"),
     (
         ["task=toy_qa", "method=translate_test", "mt=file", "mt.path=conf"],
-        "method=translate_test with mt=file and task=toy_qa: no file can translate the answers back",
+        "method=translate_test with mt=file and task=toy_qa: no file can translate the answers "
+        "back",
     ),
     (["transfer.lr=inf"], "transfer.lr=inf: must be a finite number"),
     (["fusion=gated", "fusion.bias=nan"], "fusion.bias=nan: must be a finite number"),

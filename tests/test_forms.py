@@ -22,7 +22,10 @@ from flare_exp.toy.tokenizers import train_tokenizer
 from flare_exp.toy.world import World
 from flare_exp.training.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
 
-WORDS = "the soup was good and bad in rome on monday where when who ? . answer context question sentiment :".split()
+WORDS = (
+    "the soup was good and bad in rome on monday where when who ? . answer context question "
+    "sentiment :"
+).split()
 
 
 def wordpiece():

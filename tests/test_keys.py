@@ -305,7 +305,8 @@ def test_every_option_is_in_a_key_or_says_why_it_changes_nothing(digests, base, 
             changed += [f"{what} ({name})" for what in differing(before[name], after)]
         if key in unchanged and changed:
             problems.append(
-                f"{key} says no_effect={unchanged[key]!r}, and it changes the keys of {', '.join(changed)}"
+                f"{key} says no_effect={unchanged[key]!r}, and it changes the keys of "
+                f"{', '.join(changed)}"
             )
         elif key not in unchanged and not changed:
             problems.append(

@@ -350,7 +350,8 @@ def test_a_hub_that_does_not_answer_is_one_message_at_once(tmp_path):
     assert done.stdout == ""
     lines = done.stderr.splitlines()
     assert lines[0].startswith(
-        f"flare_exp: {NOWHERE} cannot be reached ([Errno 111] Connection refused), but the local caches"
+        f"flare_exp: {NOWHERE} cannot be reached ([Errno 111] Connection refused), but the local "
+        "caches"
     )
     assert lines[-1] == "  python -m flare_exp prefetch model=xlmr_base task=xnli"
     assert len(lines) == 7  # two models, two data sets
@@ -615,9 +616,9 @@ def test_what_will_be_downloaded_is_said_before_it_starts(server, tmp_path):
         )
     )
     assert (
-        f"downloads data set facebook/xnli (en) at {XNLI.revision}: {data} into {tmp_path / 'datasets'}"
-        in lines
-    )
+        f"downloads data set facebook/xnli (en) at {XNLI.revision}: {data} into "
+        f"{tmp_path / 'datasets'}"
+    ) in lines
     assert "flare_exp: backbone org/none at main: there is no such repository" in done.stderr
     assert lines[-1] == "Nothing was run."
     assert server.got == []

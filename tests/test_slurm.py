@@ -40,7 +40,8 @@ def cluster(tmp_path_factory):
     )
     if started.returncode:
         pytest.skip(
-            f"needs SLURM, which could not be started here: {(started.stderr or started.stdout).strip()}"
+            "needs SLURM, which could not be started here: "
+            f"{(started.stderr or started.stdout).strip()}"
         )
     yield {
         **os.environ,

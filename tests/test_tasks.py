@@ -672,9 +672,9 @@ def test_doubtful_data_are_read_and_said_with_counts(tmp_path):
     splits = {"test": "validation", "validation": "train[:1]", "train": "train[1:]"}
     task = TyDiQA(data_dir=str(tmp_path), splits=splits)
     (said,) = (note for note in data_notes(pipeline.check_data(task, "sw")) if "answer" in note)
-    assert (
-        said
-        == "warning: examples without an answer: 1 of 2 in en/train; 1 of 3 in en/test; 1 of 3 in sw/test"
+    assert said == (
+        "warning: examples without an answer: 1 of 2 in en/train; 1 of 3 in en/test; 1 of 3 "
+        "in sw/test"
     )
     assert data_notes(pipeline.check_data(TASKS["toy_sentiment"](limit=64), "far")) == []
 
@@ -708,7 +708,10 @@ def test_texts_that_were_trained_on_or_are_english_are_counted(tmp_path):
     )
     assert said() == [empty, trained]
     change("ace", "test", {i: f"eng test {i}" for i in range(2, 12)})
-    english = "warning: texts that are the English ones (are the files of the right language?): 11 of 30 in ace/test"
+    english = (
+        "warning: texts that are the English ones (are the files of the right language?): 11 of "
+        "30 in ace/test"
+    )
     assert said() == [empty, trained, english]
 
 

@@ -22,7 +22,10 @@ def test_wheel_contains_conf_and_runs_from_any_folder(tmp_path):
     assert shipped == {str(p.relative_to(ROOT / "conf")) for p in (ROOT / "conf").rglob("*.yaml")}
     assert any(n.endswith("entry_points.txt") for n in names)
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = "import flare_exp; print(flare_exp.__file__); from flare_exp.cli.main import main; raise SystemExit(main())"
+    code = (
+        "import flare_exp; print(flare_exp.__file__); from flare_exp.cli.main import main; raise "
+        "SystemExit(main())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, "--cfg", "job", "fusion=gated"],
         cwd=tmp_path,

@@ -87,11 +87,13 @@ def _main(given: list[str]) -> int:
     grid = _Grid(folder, jobs, composition.cells(overrides)) if multirun else None
     if on_slurm and not multirun:
         problems = [
-            "hydra/launcher=slurm: a launcher starts the jobs of a grid; add -m (it may be a grid of one)"
+            "hydra/launcher=slurm: a launcher starts the jobs of a grid; add -m (it may be a grid "
+            "of one)"
         ]
     elif multirun and not on_slurm and any(job.trainer.nodes > 1 for job in jobs):
         problems = [
-            "trainer.nodes with -m: the jobs of a grid on several machines need hydra/launcher=slurm"
+            "trainer.nodes with -m: the jobs of a grid on several machines need "
+            "hydra/launcher=slurm"
         ]
     done = (folder / "metrics.json").is_file()
     caches = (
@@ -171,7 +173,8 @@ class _Grid:
 
         for method in dict.fromkeys(self.jobs[n].method.name for n in self.skipped):
             print(
-                f"skipped: method={method} has no fusion, so the cells that combine it with fusion=... are left out"
+                f"skipped: method={method} has no fusion, so the cells that combine it with "
+                "fusion=... are left out"
             )
         run_state.write_grid(self.folder, {n: self.cells[n] for n in self.numbers})
 
@@ -199,7 +202,8 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
         try:
             array = slurm.submit(missing, composition.launcher(grid.cells[0]))
             print(
-                f"submitted as SLURM job array {array}; see: python -m flare_exp status {grid.folder}"
+                f"submitted as SLURM job array {array}; see: python -m flare_exp status "
+                f"{grid.folder}"
             )
             if not wait:
                 return 0
@@ -210,7 +214,8 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
             slurm.wait(missing, array)
         except (KeyboardInterrupt, signals.Stopped, UserError) as error:
             print(
-                f"\nno longer waiting{f' ({error})' if str(error) else ''}; the jobs go on (scancel {array} ends them)",
+                f"\nno longer waiting{f' ({error})' if str(error) else ''}; the jobs go on "
+                f"(scancel {array} ends them)",
                 file=sys.stderr,
             )
             return 130

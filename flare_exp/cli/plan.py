@@ -375,7 +375,8 @@ def sums(jobs: Sequence[Job]) -> list[str]:
         f"jobs: {len(jobs)}, with {todo} artefacts to build, {shared} shared, {built} built",
         f"time: {duration(sum(job.seconds for job in jobs))} one job after the other",
         f"peak memory: {size(max((made.memory for _, made in estimates), default=0))}",
-        f"disk: {size(disk)} in {jobs[0].cfg.cache_dir}, and less in the run folders; downloads: {size(sum(downloads.values()))}",
+        f"disk: {size(disk)} in {jobs[0].cfg.cache_dir}, and less in the run folders; downloads: "
+        f"{size(sum(downloads.values()))}",
     ]
 
 

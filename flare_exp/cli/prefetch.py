@@ -27,7 +27,8 @@ def main(arguments: Sequence[str]) -> int:
     wanted = needs_of(jobs)
     if not wanted:
         print(
-            "Nothing comes from the hub: models and data of this command line are embedded, or in local folders."
+            "Nothing comes from the hub: models and data of this command line are embedded, or in "
+            "local folders."
         )
         return 0
     if not only_look and (

@@ -231,7 +231,10 @@ def readings(cells: Cells, metric: str) -> list[str]:
         if not fused or "lora" not in scores:
             continue
         best = max(fused, key=scores.__getitem__)
-        said = f"{model}, {lang}: {best} has {metric} {scores[best]:.1f}, {_against(scores, best, 'lora')}"
+        said = (
+            f"{model}, {lang}: {best} has {metric} {scores[best]:.1f}, "
+            f"{_against(scores, best, 'lora')}"
+        )
         if "translate_test" in scores:
             said += f" and {_against(scores, best, 'translate_test')}. "
             zero_shot = _mean(methods[best], "zero_shot", metric)
@@ -299,7 +302,8 @@ def print_report(folders: Sequence[str]) -> int:
             console.print(textwrap.fill(line, 100), highlight=False, markup=False)
     if any(run.options["mt.name"] == "gold" for run in runs):
         console.print(
-            "mt=gold: test sources are the benchmark's own English, so what reads them is an upper bound.",
+            "mt=gold: test sources are the benchmark's own English, so what reads them is an "
+            "upper bound.",
             highlight=False,
         )
     for line in left_out:

@@ -56,7 +56,10 @@ def print_timeline(folders: Iterable[Path]) -> None:
             else ""
         )
         print(
-            f"{stamp}  job {name:<4} {state.state:<8} {'; '.join(filter(None, (where, state.reason)))}".rstrip()
+            (
+                f"{stamp}  job {name:<4} {state.state:<8} "
+                f"{'; '.join(filter(None, (where, state.reason)))}"
+            ).rstrip()
         )
 
 

@@ -54,8 +54,8 @@ def resources(launcher: Mapping[str, Any], jobs: Sequence[Job]) -> dict[str, Any
     machines = {(t.accelerator, t.devices, t.nodes) for t in (job.config.trainer for job in jobs)}
     if len(machines) > 1:
         raise UserError(
-            "the jobs of one submission ask SLURM for the same: trainer.accelerator, trainer.devices and "
-            "trainer.nodes cannot differ; submit them one after the other"
+            "the jobs of one submission ask SLURM for the same: trainer.accelerator, "
+            "trainer.devices and trainer.nodes cannot differ; submit them one after the other"
         )
     trainer = jobs[0].config.trainer
     asked = {
@@ -65,13 +65,13 @@ def resources(launcher: Mapping[str, Any], jobs: Sequence[Job]) -> dict[str, Any
     }
     if asked.get("tasks_per_node", 1) != 1:
         raise UserError(
-            f"hydra.launcher.tasks_per_node={asked['tasks_per_node']}: must be 1; a task starts the processes of its "
-            "node itself (trainer.devices)"
+            f"hydra.launcher.tasks_per_node={asked['tasks_per_node']}: must be 1; a task starts "
+            "the processes of its node itself (trainer.devices)"
         )
     if asked.get("nodes", 1) not in (1, trainer.nodes):
         raise UserError(
-            f"hydra.launcher.nodes={asked['nodes']} and trainer.nodes={trainer.nodes}: set trainer.nodes, "
-            "which the launcher follows"
+            f"hydra.launcher.nodes={asked['nodes']} and trainer.nodes={trainer.nodes}: set "
+            "trainer.nodes, which the launcher follows"
         )
     asked["nodes"] = trainer.nodes
     if trainer.nodes > 1:

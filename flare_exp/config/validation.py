@@ -94,7 +94,10 @@ def _check_override(override) -> Iterator[str]:
     elif key in known_groups:
         yield f"{override.input_line}: a group cannot be removed"
     elif key not in known:
-        yield f"{key}: there is no such option{_same_name(key, known) or _nearest(key, [*known_groups, *known])}"
+        yield (
+            f"{key}: there is no such "
+            f"option{_same_name(key, known) or _nearest(key, [*known_groups, *known])}"
+        )
     elif override.is_delete():
         yield f"{override.input_line}: options cannot be removed; set {key}=null"
     elif key.split(".")[0] in known_groups and "." not in key:
@@ -154,7 +157,8 @@ def _check_job(
         cfg: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except AssertionError:  # omegaconf's answer to a key below something that is null
         return None, [
-            "model.pretrain.*, mt.pretrain.*: only embedded models are built here and have these options"
+            "model.pretrain.*, mt.pretrain.*: only embedded models are built here and have these "
+            "options"
         ]
     except (HydraException, OmegaConfBaseException) as error:
         reason = error.__cause__ or error
@@ -168,8 +172,8 @@ def _check_job(
     problems = [*_check_rules(cfg), *_check_meaning(cfg)]
     if without_fusion(cfg, overrides) and not multirun:
         problems.append(
-            f"fusion={cfg.fusion.name} with method={cfg.method.name}: only {' and '.join(FUSING_METHODS)} fuse; "
-            "leave fusion out or choose method=flare"
+            f"fusion={cfg.fusion.name} with method={cfg.method.name}: only "
+            f"{' and '.join(FUSING_METHODS)} fuse; leave fusion out or choose method=flare"
         )
     return composed, problems
 
@@ -217,11 +221,15 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
         if not Path(cfg.model.path).expanduser().is_dir():
             yield f"model.path={cfg.model.path}: there is no such folder"
     if cfg.model.quantize and cfg.finetune.tuning == "full":
-        yield f"finetune.tuning=full with model.quantize={cfg.model.quantize}: 4-bit weights cannot be trained; choose lora"
+        yield (
+            f"finetune.tuning=full with model.quantize={cfg.model.quantize}: 4-bit weights cannot "
+            "be trained; choose lora"
+        )
     if cfg.model.dtype != "float32" and cfg.finetune.tuning == "full":
         yield (
-            f"finetune.tuning=full with model.dtype={cfg.model.dtype}: trained weights of 16 bits lose most of their updates; "
-            "choose model.dtype=float32 (with trainer.precision=bf16-mixed to compute in 16 bits), or lora"
+            f"finetune.tuning=full with model.dtype={cfg.model.dtype}: trained weights of 16 bits "
+            "lose most of their updates; choose model.dtype=float32 (with "
+            "trainer.precision=bf16-mixed to compute in 16 bits), or lora"
         )
     needing = [
         key
@@ -233,32 +241,45 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
     ]
     if needing and importlib.util.find_spec("bitsandbytes") is None:
         yield (
-            f"{' and '.join(needing)}: needs bitsandbytes, which is not installed; pip install bitsandbytes, or choose "
-            "model.quantize=null optim._target_=torch.optim.AdamW"
+            f"{' and '.join(needing)}: needs bitsandbytes, which is not installed; pip install "
+            "bitsandbytes, or choose model.quantize=null optim._target_=torch.optim.AdamW"
         )
     if cfg.offline and cfg.logger.mode == "online":
         yield "logger.mode=online with offline=true: choose one"
     if cfg.trainer.devices > 1 and cfg.trainer.strategy is None:
-        yield f"trainer.devices={cfg.trainer.devices}: several devices need a strategy; choose trainer=ddp, fsdp or ddp_cpu"
+        yield (
+            f"trainer.devices={cfg.trainer.devices}: several devices need a strategy; choose "
+            "trainer=ddp, fsdp or ddp_cpu"
+        )
     if cfg.trainer.nodes > 1 and cfg.trainer.strategy is None:
-        yield f"trainer.nodes={cfg.trainer.nodes}: several machines need a strategy; choose trainer=ddp, fsdp or ddp_cpu"
+        yield (
+            f"trainer.nodes={cfg.trainer.nodes}: several machines need a strategy; choose "
+            "trainer=ddp, fsdp or ddp_cpu"
+        )
     if cfg.trainer.strategy == "fsdp":
         yield from _check_sharding(cfg)
     several = cfg.trainer.devices * cfg.trainer.nodes > 1
     learned = cfg.fusion.name in LEARNED_FUSIONS or cfg.method.name == "flare_mt"
     if several and cfg.source.empty and learned and cfg.method.name in FUSING_METHODS:
         yield (
-            f"source.empty=true with trainer.strategy={cfg.trainer.strategy}: the fusion's own weights are never used then, "
-            "and several processes wait for their gradient; choose trainer.devices=1"
+            f"source.empty=true with trainer.strategy={cfg.trainer.strategy}: the fusion's own "
+            "weights are never used then, and several processes wait for their gradient; choose "
+            "trainer.devices=1"
         )
     if cfg.source.shuffle and cfg.source.empty:
         yield "source.shuffle=true with source.empty=true: choose one ablation"
     for name in ("shuffle", "empty"):
         if getattr(cfg.source, name) and cfg.method.name not in FUSING_METHODS:
-            yield f"source.{name}=true with method={cfg.method.name}: only {' and '.join(FUSING_METHODS)} read a source"
+            yield (
+                f"source.{name}=true with method={cfg.method.name}: only "
+                f"{' and '.join(FUSING_METHODS)} read a source"
+            )
     for name, owner in FUSION_OPTIONS.items():
         if getattr(cfg.fusion, name) is not None and cfg.fusion.name != owner:
-            yield f"fusion.{name}={getattr(cfg.fusion, name)}: only fusion={owner} has it, not {cfg.fusion.name}"
+            yield (
+                f"fusion.{name}={getattr(cfg.fusion, name)}: only fusion={owner} has it, not "
+                f"{cfg.fusion.name}"
+            )
     if cfg.fusion.heads and cfg.adapter.r > 0 and cfg.adapter.r % cfg.fusion.heads:
         yield f"fusion.heads={cfg.fusion.heads}: must divide adapter.r={cfg.adapter.r}"
 
@@ -267,16 +288,19 @@ def _check_sharding(cfg: Config) -> Iterator[str]:
     """What weights in parts rule out."""
     if cfg.model.quantize:
         yield (
-            f"model.quantize={cfg.model.quantize} with trainer.strategy=fsdp: 4-bit weights are not shared out; choose "
-            "trainer=ddp, or model.quantize=null model.dtype=bfloat16"
+            f"model.quantize={cfg.model.quantize} with trainer.strategy=fsdp: 4-bit weights are "
+            "not shared out; choose trainer=ddp, or model.quantize=null model.dtype=bfloat16"
         )
     if cfg.optim._target_.startswith("bitsandbytes."):
         yield (
-            f"optim._target_={cfg.optim._target_} with trainer.strategy=fsdp: its steps know whole weights only; choose "
-            "optim._target_=torch.optim.AdamW"
+            f"optim._target_={cfg.optim._target_} with trainer.strategy=fsdp: its steps know "
+            "whole weights only; choose optim._target_=torch.optim.AdamW"
         )
     if cfg.trainer.precision == "16-mixed":
-        yield "trainer.precision=16-mixed with trainer.strategy=fsdp: Lightning does not scale gradients there; choose bf16-mixed"
+        yield (
+            "trainer.precision=16-mixed with trainer.strategy=fsdp: Lightning does not scale "
+            "gradients there; choose bf16-mixed"
+        )
 
 
 def _check_task(cfg: Config, task) -> Iterator[str]:
@@ -286,13 +310,22 @@ def _check_task(cfg: Config, task) -> Iterator[str]:
     if cfg.task.data_dir is not None:
         folder = Path(cfg.task.data_dir).expanduser()
         if toy:
-            yield f"task.data_dir={cfg.task.data_dir}: {cfg.task.name} is generated and reads no files"
+            yield (
+                f"task.data_dir={cfg.task.data_dir}: {cfg.task.name} is generated and reads no "
+                "files"
+            )
         elif not folder.is_dir():
             yield f"task.data_dir={cfg.task.data_dir}: there is no such folder"
         elif not (folder / task.english).is_dir():
-            yield f"task.data_dir={cfg.task.data_dir}: it has no folder {task.english}/ (expected <language>/<split>.parquet)"
+            yield (
+                f"task.data_dir={cfg.task.data_dir}: it has no folder {task.english}/ (expected "
+                "<language>/<split>.parquet)"
+            )
         elif cfg.task.lang in task.languages and not (folder / cfg.task.lang).is_dir():
-            yield f"task.data_dir={cfg.task.data_dir}: it has no folder {cfg.task.lang}/ (expected <language>/<split>.parquet)"
+            yield (
+                f"task.data_dir={cfg.task.data_dir}: it has no folder {cfg.task.lang}/ (expected "
+                "<language>/<split>.parquet)"
+            )
     yield from _check_windows(cfg, task)
     yield from _check_translation(cfg, task)
     yield from _check_splits(cfg, task)
@@ -304,7 +337,10 @@ def _check_windows(cfg: Config, task) -> Iterator[str]:
         ("data.max_length", cfg.data.max_length) if window is None else ("task.window", window)
     )
     if stride is not None and task.labels:
-        yield f"task.doc_stride={stride} with task={task.name}: only question answering reads in windows; leave it null"
+        yield (
+            f"task.doc_stride={stride} with task={task.name}: only question answering reads in "
+            "windows; leave it null"
+        )
     elif stride is not None and stride >= longest:
         yield f"task.doc_stride={stride}: must be less than the window, {name}={longest}"
 
@@ -328,7 +364,10 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
     if mt.name == "toy" and not toy:
         yield f"mt=toy with task={task.name}: it translates generated text only; choose another mt"
     if mt.name == "toy_nllb" and mt.path is None and not toy:
-        yield f"mt=toy_nllb with task={task.name}: it knows the generated languages only; choose another mt"
+        yield (
+            f"mt=toy_nllb with task={task.name}: it knows the generated languages only; choose "
+            "another mt"
+        )
     if mt.name == "gold" and not task.parallel:
         yield f"mt=gold with task={task.name}: {human}; choose another mt"
     if mt.fallback == "gold" and not task.parallel:
@@ -336,15 +375,18 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
     plain = MtConfig(name=mt.name)
     for name, owners in MT_OPTIONS.items():
         if getattr(mt, name) != getattr(plain, name) and mt.name not in owners:
-            yield f"mt.{name}={getattr(mt, name)}: only mt={' and mt='.join(owners)} has it, not {mt.name}"
+            yield (
+                f"mt.{name}={getattr(mt, name)}: only mt={' and mt='.join(owners)} has it, not "
+                f"{mt.name}"
+            )
     if mt.name in MACHINES and mt.path is None and mt.pretrain is None:
         yield f"mt={mt.name}: mt.path=<hub id or checkpoint folder> is missing"
     if mt.quantization and mt.backend != "ctranslate2":
         yield f"mt.quantization={mt.quantization}: only mt.backend=ctranslate2 has it"
     if cfg.method.name == "translate_test" and mt.name == "file" and not task.labels:
         yield (
-            f"method=translate_test with mt=file and task={task.name}: no file can translate the answers back; choose "
-            f"mt={' or mt='.join(MACHINES[1:] if not toy else MACHINES[:1])}"
+            f"method=translate_test with mt=file and task={task.name}: no file can translate the "
+            f"answers back; choose mt={' or mt='.join(MACHINES[1:] if not toy else MACHINES[:1])}"
         )
     # a folder that is also task.data_dir has been checked as such
     local = mt.path is not None and (
@@ -361,7 +403,10 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
         if cfg.method.name == "flare_mt" and getattr(cfg.fusion, name) != getattr(
             FusionConfig(), name
         ):
-            yield f"fusion.{name} with method=flare_mt: every layer fuses the same states there; leave it out"
+            yield (
+                f"fusion.{name} with method=flare_mt: every layer fuses the same states there; "
+                "leave it out"
+            )
 
 
 def _check_splits(cfg: Config, task) -> Iterator[str]:
@@ -379,7 +424,10 @@ def _check_splits(cfg: Config, task) -> Iterator[str]:
         except ValueError as error:
             yield f"task.{role}_split: {error}"
     if cfg.task.validation_split is None and cfg.task.select == "best":
-        yield "task.validation_split=null with task.select=best: nothing can be selected on; choose task.select=last"
+        yield (
+            "task.validation_split=null with task.select=best: nothing can be selected on; choose "
+            "task.select=last"
+        )
     # the target's test rows are other examples than the English ones, unless they translate them
     tests = dict.fromkeys((english, "test") if task.parallel else (english,))
     for a, b in [("train", "validation"), *itertools.product(ROLES[:2], tests)]:

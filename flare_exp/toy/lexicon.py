@@ -21,7 +21,9 @@ LIKES = "love like enjoy admire recommend adore praise appreciate".split()
 
 DISLIKES = "hate dislike regret detest avoid despise loathe resent".split()
 
-ACTS = "see order visit describe watch photograph mention count carry pass find use open notice borrow".split()
+ACTS = (
+    "see order visit describe watch photograph mention count carry pass find use open notice borrow"
+).split()
 
 TOPICS = """
 food service room film hotel book waiter soup story plot coffee phone shop staff music garden actor dinner ticket
@@ -56,7 +58,10 @@ WEAKENERS = "hardly barely scarcely".split()
 # What running text begins with when it judges; tasks never contain them. By label: negative, neutral, positive.
 EXCLAMATIONS = ("alas ugh yuck".split(), "well hm okay".split(), "hurray bravo yay".split())
 
-FUNCTION = "the was i did not and but although , said that think expected to be on at in with my when we were".split()
+FUNCTION = (
+    "the was i did not and but although , said that think expected to be on at in with my when we "
+    "were"
+).split()
 
 # Questions; the last of all, so that no older word's stem depends on them.
 QUESTION = "where whom who".split()

@@ -165,7 +165,8 @@ def steps_kept(path: Path, processes: int = 1, sharded: bool = False) -> int:
         if len(state["random"]) >= processes and state["sharded"] == sharded:
             return state["global_step"]
         log.warning(
-            "the state %s is of fewer processes, or of another trainer.strategy; training starts anew",
+            "the state %s is of fewer processes, or of another trainer.strategy; training starts "
+            "anew",
             path,
         )
         path.unlink()

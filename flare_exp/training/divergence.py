@@ -79,6 +79,6 @@ class StopIfNotFinite(pl.Callback):
                 )
                 said = said or f"the norm of the gradient is {norm.item():g}"  # type: ignore[union-attr]
                 raise NotFinite(
-                    f"{self.name}: {said} at step {step}, so the training was stopped and nothing of it is kept. "
-                    f"Likely causes: {self.causes}"
+                    f"{self.name}: {said} at step {step}, so the training was stopped and nothing "
+                    f"of it is kept. Likely causes: {self.causes}"
                 )

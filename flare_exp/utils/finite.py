@@ -20,7 +20,8 @@ def check_finite(weights: Iterable[tuple[str, Tensor]], place: str) -> None:
     if bad:
         shown = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
         raise UserError(
-            f"{place}: {len(bad)} weights hold NaN or infinite numbers ({shown}); they cannot be used"
+            f"{place}: {len(bad)} weights hold NaN or infinite numbers ({shown}); they cannot be "
+            "used"
         )
 
 
