@@ -1,1 +1,1 @@
-"""LightningModules and what a training needs around them: checkpoints, curves, progress, several processes."""
+"""LightningModules, and the callbacks, trackers and process groups that a training needs."""

@@ -1,4 +1,4 @@
-"""Training that goes on where it was stopped, as if it had never been (I12)."""
+"""Keep the state of a training, and resume from it as if the training had never stopped."""
 
 from __future__ import annotations
 
@@ -24,17 +24,25 @@ log = logging.getLogger(__name__)
 
 
 class StepCheckpoint(pl.Callback):
-    """Keeps the state of a training at the boundary of a step: every `minutes`, after each epoch, and when a signal asks the run
-    to stop; the first two less often where that is slow (`signals.Pace`).
+    """Callback that keeps the state of a training at the boundary of an optimizer step.
 
-    The state is Lightning's (trained weights, optimizer, schedule, progress, best epoch), the position in the epoch's
-    order (`flare_exp.data.sampling.ResumableLoader`), and the random states of all processes.
+    The state is kept every `minutes`, after each epoch, and when a signal asks the run to stop. The
+    first two happen less often where writing is slow (`signals.Pace`).
 
-    Not after the last batch of an epoch: validation comes next, and belongs to the same epoch. What it gave is kept with the
-    first step of the next epoch.
+    The state is Lightning's (trained weights, optimizer, schedule, progress, best epoch), the
+    position in the epoch's order (`flare_exp.data.sampling.ResumableLoader`), and the random states
+    of all processes.
+
+    No state is kept after the last batch of an epoch: the validation that follows belongs to the
+    same epoch. Its results are kept with the first step of the next epoch.
+
+    Args:
+        path: file of the state.
+        team: the processes of the run; all must call this callback at the same steps.
+        minutes: least time between two states.
 
     Raises:
-        Stopped: once the state is kept.
+        Stopped: a signal asked the run to stop; the state is already kept.
     """
 
     def __init__(self, path: Path, team: Team, minutes: float):
@@ -43,10 +51,14 @@ class StepCheckpoint(pl.Callback):
         self.random: dict[str, Any] | None = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
+        """Save the state if it is due or a signal asks for it, and stop the run for a signal.
+
+        Raises:
+            Stopped: a signal asked the run to stop.
+        """
         loop = trainer.fit_loop.epoch_loop
-        if (
-            loop.batch_progress.is_last_batch or loop._should_accumulate()
-        ):  # the gradients of a begun step are not kept
+        # the gradients of a step that has begun are not kept
+        if loop.batch_progress.is_last_batch or loop._should_accumulate():
             return
         due = self.pace.due or (self.epoch_ended and self.pace.affordable)
         self.epoch_ended = False
@@ -59,10 +71,11 @@ class StepCheckpoint(pl.Callback):
             raise signals.Stopped(by, f"after {trainer.global_step} steps")
 
     def on_train_epoch_end(self, *_) -> None:
+        """Mark the epoch as ended, so that the next step is kept."""
         self.epoch_ended = True
 
     def save(self, trainer: pl.Trainer) -> None:
-        """Replace the state on disk, all or nothing."""
+        """Replace the state on disk atomically."""
         partial = self.path.with_suffix(".partial")
         try:
             trainer.save_checkpoint(partial)
@@ -79,6 +92,7 @@ class StepCheckpoint(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Add the data order, all random states and the layout of the processes to a checkpoint."""
         checkpoint["order"] = trainer.train_dataloader.state_dict()  # type: ignore[union-attr]
         checkpoint["random"] = self.team.gather(random_state())
         checkpoint["passes"] = trainer.accumulate_grad_batches
@@ -87,27 +101,32 @@ class StepCheckpoint(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        """Read the data order and this process's random state, and rescale batch counts."""
         self.order, self.random = checkpoint["order"], checkpoint["random"][self.team.rank]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         _recount(progress, checkpoint.get("passes", 1), trainer.accumulate_grad_batches)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if (
-            self.order is not None
-        ):  # Lightning 2.6 forgets it when the schedule asks for the number of steps
+        """Restore the position in the epoch's order."""
+        # not earlier: Lightning 2.6 loses the position when the schedule asks for the steps
+        if self.order is not None:
             trainer.train_dataloader.load_state_dict(self.order)  # type: ignore[union-attr]
             self.order = None
 
     def on_train_batch_start(self, *_) -> None:
-        if self.random is not None:  # not earlier: what prepares the training draws, too
+        """Restore the random state before the first batch."""
+        # not earlier: preparing the training draws random numbers, too
+        if self.random is not None:
             set_random_state(self.random)
             self.random = None
 
 
 def _recount(progress: dict[str, Any], before: int, now: int) -> None:
-    """Count the micro-batches that were read, `before` to a step, as if they had been `now` to a step (data.micro_batch_size).
+    """Rescale counts of micro-batches from `before` to `now` micro-batches per step.
 
-    Lightning counts the last one as completed once its callbacks have ended, in one of which the state is kept.
+    The two differ if `data.micro_batch_size` changed between the runs. Lightning counts a batch as
+    completed only after its callbacks, and the state is kept in a callback: the count of completed
+    batches is therefore one behind.
     """
     for counts in (progress["current"], progress["total"]):
         for name, count in counts.items():
@@ -116,22 +135,27 @@ def _recount(progress: dict[str, Any], before: int, now: int) -> None:
 
 
 class Interruptible(pl.Callback):
-    """Lets a signal stop predictions, which are made anew.
+    """Callback that lets a signal stop a prediction, which the next run makes anew.
 
     Raises:
-        Stopped: a signal asked for it.
+        Stopped: a signal asked the run to stop.
     """
 
     def __init__(self, team: Team):
         self.team = team
 
     def on_predict_batch_end(self, *_) -> None:
+        """Stop the prediction if a signal asks for it.
+
+        Raises:
+            Stopped: a signal asked the run to stop.
+        """
         if by := self.team.agree(signals.asked()):
             raise signals.Stopped(by, "while predicting")
 
 
 def random_state() -> dict[str, Any]:
-    """The states of all generators, of types that torch.load reads with weights_only."""
+    """Return the states of all random generators, in types that weights_only loading permits."""
     state = np.random.get_state(legacy=False)
     return {
         "torch": torch.get_rng_state(),
@@ -142,6 +166,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
+    """Restore the states that `random_state` returned."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"])
@@ -151,12 +176,15 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def steps_kept(path: Path, processes: int = 1, sharded: bool = False) -> int:
-    """Steps after which a state was kept; 0: there is none. One that is damaged, or that these processes cannot take up, is named
-    and removed.
+    """Return the number of steps after which a state was kept, or 0 without a usable state.
+
+    A state that is damaged, or that these processes cannot resume from, is logged and removed.
 
     Args:
-        processes: of this run; each needs a random state.
-        sharded: whether these have a part of the weights each, and number the optimizer's states by all weights.
+        path: file of the state.
+        processes: number of processes of this run; each needs a random state.
+        sharded: whether each process holds a part of every weight. The optimizer's states are then
+            numbered by all weights.
     """
     if not path.exists():
         return 0
@@ -179,7 +207,7 @@ def steps_kept(path: Path, processes: int = 1, sharded: bool = False) -> int:
 
 @contextmanager
 def continued_curves(curves: Path, steps: int) -> Iterator[None]:
-    """Keep the rows of `curves` (CSV) up to `steps`, where Lightning's logger begins a new file."""
+    """Keep the rows of `curves` (CSV) up to `steps` while Lightning's logger begins a new file."""
     before = curves.with_suffix(".before.csv")
     rows = [row for row in [*_rows(before), *_rows(curves)] if int(row["step"]) < steps]
     _write(before, rows)
@@ -190,6 +218,7 @@ def continued_curves(curves: Path, steps: int) -> Iterator[None]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file, or none if it does not exist."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -197,6 +226,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _write(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write rows to a CSV file atomically; the columns are those of any row."""
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="") as file:
         names = list(dict.fromkeys(name for row in rows for name in row))

@@ -1,4 +1,4 @@
-"""Share one run among several processes: who leads, and what they tell one another."""
+"""Share one run among several processes: collective operations, and Lightning's strategies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def gathered(found: dict[int, T]) -> dict[int, T]:
-    """The union of all processes' dictionaries, the same on each."""
+    """Return the union of all processes' dictionaries, the same on each process. Collective."""
     if not _several():
         return found
     parts: list[Any] = [None] * dist.get_world_size()
@@ -22,24 +22,33 @@ def gathered(found: dict[int, T]) -> dict[int, T]:
 
 
 def _several() -> bool:
+    """Return whether a default process group is initialized."""
     return dist.is_available() and dist.is_initialized()
 
 
 @dataclass(frozen=True)
 class Team:
-    """This process among those of a run."""
+    """This process's place among the processes of a run.
+
+    Args:
+        rank: number of this process.
+        size: number of processes.
+        devices: number of processes on each machine.
+        group: Gloo process group for Python objects, whatever the device; None for one process.
+    """
 
     rank: int = 0
     size: int = 1
-    devices: int = 1  # of each machine
-    group: Any = None  # of gloo, whatever the device
+    devices: int = 1
+    group: Any = None
 
     @property
     def leads(self) -> bool:
+        """Return whether this is rank 0, which alone writes files."""
         return self.rank == 0
 
     def agree(self, value: Any = None) -> Any:
-        """The leader's `value`; every process must come here."""
+        """Broadcast rank 0's `value` to all processes and return it. Collective."""
         if self.size == 1:
             return value
         box = [value]
@@ -47,7 +56,7 @@ class Team:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's `value`, by rank; every process must come here."""
+        """Return every process's `value`, ordered by rank. Collective."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -55,7 +64,14 @@ class Team:
         return found
 
     def trainer_options(self, strategy: str | None, precision: str) -> dict[str, Any]:
-        """Arguments of a Lightning Trainer for this team; it never looks for a cluster by itself. strategy: ddp or fsdp."""
+        """Return the arguments of a Lightning Trainer for these processes.
+
+        Lightning never detects a cluster by itself: the environment is given in these arguments.
+
+        Args:
+            strategy: "ddp" or "fsdp"; not read for one process.
+            precision: Lightning's name of the precision.
+        """
         from lightning.fabric.plugins.environments import LightningEnvironment
         from lightning.pytorch.plugins import DoublePrecision
         from lightning.pytorch.strategies import DDPStrategy
@@ -66,7 +82,7 @@ class Team:
         machine, place = divmod(self.rank, self.devices)
 
         class Here(LightningEnvironment):
-            """The processes are there already."""
+            """Lightning environment whose processes have already been started."""
 
             creates_processes_externally = True
 
@@ -76,7 +92,7 @@ class Team:
             def node_rank(self) -> int:
                 return machine
 
-        # flare_exp.data.sampling.Shares shares the batches out
+        # flare_exp.data.sampling.Shares divides the batches among the processes
         options = {
             "precision": precision,
             "num_nodes": self.size // self.devices,
@@ -86,9 +102,10 @@ class Team:
             return {**options, "strategy": DDPStrategy(cluster_environment=Here())}
         sharded = _sharded_strategy(self.size)
         sharded.cluster_environment = Here()
-        if precision == "64-true":  # which works, but is not on Lightning's list for this strategy
+        # 64-true works, but Lightning does not list it for this strategy
+        if precision == "64-true":
             options |= {"precision": None, "plugins": DoublePrecision()}
-        # weights that were gathered in inference_mode would be of no use to the training that follows a validation
+        # the next training step cannot use weights that a validation gathers in inference mode
         return {**options, "strategy": sharded, "inference_mode": False}
 
 
@@ -96,13 +113,16 @@ ALONE = Team()
 
 
 def _sharded_strategy(size: int) -> Any:
-    """Lightning's strategy for modules that shard themselves (`shard`); its checkpoints are those of one process."""
+    """Return Lightning's strategy for modules that shard themselves (`shard`).
+
+    Its checkpoints have the same content as those of a single process.
+    """
     from lightning.pytorch.strategies import ModelParallelStrategy
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     class Sharded(ModelParallelStrategy):
         def lightning_module_state_dict(self) -> dict[str, Any]:
-            """The trained weights, whole, on the leader; of the others nobody has room for."""
+            """Return the full trained weights on rank 0, without frozen weights to save memory."""
             options = StateDictOptions(
                 full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
             )
@@ -114,11 +134,15 @@ def _sharded_strategy(size: int) -> Any:
 
 
 def shard(module: nn.Module, units: Iterable[nn.Module], mesh: Any) -> None:
-    """Leave each process of `mesh` a part of every weight (FSDP2). A unit's whole weights are there while it runs; all others
-    while `module` does, so that nothing may be called from outside its forward.
+    """Leave each process of `mesh` a part of every weight (FSDP2).
+
+    The weights of a unit are whole while the unit runs, and all others while `module` runs. No part
+    of the module may be called from outside its forward pass.
 
     Args:
+        module: the module to shard.
         units: parts of the module that are called, inner ones first.
+        mesh: device mesh of the processes.
     """
     from torch.distributed.fsdp import fully_shard
 

@@ -11,26 +11,27 @@ from torch import Tensor, nn
 
 from flare_exp.errors import UserError
 
-LAG = 8  # steps that a GPU may be behind, so that looking at a loss does not wait for it
+LAG = 8  # steps that a check stays behind, so that reading a loss does not wait for the GPU
 
 
 class NotFinite(UserError):
-    """A training has diverged; nothing of it can be used."""
+    """Error of a training that has diverged; none of its results can be used."""
 
 
 class StopIfNotFinite(pl.Callback):
-    """Stop at the first step with a loss or a gradient norm that is NaN or infinite.
+    """Callback that stops a training at the first loss or gradient norm that is NaN or infinite.
 
-    On a GPU a step's numbers are looked at `LAG` steps later, when they have been computed anyway; before any state is saved all
-    are. With a gradient scaler (16-mixed) an infinite gradient is a skipped step, so that only the loss counts. All processes
-    stop together.
+    On a GPU the numbers of a step are checked `LAG` steps later, when they have been computed
+    anyway. Before any state is saved, all pending steps are checked. With a gradient scaler
+    (16-mixed) an infinite gradient only means a skipped step, so only the loss is checked. All
+    processes stop together.
 
     Args:
-        name: of the stage, for the message.
-        causes: likely ones, with the options' values.
+        name: name of the stage, for the message.
+        causes: likely causes, with the options' values.
 
     Raises:
-        NotFinite: names the step.
+        NotFinite: a loss or gradient norm is not finite; the message names the step.
     """
 
     def __init__(self, name: str, causes: str):
@@ -41,6 +42,7 @@ class StopIfNotFinite(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Any
     ) -> None:
+        """Compute the norm of the gradient, except with a gradient scaler."""
         if trainer.precision == "16-mixed":
             return
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
@@ -50,6 +52,7 @@ class StopIfNotFinite(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, *_
     ) -> None:
+        """Queue the step's numbers, and check those that have been computed."""
         loss = outputs["loss"].detach()
         bad = ~torch.isfinite(loss)
         if self.norm is not None:
@@ -59,16 +62,19 @@ class StopIfNotFinite(pl.Callback):
         self._look(LAG if loss.is_cuda else 0)
 
     def on_save_checkpoint(self, *_) -> None:
+        """Check all pending steps."""
         self._look(0)
 
     def on_validation_start(self, *_) -> None:
+        """Check all pending steps."""
         self._look(0)
 
     def on_train_end(self, *_) -> None:
+        """Check all pending steps."""
         self._look(0)
 
     def _look(self, lag: int) -> None:
-        """Look at all steps but the last `lag`."""
+        """Check all pending steps but the last `lag`."""
         while len(self.pending) > lag:
             step, loss, norm, bad = self.pending.popleft()
             if bad.item():

@@ -1,4 +1,4 @@
-"""LightningModules: the mPLM with its adapters and task head, one optimisation recipe; a class per form.
+"""LightningModules: the language model with its adapters and task head, one class per task form.
 
 Shapes: B examples, T target tokens, S source tokens, A answer tokens, K candidate answers.
 """
@@ -23,23 +23,25 @@ from flare_exp.flare.source_states import positions
 from flare_exp.models.backbones import blocks
 from flare_exp.training import distributed
 
-IGNORED = -100  # label of a row that counts for nothing
+IGNORED = -100  # label of a row that does not count in the loss
 Score = Callable[[Mapping[int, Prediction]], Mapping[str, float]]
 
 
 class FusionModule(LightningModule):
-    """What the forms share: reading the source before the target, optimisation, scoring of predicted texts.
+    """Base of all modules: reads the source before the target, optimizes, and scores predictions.
 
-    A batch may be one of the parts of a global batch, which this process reads one after the other (`batch["whole"]`,
-    `flare_exp.data.sampling.Shares`). Losses are means over the global batch (`mean`), and all processes must go through the
-    same steps. Rows with an index below 0 are stand-ins.
+    A batch may be a part of a global batch, which this process reads one part after the other
+    (`batch["whole"]`, `flare_exp.data.sampling.Shares`). Losses are means over the global batch
+    (`mean`). All processes must run the same number of steps. Rows with an index below 0 are
+    padding rows and do not count.
 
     Args:
-        model: a (PEFT) model, trainable where it is to be trained.
-        source: reads the batch's source before the target pass; None for methods without source.
+        model: a (PEFT) model, in which the parameters to be trained require a gradient.
+        source: reads the batch's source before the target pass; None for methods without a source.
         score: predictions of the validation set, by row -> metrics; needed for validation only.
-        optimizer: parameters -> optimiser (`functools.partial`); needed for training only.
-        warmup: share of the steps with rising learning rate; then it falls linearly to zero.
+        optimizer: parameters -> optimizer (`functools.partial`); needed for training only.
+        warmup: share of the steps with a rising learning rate; afterwards it falls linearly to
+            zero.
     """
 
     def __init__(
@@ -61,12 +63,12 @@ class FusionModule(LightningModule):
             warmup,
         )
         self.found: dict[int, Prediction] = {}
-        self.parts: list[Tensor] = []  # losses of the present global batch
+        self.parts: list[Tensor] = []  # losses of the current global batch
 
     model: Any
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Mean loss of a batch."""
+        """Return the mean loss of a batch, a scalar."""
         raise NotImplementedError  # pragma: no cover
 
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
@@ -74,31 +76,39 @@ class FusionModule(LightningModule):
         raise NotImplementedError  # pragma: no cover
 
     def evaluate(self, batch: dict[str, Any]) -> tuple[Tensor, list[Prediction]]:
-        """Loss and predictions."""
+        """Return the loss of a batch and one prediction per row."""
         return self.loss(batch), self.predict(batch)
 
     def read_source(self, batch: dict[str, Any], prompt: int | None = None) -> None:
+        """Encode the batch's source, if the method has one.
+
+        Args:
+            batch: the batch; `batch["source"]` holds the source texts.
+            prompt: length of the prompt in tokens; None: the whole first forward pass is prompt.
+        """
         if self.source is not None:
             self.source.read(batch.get("source"), prompt)
 
     def configure_model(self) -> None:
-        """Where Lightning lets a module shard itself over the processes (trainer=fsdp)."""
+        """Shard the module over the processes (trainer=fsdp) when Lightning calls this."""
         if (mesh := self.device_mesh) is not None:
             called = self.source.called if self.source else ()
             distributed.shard(self, (*called, *blocks(self.model)), mesh["data_parallel"])
 
     def on_fit_end(self) -> None:
-        """Give up the last batch's source states: the module may live on."""
+        """Release the last batch's source states, because the module may be kept."""
         if self.source is not None:
             self.source.states.clear()
 
     on_predict_end = on_fit_end
 
     def on_fit_start(self) -> None:
-        # from_pretrained returns modules in eval mode and Lightning leaves them so: dropout would stay off
+        """Switch the model to training mode."""
+        # from_pretrained returns modules in eval mode, which Lightning keeps: dropout would stay off
         self.model.train()
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
+        """Return the loss of a batch; the loss of a whole global batch is logged."""
         loss = self.loss(batch)
         self.parts.append(loss.detach())
         if len(self.parts) == self.trainer.accumulate_grad_batches:
@@ -115,15 +125,21 @@ class FusionModule(LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
+        """Log the loss of a batch and collect its predictions."""
         loss, found = self.evaluate(batch)
         self.log("validation/loss", loss, batch_size=rows_of(batch), sync_dist=True)
         self.found |= by_row(batch, found)
 
     def on_validation_epoch_end(self) -> None:
+        """Score the predictions of all processes and log the metrics.
+
+        Raises:
+            ValueError: the module has no `score`.
+        """
         if self.score is None:
             raise ValueError("validation needs a score")
         scores = self.score(distributed.gathered(self.found))
-        # the same on every process, and of equal numbers the largest is exact where a mean may round
+        # every process has the same scores: their maximum is exact, while their mean may round
         self.log_dict(
             {f"validation/{k}": v for k, v in scores.items()},
             prog_bar=True,
@@ -133,10 +149,15 @@ class FusionModule(LightningModule):
         self.found = {}
 
     def predict_step(self, batch: dict[str, Any], _: int) -> dict[int, Prediction]:
-        """Row of the dataset -> prediction."""
+        """Return row of the dataset -> prediction."""
         return by_row(batch, self.predict(batch))
 
     def configure_optimizers(self):
+        """Build the optimizer of the trainable parameters and its warmup schedule.
+
+        Raises:
+            ValueError: the module has no `optimizer`.
+        """
         if self.optimizer is None:
             raise ValueError("training needs an optimizer")
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
@@ -145,27 +166,30 @@ class FusionModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen weights out of a checkpoint."""
         checkpoint["state_dict"] = self.trained(checkpoint["state_dict"])
 
     def trained(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What was trained of a state."""
+        """Return the entries of `state` that belong to trainable parameters."""
         names = {name for name, p in self.named_parameters() if p.requires_grad}
         return {k: v for k, v in state.items() if k in names}
 
 
 def wide(logits: Tensor) -> Tensor:
-    """Logits in at least float32, where losses are computed."""
+    """Return logits in at least float32, the type in which losses are computed."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def mean(total: Tensor, count: Tensor, batch: Mapping[str, Any]) -> Tensor:
-    """The mean loss of the global batch, as this batch's part of it: the average over all parts, on all processes, is the mean.
+    """Return this batch's part of the mean loss of the global batch.
 
-    Trainers average gradients over processes and over the batches of a step.
+    Trainers average gradients over processes and over the batches of a step. The average of the
+    returned values over all parts, on all processes, is the mean loss of the global batch.
 
     Args:
         total: sum of the batch's loss terms, a scalar.
-        count: how many these are; of a batch that is no part of another one.
+        count: number of these terms; read only if the batch is no part of a global batch.
+        batch: the batch; `batch["whole"]` describes the global batch.
     """
     if (whole := batch.get("whole")) is None:
         return total / count.clamp(min=1)
@@ -173,54 +197,69 @@ def mean(total: Tensor, count: Tensor, batch: Mapping[str, Any]) -> Tensor:
 
 
 def counted(batch: Mapping[str, Any]) -> Tensor:
-    """Which rows are examples, and no stand-ins: [B] bool. All are in a batch that no data set numbered."""
+    """Return which rows are real examples and no padding rows: [B] bool.
+
+    Without an index, all rows are real examples.
+    """
     ids = batch["target"]["input_ids"]
     return batch.get("index", torch.zeros(len(ids), device=ids.device)) >= 0
 
 
 def by_row(batch: Mapping[str, Any], found: Sequence[Prediction]) -> dict[int, Prediction]:
-    """Row of the dataset -> prediction, without stand-ins."""
+    """Return row of the dataset -> prediction, without padding rows."""
     return {row: one for row, one in zip(batch["index"].tolist(), found, strict=True) if row >= 0}
 
 
 def rows_of(batch: Mapping[str, Any]) -> int:
-    """Examples in the global batch."""
+    """Return the number of examples in the global batch."""
     return batch["whole"].rows if "whole" in batch else len(batch["index"])
 
 
 class HeadModule(FusionModule):
-    """A model whose one output gives both loss and prediction."""
+    """A model whose single output gives both the loss and the predictions."""
 
     def loss_of(self, output: Any, batch: dict[str, Any]) -> Tensor:
+        """Return the mean loss of an output, a scalar."""
         raise NotImplementedError  # pragma: no cover
 
     def predictions_of(self, output: Any, batch: dict[str, Any]) -> list[Prediction]:
+        """Return one prediction per row of an output."""
         raise NotImplementedError  # pragma: no cover
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Return the mean loss of a batch, a scalar."""
         return self.loss_of(self(batch), batch)
 
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+        """Return one prediction per row."""
         return self.predictions_of(self(batch), batch)
 
     def evaluate(self, batch: dict[str, Any]) -> tuple[Tensor, list[Prediction]]:
+        """Return the loss and the predictions of a batch after a single forward pass."""
         output = self(batch)
         return self.loss_of(output, batch), self.predictions_of(output, batch)
 
 
 class ClassificationModule(HeadModule):
-    """A sequence classifier. Args: labels: the classes' names."""
+    """A sequence classifier.
+
+    Args:
+        model: a model with a classification head.
+        labels: names of the classes, in the order of the logits.
+        **options: arguments of `FusionModule`.
+    """
 
     def __init__(self, model: nn.Module, labels: Sequence[str], **options):
         super().__init__(model, **options)
         self.labels = list(labels)
 
     def forward(self, batch: dict[str, Any]) -> Tensor:
-        """Logits [B, labels] of the batch's target texts."""
+        """Return logits [B, labels] of the batch's target texts."""
         self.read_source(batch)
         return self.model(**batch["target"]).logits
 
     def loss_of(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Return the mean cross-entropy of the labels, a scalar."""
         labels = batch["labels"].masked_fill(~counted(batch), IGNORED)
         total = nn.functional.cross_entropy(
             wide(output), labels, ignore_index=IGNORED, reduction="sum"
@@ -228,26 +267,34 @@ class ClassificationModule(HeadModule):
         return mean(total, (labels != IGNORED).sum(), batch)
 
     def predictions_of(self, output: Tensor, batch: dict[str, Any]) -> list[Prediction]:
+        """Return the likeliest label of every row."""
         return [Prediction(self.labels[i]) for i in output.argmax(-1).tolist()]
 
 
 class SpanModule(HeadModule):
-    """Extractive question answering. Args: longest: longest answer in tokens."""
+    """A model for extractive question answering.
+
+    Args:
+        model: a model with a head for start and end logits.
+        longest: longest answer in tokens.
+        **options: arguments of `FusionModule`.
+    """
 
     def __init__(self, model: nn.Module, longest: int = 30, **options):
         super().__init__(model, **options)
         self.longest = longest
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Start and end logits [B, T] of the batch's target texts."""
+        """Return start and end logits, both [B, T], of the batch's target texts."""
         self.read_source(batch)
         output = self.model(**batch["target"])
         return output.start_logits, output.end_logits
 
     def loss_of(self, output: tuple[Tensor, Tensor], batch: dict[str, Any]) -> Tensor:
-        """Cross-entropy of start and end over the context's tokens; an answer that is cut off or lost teaches nothing.
+        """Return the mean cross-entropy of start and end over the context's tokens, a scalar.
 
-        In windows the first special token competes with them, for a window that does not hold the answer points at it.
+        An answer that was cut off or lost does not count. With windows, the first special token is
+        a further choice: it is the label of a window without the answer.
         """
         legal, known = batch["offsets"][..., 0] >= 0, (batch["span"][:, 0] >= 0) & counted(batch)
         if (null := batch.get("null")) is not None:
@@ -263,14 +310,21 @@ class SpanModule(HeadModule):
     def predictions_of(
         self, output: tuple[Tensor, Tensor], batch: dict[str, Any]
     ) -> list[Prediction]:
+        """Return the likeliest answer of every row."""
         start, end = output
         return best_spans(start, end, batch["offsets"], batch["contexts"], self.longest)
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How a generative model answers. `candidates`: choose the likeliest of these texts; empty: generate freely, with `beams`
-    (1: greedy), at most `max_new_tokens`, and a "dynamic" or "static" `cache`."""
+    """Settings for the answers of a generative model.
+
+    Args:
+        candidates: the model chooses the likeliest of these texts; empty: it generates freely.
+        beams: number of beams; 1 is greedy search.
+        max_new_tokens: longest generated answer in tokens.
+        cache: key-value cache, "dynamic" or "static".
+    """
 
     candidates: tuple[str, ...] = ()
     beams: int = 1
@@ -282,10 +336,13 @@ class GenerationModule(FusionModule):
     """A decoder, or an encoder-decoder, that continues a prompt.
 
     Args:
-        tokenizer: of the model.
+        model: a generative model.
+        tokenizer: the model's tokenizer.
         encode_answer: text -> token ids of an answer and EOS (`PromptForm.answer`).
-        decoding: how it answers.
-        rows: most rows of a pass that scores candidates (but one candidate per prompt); None: no limit.
+        decoding: settings for its answers.
+        rows: most rows of a forward pass that scores candidates, but at least one candidate per
+            prompt; None: no limit.
+        **options: arguments of `FusionModule`.
     """
 
     def __init__(
@@ -306,13 +363,14 @@ class GenerationModule(FusionModule):
         )
 
     def configure_model(self) -> None:
+        """Shard the module; `generate` is registered, because FSDP2 only hooks into `forward`."""
         super().configure_model()
-        register_fsdp_forward_method(self, "generate")  # nothing where nothing is sharded
+        register_fsdp_forward_method(self, "generate")  # no effect without sharding
 
     def forward(
         self, batch: dict[str, Any], answers: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Log-probability of every answer token given its prompt, teacher-forced.
+        """Return the log-probability of every answer token given its prompt, teacher-forced.
 
         Args:
             batch: B prompts (and their sources).
@@ -351,9 +409,12 @@ class GenerationModule(FusionModule):
     def _score(
         self, prompt: Mapping[str, Tensor], encoded: Tensor | None, answers: Mapping[str, Tensor]
     ) -> Tensor:
-        """Log-probabilities [B * K, A] of answers, 0 where they are padded; the source has been read.
+        """Return log-probabilities [B * K, A] of answers, 0 at padding; the source has been read.
 
-        encoded: what an encoder made of the prompts.
+        Args:
+            prompt: input_ids and attention_mask [B, T].
+            encoded: an encoder's last hidden states of the prompts; None for decoders.
+            answers: input_ids and attention_mask [B * K, A].
         """
         ids, mask = answers["input_ids"], answers["attention_mask"]
         repeats = len(ids) // len(prompt["input_ids"])
@@ -380,19 +441,20 @@ class GenerationModule(FusionModule):
         return wide(logits).log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1) * mask
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Negative log-likelihood per answer token."""
+        """Return the mean negative log-likelihood per answer token, a scalar."""
         chosen, mask = self(batch, batch["answer"])
         mask = mask * counted(batch)[:, None]
         return mean(-(chosen * mask).sum(), mask.sum(), batch)
 
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+        """Return one answer per row: the likeliest candidate or a generated text."""
         return [
             Prediction(text)
             for text in (self.choose(batch) if self.candidates else self.generate(batch))
         ]
 
     def choose(self, batch: dict[str, Any]) -> list[str]:
-        """The likeliest candidate of each prompt, EOS included, scored exactly."""
+        """Return the likeliest candidate of each prompt, scored exactly with EOS."""
         rows = len(batch["index"])
         repeated = {name: x.to(self.device).repeat(rows, 1) for name, x in self.candidates.items()}  # type: ignore[union-attr]
         chosen, _ = self(batch, repeated)
@@ -401,7 +463,7 @@ class GenerationModule(FusionModule):
 
     @torch.no_grad()
     def generate(self, batch: dict[str, Any]) -> list[str]:
-        """What the model writes after each prompt, up to EOS."""
+        """Return the text that the model generates after each prompt, up to EOS."""
         prompt = batch["target"]
         self.read_source(batch)
         settings = GenerationConfig(
@@ -414,7 +476,7 @@ class GenerationModule(FusionModule):
             cache_implementation="static" if self.decoding.cache == "static" else None,
             disable_compile=True,
         )
-        # sharded weights are gathered by all processes: none may stop before the others have
+        # all processes gather sharded weights together: none may stop before the others
         written = self.model.generate(
             **prompt, generation_config=settings, synced_gpus=self.device_mesh is not None
         )

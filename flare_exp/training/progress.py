@@ -11,12 +11,12 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 
 class StageProgress(ProgressBar):
-    """Show a training with its epoch and loss, or a prediction.
+    """Progress bar of one line: a training with its epoch and loss, or a prediction.
 
     Lightning's own bars count epochs from 0, begin a line per epoch and stack every metric.
 
     Args:
-        stage: what the line begins with.
+        stage: text at the beginning of the line.
     """
 
     def __init__(self, stage: str):
@@ -25,7 +25,7 @@ class StageProgress(ProgressBar):
         self.bar: Progress | None = None
 
     def disable(self) -> None:
-        """Show nothing: Lightning calls this on all processes but the first."""
+        """Show nothing. Lightning calls this on all processes but the first."""
         self.stage = ""
 
     def _begin(self, total: float) -> None:
@@ -36,7 +36,7 @@ class StageProgress(ProgressBar):
                 TaskProgressColumn(),
                 TimeRemainingColumn(),
             )
-            # a console of its own: rich's common one remembers whether it is on a terminal
+            # not rich's common console, which remembers whether it was on a terminal at first
             self.bar = Progress(*columns, console=Console(), transient=True)
             self.bar.start()
             self.bar.add_task(self.stage, total=total)
@@ -51,11 +51,13 @@ class StageProgress(ProgressBar):
             self.bar = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Begin the bar with the number of batches of all epochs."""
         self._begin(trainer.num_training_batches * (trainer.max_epochs or 1))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
+        """Show the epoch and, once it is known, the loss."""
         loss = trainer.progress_bar_metrics.get("train/loss_step")
         said = "" if loss is None else f", loss {float(loss):.3f}"
         done = trainer.current_epoch * int(trainer.num_training_batches) + index + 1
@@ -64,6 +66,7 @@ class StageProgress(ProgressBar):
         )
 
     def on_predict_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Begin the bar with the number of batches to predict."""
         self._begin(sum(trainer.num_predict_batches))
 
     def on_predict_batch_end(
@@ -75,15 +78,19 @@ class StageProgress(ProgressBar):
         index: int,
         loader: int = 0,
     ) -> None:
+        """Show the number of predicted batches."""
         self._show(index + 1, self.stage)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Remove the bar."""
         self._end()
 
     def on_predict_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Remove the bar."""
         self._end()
 
     def on_exception(
         self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException
     ) -> None:
+        """Remove the bar, so that it does not overwrite the error message."""
         self._end()

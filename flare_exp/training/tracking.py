@@ -1,4 +1,7 @@
-"""Where curves go: CSV in the run folder always, Weights & Biases when asked. W&B can fail; the run cannot fail for it."""
+"""Write curves: always as CSV in the run folder, and to Weights & Biases on request.
+
+A failure of W&B never fails the run.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,18 @@ from flare_exp.utils.files import write_text
 
 log = logging.getLogger(__name__)
 
-STAGES = ("finetune", "transfer")  # those with curves
+STAGES = ("finetune", "transfer")  # the stages with curves
 
 
 class Tracker:
     """One W&B run for all stages of a run, or none.
 
-    Every call to W&B is guarded: the first failure is logged, tracking ends, the run goes on.
+    Every call to W&B is guarded: the first failure is logged, tracking ends, and the run goes on.
 
     Args:
-        folder: the run folder; the W&B run's id is kept there, and a resumed run takes it up again.
-        config: dotted key -> value: what a sweep sets and what the run has are then under the same names.
+        folder: the run folder. The W&B run's id is kept there, so that a resumed run continues the
+            same W&B run.
+        config: dotted key -> value; these are the names that a sweep sets.
         wandb_options: arguments of `wandb.init`; None for CSV only.
     """
 
@@ -49,7 +53,7 @@ class Tracker:
         given = os.environ.get("WANDB_RUN_ID")  # a sweep agent's
         kept = place.read_text().strip() if place.is_file() else secrets.token_hex(4)
         write_text(place, given or kept)
-        # W&B reads a given id itself, and complains of any other in a sweep
+        # W&B reads WANDB_RUN_ID itself, and rejects any other id in a sweep
         run = wandb.init(
             dir=str(self.folder),
             config=config,
@@ -61,22 +65,26 @@ class Tracker:
         for stage in STAGES:
             run.define_metric(f"{stage}/step", hidden=True)
             run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-            if run.resumed:  # a stage that was killed trains anew and draws the same points again
+            # a stage that was killed trains again and repeats points that are already drawn
+            if run.resumed:
                 self.drawn[stage] = run.summary.get(f"{stage}/step", -1)
 
     def loggers(self, stage: str, folder: Path) -> list[Logger]:
-        """Lightning loggers of one stage: `folder/metrics.csv`, and the W&B run with keys `<stage>/...`."""
+        """Return the Lightning loggers of one stage.
+
+        One writes `folder/metrics.csv`; the other one, with W&B, writes keys `<stage>/...`.
+        """
         found: list[Logger] = [CSVLogger(folder, name="", version="")]
         return found if self.run is None else [*found, _Curves(self, stage)]
 
     def point(self, stage: str, values: Mapping[str, float], step: int) -> None:
-        """A point of a stage's curves, over the stage's own steps."""
+        """Add a point to a stage's curves; `step` counts the stage's own steps."""
         if self.run is not None and step >= self.drawn[stage]:
             point = {f"{stage}/{name}": value for name, value in {**values, "step": step}.items()}
             self._guarded(lambda: self.run.log(point))
 
     def summary(self, values: Mapping[str, float]) -> None:
-        """Final results."""
+        """Record the final results."""
         if self.run is not None:
             self._guarded(lambda: self.run.summary.update(values))
 
@@ -94,11 +102,11 @@ class Tracker:
                 )
 
     def _guarded(self, call: Callable[[], Any]) -> None:
+        """Call `call`; if it fails, log the failure and end tracking."""
         try:
             call()
-        except (
-            Exception
-        ) as error:  # W&B raises many kinds, of the network and of its own; none may stop a run
+        # W&B raises network errors and many of its own; none may stop a run
+        except Exception as error:
             log.warning(
                 "W&B failed and is off for the rest of this run: %s",
                 first_line(error),
@@ -107,7 +115,7 @@ class Tracker:
 
 
 class _Curves(Logger):
-    """What Lightning tells the tracker."""
+    """Lightning logger that passes metrics on to the tracker."""
 
     name = version = None
 
@@ -119,4 +127,4 @@ class _Curves(Logger):
         self.tracker.point(self.stage, metrics, step or 0)
 
     def log_hyperparams(self, params, *args, **kwargs):
-        pass  # the whole configuration is in the run since its start
+        pass  # the run holds the whole configuration from its start
