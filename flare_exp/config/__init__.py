@@ -1,1 +1,4 @@
-"""The options of a run: schema, composition by Hydra, and the check of a command line. Nothing is loaded or run here."""
+"""The options of a run: schema, composition by Hydra, and validation of a command line.
+
+Nothing is loaded or run in this package.
+"""

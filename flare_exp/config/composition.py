@@ -11,13 +11,16 @@ from flare_exp.config.schema import FUSING_METHODS, Config, keys
 
 
 def conf_dir() -> Path:
-    """The shipped configuration: beside the modules in a wheel, beside the package in a checkout."""
+    """Return the folder of the shipped configuration.
+
+    It is beside the modules in a wheel, and beside the package in a checkout.
+    """
     inside = Path(__file__).parents[1] / "conf"
     return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 def groups() -> dict[str, list[str]]:
-    """Group -> its options, from the files of conf/."""
+    """Return group -> names of its options, from the files of conf/."""
     folders = sorted({f.parent for f in conf_dir().glob("*/**/*.yaml")})
     return {
         p.relative_to(conf_dir()).as_posix(): sorted(f.stem for f in p.glob("*.yaml"))
@@ -26,21 +29,21 @@ def groups() -> dict[str, list[str]]:
 
 
 def register_schema() -> None:
-    """Make the dataclasses the typed base of conf/config.yaml."""
+    """Register the dataclasses as the typed base of conf/config.yaml."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
 
 
 def cells(arguments: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of a (checked) command line, in Hydra's order."""
+    """Return the overrides of each job of a checked command line, in Hydra's order."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return list(expand_grid([OverridesParser.create().parse_override(text) for text in arguments]))
 
 
 def launcher(overrides: Sequence[str]) -> dict[str, Any]:
-    """`hydra.launcher` of a (checked) job."""
+    """Return the options of `hydra.launcher` for a checked job."""
     from omegaconf import OmegaConf
 
     composed = _compose(overrides, return_hydra_config=True)
@@ -48,6 +51,7 @@ def launcher(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _compose(overrides: Sequence[str], **options) -> Any:
+    """Compose the configuration of some overrides with Hydra."""
     from hydra import compose, initialize_config_dir
     from hydra.core.utils import setup_globals
 
@@ -58,7 +62,14 @@ def _compose(overrides: Sequence[str], **options) -> Any:
 
 
 def compose_cell(overrides: Sequence[str], bases: dict[tuple[str, ...], Any]) -> Any:
-    """Compose one job of a grid. What follows from the groups alone is composed once for all jobs, and kept in `bases`."""
+    """Compose one job of a grid.
+
+    The part that depends on the chosen groups alone is composed once for all jobs.
+
+    Args:
+        overrides: the job's overrides.
+        bases: chosen groups -> composed configuration; new ones are added.
+    """
     import copy
 
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -80,17 +91,20 @@ def compose_cell(overrides: Sequence[str], bases: dict[tuple[str, ...], Any]) ->
 
 
 def explicit_fusion(overrides: Sequence[str]) -> bool:
-    """Whether the user chose a fusion on the command line."""
+    """Return whether the user chose a fusion on the command line."""
     return any(o.lstrip("+").split("=")[0].split(".")[0] == "fusion" for o in overrides)
 
 
 def without_fusion(job: Any, overrides: Sequence[str]) -> bool:
-    """Whether a cell of a grid combines a fusion with a method that has none: it is left out."""
+    """Return whether a job of a grid combines a fusion with a method that has none.
+
+    Such a job is left out of the grid.
+    """
     return job.method.name not in FUSING_METHODS and explicit_fusion(overrides)
 
 
 def expand_grid(overrides: Sequence[Any]) -> Iterator[list[str]]:
-    """The override lists of a multirun's jobs (one list for a single run)."""
+    """Yield the overrides of each job of a multirun; a single run is one job."""
     axes = [
         [f"{_prefix(o)}{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
         if o.is_sweep_override()
@@ -102,4 +116,5 @@ def expand_grid(overrides: Sequence[Any]) -> Iterator[list[str]]:
 
 
 def _prefix(override) -> str:
+    """Return the "+" that an override needs to add a key, or ""."""
     return "+" if override.is_add() and not override.get_key_element().startswith("+") else ""

@@ -1,4 +1,7 @@
-"""What the methods need; without torch, so that a command line can be judged before anything is loaded."""
+"""Define the properties of the methods.
+
+Without torch, so that a command line can be checked before anything is loaded.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Method:
-    """Say what a method reads, whether it trains an adapter on the target language, and whether that fuses.
+    """Properties of a method.
 
     Args:
-        view: one of `flare_exp.data.pairing.VIEWS`.
+        view: what an example is read from, one of `flare_exp.data.pairing.VIEWS`.
+        trains: whether an adapter is trained on the target language.
+        fuses: whether that adapter fuses source and target.
     """
 
     view: str
@@ -19,11 +24,15 @@ class Method:
 
     @property
     def reads_translated_tests(self) -> bool:
+        """Return whether the method reads translations of the target's test data."""
         return self.view in ("paired", "translated")
 
     @property
     def translates(self) -> bool:
-        """Whether any text is translated for it: English training data, or the target's test data."""
+        """Return whether the method needs any translation.
+
+        This is either English training data or the target's test data.
+        """
         return self.trains or self.reads_translated_tests
 
 

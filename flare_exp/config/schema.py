@@ -1,6 +1,7 @@
 """Define every option of a run: its type, default, help and rules.
 
-Light on purpose: no torch, and Hydra only inside functions, so that `--help` answers at once.
+This module is light on purpose: it imports no torch, and Hydra only inside functions, so that
+`--help` answers at once.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from flare_exp.translation.noise import ERRORS
 from flare_exp.translation.translators import BENCHMARK
 
 FUSING_METHODS = tuple(name for name, method in METHODS.items() if method.fuses)
-LEARNED_FUSIONS = ("cross_attn", "gated")  # those with weights of their own
+LEARNED_FUSIONS = ("cross_attn", "gated")  # fusions with weights of their own
+# option -> the fusion that has it
 FUSION_OPTIONS = {
     "query": "cross_attn",
     "heads": "cross_attn",
     "bias": "gated",
-}  # option -> the fusion that has it
+}
+# names of translations by a model
 MACHINES = (
     "toy_nllb",
     "nllb_600m",
@@ -29,7 +32,7 @@ MACHINES = (
     "nllb_1b3",
     "nllb_3b3",
     "custom",
-)  # translations by a model
+)
 
 SHARED = "loss and gradients are those of the whole batch, up to rounding and dropout masks"
 OPTIMIZERS = (
@@ -41,20 +44,27 @@ OPTIMIZERS = (
 
 
 def option(default: Any, help: str, **rules: Any) -> Any:
-    """A field with its help and rules: `min`, `above` (exclusive), `max`, `choices`, `refused` (value -> why).
+    """Return a dataclass field with its help text and rules.
 
-    `no_effect`: why its value cannot change a result; every option without it belongs in the key of an artifact.
+    Args:
+        default: the default value; "???" if a value must be given.
+        help: help text of the option.
+        **rules: `min`, `above` (exclusive), `max`, `choices`, `each` (choices for the items of a
+            list), `refused` (value -> reason), or `no_effect`: the reason why the value cannot
+            change a result. Every option without `no_effect` belongs in the key of an artifact.
     """
     return field(default=default, metadata={"help": help, **rules})
 
 
 def section(cls: type, **rules: Any) -> Any:
-    """A field of options; `no_effect` holds for all of them."""
+    """Return a dataclass field for a group of options; `no_effect` applies to all of them."""
     return field(default_factory=cls, metadata=rules)
 
 
 @dataclass
 class PretrainConfig:
+    """Pre-training of an embedded model."""
+
     architecture: str = option(
         "xlm-roberta",
         "family of the embedded model",
@@ -74,6 +84,8 @@ class PretrainConfig:
 
 @dataclass
 class ModelConfig:
+    """The pre-trained multilingual model."""
+
     name: str = option(
         "???",
         "name of the model in results",
@@ -106,6 +118,8 @@ class ModelConfig:
 
 @dataclass
 class TaskConfig:
+    """The benchmark, its target language and its splits."""
+
     name: str = option("???", "name of the benchmark", choices=tuple(TASKS))
     lang: str = option("???", "target language, in the benchmark's own code")
     data_dir: str | None = option(None, "folder of <language>/<split>.parquet instead of the hub")
@@ -145,6 +159,8 @@ class TaskConfig:
 
 @dataclass
 class FusionConfig:
+    """The fusion function and its inputs."""
+
     name: str = option("???", "fusion function")
     source_layer: str = option(
         "ahead",
@@ -168,6 +184,8 @@ class FusionConfig:
 
 @dataclass
 class DecodeConfig:
+    """Decoding of a generative model's answers."""
+
     name: str = option("???", "how a generative model answers")
     beams: int = option(1, "generation: 1 is greedy", min=1)
     max_new_tokens: int = option(100, "generation: longest answer in tokens", min=1)
@@ -181,6 +199,8 @@ class DecodeConfig:
 
 @dataclass
 class SourceConfig:
+    """The source of a fusion: ablations and the cache of its states."""
+
     shuffle: bool = option(False, "ablation: every example gets another one's source")
     empty: bool = option(False, "ablation: no source at all")
     cache: str = option(
@@ -197,14 +217,17 @@ class SourceConfig:
 
 @dataclass
 class MethodConfig:
+    """The method and its label."""
+
     name: str = option("???", "method")
-    label: str = option(
-        "${.name}", "", no_effect="a name for curves"
-    )  # with its fusion, if it has one
+    # the method with its fusion, if it has one
+    label: str = option("${.name}", "", no_effect="a name for curves")
 
 
 @dataclass
 class MtPretrainConfig:
+    """Training of the embedded translation model."""
+
     pairs: int = option(0, "sentence pairs of generated text", min=1)
     steps: int = option(0, "optimiser steps", min=1)
     batch_size: int = option(0, "pairs per step", min=1)
@@ -217,6 +240,8 @@ class MtPretrainConfig:
 
 @dataclass
 class MtConfig:
+    """The translations and the noise that is added to them."""
+
     name: str = option("???", "translation", choices=(*BENCHMARK, "file", *MACHINES))
     noise: float = option(0.0, "share of words made wrong after translation", min=0, max=1)
     errors: list[str] = field(
@@ -274,6 +299,8 @@ class MtConfig:
 
 @dataclass
 class AdapterConfig:
+    """The LoRA adapter."""
+
     r: int = option(8, "rank of the bottleneck", min=1)
     alpha: int = option(16, "scale is alpha / r", min=1)
     dropout: float = option(0.0, "dropout on the adapter's target input", min=0, max=0.99)
@@ -292,6 +319,8 @@ class AdapterConfig:
 
 @dataclass
 class StageConfig:
+    """A training stage."""
+
     lr: float = option(2e-5, "peak learning rate", above=0)
     epochs: int = option(10, "passes over the training data", min=1)
     warmup: float = option(0.1, "share of the steps with rising learning rate", min=0, max=1)
@@ -299,11 +328,15 @@ class StageConfig:
 
 @dataclass
 class FinetuneConfig(StageConfig):
+    """English fine-tuning."""
+
     tuning: str = option("lora", "what English fine-tuning trains", choices=("lora", "full"))
 
 
 @dataclass
 class OptimConfig:
+    """The optimizer."""
+
     _target_: str = option("torch.optim.AdamW", "optimiser", choices=OPTIMIZERS)
     _partial_: bool = option(True, "", no_effect="not read")
     weight_decay: float = option(0.01, "decoupled weight decay", min=0)
@@ -312,6 +345,8 @@ class OptimConfig:
 
 @dataclass
 class DataConfig:
+    """Batches, text lengths and loader processes."""
+
     batch_size: int = option(32, "examples per optimiser step, over all devices", min=1)
     micro_batch_size: int | None = option(
         None,
@@ -330,6 +365,8 @@ class DataConfig:
 
 @dataclass
 class TrainerConfig:
+    """The Lightning Trainer: devices, precision and limits."""
+
     _target_: str = option(
         "lightning.pytorch.Trainer",
         "",
@@ -379,6 +416,8 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
+    """Logging of curves."""
+
     name: str = option("???", "where curves go", choices=("csv", "wandb"))
     project: str = option("flare_exp", "wandb project")
     entity: str | None = option(None, "wandb entity")
@@ -395,6 +434,8 @@ class LoggerConfig:
 
 @dataclass
 class Config:
+    """All options of a run."""
+
     seed: int = option(
         0,
         "training seed; the toy world and its checkpoints have seeds of their own",
@@ -444,7 +485,7 @@ class Config:
 
 
 def keys(cls: type = Config, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> dataclass field, for every option."""
+    """Return dotted key -> dataclass field, for every option."""
     import typing
 
     hints = typing.get_type_hints(cls)
@@ -458,7 +499,10 @@ def keys(cls: type = Config, prefix: str = "") -> dict[str, Any]:
 
 
 def no_effect() -> dict[str, str]:
-    """Dotted key -> why it cannot change a result, for every option of which that is said."""
+    """Return dotted key -> the reason why it cannot change a result.
+
+    Only options with such a reason, on them or on their section, are listed.
+    """
     every = keys()
     found = {}
     for key, f in every.items():
@@ -469,7 +513,7 @@ def no_effect() -> dict[str, str]:
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value, as on the command line."""
+    """Return dotted key -> value, as on the command line."""
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
     return {
@@ -478,4 +522,5 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def default_cache() -> str:
+    """Return the default folder of the artifacts: FLARE_EXP_CACHE, else ~/.cache/flare_exp."""
     return os.environ.get("FLARE_EXP_CACHE") or str(Path.home() / ".cache" / "flare_exp")

@@ -1,4 +1,4 @@
-"""Check a command line, and report all its problems at once."""
+"""Check a command line and report all its problems at once."""
 
 from __future__ import annotations
 
@@ -31,8 +31,13 @@ from flare_exp.tasks import ROLES, TASKS, Slice
 def check(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str]]:
     """Check the overrides of a command line.
 
+    Args:
+        arguments: the overrides, one string each.
+        multirun: whether options may have several values (-m).
+
     Returns:
-        the composed configuration of each job (OmegaConf, resolved lazily) and every problem found, as messages.
+        the composed configuration of each job (OmegaConf, resolved lazily), and a message for every
+            problem.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -67,7 +72,10 @@ def check(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str
 
 
 def _check_repeated(given: dict[str, list[Any]]) -> Iterator[str]:
-    """Refuse an option that is given several times with different values: Hydra would silently take the last one."""
+    """Refuse an option that is given several times with different values.
+
+    Hydra would silently take the last one.
+    """
     for key, overrides in given.items():
         values = {o.input_line.partition("=")[2] for o in overrides}
         if len(values) > 1:
@@ -77,6 +85,7 @@ def _check_repeated(given: dict[str, list[Any]]) -> Iterator[str]:
 
 
 def _check_override(override) -> Iterator[str]:
+    """Check one override: its key exists, and its values are of the right type."""
     key, known_groups, known = override.key_or_group, groups(), keys()
     if key.startswith("hydra"):
         return
@@ -108,6 +117,7 @@ def _check_override(override) -> Iterator[str]:
 
 
 def _check_type(key: str, value: Any) -> Iterator[str]:
+    """Check that a value is of the type of its option."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -116,16 +126,15 @@ def _check_type(key: str, value: Any) -> Iterator[str]:
     try:
         from hydra.core.override_parser.types import QuotedString
 
-        if (
-            keys()[key].type == "bool" and isinstance(value, int) and value not in (0, 1)
-        ):  # OmegaConf takes any for true
+        # OmegaConf would take any other number for true
+        if keys()[key].type == "bool" and isinstance(value, int) and value not in (0, 1):
             raise ValueError
         OmegaConf.update(typed, key, value.text if isinstance(value, QuotedString) else value)
     except (OmegaConfBaseException, ValueError) as error:
         yield f"{key}={'null' if value is None else value}: {_expected(key) or first_line(error)}"
 
 
-# type of an option -> what its value must be
+# type of an option -> description of its values
 KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -135,7 +144,7 @@ KINDS = {
 
 
 def _expected(key: str) -> str:
-    """Say which type of value an option takes; "": a text."""
+    """Return a description of the values that an option takes; "" for a text."""
     known = keys()
     if inside := [
         name for name, f in known.items() if name.startswith(f"{key}.") and f.metadata.get("help")
@@ -148,6 +157,7 @@ def _expected(key: str) -> str:
 def _check_job(
     overrides: list[str], multirun: bool, bases: dict[tuple[str, ...], Any]
 ) -> tuple[Any, list[str]]:
+    """Compose one job and check it; return the configuration and a message for every problem."""
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -155,16 +165,15 @@ def _check_job(
     try:
         composed = compose_cell(overrides, bases)
         cfg: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
-    except AssertionError:  # omegaconf's answer to a key below something that is null
+    except AssertionError:  # OmegaConf raises it for a key below a section that is null
         return None, [
             "model.pretrain.*, mt.pretrain.*: only embedded models are built here and have these "
             "options"
         ]
     except (HydraException, OmegaConfBaseException) as error:
         reason = error.__cause__ or error
-        if (
-            isinstance(error, MissingConfigException) and error.options is not None
-        ):  # of a group of Hydra's own
+        # an unknown option of one of Hydra's own groups
+        if isinstance(error, MissingConfigException) and error.options is not None:
             group, _, name = str(error.missing_cfg_file).rpartition("/")
             return None, [f"{group}={name}: {_allowed(name, error.options)}"]
         key = getattr(reason, "full_key", None)
@@ -179,7 +188,7 @@ def _check_job(
 
 
 def _check_rules(cfg: Any, prefix: str = "") -> Iterator[str]:
-    """Values against the rules in the fields' metadata."""
+    """Check all values against the rules in the fields' metadata."""
     for f in fields(cfg):
         value, key, rules = getattr(cfg, f.name), prefix + f.name, f.metadata
         if is_dataclass(value):
@@ -209,7 +218,7 @@ def _check_rules(cfg: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _check_meaning(cfg: Config) -> Iterator[str]:
-    """What single values cannot tell: paths, languages, pairs of options."""
+    """Check constraints that span options: paths, languages, incompatible combinations."""
     task = TASKS.get(cfg.task.name)
     if task is not None:
         yield from _check_task(cfg, task)
@@ -285,7 +294,7 @@ def _check_meaning(cfg: Config) -> Iterator[str]:
 
 
 def _check_sharding(cfg: Config) -> Iterator[str]:
-    """What weights in parts rule out."""
+    """Refuse options that do not work with sharded weights."""
     if cfg.model.quantize:
         yield (
             f"model.quantize={cfg.model.quantize} with trainer.strategy=fsdp: 4-bit weights are "
@@ -304,6 +313,7 @@ def _check_sharding(cfg: Config) -> Iterator[str]:
 
 
 def _check_task(cfg: Config, task) -> Iterator[str]:
+    """Check the language, data folder, splits and translation of a task."""
     toy = cfg.task.name.startswith("toy_")
     if cfg.task.lang not in task.languages:
         yield f"task.lang={cfg.task.lang}: {_allowed(cfg.task.lang, task.languages)}"
@@ -332,6 +342,7 @@ def _check_task(cfg: Config, task) -> Iterator[str]:
 
 
 def _check_windows(cfg: Config, task) -> Iterator[str]:
+    """Check the stride of overlapping windows."""
     stride, window = cfg.task.doc_stride, cfg.task.window
     name, longest = (
         ("data.max_length", cfg.data.max_length) if window is None else ("task.window", window)
@@ -360,6 +371,7 @@ MT_OPTIONS = {
 
 
 def _check_translation(cfg: Config, task) -> Iterator[str]:
+    """Check that the translation fits the task and the method."""
     mt, human, toy = cfg.mt, "the benchmark has no human translations", task.name.startswith("toy_")
     if mt.name == "toy" and not toy:
         yield f"mt=toy with task={task.name}: it translates generated text only; choose another mt"
@@ -410,7 +422,7 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
 
 
 def _check_splits(cfg: Config, task) -> Iterator[str]:
-    """Every slice is one, and no test example is trained or selected on."""
+    """Check every slice, and that no test example is trained or selected on."""
     english = "test" if cfg.task.english_test_split is None else "english_test"
     slices, given = (
         {},
@@ -436,16 +448,18 @@ def _check_splits(cfg: Config, task) -> Iterator[str]:
 
 
 def _allowed(value: str, allowed: Sequence[Any]) -> str:
+    """Return a message with the allowed values, and the one that is spelled most alike."""
     return f"choose one of {', '.join(map(str, allowed))}{_nearest(value, list(map(str, allowed)))}"
 
 
 def _same_name(key: str, known: Iterable[str]) -> str:
-    """The options of the uppermost sections whose last part is that of `key`."""
+    """Suggest options with the same last part as `key`, from the uppermost sections."""
     same = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
     upper = [k for k in same if k.count(".") == min(s.count(".") for s in same)]
     return f"; did you mean {' or '.join(upper)}?" if upper else ""
 
 
 def _nearest(value: str, known: Sequence[str]) -> str:
+    """Suggest the known value that is spelled most alike; "" without one."""
     near = difflib.get_close_matches(value, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
