@@ -1,4 +1,4 @@
-"""The command line: read with Hydra's own parser, explained by --help, refused with all its mistakes in one message."""
+"""Read a command line with Hydra's own parser, explain it in --help, and report its mistakes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from flare_exp.config import composition, schema
 
-# Subcommand -> its flags, and what it does, for --help. Each is a module flare_exp.<name> with `main(arguments) -> exit code`.
+# Subcommand -> its flags and its help. Each is a module flare_exp.cli.<name> with a function
+# `main(arguments) -> exit code`.
 COMMANDS = {
     "plan": (
         ("-m", "--multirun"),
@@ -23,33 +24,47 @@ COMMANDS = {
     "status": (("--timeline",), "what has become of the jobs of a grid"),
 }
 SUBMIT = """\
-`python -m flare_exp submit key=value ...`: give the jobs of a grid to SLURM, and do not wait for them.
+`python -m flare_exp submit key=value ...`: give the jobs of a grid to SLURM, and do not wait \
+for them.
 
-The same as `-m hydra/launcher=slurm`, which waits: one job array, from which finished and running jobs are left out, so that the
-same command starts what is left. The cluster's own options are hydra.launcher.partition=..., hydra.launcher.timeout_min=... and
-so on (conf/hydra/launcher/slurm.yaml). What has become of the jobs: python -m flare_exp status <output_dir>. docs/cluster.md"""
+The same as `-m hydra/launcher=slurm`, which waits: one job array, from which finished and \
+running jobs are left out, so that the
+same command starts what is left. The cluster's own options are \
+hydra.launcher.partition=..., hydra.launcher.timeout_min=... and
+so on (conf/hydra/launcher/slurm.yaml). What has become of the jobs: \
+python -m flare_exp status <output_dir>. docs/cluster.md"""
 EXAMPLES = """\
-  python -m flare_exp                                             FLARE on the embedded world, no network needed
-  python -m flare_exp method=lora task.lang=near seed=1           plain LoRA, the near language, another seed
+  python -m flare_exp                                             FLARE on the \
+embedded world, no network needed
+  python -m flare_exp method=lora task.lang=near seed=1           plain LoRA, \
+the near language, another seed
   python -m flare_exp -m method=zero_shot,lora,flare seed=0,1,2   a grid; shared stages run once
   python -m flare_exp fusion=cross_attn fusion.heads=2 trainer.max_epochs=3
-  python -m flare_exp method=flare_mt mt=toy_nllb                 the source is a translation model's encoder
+  python -m flare_exp method=flare_mt mt=toy_nllb                 the source is \
+a translation model's encoder
   python -m flare_exp model=tiny_decoder task=toy_qa              a Llama that writes answers
-  python -m flare_exp model=llama31 task=xnli task.lang=sw        4-bit weights, LoRA in all linear layers
-  python -m flare_exp model=custom model.path=./my_model task=nusax task.data_dir=./my_data task.lang=jav mt=gold
-      An own checkpoint (a folder, or a hub id, which is downloaded) and own files, my_data/<language>/<split>.parquet.
-      mt=gold takes the benchmark's human translations; without it, nusax is translated by NLLB 3.3B (13 GB)."""
+  python -m flare_exp model=llama31 task=xnli task.lang=sw        4-bit weights, \
+LoRA in all linear layers
+  python -m flare_exp model=custom model.path=./my_model task=nusax task.data_dir=./my_data \
+task.lang=jav mt=gold
+      An own checkpoint (a folder, or a hub id, which is downloaded) and own files, \
+my_data/<language>/<split>.parquet.
+      mt=gold takes the benchmark's human translations; without it, nusax is translated by \
+NLLB 3.3B (13 GB)."""
 
 
-# Options whose value is a path: taken as the shell gives it, whatever characters it has.
+# Options whose value is a path, taken literally as the shell passes it.
 PATHS = ("output_dir", "cache_dir", "task.data_dir", "model.path", "mt.path")
 
 
 def normalised(argv: Sequence[str], multirun: bool = False) -> list[str]:
-    """A command line as Hydra wants it: flags before overrides, slices and paths in quotes where its grammar needs them.
+    """Return a command line in the form that Hydra expects.
+
+    Flags come before overrides. Slices and paths are quoted where Hydra's grammar needs it.
 
     Args:
-        multirun: values with commas are several, as with -m.
+        argv: the words of the command line.
+        multirun: commas separate several values, as with -m.
     """
     overrides = [a for a in argv if "=" in a and not a.startswith("-")]
     flags = [a for a in argv if a not in overrides]
@@ -58,10 +73,11 @@ def normalised(argv: Sequence[str], multirun: bool = False) -> list[str]:
 
 
 def quoted(override: str, several: bool) -> str:
-    """One key=value word with its value in quotes, if it is a slice or a path that Hydra would read as something else.
+    """Quote the value of a key=value word if it is a slice or a path that Hydra would misread.
 
     Args:
-        several: a comma is between two values; else it is a part of a path.
+        override: the key=value word.
+        several: a comma separates two values; otherwise it is a part of a path.
     """
     key, _, value = override.partition("=")
     if key.endswith("_split") and "[" in value and value[0] not in "'\"":
@@ -79,7 +95,10 @@ def quoted(override: str, several: bool) -> str:
 
 
 def _is_hydras(value: str) -> bool:
-    """Whether a value uses Hydra's grammar: in quotes, an interpolation, or a sweep such as choice(a,b)."""
+    """Return whether a value uses Hydra's grammar.
+
+    Such a value is quoted, holds an interpolation, or is a sweep such as choice(a,b).
+    """
     return (
         (value[0] == value[-1] and value[0] in "'\"")
         or "${" in value
@@ -88,6 +107,7 @@ def _is_hydras(value: str) -> bool:
 
 
 def _parses(override: str) -> bool:
+    """Return whether Hydra's grammar accepts an override."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -99,7 +119,7 @@ def _parses(override: str) -> bool:
 
 
 def overrides(arguments: Sequence[str]) -> list[str]:
-    """The key=value words of a Hydra command line, read with Hydra's own parser."""
+    """Return the key=value words of a Hydra command line, read with Hydra's own parser."""
     from hydra._internal.utils import get_args_parser
 
     known, _ = get_args_parser().parse_known_args(list(arguments))
@@ -107,7 +127,7 @@ def overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def unknown_flags(arguments: Sequence[str]) -> list[str]:
-    """A message for each flag that is none of Hydra's."""
+    """Return a message for each flag that Hydra does not have."""
     from hydra._internal.utils import get_args_parser
 
     _, unknown = get_args_parser().parse_known_args(list(arguments))
@@ -118,7 +138,7 @@ def unknown_flags(arguments: Sequence[str]) -> list[str]:
 
 
 def unknown_command(arguments: Sequence[str]) -> str | None:
-    """A message if the command line begins with a word that is no command; None: it does not."""
+    """Return a message if the command line begins with an unknown command, else None."""
     from difflib import get_close_matches
 
     word = arguments[0] if arguments else ""
@@ -131,7 +151,7 @@ def unknown_command(arguments: Sequence[str]) -> str | None:
 
 
 def refuse(problems: Sequence[str]) -> int:
-    """Say what is wrong with a command line; gives the exit code."""
+    """Print the problems of a command line and return the exit code."""
     count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
     print(f"flare_exp: {count} in the command line", file=sys.stderr)
     for problem in problems:
@@ -141,17 +161,20 @@ def refuse(problems: Sequence[str]) -> int:
 
 
 def show(text: str) -> None:
-    """Print it, or as much as a reader takes (`--help | head`)."""
+    """Print a text, or as much of it as the reader takes (`--help | head`)."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or Python's own flush at exit complains
+        # otherwise Python's flush at exit reports the broken pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def help_text() -> str:
-    """Groups with the options' first comment lines, every key with its help, five commands."""
+    """Return the text of --help.
+
+    It lists examples, commands, groups with the first comment line of each option's file, and every
+    key with its help.
+    """
     lines = [
         "usage: python -m flare_exp [-m] [--cfg job] [group=option ...] [key=value ...]",
         "",
@@ -190,6 +213,7 @@ def help_text() -> str:
 
 
 def _comment(group: str, name: str) -> str:
+    """Return the first comment line of an option's file."""
     for line in (composition.conf_dir() / group / f"{name}.yaml").read_text().splitlines():
         if line.startswith("# ") and not line.startswith("# @package"):
             return line[2:]

@@ -1,7 +1,7 @@
 """`python -m flare_exp key=value ...`: check every override, then hand over to Hydra.
 
-Hydra stops at its first error and lets `--cfg` bypass the program, so the command line is checked here beforehand.
-Nothing heavy is imported before that.
+Hydra stops at its first error and lets `--cfg` bypass the program, so the command line is checked
+here beforehand. Nothing heavy is imported before that check.
 """
 
 from __future__ import annotations
@@ -32,11 +32,17 @@ from flare_exp.utils import signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 2 a mistake in the command line, data or files, 1 a failed grid or a crash,
-    128 + n stopped by signal n."""
+    """Run a command line and return its exit code.
+
+    0: done. 1: a failed grid or a crash. 2: a mistake in the command line, data or files. 128 + n:
+    stopped by signal n.
+
+    Args:
+        argv: words of the command line; None: those of this process.
+    """
     try:
         return _main(list(sys.argv[1:] if argv is None else argv))
-    except KeyboardInterrupt:  # while a run goes on, flare_exp.experiment.runs tells what is kept
+    except KeyboardInterrupt:  # during a run, flare_exp.experiment.runs says what is kept
         print("\nstopped by Ctrl-C", file=sys.stderr)
         return 130
 
@@ -55,15 +61,14 @@ def _main(given: list[str]) -> int:
         commandline.show(commandline.help_text() if wait else commandline.SUBMIT)
         return 0
     flags = [a for a in arguments if a.startswith("-")]
-    if "--version" in flags:  # Hydra would tell its own
+    if "--version" in flags:  # Hydra would print its own version
         print(f"flare_exp {__version__}")
         return 0
     overrides = commandline.overrides(arguments)
     multirun = any(f in ("-m", "--multirun") for f in flags)
     if multirun and not any(o.startswith("output_dir=") for o in overrides):
-        overrides.append(
-            "output_dir=" + time.strftime("outputs/%Y-%m-%d_%H-%M-%S_grid")
-        )  # one folder for all its jobs
+        # one folder for all jobs of the grid
+        overrides.append("output_dir=" + time.strftime("outputs/%Y-%m-%d_%H-%M-%S_grid"))
         arguments.append(overrides[-1])
     jobs, problems = validation.check(
         [o for o in overrides if not (unknown and o == given[0])], multirun
@@ -78,9 +83,8 @@ def _main(given: list[str]) -> int:
         return _print_config(jobs[0])
     if not multirun and assists(jobs[0]):
         return 0
-    if not any(
-        o.startswith("output_dir=") for o in overrides
-    ):  # its default holds the time: it is named once
+    # the default folder holds the time, so it is fixed once
+    if not any(o.startswith("output_dir=") for o in overrides):
         arguments.append(commandline.quoted(f"output_dir={jobs[0].output_dir}", False))
     folder = Path(str(jobs[0].output_dir)).expanduser()
     on_slurm = "hydra/launcher=slurm" in overrides
@@ -117,7 +121,7 @@ def _main(given: list[str]) -> int:
 
 
 def _command(name: str, arguments: Sequence[str]) -> int:
-    """Run a subcommand; a user's mistake is one message and exit code 2."""
+    """Run a subcommand; a user's mistake is printed as one message, with exit code 2."""
     import importlib
 
     module = importlib.import_module(f"flare_exp.cli.{name}")
@@ -137,6 +141,7 @@ def _command(name: str, arguments: Sequence[str]) -> int:
 
 
 def _print_config(job: Any) -> int:
+    """Print the resolved configuration of a job; return the exit code."""
     from omegaconf import OmegaConf
 
     print(OmegaConf.to_yaml(job, resolve=True), end="")
@@ -144,7 +149,10 @@ def _print_config(job: Any) -> int:
 
 
 class _Grid:
-    """The jobs of a multirun as they were composed when it was started: editing a file later changes nothing."""
+    """The jobs of a multirun, as composed at its start.
+
+    Files that are edited later do not change the jobs.
+    """
 
     def __init__(self, folder: Path, jobs: Sequence[Any], cells: Sequence[Sequence[str]]):
         self.folder, self.jobs, self.cells = folder, jobs, cells
@@ -154,7 +162,7 @@ class _Grid:
         self.numbers = [n for n in range(len(jobs)) if n not in self.skipped]
 
     def problems(self) -> Iterator[str]:
-        """The folder cannot be written, or holds other jobs."""
+        """Yield a message if the folder is not writable, and for every job folder in other use."""
         if unwritable := list(check_writable(self.folder)):
             yield from unwritable
             return
@@ -162,13 +170,13 @@ class _Grid:
             yield from check_content(self.jobs[n], self.folder / str(n))
 
     def announcement(self, number: int) -> str:
-        """Say which job begins, by the overrides that are not those of all jobs."""
+        """Return a line that names a job by the overrides that not all jobs share."""
         common = set.intersection(*map(set, self.cells)) if len(self.cells) > 1 else set()
         own = " ".join(o for o in self.cells[number] if o not in common)
         return f"job {self.numbers.index(number) + 1} of {len(self.numbers)}: {own}"
 
     def begin(self) -> None:
-        """Leave word of the jobs, for `status`."""
+        """Print which jobs are skipped, and write the list of jobs for `status`."""
         from flare_exp.experiment import run_state
 
         for method in dict.fromkeys(self.jobs[n].method.name for n in self.skipped):
@@ -180,7 +188,7 @@ class _Grid:
 
 
 def _on_slurm(grid: _Grid, wait: bool) -> int:
-    """Submit the jobs that are not done, and wait for them unless told otherwise; returns the exit code."""
+    """Submit the jobs that are not done, and wait for them if asked; return the exit code."""
     from omegaconf import OmegaConf
 
     from flare_exp.cli import report, status
@@ -227,6 +235,7 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
 
 
 def _hand_over(arguments: Sequence[str], grid: _Grid | None = None) -> int:
+    """Let Hydra run the jobs; return the exit code."""
     import hydra
 
     composition.register_schema()
@@ -239,7 +248,7 @@ def _hand_over(arguments: Sequence[str], grid: _Grid | None = None) -> int:
 
 
 class _Outcome:
-    """Runs Hydra's jobs and remembers which failed, so that a grid goes on and its end tells."""
+    """Runs Hydra's jobs and records the failed ones, so that a grid goes on after a failure."""
 
     def __init__(self, grid: _Grid | None):
         self.grid = grid
@@ -247,7 +256,7 @@ class _Outcome:
         self.crashed = False
 
     def job(self, cfg: Any) -> None:
-        """One job of Hydra's; a user's mistake is told and remembered, so that a grid goes on."""
+        """Run one of Hydra's jobs; a failure is printed and recorded."""
         from hydra.core.hydra_config import HydraConfig
 
         hydra_cfg = HydraConfig.get()
@@ -265,11 +274,13 @@ class _Outcome:
             self._remember(folder, attempt_in_grid(self.grid.jobs[number], folder))
 
     def _remember(self, folder: Path, reason: str | None) -> None:
+        """Print and record the reason of a failure; None is no failure."""
         if reason is not None:
             self.failed.append((folder, reason))
             print(f"flare_exp: {reason}", file=sys.stderr)
 
     def report(self) -> int:
+        """Print the results and failures of a grid; return the exit code."""
         if self.grid and len(self.failed) < len(self.grid.numbers):
             from flare_exp.cli.report import print_report
 

@@ -1,8 +1,10 @@
-"""`python -m flare_exp plan [-m] [memory=80GB] key=value ...`: what a run or a grid would build, need and take, before it is
-started. With memory=, also the largest data.micro_batch_size that fits a device of that size.
+"""`python -m flare_exp plan [-m] [memory=80GB] key=value ...`: show what a run would build.
 
-Nothing is fetched or built. What it takes is measured on a few batches of every stage, or counted where a model is not here:
-docs/plan.md.
+Shows, before a run or a grid is started, what it would build, need and take. With memory=, also the
+largest data.micro_batch_size that fits a device of that size.
+
+Nothing is fetched or built. Costs are measured on a few batches of every stage. They are counted
+from shapes where a model is not on this machine: docs/plan.md.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from flare_exp.planning.estimates import Estimate
 
 
-# What a reader sees -> names of artefacts (`pipeline.run_stages`); translations have names of their own.
+# column of the table -> names of artifacts (`pipeline.run_stages`); all others are translations
 COLUMNS = {
     "model": ("backbone", "mt"),
     "finetune": ("finetune",),
@@ -41,9 +43,21 @@ ELSEWHERE = ("hub", "checkpoint")  # kinds that are never built here
 
 @dataclass
 class Job:
-    """One run. `made`: name -> artefact; `owners`: name of one to build -> the earlier job that does, None: this one; `estimate`:
-    of what this one builds; `parameters`: of what it trains last; `download`: bytes of checkpoints that are not here; `sizes`:
-    of the assumed data (empty: the data is here); `counted`: whether its cost is counted from shapes, not measured."""
+    """One run of the plan.
+
+    Args:
+        number: number of the job in its grid.
+        overrides: its overrides.
+        cfg: its configuration.
+        made: name -> artifact.
+        owners: name of an artifact to build -> number of the earlier job that builds it; None: this
+            job.
+        estimate: cost of the artifacts that this job builds; None if it builds nothing.
+        parameters: number of parameters in its last training.
+        download: bytes of checkpoints that are not on this machine.
+        sizes: description of the assumed data; empty if the data is on this machine.
+        counted: whether the cost is counted from shapes instead of measured.
+    """
 
     number: int
     overrides: list[str]
@@ -58,10 +72,12 @@ class Job:
 
     @property
     def todo(self) -> set[str]:
+        """Return the names of the artifacts that this job builds."""
         return {name for name, owner in self.owners.items() if owner is None}
 
     @property
     def seconds(self) -> float:
+        """Return the estimated seconds of the artifacts that this job builds."""
         return (
             sum(self.estimate.seconds.get(name, 0.0) for name in self.todo)
             if self.estimate
@@ -70,8 +86,10 @@ class Job:
 
     @property
     def generic(self) -> dict[str, str]:
-        """The names of this job's artefacts -> names that do not depend on its language: a translation that is not there yet is
-        named by its digest."""
+        """Return the names of this job's artifacts -> names that do not depend on its language.
+
+        A translation that does not exist yet is named by its digest.
+        """
         unnamed = [name for name, a in self.made.items() if name == a.digest]
         return {
             name: f"translation {unnamed.index(name)}" if name in unnamed else name
@@ -79,7 +97,7 @@ class Job:
         }
 
     def column(self, name: str) -> str:
-        """State and time of a column's artefacts."""
+        """Return the states and the time of a column's artifacts."""
         every = {n for names in COLUMNS.values() for n in names}
         names = [n for n in self.made if (n in COLUMNS[name] if COLUMNS[name] else n not in every)]
         if not names:
@@ -96,6 +114,7 @@ class Job:
         return "\n".join(said) + (f"\n{duration(taken)}" if self.todo & {*names} else "")
 
     def _state(self, name: str) -> str:
+        """Return the state of an artifact as shown in the table."""
         if self.made[name].kind in ELSEWHERE:
             return "here" if self.made[name].reused else "download"
         if self.made[name].reused:
@@ -105,7 +124,10 @@ class Job:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the plan of a command line; the exit code is 2 when it has mistakes."""
+    """Print the plan of a command line and return the exit code.
+
+    0: done. 1: not even one row fits a given size of memory. 2: the command line has mistakes.
+    """
     limits = [a.partition("=")[2] for a in arguments if a.startswith("memory=")]
     overrides = commandline.overrides([a for a in arguments if not a.startswith("memory=")])
     multirun = any(a in ("-m", "--multirun") for a in arguments)
@@ -135,24 +157,29 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _typed(composed: Any) -> schema.Config:
+    """Convert a composed configuration to dataclasses."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_object(composed)  # type: ignore[return-value]
 
 
 def _quietly(cfg: schema.Config) -> None:
-    quiet(replace(cfg, offline=True))  # a plan asks nobody
+    """Silence libraries, without network."""
+    quiet(replace(cfg, offline=True))  # a plan never uses the network
 
 
 def looked_up(
     jobs: Sequence[tuple[list[str], schema.Config]], multirun: bool, scratch: Path
 ) -> list[Job]:
-    """What each job builds, finds, or leaves to an earlier one."""
+    """Return the jobs, with the artifacts that each builds, finds, or shares with an earlier one.
+
+    Jobs that a grid leaves out are left out here, too.
+    """
     found: list[Job] = []
-    building: dict[str, int] = {}  # artefact -> the job that builds it
+    building: dict[str, int] = {}  # artifact -> the job that builds it
     for number, (overrides, cfg) in enumerate(_progress(jobs, "looking at")):
         if multirun and composition.without_fusion(cfg, overrides):
-            continue  # as a grid does
+            continue  # a grid leaves this job out, too
         job = _looked_at(number, overrides, settled(cfg), scratch)
         for name, artifact in job.made.items():
             if not artifact.reused and artifact.kind not in ELSEWHERE:
@@ -163,8 +190,11 @@ def looked_up(
 
 
 def price(jobs: Sequence[Job], scratch: Path) -> None:
-    """Estimate the jobs, those that cost the same only once: they differ in the seed, or in a language whose data is assumed
-    to be as large."""
+    """Estimate the cost of the jobs; jobs that cost the same are estimated once.
+
+    Such jobs differ in the seed only, or also in a language whose data is assumed to be of the same
+    size.
+    """
     known: dict[str, Estimate] = {}
     for job in _progress(jobs, "estimating"):
         generic = job.generic
@@ -185,7 +215,11 @@ def price(jobs: Sequence[Job], scratch: Path) -> None:
 
 
 def _estimated(job: Job, scratch: Path) -> Estimate:
-    """The cost of a job: counted here, or measured in a fresh process, whose peak memory is its own."""
+    """Return the cost of a job.
+
+    It is counted in this process, or measured in a fresh process, whose peak memory is only its
+    own.
+    """
     if job.counted:
         return _estimate(job.cfg, scratch, job.todo)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -193,7 +227,7 @@ def _estimated(job: Job, scratch: Path) -> Estimate:
 
 
 def _renamed(estimate: Estimate, names: dict[str, str]) -> Estimate:
-    """Replace the names of artefacts in an estimate."""
+    """Return an estimate with other names of artifacts."""
     seconds = {names.get(name, name): value for name, value in estimate.seconds.items()}
     return replace(
         estimate,
@@ -203,7 +237,11 @@ def _renamed(estimate: Estimate, names: dict[str, str]) -> Estimate:
 
 
 def _trained(job: Job, jobs: dict[int, Job]) -> dict[str, int]:
-    """How many parameters the last training of a job has: as it was, as it will be, or as it will be in the job that owns it."""
+    """Return the parameter counts of a job's last training.
+
+    They are those of the artifact, of this job's estimate, or of the estimate of the job that
+    builds it.
+    """
     stage = "transfer" if "transfer" in job.made else "finetune"
     if job.made[stage].reused:
         return job.made[stage].info["parameters"]
@@ -222,7 +260,7 @@ def _progress(jobs: Sequence[Any], doing: str) -> Iterable[Any]:
 
 
 def bytes_of(text: str) -> int:
-    """Read a size like 80GB or 40GiB; 0: it is none."""
+    """Return the bytes of a size like 80GB or 40GiB; 0 for any other text."""
     if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)([kMGT])(i?)B", text)):
         return 0
     number, unit, binary = found.groups()
@@ -230,12 +268,14 @@ def bytes_of(text: str) -> int:
 
 
 def fitting(jobs: Sequence[Job], limit: int, scratch: Path) -> dict[int, tuple[int, float]]:
-    """Find each job's largest micro-batch whose estimate stays below `limit` bytes: powers of two, and the whole batch.
+    """Return each job's largest micro-batch whose estimate stays below `limit` bytes.
 
-    Of a GPU's memory a tenth is left to its context and to the allocator's reserve.
+    The sizes tried are powers of two, and the whole batch. A tenth of a GPU's memory is left to its
+    context and to the allocator's reserve.
 
     Returns:
-        number of the job -> rows (0: not even one row fits), and the bytes that they, or one row, take.
+        number of the job -> rows (0: not even one row fits), and the bytes that these rows, or one
+            row, take.
     """
     found: dict[int, tuple[int, float]] = {}
     known: dict[str, tuple[int, float]] = {}
@@ -256,7 +296,7 @@ def fitting(jobs: Sequence[Job], limit: int, scratch: Path) -> dict[int, tuple[i
 
 
 def _memory(job: Job, rows: int, scratch: Path) -> float:
-    """Bytes that a job takes with so many rows in a pass."""
+    """Return the bytes that a job takes with this many rows per forward pass."""
     import torch
 
     cfg = replace(job.cfg, data=replace(job.cfg.data, micro_batch_size=rows))
@@ -267,7 +307,10 @@ def _memory(job: Job, rows: int, scratch: Path) -> float:
 
 
 def settled(cfg: schema.Config) -> schema.Config:
-    """The configuration on this machine; where a model is not here, on a GPU unless the CPU is asked for."""
+    """Return the configuration with the hardware of this machine and pinned revisions.
+
+    If a model is not on this machine, a GPU is assumed unless the CPU is asked for.
+    """
     from flare_exp.experiment import pipeline
     from flare_exp.planning.preview import is_sketch
 
@@ -281,6 +324,7 @@ def settled(cfg: schema.Config) -> schema.Config:
 
 
 def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: Path) -> Job:
+    """Return one job with its artifacts, downloads and data sizes, without any cost."""
     from flare_exp.config.methods import METHODS
     from flare_exp.experiment import pipeline
     from flare_exp.planning import estimates
@@ -308,10 +352,11 @@ def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: P
 
 
 def _estimate(cfg: schema.Config, scratch: Path, todo: set[str]) -> Estimate:
+    """Estimate the cost of the artifacts `todo`; several devices divide the work."""
     _quietly(cfg)
     from flare_exp.planning import estimates
 
-    # of several devices each has its part of a batch, and of the work
+    # several devices divide the rows of a batch and the work
     devices = cfg.trainer.devices
     share = replace(cfg.data, batch_size=-(-cfg.data.batch_size // devices))
     alone = replace(cfg, data=share, trainer=replace(cfg.trainer, devices=1, strategy=None))
@@ -324,11 +369,11 @@ def _estimate(cfg: schema.Config, scratch: Path, todo: set[str]) -> Estimate:
     return found
 
 
-# --- what a reader sees ----------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 def show(jobs: Sequence[Job], left_out: int) -> None:
-    """The table, the sums, and what they rest on."""
+    """Print the table, the sums and the notes."""
     from rich.console import Console
     from rich.table import Table
 
@@ -365,6 +410,7 @@ def show(jobs: Sequence[Job], left_out: int) -> None:
 
 
 def sums(jobs: Sequence[Job]) -> list[str]:
+    """Return lines with the totals over all jobs: artifacts, time, memory, disk and downloads."""
     every = [job._state(name) for job in jobs for name in job.made]
     built, todo = every.count("built"), sum(len(job.todo) for job in jobs)
     shared = sum(len(job.owners) for job in jobs) - todo
@@ -381,11 +427,12 @@ def sums(jobs: Sequence[Job]) -> list[str]:
 
 
 def notes(jobs: Sequence[Job]) -> list[str]:
-    """Where the numbers come from."""
+    """Return the notes on how the numbers were obtained, each once."""
     return list(dict.fromkeys(note for job in jobs if job.estimate for note in job.estimate.notes))
 
 
 def size(count: float) -> str:
+    """Return a number of bytes with a decimal unit."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"
@@ -394,6 +441,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Return seconds as hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return (

@@ -1,7 +1,9 @@
-"""`python -m flare_exp prefetch [-m] key=value ...`: fetch what runs of this command line need from the Hugging Face hub.
+"""`python -m flare_exp prefetch [-m] key=value ...`: fetch from the Hugging Face hub.
 
-For machines without network: backbone, translation model and data go into the caches of the hub's libraries (HF_HOME), where runs
-with offline=true find them. Values with commas are grids. With offline=true it only tells what is there and what is missing.
+Fetches everything that runs of this command line need, for machines without network. Backbone,
+translation model and data go into the caches of the hub's libraries (HF_HOME), where runs with
+offline=true find them. Values with commas are grids. With offline=true it only shows what is there
+and what is missing.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from flare_exp.experiment.downloads import bring, cache_names, look, needs_of
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit code 0: everything is there; 1: something is not."""
+    """Fetch what the runs need and return the exit code: 0 if everything is there, else 1."""
     overrides = [a for a in arguments if not a.startswith("-")]
     jobs, problems = validation.check(overrides, multirun=True)
     if problems:
@@ -31,9 +33,8 @@ def main(arguments: Sequence[str]) -> int:
             "local folders."
         )
         return 0
-    if not only_look and (
-        silent := hub.unreachable()
-    ):  # the hub's libraries would try each need for half a minute
+    # otherwise the hub's libraries would try each need for half a minute
+    if not only_look and (silent := hub.unreachable()):
         print(f"flare_exp prefetch: {silent}; nothing was fetched", file=sys.stderr, flush=True)
         only_look = hub.offline(True)
     outcomes = [(need, *(look(need) if only_look else bring(need))) for need in wanted]
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _print(outcomes: Sequence[tuple[hub.Need, hub.Found, str]]) -> None:
+    """Print a table of the needs and their state, and how many are missing."""
     from rich import box
     from rich.console import Console
     from rich.filesize import decimal

@@ -32,7 +32,7 @@ from flare_exp.experiment.runs import VOLATILE
 from flare_exp.tasks import TASKS
 
 GROUPS = ("model", "task", "mt", "fusion", "method", "decode")
-# what the first columns say
+# options that the first columns show
 NAMED = {*(f"{group}.name" for group in GROUPS if group != "decode"), "task.lang", "mt.noise"}
 ABLATIONS = ("shuffle", "empty")
 TIMED = ("transfer", "test")  # stages whose seconds are shown
@@ -60,11 +60,12 @@ class Run:
 
     @property
     def fuses(self) -> bool:
+        """Return whether the method fuses source and target."""
         return self.options["method.name"] in schema.FUSING_METHODS
 
     @functools.cached_property
     def changed(self) -> dict[str, str]:
-        """Return what is not as shipped for this model, task and so on, beside `name`."""
+        """Return the options that differ from the shipped ones, without those in `name`."""
         chosen = [(g, str(self.options.get(f"{g}.name"))) for g in GROUPS]
         shipped = defaults(
             *(f"{g}={name}" for g, name in chosen if name in composition.groups()[g])
@@ -80,7 +81,7 @@ class Run:
 
     @property
     def chrf(self) -> float | None:
-        """Return chrF++ of the translations: of training data, or of test data where there is no other."""
+        """Return chrF++ of the translated training data, or else of the translated test data."""
         scores = (self.metrics.get("translation") or {}).get("chrf++") or {}
         ordered = [scores.get(self.metrics["lang"]), *scores.values()]
         return next((score for score in ordered if score is not None), None)
@@ -104,15 +105,15 @@ def run_folders(folders: Sequence[str]) -> list[Path]:
         for place, inside, files in os.walk(Path(folder).resolve()):
             if {"metrics.json", "config.yaml"}.intersection(files):
                 found.add(Path(place))
-                inside.clear()  # what a run keeps, such as W&B's own config.yaml, is no run
+                inside.clear()  # files inside a run, such as W&B's config.yaml, are no runs
     return sorted(found)
 
 
 def read(folder: Path) -> Run:
-    """Read a run.
+    """Read a finished run.
 
     Raises:
-        ValueError: it has no result, or its files are damaged; says which.
+        ValueError: the run has no result, or a file is damaged; the message names the file.
     """
     if not (folder / "metrics.json").is_file():
         state = run_state.read(folder)
@@ -141,7 +142,7 @@ Cells = dict[tuple[Any, ...], dict[int, Run]]
 
 
 def cells_of(runs: Sequence[Run]) -> tuple[dict[str, Cells], list[str]]:
-    """Return task -> cell -> seed -> run, and a problem for every run whose cell has its seed already."""
+    """Return task -> cell -> seed -> run, and a message for every run that repeats a seed."""
     tasks: dict[str, Cells] = defaultdict(lambda: defaultdict(dict))
     problems = []
     for run in runs:
@@ -191,7 +192,7 @@ def rows(cells: Cells, options: Sequence[str], metrics: Sequence[str]) -> Iterat
 
 
 def _place(item: tuple[tuple[Any, ...], dict[int, Run]]) -> tuple[Any, ...]:
-    """Sort rows by model, language, translation, then methods from the simplest on."""
+    """Return the sort key of a row: model, language, translation, then the method."""
     (model, lang, mt, method, changed), seeds = item
     order = [*METHODS].index(next(iter(seeds.values())).options["method.name"])
     return model, lang, mt, order, method, sorted(changed)
@@ -214,7 +215,7 @@ def show(task: str, cells: Cells, console: Console) -> None:
 
 
 def readings(cells: Cells, metric: str) -> list[str]:
-    """Say in a sentence per language and translation how FLARE compares with the baselines.
+    """Return a sentence per language and translation that compares FLARE with the baselines.
 
     Differences of at most TIE points count as ties. Rows without FLARE or without LoRA are left
     out.
@@ -244,10 +245,12 @@ def readings(cells: Cells, metric: str) -> list[str]:
 
 
 def _mean(runs: Sequence[Run], block: str, metric: str) -> float:
+    """Return the mean of a metric over runs, in percent."""
     return 100 * statistics.mean(run.metrics[block][metric] for run in runs)
 
 
 def _against(scores: Mapping[str, float], name: str, other: str) -> str:
+    """Compare the score of a method with that of another method."""
     gain = scores[name] - scores[other]
     if abs(gain) <= TIE:
         return f"as much as {other} ({scores[other]:.1f})"
@@ -271,15 +274,17 @@ def _why(gain: float, zero_shot: float, lang: str) -> str:
 
 
 def _caution(runs: Sequence[Run]) -> str:
+    """Return a warning if there is only one seed."""
     return " One seed: differences of a few points mean nothing." if len(runs) == 1 else ""
 
 
 def print_report(folders: Sequence[str]) -> int:
-    """Print a table per task and what it says.
+    """Print a table per task and its interpretation; return the exit code.
 
-    The exit code is 2 without a run, with a folder that is not there, or with two runs of one cell and seed.
+    The exit code is 2 without a run, with a folder that does not exist, or with two runs of one
+    cell and seed.
     """
-    # into a file a table is as wide as it needs to be
+    # a table in a file is as wide as it needs to be
     console = Console(width=None if sys.stdout.isatty() else 500)
     runs, left_out = [], []
     for folder in run_folders(folders):
@@ -312,5 +317,5 @@ def print_report(folders: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Report the runs below the given folders, or below outputs/."""
+    """Report the runs below the given folders, or below outputs/; return the exit code."""
     return print_report(list(arguments) or ["outputs"])

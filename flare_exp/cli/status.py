@@ -1,6 +1,7 @@
-"""`python -m flare_exp status <folder>`: what has become of the jobs of a grid, or of a single run.
+"""`python -m flare_exp status <folder>`: show the state of a run, or of the jobs of a grid.
 
-Read from the folders alone, on any machine that sees them. --timeline: also what happened when. Exit code 0: all are done.
+The state is read from the folders alone, on any machine that sees them. --timeline also shows what
+happened when. Exit code 0: all jobs are done.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from flare_exp.experiment.run_state import STYLES, State, counts, history, jobs_
 
 
 def print_table(states: dict[Path, State], overrides: dict[Path, list[str]]) -> None:
-    """A line for each job, with the overrides in which it differs from others, and how many there are of each state."""
+    """Print a line for each job, and the number of jobs in each state.
+
+    Args:
+        states: folder of a job -> its state.
+        overrides: folder of a job -> its overrides; those that all jobs share are left out.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -44,7 +50,7 @@ def print_table(states: dict[Path, State], overrides: dict[Path, list[str]]) -> 
 
 
 def print_timeline(folders: Iterable[Path]) -> None:
-    """What happened when, over all jobs."""
+    """Print the events of all jobs in order of time."""
     events = [(when, folder.name, state) for folder in folders for when, state in history(folder)]
     for when, name, state in sorted(events, key=lambda event: event[0]):
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
@@ -64,7 +70,7 @@ def print_timeline(folders: Iterable[Path]) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table; the exit code is 0 when all jobs are done, else 1."""
+    """Print the table and return the exit code: 0 when all jobs are done, else 1."""
     places = [a for a in arguments if a != "--timeline"]
     if len(places) != 1:
         raise UserError(

@@ -104,7 +104,7 @@ class FusionModule(LightningModule):
 
     def on_fit_start(self) -> None:
         """Switch the model to training mode."""
-        # from_pretrained returns modules in eval mode, which Lightning keeps: without this, no dropout
+        # from_pretrained returns modules in eval mode, which Lightning keeps: dropout would be off
         self.model.train()
 
     def training_step(self, batch: dict[str, Any], _: int) -> Tensor:
