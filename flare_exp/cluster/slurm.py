@@ -1,8 +1,11 @@
-"""The jobs of a grid on a SLURM cluster: `-m hydra/launcher=slurm`, and `python -m flare_exp submit`, which does not wait.
+"""Run the jobs of a grid on a SLURM cluster.
 
-submitit makes the job array. What each job runs is the configuration as it was composed at submission, so that editing a file
-later changes nothing. A job that SLURM warns (SIGUSR1, before its time limit or a preemption) keeps its state and goes back
-into the queue (flare_exp.utils.signals); submitit's own handling of another signal would start it from the beginning.
+`-m hydra/launcher=slurm` submits the jobs and waits; `python -m flare_exp submit` does not wait.
+
+submitit makes the job array. Each job runs the configuration as it was composed at submission, so
+that editing a file later changes nothing. A job that SLURM warns (SIGUSR1, before its time limit or
+a preemption) keeps its state and goes back into the queue (flare_exp.utils.signals). submitit's own
+handler for another signal would start it from the beginning.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from flare_exp.errors import UserError
 from flare_exp.experiment import downloads, run_state
 from flare_exp.utils import signals
 
-POLL = 5.0  # seconds between looks at the queue
-# Before Python has started, the shell ignores the signals; from then on they are pending until the job looks for them.
+POLL = 5.0  # seconds between two queries of the queue
+# The shell ignores the signals until Python has started. From then on they are blocked and stay
+# pending until the job checks for them.
 BLOCKED = """import os, signal, sys
 signals = signal.SIGUSR1, signal.SIGTERM
 signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -36,7 +40,7 @@ PYTHON = shlex.join(
 
 @dataclass(frozen=True)
 class Job:
-    """One job: its configuration, its folder, its overrides."""
+    """One job: its configuration, its folder and its overrides."""
 
     config: Config
     folder: Path
@@ -44,12 +48,13 @@ class Job:
 
 
 def resources(launcher: Mapping[str, Any], jobs: Sequence[Job]) -> dict[str, Any]:
-    """What to ask SLURM for, as submitit names it, from `hydra.launcher` and what the jobs' trainer needs.
+    """Return the resources to request from SLURM, as arguments of submitit.
 
-    A job is one task per node, which starts a process for each further device itself.
+    They follow from `hydra.launcher` and the jobs' trainer options. A job is one task per node,
+    which starts a process for each further device itself.
 
     Raises:
-        UserError: nodes or tasks that do not fit the trainer.
+        UserError: the jobs need different machines, or nodes or tasks do not fit the trainer.
     """
     machines = {(t.accelerator, t.devices, t.nodes) for t in (job.config.trainer for job in jobs)}
     if len(machines) > 1:
@@ -75,9 +80,8 @@ def resources(launcher: Mapping[str, Any], jobs: Sequence[Job]) -> dict[str, Any
         )
     asked["nodes"] = trainer.nodes
     if trainer.nodes > 1:
-        asked["srun_args"] = [
-            "--kill-on-bad-exit=1"
-        ]  # when one machine fails, the others must not wait for it
+        # when one machine fails, the others must not wait for it
+        asked["srun_args"] = ["--kill-on-bad-exit=1"]
     given = {"gpus_per_node", "gres", "gpus_per_task"} & asked.keys()
     if trainer.accelerator != "cpu" and not given:
         asked["gpus_per_node"] = trainer.devices
@@ -95,7 +99,7 @@ def resources(launcher: Mapping[str, Any], jobs: Sequence[Job]) -> dict[str, Any
 
 
 def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> str:
-    """Submit one array of jobs; returns its id.
+    """Submit one array of jobs and return its id.
 
     Raises:
         UserError: SLURM or submitit refuses, with the reason.
@@ -122,7 +126,7 @@ def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> str:
 
 
 def run(job: Job) -> None:
-    """On a node: one job."""
+    """Run one job on a node; exit with code 1 if it fails."""
     from omegaconf import OmegaConf
 
     from flare_exp.experiment.runs import assists, attempt_in_grid
@@ -151,7 +155,11 @@ def run(job: Job) -> None:
 
 
 def active(array: str) -> bool:
-    """Whether SLURM has not done with all jobs of an array."""
+    """Return whether an array still has jobs in SLURM's queue.
+
+    Raises:
+        UserError: the queue cannot be read.
+    """
     done = subprocess.run(
         ["squeue", "-h", "-j", array, "-o", "%i"], capture_output=True, text=True, timeout=60
     )
@@ -161,7 +169,7 @@ def active(array: str) -> bool:
 
 
 def wait(jobs: Sequence[Job], array: str) -> None:
-    """Wait until SLURM has done with an array, and tell how many jobs there are of each state."""
+    """Wait until SLURM has finished an array, and print the number of jobs in each state."""
     said = ""
     while True:
         queued = active(array)
@@ -177,7 +185,7 @@ def wait(jobs: Sequence[Job], array: str) -> None:
 
 
 def ended(state: run_state.State) -> run_state.State:
-    """The state of a job that SLURM has done with."""
+    """Return the state of a job that SLURM has finished: without a result, it has failed."""
     if state.state in ("running", "waiting"):
         return replace(
             state, state="failed", reason=f"SLURM job {state.slurm_job} ended without a result"
