@@ -1,1 +1,4 @@
-"""Small helpers without knowledge of models, tasks or experiments: signals, files, checks of numbers."""
+"""Small helpers for signals, files, progress and checks of numbers.
+
+No helper depends on models, tasks or experiments.
+"""

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar over `total` texts, with texts per second and the time left; gives the function that moves it on.
+    """Show a progress bar over `total` texts, and yield the function that advances it.
 
-    Long texts come first, so the time left is estimated too long rather than too short.
+    The bar shows texts per second and the time left. Long texts come first, so the time left is
+    overestimated rather than underestimated.
     """
     from rich.console import Console
     from rich.progress import (
@@ -35,7 +36,7 @@ def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
         Speed(),
         TimeRemainingColumn(),
     )
-    # a console of its own: rich's common one decides for good, when it is first asked for, whether it is on a terminal
+    # not rich's common console, which remembers whether it was on a terminal at first
     with Progress(
         *columns, console=Console(), transient=True, speed_estimate_period=300
     ) as progress:

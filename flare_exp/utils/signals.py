@@ -1,12 +1,14 @@
-"""Being stopped from outside, at a point where nothing is lost.
+"""Stop a run on a signal, at a point where nothing is lost.
 
-SLURM warns a job before its time limit or a preemption with SIGUSR1 (`--signal=USR1@300`); SIGTERM asks any process to end.
-Neither interrupts anything: a run looks for them where its state can be kept, at the boundary of a training step and before each
-stage. Ctrl-C (SIGINT) is the same while something is trained (`deferred`), and ends a run at once elsewhere: nothing is lost.
+SLURM warns a job before its time limit or a preemption with SIGUSR1 (`--signal=USR1@300`); SIGTERM
+asks any process to end. Neither interrupts anything: a run checks for them where its state can be
+kept, at the boundary of a training step and before each stage. Ctrl-C (SIGINT) works in the same
+way during a training (`deferred`). Elsewhere it ends a run at once, because nothing is lost.
 
-SIGUSR1 and SIGTERM stay blocked, and pending, instead of having a handler: they can come while Python still imports, or while a
-library holds a lock, and neither is disturbed. Every process that is started later inherits this, so that a signal to all of a
-job's processes reaches the one that leads, and ends none of the others.
+SIGUSR1 and SIGTERM have no handler. They are blocked and stay pending, because they can arrive
+while Python still imports, or while a library holds a lock, and must disturb neither. Every process
+that is started later inherits this. A signal to all processes of a job therefore reaches rank 0 and
+ends none of the others.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-SHARE = 0.02  # of the time of a training that keeping its states may take
-_interrupted = threading.Event()  # by Ctrl-C
+SHARE = 0.02  # largest share of a training's time for keeping its states
+_interrupted = threading.Event()  # set by Ctrl-C
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop; what it had done is kept."""
+    """A signal asked the run to stop; all finished work is kept."""
 
     def __init__(self, by: signal.Signals, where: str):
         super().__init__(f"stopped by {by.name} {where}; the same command goes on from there")
@@ -33,14 +35,16 @@ class Stopped(Exception):
 
 
 def listen() -> None:
-    """Keep SIGNALS from ending this process at once. Call it before any thread starts: one that does not block a signal
-    receives it."""
+    """Block SIGNALS, so that they do not end this process at once.
+
+    Call this before any thread starts: a thread that does not block a signal receives it.
+    """
     _interrupted.clear()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def asked() -> signal.Signals | None:
-    """The signal that asked this process to stop, if one did."""
+    """Return the signal that asked this process to stop, or None."""
     if _interrupted.is_set():
         return signal.SIGINT
     pending = signal.sigpending()
@@ -49,9 +53,10 @@ def asked() -> signal.Signals | None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Let Ctrl-C ask for a stop as the other signals do; a second one interrupts at once.
+    """Let Ctrl-C ask for a stop as the other signals do; a second Ctrl-C interrupts at once.
 
-    Where SIGINT is ignored, as in a process that a shell has started in the background, it stays ignored.
+    If SIGINT is ignored, as in a process that a shell has started in the background, it stays
+    ignored.
     """
     if (
         threading.current_thread() is not threading.main_thread()
@@ -76,23 +81,31 @@ def deferred() -> Iterator[None]:
 
 
 class Pace:
-    """When the state of a training is to be kept: every `minutes`, or less often where that takes more than SHARE of the time."""
+    """Schedule for keeping the state of a training.
+
+    A state is due every `minutes`, or less often where keeping it takes more than SHARE of the
+    time.
+    """
 
     def __init__(self, minutes: float):
         self.seconds, self.took, self.last = 60 * minutes, 0.0, time.monotonic()
 
     @property
     def due(self) -> bool:
+        """Return whether a state is to be kept now."""
         return self.affordable and time.monotonic() - self.last > self.seconds
 
     @property
     def affordable(self) -> bool:
-        """Whether enough time has passed since the last state for what it took to be SHARE of it."""
+        """Return whether enough time has passed since the last state.
+
+        The time for keeping that state must be at most SHARE of the time since then.
+        """
         return SHARE * (time.monotonic() - self.last) >= self.took
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """Measure what keeping a state takes."""
+        """Measure the time that keeping a state takes."""
         start = time.monotonic()
         yield
         self.last = time.monotonic()
@@ -100,15 +113,19 @@ class Pace:
 
 
 def check(where: str) -> None:
-    """Raise Stopped if a signal asked for it. `where` continues "stopped by SIGTERM"."""
+    """Raise Stopped if a signal asked for it; `where` continues "stopped by SIGTERM".
+
+    Raises:
+        Stopped: a signal asked the run to stop.
+    """
     if by := asked():
         raise Stopped(by, where)
 
 
 def requeue() -> str | None:
-    """Put the SLURM job that this process runs in back into the queue; returns its id, None outside of SLURM.
+    """Put the SLURM job of this process back into the queue and return its id; None outside SLURM.
 
-    SLURM ends the job's processes as soon as it is done.
+    SLURM ends the job's processes as soon as the job is in the queue.
 
     Raises:
         RuntimeError: SLURM refuses, with its reason.
