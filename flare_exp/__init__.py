@@ -1,6 +1,7 @@
-"""FLARE: language fusion for parameter-efficient cross-lingual transfer (arXiv 2501.06892), as an experiment framework.
+"""FLARE: language fusion for parameter-efficient cross-lingual transfer (arXiv 2501.06892).
 
-This module stays free of heavy imports: `python -m flare_exp --help` must answer at once.
+This package is an experiment framework for the method. This module stays free of heavy imports:
+`python -m flare_exp --help` must answer at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Content-addressed artefacts: what one stage hands to the next.
+"""Store content-addressed artifacts: the output of one stage that another stage reads.
 
-An artefact is a folder `<root>/<kind>/<hash of its key>` with a manifest.json that lists every file's SHA-256. It is
-built once, under a lock, in a temporary folder beside its place, fsynced and renamed; so it is there whole or not at all.
-The lock is a lease: a builder that is gone, on whatever machine, is followed by the next one.
+An artifact is a folder `<root>/<kind>/<hash of its key>` with a manifest.json that lists every
+file's SHA-256. It is built once, under a lock, in a temporary folder next to its place, fsynced and
+renamed. It therefore exists completely or not at all.
+
+Locks are leases: if a builder dies on any machine, its lock expires and another process takes over.
 """
 
 from __future__ import annotations
@@ -27,20 +29,27 @@ from flare_exp.utils import signals
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 3  # raise when artifacts of one key hold something else than before; flare_exp.code tells most changes of the code
+# Increase this number when artifacts of an unchanged key get another content. The hashes of
+# flare_exp.code detect most changes of the code.
+SCHEMA = 3
 MANIFEST = "manifest.json"
-SPENT = ".seconds"  # what earlier builders of an unfinished artefact took
-LEASE = (
-    120.0  # seconds without a sign of life after which another machine's builder is taken for dead
-)
+SPENT = ".seconds"  # file with the time that earlier builders of an unfinished artifact took
+# seconds without a renewal after which a builder on another machine counts as dead
+LEASE = 120.0
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished, verified artefact.
+    """A finished, verified artifact.
 
-    `info` is what its builder returned, `seconds` what building took, `reused` whether it was there before this call, `code` the
-    hash of the code that decides its content (flare_exp.code), where its key has one.
+    Args:
+        path: folder of the artifact.
+        kind: its kind.
+        digest: hash of its key.
+        info: facts that its builder returned.
+        seconds: time that building took.
+        reused: whether it existed before this call.
+        code: hash of the code that decides its content (flare_exp.code); None if its key has none.
     """
 
     path: Path
@@ -53,13 +62,14 @@ class Artifact:
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 of a JSON-able value in canonical form."""
+    """Return the SHA-256 of a JSON-able value in canonical form."""
     return hashlib.sha256(
         json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     ).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return (
             hashlib.file_digest(file, "sha256").hexdigest()
@@ -69,6 +79,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _sha256(file) -> str:  # Python 3.10
+    """Return the SHA-256 of an open file, for Python 3.10."""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
@@ -76,20 +87,24 @@ def _sha256(file) -> str:  # Python 3.10
 
 
 class Team(Protocol):
-    """The processes of a run, as far as the store needs them (flare_exp.experiment.launch)."""
+    """Protocol of the processes of a run, as far as the store needs them.
+
+    It is implemented in flare_exp.training.distributed.
+    """
 
     @property
     def leads(self) -> bool:
-        """Tell the process that builds."""
+        """Return whether this is the process that builds."""
 
     def agree(self, value: Any = None) -> Any:
-        """Give the leader's value to every process."""
+        """Return rank 0's value on every process."""
 
 
 class ArtifactStore:
-    """Builds, verifies and returns artefacts below `root` (shared by runs and, on a cluster, by nodes).
+    """Builds, verifies and returns artifacts below `root`.
 
-    In a `team` of processes the leader builds, and the others wait for what it leaves.
+    The folder may be shared by several runs and by the nodes of a cluster. In a `team` of processes
+    rank 0 builds, and the other processes wait for the artifact.
     """
 
     def __init__(self, root: Path | str, team: Team | None = None):
@@ -103,16 +118,22 @@ class ArtifactStore:
         together: bool = False,
         resumable: bool = False,
     ) -> Artifact:
-        """Return the artefact of `kind` and `key`, building it if it is missing or damaged.
+        """Return the artifact of `kind` and `key`; build it if it is missing or damaged.
 
-        `build(folder)` writes files into an empty folder and returns JSON-able facts for the manifest. A damaged
-        artefact is named in a warning and rebuilt; nothing of it is used. `together`: when it must be built, `build` is called
-        on every process of the team, with the leader's folder, into which the leader alone writes. `resumable`: a builder that
-        was stopped left its folder to the next one, which goes on with what it finds there.
+        A damaged artifact is named in a warning and rebuilt; nothing of it is used.
+
+        Args:
+            kind: kind of the artifact.
+            key: everything that decides its content, JSON-able.
+            build: writes files into an empty folder and returns JSON-able facts for the manifest.
+            together: whether every process calls `build`, with rank 0's folder, into which only
+                rank 0 writes.
+            resumable: whether a builder that was stopped leaves its folder to the next one, which
+                continues from its files.
 
         Raises:
             UserError: the cache folder cannot be written.
-            Stopped: a signal asked for it, and nothing was begun.
+            Stopped: a signal asked the run to stop; nothing was begun.
         """
         key, digest, place = self._identified(kind, key)
         if self.team and not self.team.leads:
@@ -147,7 +168,10 @@ class ArtifactStore:
         )
 
     def find(self, kind: str, key: Mapping[str, Any]) -> Artifact:
-        """What `get` would return, without building it: `reused` says whether it is there, and whole."""
+        """Return the artifact that `get` would return, without building it.
+
+        `reused` says whether it exists and is undamaged.
+        """
         key, digest, place = self._identified(kind, key)
         manifest = self._verified(place, kind, key) or {"info": {}, "seconds": 0.0}
         return Artifact(
@@ -161,12 +185,13 @@ class ArtifactStore:
         )
 
     def _identified(self, kind: str, key: Mapping[str, Any]) -> tuple[dict[str, Any], str, Path]:
-        """The key as a manifest holds it, its digest, and where the artefact belongs."""
+        """Return the key as a manifest holds it, its digest, and the artifact's folder."""
         plain = json.loads(json.dumps(dict(key)))
         digest = digest_of({"kind": kind, "schema": SCHEMA, "key": plain})[:20]
         return plain, digest, self.root / kind / digest
 
     def _locked(self, place: Path) -> SoftFileLease:
+        """Acquire the lock of an artifact, and wait while another process builds it."""
         lock = SoftFileLease(place.parent / f"{place.name}.lock", lease_duration=LEASE)
         try:
             lock.acquire(timeout=0.5)
@@ -181,13 +206,19 @@ class ArtifactStore:
         return lock
 
     def _awaited(self, place: Path, kind: str, key: Mapping[str, Any]) -> dict[str, Any]:
-        """The manifest, once the leader has left the artefact; without its lock, which would keep the leader waiting."""
+        """Wait until rank 0 has written the artifact, and return its manifest.
+
+        The lock is not taken, because that would block rank 0.
+        """
         while (manifest := self._verified(place, kind, key)) is None:
             time.sleep(0.2)
         return manifest
 
     def _verified(self, place: Path, kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The manifest when every byte is as it was written; otherwise None, with the damage named."""
+        """Return the manifest if every file is as it was written.
+
+        Otherwise the damage is logged and None is returned.
+        """
         if not place.is_dir():
             return None
         problem = None
@@ -219,7 +250,8 @@ class ArtifactStore:
         together: bool,
         resumable: bool,
     ) -> dict[str, Any]:
-        # We hold the lock: what a killed builder left behind is ours, or nobody's.
+        """Build an artifact in a temporary folder, move it into place and return its manifest."""
+        # This process holds the lock, so no other one uses the folder of a killed builder.
         folder = place.parent / f".{place.name}.part"
         if not resumable:
             shutil.rmtree(folder, ignore_errors=True)
@@ -268,6 +300,7 @@ class ArtifactStore:
 
 
 def _fsync(folder: Path) -> None:
+    """Flush a folder and everything in it to disk."""
     for path in [*folder.rglob("*"), folder]:
         _fsync_path(path)
 

@@ -1,6 +1,7 @@
-"""Hash the code that decides what an artifact holds, so that a changed program never finds what another one left.
+"""Hash the code that decides an artifact's content, so that changed code never reuses it.
 
-Comments, docstrings and formatting do not count, nor does the version of Python that computes the hash.
+Comments, docstrings and formatting do not count, nor does the version of Python that computes the
+hash.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 from flare_exp.artifacts import digest_of
 
 WORLD = ("toy.grammar", "toy.meaning", "toy.world", "toy.lexicon")
-# What an artifact's content depends on -> modules of this package that decide it, or functions and classes of them
-# (`module:name`) where the rest of a module decides nothing.
+# kind of content -> modules of this package that decide it. `module:name` is one function or class,
+# where the rest of the module has no influence.
 CODE = {
     "backbone": ("toy.pretrain", "toy.tokenizers", *WORLD),
     "mt": ("toy.translation_model", "toy.pretrain", "toy.tokenizers", "languages", *WORLD),
@@ -34,8 +35,8 @@ CODE = {
         "translation.translators",
     ),
     "noise": ("translation.noise",),
-    # how examples are prepared, trained on, answered and scored; the row of the model's family is a
-    # part of the key
+    # preparation of examples, training, answers and scores; the row of the model's family is a part
+    # of the key
     "model": (
         "data.classification",
         "data.datamodule",
@@ -86,10 +87,14 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def code_of(*kinds: str, task: str | None = None) -> str:
-    """Hash the code behind `kinds` (keys of CODE), and behind a task, whose module is `task`.
+    """Return the hash of the code behind some kinds of content.
+
+    Args:
+        *kinds: keys of CODE.
+        task: module of a task, which is hashed, too; None: no task.
 
     Raises:
-        LookupError: CODE names something that is not there.
+        LookupError: CODE names a module, function or class that does not exist.
     """
     names = sorted({f"{__package__}.{name}" for kind in kinds for name in CODE[kind]})
     found = {}
@@ -101,7 +106,11 @@ def code_of(*kinds: str, task: str | None = None) -> str:
 
 @functools.cache
 def source_of(module: str) -> str:
-    """Read a module's source."""
+    """Return the source of a module.
+
+    Raises:
+        LookupError: there is no such module.
+    """
     try:
         spec = find_spec(module)
     except ValueError:  # __main__
@@ -113,7 +122,7 @@ def source_of(module: str) -> str:
 
 @functools.cache
 def _hash(module: str, source: str, member: str) -> str:
-    """Hash a module, or one function or class of it."""
+    """Return the hash of a module, or of one function or class of it."""
     tree: ast.AST = ast.parse(source)
     if member:
         found = [node for node in tree.body if getattr(node, "name", None) == member]  # type: ignore[attr-defined]
@@ -124,10 +133,10 @@ def _hash(module: str, source: str, member: str) -> str:
 
 
 def _structure(node: Any) -> Any:
-    """Give a syntax tree as nested lists and strings, without docstrings.
+    """Return a syntax tree as nested lists and strings, without docstrings.
 
-    `ast.dump` and `ast.unparse` do the same differently in every version of Python: fields are added, which are empty, and
-    strings are quoted in other ways.
+    The output of `ast.dump` and `ast.unparse` depends on the version of Python: new versions add
+    empty fields and quote strings in another way.
     """
     if isinstance(node, list):
         return [_structure(item) for item in node]

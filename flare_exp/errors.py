@@ -1,26 +1,37 @@
-"""The one exception for mistakes a user can mend, shown as a message, never as a traceback; and what a full disk looks like."""
+"""Define the exception for mistakes of a user, and describe errors in one line.
+
+The exception is shown as a message, never as a traceback.
+"""
 
 import errno
 import os
 from pickle import UnpicklingError
 
+# errors of loading weights that are damaged, or that hold more than weights
 UNREADABLE = (
     OSError,
     ValueError,
     RuntimeError,
     EOFError,
     UnpicklingError,
-)  # weights that are damaged, or more than weights
+)
 
+# errors of a full disk, a quota or a limit of the file size
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
-    """A wrong option, a missing or damaged file. The message names the key, the value and what is allowed."""
+    """Error for a wrong option, or a missing or damaged file.
+
+    The message names the key, the value and what is allowed.
+    """
 
 
 def why_unreadable(error: Exception) -> str:
-    """Say in a line why weights could not be read. What torch says of a pickle is advice to run whatever code it holds."""
+    """Return in one line why weights could not be read.
+
+    torch's own message about a pickle is not used: it advises to run whatever code the file holds.
+    """
     if isinstance(error, UnpicklingError):
         return (
             "they are pickled and hold more than tensors, or are damaged; that is never run: save "
@@ -30,12 +41,15 @@ def why_unreadable(error: Exception) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of an error's message, or its type where it has none."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
 def out_of_room(error: BaseException) -> str | None:
-    """Say why nothing more can be written, if that is what `error` comes from: every library has an error of its own for it."""
+    """Return the reason why nothing more can be written, or None if `error` has another cause.
+
+    Every library raises its own error for a full disk, so causes and messages are searched.
+    """
     found: BaseException | None = error
     while found is not None:
         for number in FULL:

@@ -1,6 +1,7 @@
-"""Checkpoints and data sets of the Hugging Face hub: whether the local caches hold them, and how they get there.
+"""Find checkpoints and data sets of the Hugging Face hub in the local caches, or download them.
 
-The hub's libraries are imported inside functions only: they read HF_HUB_OFFLINE once, when they are imported.
+The hub's libraries are imported inside functions only: they read HF_HUB_OFFLINE once, at their
+import.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from flare_exp.errors import UserError, first_line
 
-# in the order in which transformers looks for them
+# in the order in which transformers searches for them
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -49,13 +50,12 @@ TOKENIZERS = {
 
 
 def offline(wanted: bool) -> bool:
-    """Whether the hub must not be asked: offline=true, or HF_HUB_OFFLINE in the environment.
+    """Return whether the hub must not be asked: offline=true, or HF_HUB_OFFLINE in the environment.
 
-    Tells the hub's libraries, so it comes before their import.
+    The environment of the hub's libraries is set accordingly. Call this before their import.
     """
-    os.environ.setdefault(
-        "DATASETS_VERBOSITY", "error"
-    )  # without network it tells every time that it reads its cache
+    # offline, `datasets` would report every use of its cache
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
     if wanted:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     asked = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
@@ -63,10 +63,13 @@ def offline(wanted: bool) -> bool:
 
 
 def unreachable(seconds: float = 5.0) -> str | None:
-    """Why the hub does not answer, None: it does. The libraries try again and again, for minutes; this asks once.
+    """Return why the hub does not answer, or None if it does.
+
+    The hub's libraries retry for minutes; this function asks once.
 
     Args:
-        seconds: at most; a name that nobody resolves can take longer than any timeout of a connection.
+        seconds: longest time to wait. A name that cannot be resolved may take longer than the
+            timeout of a connection.
     """
     import threading
     import urllib.error
@@ -81,7 +84,7 @@ def unreachable(seconds: float = 5.0) -> str | None:
                 urllib.request.Request(endpoint, method="HEAD"), timeout=seconds
             ).close()
             answers.append(None)
-        except urllib.error.HTTPError:  # an answer, too
+        except urllib.error.HTTPError:  # the hub has answered
             answers.append(None)
         except (OSError, ValueError) as error:
             answers.append(str(getattr(error, "reason", error)))
@@ -94,24 +97,27 @@ def unreachable(seconds: float = 5.0) -> str | None:
 
 
 def looks_local(path: str) -> bool:
-    """Whether `path` means a folder rather than a hub id (`name` or `owner/name`)."""
+    """Return whether `path` means a folder and not a hub id (`name` or `owner/name`)."""
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or os.path.exists(path)
 
 
 def local(path: str) -> str:
-    """`path` as transformers understands it, hub id or folder."""
+    """Return `path` as transformers expects it: a hub id, or an expanded folder."""
     return str(Path(path).expanduser()) if looks_local(path) else path
 
 
 def is_commit(revision: str | None) -> bool:
-    """Tell a commit, whose content never changes, from a branch, a tag or None (the newest)."""
+    """Return whether a revision is a commit, whose content never changes.
+
+    Other revisions are branches, tags and None (the newest commit).
+    """
     return bool(re.fullmatch("[0-9a-f]{40}", revision or ""))
 
 
 def commit_of(hub_id: str, revision: str | None) -> str:
-    """Resolve a checkpoint's revision to a commit: by the hub, or without network by the local cache.
+    """Return the commit of a checkpoint's revision, from the hub, or offline from the local cache.
 
-    Raises whatever goes wrong (see `reason`).
+    Any error of the hub's libraries is raised (see `reason`).
     """
     from huggingface_hub import hf_hub_download
 
@@ -122,7 +128,13 @@ def commit_of(hub_id: str, revision: str | None) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """What the local caches hold of something: its commit, its bytes, and what `lacks` (None: nothing)."""
+    """Content of the local caches for a need.
+
+    Args:
+        commit: commit of the cached files; None without any.
+        size: their bytes.
+        lacks: description of what is missing; None: nothing.
+    """
 
     commit: str | None = None
     size: int = 0
@@ -131,7 +143,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Need(ABC):
-    """Something on the hub, at a revision (None: the newest)."""
+    """A checkpoint or data set on the hub, at a revision (None: the newest)."""
 
     what: str
     hub_id: str
@@ -139,11 +151,12 @@ class Need(ABC):
 
     @property
     def origin(self) -> str:
+        """Return the name of the source for tables and messages."""
         return self.hub_id
 
     @property
     def pinned(self) -> bool:
-        """Whether the revision is a commit, so that the hub cannot hold anything newer."""
+        """Return whether the revision is a commit, so that the hub has nothing newer."""
         return is_commit(self.revision)
 
     def __str__(self) -> str:
@@ -152,19 +165,25 @@ class Need(ABC):
     @property
     @abstractmethod
     def cache(self) -> str:
-        """The folder of the local cache."""
+        """Return the folder of the local cache."""
 
     @abstractmethod
     def find(self) -> Found:
-        """Look into the local caches; the network is not asked."""
+        """Search the local caches, without network."""
 
     @abstractmethod
     def download(self) -> int:
-        """Bytes that `fetch` would take from the hub, if the caches have nothing; raises whatever goes wrong."""
+        """Return the bytes that `fetch` would download with empty caches.
+
+        Any error of the hub's libraries is raised.
+        """
 
     @abstractmethod
     def fetch(self) -> None:
-        """Fetch what the local caches lack, showing progress; raises whatever goes wrong."""
+        """Download the files that the local caches lack, with a progress bar.
+
+        Any error of the hub's libraries is raised.
+        """
 
 
 @dataclass(frozen=True)
@@ -173,11 +192,13 @@ class Checkpoint(Need):
 
     @property
     def cache(self) -> str:
+        """Return the folder of the hub's cache."""
         from huggingface_hub import constants
 
         return constants.HF_HUB_CACHE
 
     def find(self) -> Found:
+        """Search the local cache, without network."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -193,7 +214,7 @@ class Checkpoint(Need):
                 )
             )
         except (LocalEntryNotFoundError, HFValidationError) as error:
-            part = getattr(error, "snapshot_path", None)  # what an interrupted download has left
+            part = getattr(error, "snapshot_path", None)  # left by an interrupted download
             if part is None:
                 return Found(lacks="all of it")
             folder, lacks = Path(part), "part of its configuration or tokenizer"
@@ -202,6 +223,7 @@ class Checkpoint(Need):
         return Found(folder.name, size, lacks or missing_files(folder, names))
 
     def download(self) -> int:
+        """Return the bytes of the files that a run reads."""
         from huggingface_hub import HfApi
 
         files = (
@@ -212,6 +234,11 @@ class Checkpoint(Need):
         return sum(sizes[name] for name in wanted(list(sizes)))
 
     def fetch(self) -> None:
+        """Download the files that a run reads.
+
+        Raises:
+            UserError: the repository has no weights in a known format.
+        """
         from huggingface_hub import HfApi, snapshot_download
 
         names = wanted(HfApi().list_repo_files(self.hub_id, revision=self.revision))
@@ -222,32 +249,36 @@ class Checkpoint(Need):
 
 @dataclass(frozen=True)
 class DataSet(Need):
-    """One configuration of a data set: `datasets` prepares all splits of it at once."""
+    """One configuration of a data set; `datasets` prepares all its splits at once."""
 
     config: str
 
     @property
     def origin(self) -> str:
+        """Return the id and the configuration of the data set."""
         return f"{self.hub_id} ({self.config})"
 
     @property
     def cache(self) -> str:
+        """Return the folder of the cache of `datasets`."""
         from datasets import config
 
         return str(config.HF_DATASETS_CACHE)
 
     def find(self) -> Found:
+        """Search the local cache, without network."""
         from datasets.naming import camelcase_to_snakecase
 
         owner, _, name = self.hub_id.rpartition("/")
         place = Path(self.cache) / "___".join((owner, camelcase_to_snakecase(name))) / self.config
-        # <version>/<commit>; without network `datasets` would take any commit, the one prepared last
+        # <version>/<commit>: offline, `datasets` would take any commit, the one prepared last
         ready = [p.parent for p in place.glob(f"*/{self.revision}/dataset_info.json")]
         if not ready:
             return Found(lacks="all of it")
         return Found(self.revision, sum(p.stat().st_size for p in ready[0].iterdir()))
 
     def download(self) -> int:
+        """Return the bytes of the configuration's files."""
         from huggingface_hub import HfApi
 
         files = (
@@ -259,17 +290,20 @@ class DataSet(Need):
             for file in files
             if not file.rfilename.startswith((".", "README"))
         }
-        own = [
-            size for name, size in data.items() if f"/{self.config}/" in f"/{name}"
-        ]  # a folder of each configuration
+        # a configuration may have a folder of its own
+        own = [size for name, size in data.items() if f"/{self.config}/" in f"/{name}"]
         return sum(own or data.values())
 
     def fetch(self) -> None:
+        """Download and prepare all splits."""
         load_hub(self.hub_id, self.config, str(self.revision))
 
 
 def wanted(names: Sequence[str]) -> list[str]:
-    """Of a repository's files those that a run reads: small ones, and the weights in one format."""
+    """Return those of a repository's files that a run reads.
+
+    These are the small files, and the weights in one format.
+    """
     from huggingface_hub.utils import filter_repo_objects
 
     weights = next((name for name in WEIGHTS if name in names), "")
@@ -279,12 +313,15 @@ def wanted(names: Sequence[str]) -> list[str]:
 
 
 def files_read(names: Sequence[str]) -> list[str]:
-    """Select, of the files of a checkpoint's folder, those that transformers reads: a PEFT adapter there is loaded as well."""
+    """Return those of a checkpoint folder's files that transformers reads.
+
+    A PEFT adapter in the folder is loaded as well.
+    """
     return [*wanted(names), *sorted({*ADAPTER}.intersection(names))]
 
 
 def missing_files(folder: Path, names: Sequence[str]) -> str | None:
-    """What a checkpoint's folder lacks, in words; None: nothing."""
+    """Return a description of the files that a checkpoint's folder lacks; None: nothing."""
     weights = next((name for name in WEIGHTS if name in names), None)
     if weights is None:
         return "its weights"
@@ -298,7 +335,7 @@ def missing_files(folder: Path, names: Sequence[str]) -> str | None:
 
 
 def reason(error: Exception) -> str:
-    """Why the hub did not give something, in a line that says what to do where that is known."""
+    """Return in one line why the hub refused, and the remedy where it is known."""
     from huggingface_hub.errors import (
         GatedRepoError,
         RepositoryNotFoundError,
@@ -320,10 +357,12 @@ log = logging.getLogger(__name__)
 
 
 def load_hub(hub_id: str, config: str, revision: str, split: str | None = None) -> Any:
-    """A split of a hub data set at a pinned revision, or (None) all; either way all are prepared in the local cache.
+    """Load a split of a hub data set at a pinned revision.
+
+    All splits are prepared in the local cache. Without `split` all of them are returned.
 
     Raises:
-        UserError: it cannot be reached, or has no such config or split.
+        UserError: the hub cannot be reached, or has no such configuration or split.
     """
     import datasets
 
@@ -331,7 +370,8 @@ def load_hub(hub_id: str, config: str, revision: str, split: str | None = None) 
         return datasets.load_dataset(hub_id, config, split=split, revision=revision)
     except (OSError, ValueError, ConnectionError, RuntimeError) as error:
         raise UserError(
-            f"the data set {hub_id} ({config}{f', {split}' if split else ''}) could not be loaded: {first_line(error)}\n"
-            "  without network, fetch it beforehand (python -m flare_exp prefetch), or point task.data_dir at a folder of "
-            "<language>/<split>.parquet files"
+            f"the data set {hub_id} ({config}{f', {split}' if split else ''}) could not be loaded: "
+            f"{first_line(error)}\n"
+            "  without network, fetch it beforehand (python -m flare_exp prefetch), or point "
+            "task.data_dir at a folder of <language>/<split>.parquet files"
         ) from error

@@ -1,4 +1,4 @@
-"""One table: a benchmark's language code -> the FLORES-200 code that NLLB knows it by (arXiv 2207.04672)."""
+"""Map a benchmark's language codes to the FLORES-200 codes of NLLB (arXiv 2207.04672)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from flare_exp.errors import UserError
 
 @dataclass(frozen=True)
 class Language:
-    """`flores`: the code. `proxy`: NLLB does not know the language, and `flores` is a related one that stands in for it, as in
-    the paper's released code. `spaced`: its words are separated by spaces."""
+    """A language as NLLB names it.
+
+    Args:
+        flores: FLORES-200 code.
+        proxy: whether NLLB lacks the language, so that `flores` is a related one, as in the paper's
+            released code.
+        spaced: whether spaces separate its words.
+    """
 
     flores: str
     proxy: bool = False
@@ -18,7 +24,7 @@ class Language:
 
 
 LANGUAGES = {
-    # the generated world; its own translation model knows these codes
+    # the generated world; these codes exist in its own translation model only
     "near": Language("nea_Latn"),
     "far": Language("far_Latn"),
     # XNLI and TyDiQA
@@ -59,10 +65,10 @@ LANGUAGES = {
 
 
 def language(code: str) -> Language:
-    """The row of a benchmark's language code.
+    """Return the row of a benchmark's language code.
 
     Raises:
-        UserError: there is none.
+        UserError: the table has no such code.
     """
     if code not in LANGUAGES:
         raise UserError(
