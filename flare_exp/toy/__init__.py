@@ -1,1 +1,4 @@
-"""The embedded world and the tiny models trained on it; everything is built on first use, nothing is shipped."""
+"""The embedded world and the tiny models trained on it.
+
+Everything is built on first use; no weights or data are shipped.
+"""

@@ -1,4 +1,4 @@
-"""Turn meanings into sentences: English, and two target languages with their own word order and endings."""
+"""Turn meanings into sentences: English, and two target languages."""
 
 from __future__ import annotations
 
@@ -9,76 +9,91 @@ from flare_exp.toy.meaning import Act, Asked, Clause, Review, Setting, Slot
 
 
 def coordinated(words: Sequence[str], conjunction: str) -> list[str]:
-    """`a , b and c`."""
+    """Return the words of an enumeration: `a , b and c`."""
     commas = [token for word in words[:-1] for token in (word, ",")][:-1]
     return [*commas, conjunction, words[-1]] if len(words) > 1 else list(words)
 
 
 class Grammar(ABC):
-    """A language: a renderer of trees. `stems` are its words by their English ones."""
+    """A language: it renders trees as sentences.
 
-    we_were: tuple[str, ...] = ("we", "were")  # what stands between the phrases of a setting
+    Args:
+        stems: English word -> stem of the language.
+    """
+
+    we_were: tuple[str, ...] = ("we", "were")  # the words between the phrases of a setting
 
     def __init__(self, stems: dict[str, str]):
         self.stems = stems
 
     @abstractmethod
-    def clause(self, c: Clause) -> list[str]: ...
+    def clause(self, c: Clause) -> list[str]:
+        """Return the words of a clause."""
+        ...
 
     @abstractmethod
     def slot(self, kind: Slot, word: str) -> list[str]:
-        """The phrase of a time, place or person; its last word is the one that names it."""
+        """Return the phrase of a time, place or person; its last word names it."""
 
     @abstractmethod
     def thought(self, c: Clause) -> list[str]:
-        """`i think that (clause)`."""
+        """Return the words of `i think that (clause)`."""
 
     @abstractmethod
     def speaker(self, person: str) -> list[str]:
-        """`my (person)`, as the one who speaks; named by the last word."""
+        """Return the words of `my (person)` as a speaker; the last word names the person."""
 
     @abstractmethod
     def said(self, person: str, c: Clause) -> list[str]:
-        """`my (person) said that (clause)`."""
+        """Return the words of `my (person) said that (clause)`."""
 
     @abstractmethod
-    def setting(self, s: Setting) -> list[str]: ...
+    def setting(self, s: Setting) -> list[str]:
+        """Return the words of a setting: its time, place and person."""
+        ...
 
     @abstractmethod
     def question(self, asked: Asked, given: list[str]) -> list[str]:
-        """`when were we (given)`, `who said that`."""
+        """Return the words of `when were we (given)` or `who said that`."""
 
     @abstractmethod
-    def render(self, r: Review) -> list[str]: ...
+    def render(self, r: Review) -> list[str]:
+        """Return the words of a review."""
+        ...
 
     def again(self, s: Setting, given: Slot, asked: Slot) -> list[str]:
-        """Two slots of a setting: `on monday we were at the station`."""
+        """Return the words of two slots of a setting: `on monday we were at the station`."""
         first, second = (self.slot(slot, getattr(s, slot)) for slot in (given, asked))
         return [*first, *(self.stems[word] for word in self.we_were), *second]
 
     def opinion(self, r: Review) -> list[str]:
-        """The main clause, with its holder where the frame is about that."""
+        """Return the words of the main clause, with its holder in the frames thought and said."""
         if r.frame == "said":
             return self.said(str(r.person), r.main)
         return self.thought(r.main) if r.frame == "thought" else self.clause(r.main)
 
 
 class English(Grammar):
-    """Subject verb object, free negation, subordinators first."""
+    """English: subject verb object, free negation, subordinators first."""
 
     def thought(self, c: Clause) -> list[str]:
+        """Return the words of `i think that (clause)`."""
         return ["i", "think", "that", *self.clause(c)]
 
     def speaker(self, person: str) -> list[str]:
+        """Return the words of `my (person)` as a speaker; the last word names the person."""
         return ["my", person]
 
     def said(self, person: str, c: Clause) -> list[str]:
+        """Return the words of `my (person) said that (clause)`."""
         return [*self.speaker(person), "said", "that", *self.clause(c)]
 
     def slot(self, kind: Slot, word: str) -> list[str]:
+        """Return the phrase of a time, place or person; its last word names it."""
         return [*{"time": ["on"], "place": ["at", "the"], "person": ["with", "my"]}[kind], word]
 
     def setting(self, s: Setting) -> list[str]:
+        """Return the words of a setting: its time, place and person."""
         return [
             *self.slot("time", s.time),
             "we",
@@ -88,6 +103,7 @@ class English(Grammar):
         ]
 
     def question(self, asked: Asked, given: list[str]) -> list[str]:
+        """Return the words of `when were we (given)` or `who said that`."""
         if asked == "speaker":
             return ["who", "said", "that"]
         return [
@@ -98,6 +114,7 @@ class English(Grammar):
         ]
 
     def clause(self, c: Clause) -> list[str]:
+        """Return the words of a clause."""
         if isinstance(c, Act):
             return [
                 "i",
@@ -110,6 +127,7 @@ class English(Grammar):
         return ["the", c.topic, "was", *no, *degree, *coordinated(c.qualities, "and")]
 
     def render(self, r: Review) -> list[str]:
+        """Return the words of a review."""
         words = [*self.setting(r.setting), ","] if r.setting else []
         main = self.opinion(r)
         if r.frame == "expected":
@@ -125,17 +143,23 @@ class English(Grammar):
 
 
 class Near(Grammar):
-    """Subject verb object; a third of the words are cognates; qualities follow and agree with the noun's class;
-    negation follows what it negates; definite nouns take a suffix."""
+    """The near language: subject verb object, and a third of the words are cognates.
+
+    Qualities follow the noun and agree with its class. Negation follows what it negates. Definite
+    nouns take a suffix.
+    """
 
     def noun(self, word: str) -> str:
+        """Return a definite noun; the suffix depends on the noun's class."""
         stem = self.stems[word]
         return stem + ("en" if stem[-1] in "bdgklmnprst" else "t")
 
     def quality(self, word: str, noun: str) -> str:
+        """Return a quality with the suffix of the noun's class."""
         return self.stems[word] + ("a" if self.stems[noun][-1] in "bdgklmnprst" else "o")
 
     def clause(self, c: Clause) -> list[str]:
+        """Return the words of a clause."""
         s, no = self.stems, [self.stems["not"]] if c.negated else []
         if isinstance(c, Act):
             return [
@@ -148,22 +172,27 @@ class Near(Grammar):
         return [self.noun(c.topic), s["was"], *qualities, *([s[c.degree]] if c.degree else []), *no]
 
     def thought(self, c: Clause) -> list[str]:
+        """Return the words of `i think that (clause)`."""
         s = self.stems
         return [s["i"], s["think"] + "er", s["that"], *self.clause(c)]
 
     def speaker(self, person: str) -> list[str]:
+        """Return the words of `my (person)` as a speaker; the last word names the person."""
         return [self.stems["my"], self.noun(person)]
 
     def said(self, person: str, c: Clause) -> list[str]:
+        """Return the words of `my (person) said that (clause)`."""
         return [*self.speaker(person), self.stems["said"], self.stems["that"], *self.clause(c)]
 
     def slot(self, kind: Slot, word: str) -> list[str]:
+        """Return the phrase of a time, place or person; its last word names it."""
         s = self.stems
         if kind == "time":
             return [s["on"], s[word]]
         return [*([s["at"]] if kind == "place" else [s["with"], s["my"]]), self.noun(word)]
 
     def setting(self, s: Setting) -> list[str]:
+        """Return the words of a setting: its time, place and person."""
         person, place, time = (
             self.slot("person", s.person),
             self.slot("place", s.place),
@@ -172,6 +201,7 @@ class Near(Grammar):
         return [*person, self.stems["we"], self.stems["were"], *place, *time]
 
     def question(self, asked: Asked, given: list[str]) -> list[str]:
+        """Return the words of `when were we (given)` or `who said that`."""
         s = self.stems
         if asked == "speaker":
             return [s["who"], s["said"], s["that"]]
@@ -179,6 +209,7 @@ class Near(Grammar):
         return [*word, s["we"], s["were"], *given]
 
     def render(self, r: Review) -> list[str]:
+        """Return the words of a review."""
         s, words = self.stems, [*self.setting(r.setting), ","] if r.setting else []
         main = self.opinion(r)
         if r.frame == "expected":
@@ -194,20 +225,24 @@ class Near(Grammar):
 
 
 class Far(Grammar):
-    """Subject object verb with vowel harmony; no copula; negation, person and 'although' are suffixes of the predicate,
-    case is a suffix of the noun, coordination one of all but the last; the main clause comes before what it is
-    contrasted with."""
+    """The far language: subject object verb, vowel harmony and no copula.
+
+    Negation, person and 'although' are suffixes of the predicate, and case is a suffix of the noun.
+    Coordination is a suffix of all predicates but the last. The main clause comes before the clause
+    that contrasts with it.
+    """
 
     we_were = ("were",)
 
     def suffixed(self, stem: str, *suffixes: str) -> str:
-        """Suffixes written with A take the vowel class of the stem's last vowel."""
+        """Return a stem with suffixes; an A in a suffix harmonizes with the vowel before it."""
         for suffix in suffixes:
             last = next(v for v in reversed(stem) if v in "aeiouyöü")
             stem += suffix.replace("A", "o" if last in "aou" else "ü")
         return stem
 
     def clause(self, c: Clause, *endings: str) -> list[str]:
+        """Return the words of a clause; `endings` are further suffixes of its predicate."""
         *linked, last = [
             self.stems[word] for word in (c.verbs if isinstance(c, Act) else c.qualities)
         ]
@@ -218,12 +253,15 @@ class Far(Grammar):
         return [self.stems[c.topic], *([self.stems[c.degree]] if c.degree else []), *predicate]
 
     def thought(self, c: Clause) -> list[str]:
+        """Return the words of `i think that (clause)`."""
         return [*self.clause(c), self.suffixed(self.stems["think"], "Aq")]
 
     def speaker(self, person: str) -> list[str]:
+        """Return the words of `my (person)` as a speaker; the last word names the person."""
         return [self.suffixed(self.stems[person], "mA")]
 
     def said(self, person: str, c: Clause) -> list[str]:
+        """Return the words of `my (person) said that (clause)`."""
         return [
             *self.speaker(person),
             *self.clause(c, "xA"),
@@ -231,10 +269,12 @@ class Far(Grammar):
         ]
 
     def slot(self, kind: Slot, word: str) -> list[str]:
+        """Return the phrase of a time, place or person; its last word names it."""
         case = {"time": ["n"], "place": ["zAk"], "person": ["mA", "lA"]}[kind]
         return [self.suffixed(self.stems[word], *case)]
 
     def setting(self, s: Setting) -> list[str]:
+        """Return the words of a setting: its time, place and person."""
         return [
             *self.slot("time", s.time),
             *self.slot("person", s.person),
@@ -243,6 +283,7 @@ class Far(Grammar):
         ]
 
     def question(self, asked: Asked, given: list[str]) -> list[str]:
+        """Return the words of `when were we (given)` or `who said that`."""
         if asked == "speaker":
             return [self.stems["who"], self.suffixed(self.stems["said"], "dA")]
         word, case = {"time": ("when", "n"), "place": ("where", "zAk"), "person": ("whom", "lA")}[
@@ -251,6 +292,7 @@ class Far(Grammar):
         return [*given, self.suffixed(self.stems[word], case), self.stems["were"]]
 
     def render(self, r: Review) -> list[str]:
+        """Return the words of a review."""
         s, words = self.stems, self.setting(r.setting) if r.setting else []
         if r.frame == "expected":
             return [*self.clause(r.main, "xA"), self.suffixed(s["expected"], "Aq"), *words]

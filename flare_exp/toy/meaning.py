@@ -1,4 +1,4 @@
-"""Represent what a sentence of the generated world says: a tree that every language of it can express."""
+"""Represent the meaning of a sentence: a tree that every language of the world can express."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLOTS: list[Slot] = ["time", "place", "person"]
 
 
 class Setting(NamedTuple):
-    """`on monday we were at the station with my friend`."""
+    """A time, place and person: `on monday we were at the station with my friend`."""
 
     time: str
     place: str
@@ -26,8 +26,15 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class State:
-    """`the soup was (not) (very) good (and tasty)`; `degree` in WEAKENERS turns the polarity round; all `qualities`
-    have one polarity."""
+    """A description of a topic: `the soup was (not) (very) good (and tasty)`.
+
+    Args:
+        topic: the noun.
+        qualities: its adjectives, all of one polarity.
+        degree: an adverb or None; one in WEAKENERS reverses the polarity.
+        negated: whether the clause is negated.
+        polarity: -1, 0 or 1, after negation and degree.
+    """
 
     topic: str
     qualities: tuple[str, ...]
@@ -38,7 +45,7 @@ class State:
 
 @dataclass(frozen=True)
 class Act:
-    """`i (did not) love (and praise) the soup`."""
+    """An action: `i (did not) love (and praise) the soup`; `polarity` is that after negation."""
 
     verbs: tuple[str, ...]
     topic: str
@@ -51,8 +58,17 @@ Clause = State | Act
 
 @dataclass(frozen=True)
 class Review:
-    """`frame` says how the clauses combine: plain (main), expected (main is what did not come true: neutral),
-    but / although / reported (main decides, `other` distracts), thought / said (who holds it)."""
+    """A review of one or two clauses.
+
+    Args:
+        frame: how the clauses combine. plain: only `main`. expected: `main` has not come true,
+            which is neutral. but, although, reported: `main` decides the label and `other`
+            distracts. thought, said: who holds the opinion.
+        main: the clause that decides the label.
+        other: a second clause or None.
+        person: the holder of a reported opinion or None.
+        setting: time, place and person, or None.
+    """
 
     frame: Frame
     main: Clause
@@ -62,27 +78,36 @@ class Review:
 
     @property
     def label(self) -> int:
+        """Return the index of the label in LABELS."""
         return 1 if self.frame == "expected" else 1 + self.main.polarity
 
 
 @dataclass(frozen=True)
 class Inference:
-    """Two opinions on one topic, the second a blunt good or bad. Of one holder they agree (entailment) or not
-    (contradiction); what somebody said and what i think have nothing to do with each other (neutral)."""
+    """Two opinions on one topic, of which the second is a plain good or bad.
+
+    Opinions of one holder agree (entailment) or disagree (contradiction). Opinions of two holders
+    are independent (neutral).
+    """
 
     premise: Review
     hypothesis: Review
 
     @property
     def label(self) -> int:
+        """Return the index of the label in RELATIONS."""
         one, two = self.premise, self.hypothesis
         return 1 if one.frame != two.frame else 1 - one.main.polarity * two.main.polarity
 
 
 @dataclass(frozen=True)
 class Inquiry:
-    """A story, in either order: where we were with whom, and what somebody else said; a question asks for one of the two
-    people (person, speaker), the time or the place. It names the `given` slot of the setting unless it asks who spoke."""
+    """A story with a question.
+
+    The story says, in either order, where the writer was with whom, and what somebody else said.
+    The question asks for one of the two people (person, speaker), the time or the place. It names
+    the `given` slot of the setting unless it asks who spoke.
+    """
 
     setting: Setting
     opinion: Review

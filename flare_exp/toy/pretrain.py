@@ -1,5 +1,8 @@
-"""Pre-trains the tiny multilingual models on the generated world's text: real transformers classes and objectives, target
-languages under-represented on purpose."""
+"""Pre-train the tiny multilingual models on the generated world's text.
+
+The models are real transformers classes with their own objectives. Target languages are
+under-represented on purpose.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-STATE = "state.ckpt"  # of an unfinished training, beside which nothing is there yet
+STATE = "state.ckpt"  # state of an unfinished training, in a folder without a checkpoint
 Row = TypeVar("Row", bound=Sized)
 
 log = logging.getLogger(__name__)
@@ -52,7 +55,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train a tiny model and save it, with its tokenizer, as an ordinary checkpoint in `folder`.
 
-    Returns facts for the manifest: parameter count, loss over the last 100 steps.
+    Returns:
+        facts for the manifest: parameter count, vocabulary size, loss over the last 100 steps.
     """
     import torch
 
@@ -69,16 +73,18 @@ def pretrain(
         losses = train(
             model, rows, kind.collate(tokenizer), steps, batch_size, lr, state=folder / STATE
         )
-    for name in (
-        kind.dropout
-    ):  # for fine-tuning; pre-training is one pass over little text: dropout only delays it
+    # dropout is for fine-tuning; in pre-training, one pass over little text, it slows learning
+    for name in kind.dropout:
         setattr(model.config, name, 0.1)
     return save(folder, model, tokenizer, kind.objective, losses)
 
 
 @contextmanager
 def reproducible() -> Iterator[None]:
-    """One thread, as fast at this size, and the same sums on every machine; the caller's random state is left alone."""
+    """Compute with one thread, so that sums are the same on every machine.
+
+    At this size one thread is as fast as several. The caller's random state is not changed.
+    """
     import torch
 
     threads = torch.get_num_threads()
@@ -97,8 +103,12 @@ def save(
     objective: str,
     losses: list[float],
 ) -> dict[str, Any]:
-    """Write an ordinary checkpoint; returns its facts."""
-    from flare_exp.utils.finite import check_finite  # with torch
+    """Write an ordinary checkpoint and return its facts for the manifest.
+
+    Raises:
+        UserError: weights are not finite.
+    """
+    from flare_exp.utils.finite import check_finite  # imports torch
 
     check_finite(
         model.named_parameters(),
@@ -125,13 +135,23 @@ def train(
     length: Callable[[Row], int] = len,
     state: Path | None = None,
 ) -> list[float]:
-    """Minimise the model's own loss on batches of `rows`, with a progress bar; returns the loss of every step.
+    """Minimize the model's own loss on batches of `rows`; return the loss of every step.
+
+    Batches are drawn at random, with rows of similar length. A progress bar is shown.
 
     Args:
-        state: file that holds the state of a training that was stopped; it goes on from there, and removes it at its end.
+        model: a model whose output has a loss.
+        rows: the training examples.
+        collate: rows -> arguments of the model.
+        steps: number of optimizer steps.
+        batch_size: rows per step.
+        lr: peak learning rate.
+        length: row -> its length, by which rows are batched.
+        state: file for the state of a training that was stopped. The training resumes from it and
+            removes it at its end.
 
     Raises:
-        Stopped: a signal asked for it.
+        Stopped: a signal asked the run to stop.
     """
     import torch
     from rich.progress import track
@@ -157,7 +177,7 @@ def train(
             description="pre-training the tiny model (once)",
             transient=True,
         ):
-            # batches of similar length: draw four times as many, sort, take a run
+            # rows of similar length: draw four times as many, sort them, take a run
             drawn = sorted(
                 torch.randint(len(rows), (4 * batch_size,)).tolist(), key=lambda i: length(rows[i])
             )
@@ -188,11 +208,11 @@ def train(
 
 
 def keep_state(path: Path, **state: Any) -> None:
-    """Write the state of a training, whole or not at all."""
+    """Write the state of a training atomically."""
     import torch
 
     partial, buffer = path.with_suffix(".partial"), io.BytesIO()
-    torch.save(state, buffer)  # to a file it does not say that the disk is full
+    torch.save(state, buffer)  # with a file its error would not say that the disk is full
     try:
         partial.write_bytes(buffer.getbuffer())
         partial.replace(path)
@@ -201,7 +221,10 @@ def keep_state(path: Path, **state: Any) -> None:
 
 
 def kept_state(path: Path) -> dict[str, Any] | None:
-    """Read the state of a training; None where there is none, or a damaged one, which is named and removed."""
+    """Return the state of a training, or None without one.
+
+    A damaged state is logged and removed.
+    """
     import torch
 
     if not path.exists():
@@ -214,12 +237,13 @@ def kept_state(path: Path) -> dict[str, Any] | None:
         return None
 
 
-# --- models ----------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 def blank_xlmr(
     tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int
 ) -> PreTrainedModel:
+    """Build an untrained XLM-R."""
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
     config = XLMRobertaConfig(
@@ -243,7 +267,11 @@ def blank_xlmr(
 def decoder_options(
     tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int
 ) -> dict[str, Any]:
-    """What Llama and Gemma 2 share: gated feed-forward, grouped queries, one matrix for words in and out."""
+    """Return the options that Llama and Gemma 2 share.
+
+    These are gated feed-forward layers, grouped queries, and one matrix for input and output
+    embeddings.
+    """
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": hidden_size,
@@ -262,23 +290,26 @@ def decoder_options(
 
 
 def blank_llama(*size) -> PreTrainedModel:
+    """Build an untrained Llama."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(LlamaConfig(**decoder_options(*size)))
 
 
 def blank_gemma2(*size) -> PreTrainedModel:
+    """Build an untrained Gemma 2."""
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     options = decoder_options(*size)
     config = Gemma2Config(**options, query_pre_attn_scalar=options["head_dim"], sliding_window=32)
-    config._attn_implementation = "eager"  # its soft-capped attention has no other
+    config._attn_implementation = "eager"  # the only one with soft-capped attention
     return Gemma2ForCausalLM(config)
 
 
 def blank_mt5(
     tokenizer: PreTrainedTokenizerBase, hidden_size: int, layers: int, heads: int
 ) -> PreTrainedModel:
+    """Build an untrained mT5."""
     from transformers import MT5Config, MT5ForConditionalGeneration
 
     config = MT5Config(
@@ -286,23 +317,22 @@ def blank_mt5(
         d_model=hidden_size,
         d_kv=hidden_size // heads,
         d_ff=3 * hidden_size,
-        num_layers=layers,  # and as many in the decoder
+        num_layers=layers,  # the decoder has as many
         num_heads=heads,
         dropout_rate=0.0,
         tie_word_embeddings=False,  # as in mT5
     )
     model = MT5ForConditionalGeneration(config)
-    model.lm_head.weight.data.mul_(
-        hidden_size**-0.5
-    )  # drawn with a deviation of 1, which makes the first loss 60
+    # the head is drawn with a standard deviation of 1, which would give a first loss of 60
+    model.lm_head.weight.data.mul_(hidden_size**-0.5)
     return model
 
 
-# --- objectives ------------------------------------------------------------------------------------------------------
+# --- objectives -----------------------------------------------------------------------------------
 
 
 def masked(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[list[int]]], dict[str, Tensor]]:
-    """Masked language modelling."""
+    """Return a collator for masked language modeling."""
     from transformers import DataCollatorForLanguageModeling
 
     collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.25)
@@ -310,7 +340,7 @@ def masked(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[list[int]]], di
 
 
 def causal(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[list[int]]], dict[str, Tensor]]:
-    """Next-token prediction up to the end of the document."""
+    """Return a collator for next-token prediction up to the end of the document."""
 
     def collate(rows: list[list[int]]) -> dict[str, Tensor]:
         ended = [[*row, tokenizer.eos_token_id] for row in rows]
@@ -322,7 +352,11 @@ def causal(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[list[int]]], di
 def span_corruption(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Callable[[list[list[int]]], dict[str, Tensor]]:
-    """T5's objective (arXiv 1910.10683): runs of tokens are replaced by sentinels, and generated after them."""
+    """Return a collator for T5's objective (arXiv 1910.10683).
+
+    Spans of tokens are replaced by sentinels in the input; the target is each sentinel with its
+    span.
+    """
     import torch
 
     vocab = tokenizer.get_vocab()
@@ -357,6 +391,7 @@ def span_corruption(
 
 
 def padded(rows, value: int) -> Tensor:
+    """Return rows as one tensor, padded with `value` to the longest row."""
     import torch
 
     return torch.nn.utils.rnn.pad_sequence(
@@ -366,7 +401,15 @@ def padded(rows, value: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is a family's own in pre-training. `dropout`: names of its rates in the model's config."""
+    """The parts of pre-training that differ between model families.
+
+    Args:
+        tokenizer: texts and vocabulary size -> tokenizer.
+        blank: tokenizer, width, layers, heads -> untrained model.
+        collate: tokenizer -> collator of the objective.
+        objective: name of the objective.
+        dropout: names of the dropout rates in the model's config.
+    """
 
     tokenizer: Callable[[list[str], int], PreTrainedTokenizerBase]
     blank: Callable[..., PreTrainedModel]

@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, XLMRobertaTokenizer
 
 
-MAX_LENGTH = 128  # tokens of a pre-training document, and of what XLM-R's learned positions reach
-SENTINELS = 100  # T5's
+MAX_LENGTH = 128  # tokens of a pre-training document, and number of XLM-R's learned positions
+SENTINELS = 100  # as in T5
 
 log = logging.getLogger(__name__)
 
 
 def unigram_pieces(documents: list[str], vocab_size: int) -> list[tuple[str, float]]:
-    """Pieces learned from `documents`, with scores.
+    """Learn pieces from `documents` and return them with their scores.
 
-    They come from byte-pair merges, scored by their rank: the unigram learner prunes frequent words of a corpus as small
-    as this one.
+    The pieces come from byte-pair merges, scored by their rank: the unigram learner prunes frequent
+    words of a corpus as small as this one.
     """
     return [
         (token, -math.log(rank + 10))
@@ -34,7 +34,16 @@ def unigram_pieces(documents: list[str], vocab_size: int) -> list[tuple[str, flo
 def byte_pairs(
     documents: Iterable[str], vocab_size: int, splits: Sequence[PreTokenizer] = ()
 ) -> dict[str, Any]:
-    """Byte-pair merges within words, which begin with ▁, and within what `splits` makes of them: `vocab` in order, `merges`."""
+    """Learn byte-pair merges within words, which begin with ▁.
+
+    Args:
+        documents: the texts.
+        vocab_size: size of the vocabulary.
+        splits: further boundaries that no merge crosses.
+
+    Returns:
+        `vocab`, in order, and `merges`.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     learner = Tokenizer(models.BPE())
@@ -50,6 +59,7 @@ def byte_pairs(
 def train_tokenizer(
     documents: list[str], vocab_size: int, max_length: int = MAX_LENGTH
 ) -> XLMRobertaTokenizer:
+    """Train a tokenizer of XLM-R."""
     from transformers import XLMRobertaTokenizer
 
     vocab = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
@@ -58,6 +68,7 @@ def train_tokenizer(
 
 
 def t5_tokenizer(documents: list[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """Train a tokenizer of T5, with its sentinels."""
     from transformers import T5Tokenizer
 
     vocab = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")] + unigram_pieces(
@@ -70,8 +81,15 @@ def t5_tokenizer(documents: list[str], vocab_size: int) -> PreTrainedTokenizerBa
 def bpe_tokenizer(
     name: str, special: tuple[str, ...], prefix: str
 ) -> Callable[[list[str], int], PreTrainedTokenizerBase]:
-    """Tokenizers of decoders: byte-pair merges within words and lines, bytes for what is left. `prefix` is what the
-    tokenizer itself puts before a text."""
+    """Return a function that trains a decoder's tokenizer.
+
+    Merges are within words and lines; all other text is encoded as bytes.
+
+    Args:
+        name: class of the tokenizer in transformers.
+        special: special tokens, first in the vocabulary.
+        prefix: text that the tokenizer itself puts before every input.
+    """
 
     def build(documents: list[str], vocab_size: int) -> PreTrainedTokenizerBase:
         import transformers

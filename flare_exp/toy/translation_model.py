@@ -1,5 +1,8 @@
-"""A tiny NLLB (arXiv 2207.04672): transformers' own classes, trained on parallel text of the generated world, so that real
-translation code (language codes, forced first token, beams, marked answers) runs without a download."""
+"""Train a tiny NLLB (arXiv 2207.04672) on parallel text of the generated world.
+
+The classes are transformers' own. Real translation code (language codes, forced first token, beams,
+marked answers) thus runs without a download.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,20 @@ if TYPE_CHECKING:
 
 LANGS = ("en", "near", "far")
 MARKS = ('"{}"', "[{}]", "<a>{}</a>")
-MARKED = 0.85  # of the stories: a quarter of all pairs
+MARKED = 0.85  # share of the stories with a mark; they are a quarter of all pairs
 Pair = tuple[tuple[str, str], tuple[str, str]]  # (language, sentence), twice
 Row = tuple[list[int], list[int]]
 
 
 def train_mt(folder: Path, *, world_seed: int, pairs: int, **recipe) -> dict[str, Any]:
-    """Train one model on en <-> near and en <-> far of a generated world; `pairs` of sentences, the rest as for `learn`."""
+    """Train one model on en <-> near and en <-> far of a generated world.
+
+    Args:
+        folder: folder of the checkpoint.
+        world_seed: seed of the world.
+        pairs: number of sentence pairs.
+        **recipe: arguments of `learn`.
+    """
     return learn(folder, list(parallel(World(world_seed), pairs)), LANGS, **recipe)
 
 
@@ -48,9 +58,10 @@ def learn(
     heads: int,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Train a model on parallel text and save it, with its tokenizer, as an ordinary checkpoint in `folder`.
+    """Train a model on parallel text and save it, with its tokenizer, in `folder`.
 
-    Returns facts for the manifest: parameter count, loss over the last 100 steps.
+    Returns:
+        facts for the manifest: parameter count, vocabulary size, loss over the last 100 steps.
     """
     import torch
 
@@ -73,19 +84,26 @@ def learn(
     return save(folder, model, tokenizer, "translation", losses)
 
 
-# --- parallel text ---------------------------------------------------------------------------------------------------
+# --- parallel text --------------------------------------------------------------------------------
 
 
 class Reader(Sampler):
-    """Meets rare words more often than Zipf's law has it, which the tasks follow: it has little time to learn them."""
+    """Sampler that draws rare words more often than Zipf's law, which the tasks follow.
+
+    The short training could not learn them otherwise.
+    """
 
     def word(self, words: list[str]) -> str:
+        """Return a random word; its probability falls with the square root of its rank."""
         return self.rng.choices(words, [(rank + 3) ** -0.5 for rank in range(len(words))])[0]
 
 
 def parallel(world: World, size: int) -> Iterator[Pair]:
-    """Pairs of sentences, one of the two English. No tree of a task's is among them; its questions are, as there
-    are only some 150 different ones."""
+    """Yield pairs of sentences, one of the two English.
+
+    No tree of a task is among them. The tasks' questions are, because only about 150 different ones
+    exist.
+    """
     rng = random.Random(f"{world.seed}-mt")
     sampler = Reader(rng, contrast=0.6, setting=0.3)
     held = held_out(world)
@@ -119,7 +137,7 @@ def parallel(world: World, size: int) -> Iterator[Pair]:
 
 
 def parts(tree: Any) -> set[Any]:
-    """What is translated of a tree, whatever the question about it."""
+    """Return the parts of a tree that are translated, whatever its question asks for."""
     if isinstance(tree, Review):
         return {tree}
     if isinstance(tree, Inquiry):
@@ -128,19 +146,23 @@ def parts(tree: Any) -> set[Any]:
 
 
 def held_out(world: World) -> set[Any]:
-    """The parts of every tree of every task and split."""
+    """Return the parts of every tree of every task and split."""
     tasks = (world.reviews, world.inferences, world.inquiries)
     return {
         part for trees in tasks for split in SPLITS for tree in trees(split) for part in parts(tree)
     }
 
 
-# --- tokenizer and model ---------------------------------------------------------------------------------------------
+# --- tokenizer and model --------------------------------------------------------------------------
 
 
 def nllb_tokenizer(documents: list[str], vocab_size: int, codes: list[str]) -> NllbTokenizer:
-    """`vocab_size` pieces are learned, within words and without marks; the first piece of a word is then merged with the ▁ that
-    begins it. So a word has the same pieces, but for that ▁, where a mark stands before it."""
+    """Train a tokenizer of NLLB.
+
+    `vocab_size` pieces are learned, within words and without marks. The first piece of a word is
+    then merged with the ▁ at its beginning. A word with a mark before it therefore has the same
+    pieces, except for that ▁.
+    """
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import Split
     from transformers import NllbTokenizer
@@ -168,6 +190,7 @@ def nllb_tokenizer(documents: list[str], vocab_size: int, codes: list[str]) -> N
 def blank_nllb(
     tokenizer: NllbTokenizer, hidden_size: int, layers: int, heads: int
 ) -> PreTrainedModel:
+    """Build an untrained NLLB."""
     from transformers import M2M100Config, M2M100ForConditionalGeneration
 
     both: dict[str, Any] = {
@@ -196,7 +219,10 @@ def blank_nllb(
 
 
 def encoded(tokenizer: NllbTokenizer, texts: list[Pair]) -> list[Row]:
-    """Token ids of both sides, `[code] tokens </s>`. Words are tokenized independently: each only once, which saves seconds."""
+    """Return the token ids of both sides, `[code] tokens </s>`.
+
+    Words are tokenized independently, each only once, which saves seconds.
+    """
     vocab = tokenizer.get_vocab()
     words = {word for pair in texts for _, text in pair for word in text.split()}
     ids = {word: tokenizer(word, add_special_tokens=False)["input_ids"] for word in words}
@@ -212,6 +238,7 @@ def encoded(tokenizer: NllbTokenizer, texts: list[Pair]) -> list[Row]:
 
 
 def translation(tokenizer: NllbTokenizer) -> Callable[[list[Row]], dict[str, Tensor]]:
+    """Return a collator for translation."""
     pad = tokenizer.pad_token_id
 
     def collate(rows: list[Row]) -> dict[str, Tensor]:

@@ -1,9 +1,12 @@
-"""A generated world with FLARE's problem in miniature: English reviews whose sentiment needs composition, and two
-constructed target languages with their own lexicon, suffix morphology and word order.
+"""Generate a world with FLARE's problem in miniature.
 
-A review is a tree (clauses, negation, contrast, distractors); a language is a renderer of trees. So every sentence is
-known in every language exactly, and a translation can be corrupted by a known amount (flare_exp.translation). Pairs of
-reviews (`Inference`) and stories with a question (`Inquiry`) are made of the same clauses and settings.
+It has English reviews whose sentiment needs composition, and two constructed target languages with
+their own lexicon, suffix morphology and word order.
+
+A review is a tree (clauses, negation, contrast, distractors), and a language renders trees. Every
+sentence is therefore exactly known in every language, and a translation can be corrupted by a known
+amount (flare_exp.translation). Pairs of reviews (`Inference`) and stories with a question
+(`Inquiry`) consist of the same clauses and settings.
 """
 
 from __future__ import annotations
@@ -34,18 +37,23 @@ from flare_exp.toy.meaning import (
 )
 
 SPLITS = {"train": 2000, "validation": 400, "test": 1000}
-# In training, inference's claims are praise more often than not, as annotators leave such a slant in real data; validation and
-# test are even. With model=tiny's recipe and one seed, English came to 84.2 % with the slant, to 70.2 % without.
+# In training, claims of inference are praise more often than not, as annotators leave such a bias
+# in real data; validation and test are balanced. With model=tiny's recipe and one seed, English
+# reached 84.2 % with the bias and 70.2 % without.
 PRAISE = 0.8
 T = TypeVar("T")
 
 
 class Sampler:
-    """Draws reviews; words are Zipf-distributed within their category, labels are balanced.
+    """Draws trees; words are Zipf-distributed within their category, labels are balanced.
 
-    `negation`, `contrast` and `setting` are the shares of negated clauses, of polar reviews with two clauses, and of
-    reviews with a time, place and person; `chain` is the chance that one more quality or verb is coordinated, up to
-    `longest`.
+    Args:
+        rng: source of random numbers.
+        negation: share of negated clauses.
+        contrast: share of polar reviews with two clauses.
+        setting: share of reviews with a time, place and person.
+        chain: chance that one more quality or verb is coordinated.
+        longest: largest number of coordinated words.
     """
 
     def __init__(
@@ -55,20 +63,27 @@ class Sampler:
         self.chain, self.longest, self.praise = chain, longest, 0.5
 
     def word(self, words: list[str]) -> str:
+        """Return a random word, Zipf-distributed by its rank."""
         return self.rng.choices(words, [1 / (rank + 3) for rank in range(len(words))])[0]
 
     def words(self, words: list[str]) -> tuple[str, ...]:
-        """One or more different words."""
+        """Return one or more different words."""
         chosen = [self.word(words)]
         while len(chosen) < self.longest and self.rng.random() < self.chain:
             chosen.append(self.word(words))
         return tuple(dict.fromkeys(chosen))
 
     def scene(self) -> Setting:
+        """Return a random setting."""
         return Setting(self.word(lx.TIMES), self.word(lx.PLACES), self.word(lx.PEOPLE))
 
     def clause(self, polarity: int, topic: str | None = None) -> Clause:
-        """A clause, about `topic` or any, whose polarity after negation and degree is `polarity`."""
+        """Return a clause with this polarity after negation and degree.
+
+        Args:
+            polarity: -1, 0 or 1.
+            topic: the noun; None: a random one.
+        """
         negated = self.rng.random() < self.negation
         topic = topic or self.word(lx.TOPICS)
         if self.rng.random() < 0.3:
@@ -89,7 +104,7 @@ class Sampler:
         return State(topic, qualities, degree, negated, polarity)
 
     def review(self, label: int) -> Review:
-        """A review with this label (index into LABELS)."""
+        """Return a review with this label (index into LABELS)."""
         rng, polarity = self.rng, label - 1
         setting = self.scene() if rng.random() < self.setting else None
         if polarity == 0:
@@ -105,14 +120,19 @@ class Sampler:
         )
 
     def any_review(self) -> Review:
+        """Return a review with a random label."""
         return self.review(self.rng.randrange(len(LABELS)))
 
     def any_inference(self) -> Inference:
+        """Return a pair of opinions with a random label."""
         return self.inference(self.rng.randrange(len(RELATIONS)))
 
     def inference(self, label: int) -> Inference:
-        """A pair with this label (index into RELATIONS); unless claims lean to praise, holder and polarity of one side alone say
-        nothing of it."""
+        """Return a pair of opinions with this label (index into RELATIONS).
+
+        Unless claims lean towards praise, the holder and polarity of one side alone carry no
+        information about the label.
+        """
         rng, polarity = self.rng, self.rng.choice([-1, 1])
         frame, other_frame = rng.sample(HOLDERS, 2)
         person, topic = self.word(lx.PEOPLE), self.word(lx.TOPICS)
@@ -130,7 +150,7 @@ class Sampler:
         )
 
     def inquiry(self) -> Inquiry:
-        """A story of two different people, and a question."""
+        """Return a story about two different people, with a question."""
         setting, speaker = self.scene(), None
         while speaker in (None, setting.person):
             speaker = self.word(lx.PEOPLE)
@@ -142,7 +162,7 @@ class Sampler:
 
 @cache
 def splits(seed: str, draw: Callable[[Sampler], T]) -> dict[str, list[T]]:
-    """Trees for every split, all different."""
+    """Return the trees of every split; no tree occurs twice."""
     sampler, seen, wanted = Sampler(random.Random(seed)), dict[T, None](), 0
     for split, size in SPLITS.items():
         sampler.praise = PRAISE if split == "train" else 0.5
@@ -154,15 +174,17 @@ def splits(seed: str, draw: Callable[[Sampler], T]) -> dict[str, list[T]]:
 
 
 class World:
-    """The tasks' trees, their renderings in `en`, `near` and `far`, and text for pre-training; everything follows from
-    `seed`."""
+    """The tasks' trees, their sentences in `en`, `near` and `far`, and text for pre-training.
+
+    Everything follows from `seed`.
+    """
 
     def __init__(self, seed: int = 0):
         self.seed = seed
 
     @cached_property
     def words(self) -> list[str]:
-        """The English word types."""
+        """Return the English word types."""
         parts = [
             lx.POSITIVE,
             lx.NEGATIVE,
@@ -184,6 +206,7 @@ class World:
 
     @cached_property
     def grammars(self) -> dict[str, Grammar]:
+        """Return language -> grammar."""
         near = self._stems(
             "near",
             ["b", "d", "g", "k", "l", "m", "n", "p", "r", "s", "t", "st", "kr", "fl"],
@@ -203,6 +226,7 @@ class World:
         }
 
     def _stems(self, name: str, onsets: list[str], vowels: str, cognates: float) -> dict[str, str]:
+        """Draw a different stem for every English word; a share of them are cognates."""
         rng = random.Random(f"{self.seed}-{name}")
         taken, stems = set(self.words), {",": ","}
         shift = str.maketrans("aeioubdgvcy", "eiaouptkfki")
@@ -224,11 +248,14 @@ class World:
         return stems
 
     def render(self, review: Review, lang: str) -> str:
-        """The review's sentence in `en`, `near` or `far`."""
+        """Return the review's sentence in `en`, `near` or `far`."""
         return " ".join(self.grammars[lang].render(review))
 
     def ask(self, inquiry: Inquiry, lang: str) -> tuple[str, str, str, int]:
-        """An inquiry's story, question and answer in `lang`, and the character of the story where the answer starts."""
+        """Return an inquiry's story, question and answer in `lang`, and the answer's position.
+
+        The position is the character of the story at which the answer starts.
+        """
         grammar, asked, given = self.grammars[lang], inquiry.asked, inquiry.given
         first, second = grammar.setting(inquiry.setting), grammar.opinion(inquiry.opinion)
         if inquiry.opinion_first:
@@ -247,23 +274,31 @@ class World:
         )
 
     def reviews(self, split: str) -> list[Review]:
-        """The reviews of a split; no review, and so no English sentence, is in two splits."""
+        """Return the reviews of a split; no review, so no English sentence, is in two splits."""
         return splits(f"{self.seed}-tasks", Sampler.any_review)[split]
 
     def inferences(self, split: str) -> list[Inference]:
+        """Return the pairs of opinions of a split; no pair is in two splits."""
         return splits(f"{self.seed}-nli", Sampler.any_inference)[split]
 
     def inquiries(self, split: str) -> list[Inquiry]:
+        """Return the stories with a question of a split; no inquiry is in two splits."""
         return splits(f"{self.seed}-qa", Sampler.inquiry)[split]
 
     def corpus(self, size: int, target_share: float = 0.05, recall: float = 0.0) -> list[str]:
-        """Pre-training text: `size` documents of one sentence, with longer enumerations than the tasks have and often
-        begun by an exclamation; `target_share` of them in the target languages, half each; never parallel. `recall` of
-        them are of several lines instead and come back to what was said."""
+        """Return documents for pre-training, never parallel ones.
+
+        A document is a sentence with longer enumerations than the tasks have, often after an
+        exclamation.
+
+        Args:
+            size: number of documents.
+            target_share: share of documents in the target languages, half of it for each language.
+            recall: share of documents with several lines, which repeat earlier content.
+        """
         rng = random.Random(f"{self.seed}-corpus")
-        sampler = Sampler(
-            rng, negation=0.1, contrast=0.2, setting=0.1, chain=0.85, longest=8
-        )  # plainer
+        # plainer sentences than those of the tasks
+        sampler = Sampler(rng, negation=0.1, contrast=0.2, setting=0.1, chain=0.85, longest=8)
         storyteller = Sampler(rng)
         documents = []
         for _ in range(size):
@@ -279,11 +314,15 @@ class World:
         return documents
 
     def _cry(self, sampler: Sampler, label: int, lang: str) -> str:
+        """Return an exclamation that fits a label."""
         return self.grammars[lang].stems[sampler.word(lx.EXCLAMATIONS[label])]
 
     def _recalling(self, sampler: Sampler, lang: str) -> str:
-        """A story and pieces of it again, a review and the exclamation it calls for, an opinion and a blunt one that follows
-        from it, or a question without an answer; under headings that say nothing."""
+        """Return a document of several lines with headings, whose words carry no information.
+
+        It is a story with pieces of it repeated, a review with its exclamation, an opinion with a
+        plain one that follows from it, or a question without an answer.
+        """
         rng, grammar = sampler.rng, self.grammars[lang]
         kind = rng.choice(["story", "story", "story", "review", "opinion", "question"])
         if kind == "review":
@@ -305,7 +344,7 @@ class World:
         return "\n".join(f"{self._heading(rng)}{line}" for line in lines)
 
     def _heading(self, rng: random.Random) -> str:
-        """Nothing, or words of the tasks' prompts at random, so that models know them."""
+        """Return random words of the tasks' prompts, so that models have seen them, or nothing."""
         if rng.random() < 0.4:
             return ""
         return (
