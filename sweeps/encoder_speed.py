@@ -1,5 +1,6 @@
-"""FLARE MT's source, three epochs of training: encoder states computed once per text, in batches, and kept, against the pattern
-of the paper's released code, one call per example in every epoch. `python sweeps/encoder_speed.py --help`
+"""FLARE MT's source, three epochs of training: encoder states computed once per text, in batches,
+and kept, against the pattern of the paper's released code, one call per example in every epoch.
+`python sweeps/encoder_speed.py --help`
 
 The pattern is measured twice: as released, every text padded to 256 tokens, and without padding.
 """

@@ -1,8 +1,9 @@
-"""Machine translation, the engine against the pattern of the paper's released code: how many texts a second, and how many
-come out the same. `python sweeps/mt_speed.py --help`
+"""Machine translation, the engine against the pattern of the paper's released code: how many texts
+a second, and how many come out the same. `python sweeps/mt_speed.py --help`
 
-The pattern: batches of 64 in the order of the file, every text padded to 256 tokens. Both arms decode alike (same model in
-memory, same options, same limit for each row) and take turns on small runs of texts, so that noise of the machine hits both.
+The pattern: batches of 64 in the order of the file, every text padded to 256 tokens. Both arms
+decode alike (same model in memory, same options, same limit for each row) and take turns on small
+runs of texts, so that noise of the machine hits both.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Trains a tiny NLLB for a few minutes on NusaX's human translations, English and back, so that speed can be measured on real
-text with a checkpoint that ends its sentences as translators do: `python sweeps/nusax_nllb.py DATA/nusax FOLDER`. Its quality
-is poor."""
+"""Trains a tiny NLLB for a few minutes on NusaX's human translations, English and back, so that
+speed can be measured on real text with a checkpoint that ends its sentences as translators do:
+`python sweeps/nusax_nllb.py DATA/nusax FOLDER`. Its quality is poor.
+"""
 
 from __future__ import annotations
 

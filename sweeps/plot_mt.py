@@ -1,8 +1,8 @@
 """Two figures of runs below a folder: `python sweeps/plot_mt.py FOLDER`
 
-gain_by_quality.png: what FLARE and FLARE MT gain over LoRA on the same translations, against their chrF++ (human: 100).
-noise.png: LoRA and FLARE on human translations with errors of a known rate. Points are means over seeds, bars standard
-deviations.
+gain_by_quality.png: what FLARE and FLARE MT gain over LoRA on the same translations, against their
+chrF++ (human: 100). noise.png: LoRA and FLARE on human translations with errors of a known rate.
+Points are means over seeds, bars standard deviations.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 
 def chrf(run: dict[str, Any]) -> float | None:
-    """Return chrF++ of a run's training translations: 100 of human ones, None without a human reference."""
+    """Return chrF++ of a run's training translations: 100 of human ones, None without a human
+    reference.
+    """
     score = run["translation"]["chrf++"].get(run["lang"])
     human = run["mt"] in BENCHMARK and not TASKS[run["task"]].machine_splits
     return 100.0 if score is None and human else score
@@ -59,7 +61,10 @@ def compared(run: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def gains(runs: list[dict[str, Any]]) -> dict[str, dict[tuple, dict[float, list[float]]]]:
-    """task -> style -> chrF++ -> gains over LoRA, one per seed. The noise sweep is left out: it has its own figure."""
+    """task -> style -> chrF++ -> gains over LoRA, one per seed.
+
+    The noise sweep is left out: it has its own figure.
+    """
     base = {compared(r): score(r) for r in runs if r["method"] == "lora"}
     found: dict[str, dict[tuple, dict[float, list[float]]]] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(list))

@@ -1,4 +1,5 @@
-"""sweeps/*.yaml against W&B's own schema, and the first runs that W&B's own scheduler draws: `make test-sweeps`.
+"""sweeps/*.yaml against W&B's own schema, and the first runs that W&B's own scheduler draws: `make
+test-sweeps`.
 
 Needs the package `sweeps`, which wants another numpy than flare_exp does.
 """

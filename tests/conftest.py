@@ -1,4 +1,6 @@
-"""Tiny random models of every family (float64, seconds to build), and a cache of its own for the tests."""
+"""Tiny random models of every family (float64, seconds to build), and a cache of its own for the
+tests.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,9 @@ BUILDERS = {
 
 
 def dtype_of(kind: tuple[str, str]) -> torch.dtype:
-    """float64; eager attention masks with the smallest number of that type and then computes in 32 bits, where it is -inf."""
+    """float64; eager attention masks with the smallest number of that type and then computes in 32
+    bits, where it is -inf.
+    """
     return torch.float32 if kind[0] == "gemma2" else torch.float64
 
 
@@ -123,8 +127,9 @@ def random_backbone(kind: tuple[str, str], seed: int = 0) -> backbones.Backbone:
 
 
 def outputs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What a model says of each example, padding left out: logits [B, labels], [B, T, 2] (spans) or [B, T, V] (prompts; of a
-    fixed answer for an encoder-decoder)."""
+    """What a model says of each example, padding left out: logits [B, labels], [B, T, 2] (spans) or
+    [B, T, V] (prompts; of a fixed answer for an encoder-decoder).
+    """
     mask, more = batch["attention_mask"], {}
     if model.config.is_encoder_decoder and hasattr(
         model.get_base_model() if hasattr(model, "peft_config") else model, "lm_head"
@@ -166,7 +171,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def composed_once() -> Iterator[None]:
-    """Compose every choice of groups once: what follows from it are the files in conf/ alone, and nobody changes it in place."""
+    """Compose every choice of groups once: what follows from it are the files in conf/ alone, and
+    nobody changes it in place.
+    """
     with pytest.MonkeyPatch.context() as patch:
         compose, known = composition._compose, {}
 

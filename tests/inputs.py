@@ -2,10 +2,10 @@
 
     python tests/inputs.py [--only <words>] [--work <folder>] [--into docs/inputs.md]
 
-Each row has the exit code and a phrase that its output must have, and says what it leaves. The exit code is 0 if all rows are
-as they must be. Every row is a process of its own, in a folder of its own that has `my_model`, `my_data` and so on. Rows that
-need the libraries are forked from a process that has imported them, unless the row is `real`: then it is the command itself,
-with its import.
+Each row has the exit code and a phrase that its output must have, and says what it leaves. The exit
+code is 0 if all rows are as they must be. Every row is a process of its own, in a folder of its own
+that has `my_model`, `my_data` and so on. Rows that need the libraries are forked from a process
+that has imported them, unless the row is `real`: then it is the command itself, with its import.
 """
 
 from __future__ import annotations
@@ -95,7 +95,10 @@ def in_words(
 
 
 def ended(pid: int, limit: float) -> tuple[int, float]:
-    """Wait for a child and kill it after some seconds; returns its exit code, and how long it waited for a processor."""
+    """Wait for a child and kill it after some seconds.
+
+    Returns its exit code, and how long it waited for a processor.
+    """
     deadline = time.monotonic() + limit
     while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
         if time.monotonic() > deadline:

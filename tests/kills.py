@@ -1,11 +1,14 @@
-"""Kill runs at random moments, start each again until it ends, and compare what it leaves with an uninterrupted run.
+"""Kill runs at random moments, start each again until it ends, and compare what it leaves with an
+uninterrupted run.
 
-    python tests/kills.py [--kills 20] [--seed 0] [--signals KILL TERM INT] [--work <folder>] [--into docs/inputs.md]
+    python tests/kills.py [--kills 20] [--seed 0] [--signals KILL TERM INT] [--work <folder>]
+        [--into docs/inputs.md]
 
-Prints a Markdown table. The exit code is 0 if every run left the same bytes. A run has its own empty cache. The signal, the
-stage and the moment within the stage are drawn with a seed; the lengths of the stages are those of the uninterrupted run.
-Lost seconds are CPU seconds, of both processes together minus those of the uninterrupted run, because other work on the
-machine changes wall-clock time more than a kill does.
+Prints a Markdown table. The exit code is 0 if every run left the same bytes. A run has its own
+empty cache. The signal, the stage and the moment within the stage are drawn with a seed; the
+lengths of the stages are those of the uninterrupted run. Lost seconds are CPU seconds, of both
+processes together minus those of the uninterrupted run, because other work on the machine changes
+wall-clock time more than a kill does.
 """
 
 from __future__ import annotations
@@ -102,7 +105,9 @@ def watch(
     """Run a command in `folder` and give it a signal.
 
     Args:
-        by: called with the present stage and the seconds since its start; returns the signal to send, once.
+        by: called with the present stage and the seconds since its start; returns the signal to
+            send, once.
+
     """
     cache, start, before = (
         folder / "cache",
@@ -134,7 +139,9 @@ def watch(
 
 
 def left(out: Path) -> dict[str, str]:
-    """Return name -> hash of what a run leaves: predictions, weights, and metrics.json without the seconds."""
+    """Return name -> hash of what a run leaves: predictions, weights, and metrics.json without the
+    seconds.
+    """
     metrics = json.loads((out / "metrics.json").read_text())
     metrics.pop("seconds")
     files = [out / "predictions.parquet", *sorted(out.glob("*/*.safetensors"))]

@@ -1,4 +1,6 @@
-"""Replace a generated section of a Markdown page, between `<!-- begin <name> -->` and `<!-- end <name> -->`."""
+"""Replace a generated section of a Markdown page, between `<!-- begin <name> -->` and `<!-- end
+<name> -->`.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Processes for the tests, forked from a server that has imported the libraries once.
 
-A fresh interpreter imports for several seconds before a tiny run of two seconds begins. A forked process has the same
-isolation: its own memory, environment, signals and exit code. Use `subprocess` where a fresh interpreter is itself tested
-(what is imported when, environment variables that libraries read on import, peak memory).
+A fresh interpreter imports for several seconds before a tiny run of two seconds begins. A forked
+process has the same isolation: its own memory, environment, signals and exit code. Use `subprocess`
+where a fresh interpreter is itself tested (what is imported when, environment variables that
+libraries read on import, peak memory).
 """
 
 from __future__ import annotations
@@ -94,8 +95,9 @@ def _main(
 
 
 class _Follower:
-    """What `Place.start` gives: a further process of a run, forked from its leader, with the part of subprocess.Popen that is
-    used."""
+    """What `Place.start` gives: a further process of a run, forked from its leader, with the part
+    of subprocess.Popen that is used.
+    """
 
     def __init__(self, place: Any, stdout: IO[str] | None = None, stderr: IO[str] | None = None):
         self.returncode: int | None = None
@@ -155,14 +157,17 @@ class _Follower:
 
 
 class Run:
-    """A run of flare_exp in a process of its own, with the part of subprocess.Popen that the tests use.
+    """A run of flare_exp in a process of its own, with the part of subprocess.Popen that the tests
+    use.
 
     Args:
         words: a whole command, `python -m flare_exp ...`.
         env: the whole environment; None: that of this process.
         merged: write errors to the standard output.
         ignored: signals that the process ignores from its start.
-        fresh_followers: start the run's further processes as flare_exp does, in fresh interpreters, instead of forking them.
+        fresh_followers: start the run's further processes as flare_exp does, in fresh interpreters,
+            instead of forking them.
+
     """
 
     def __init__(

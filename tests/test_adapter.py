@@ -24,7 +24,9 @@ HEADS = [
 
 
 def half(kind):
-    """A backbone in bfloat16; BERT's has a pooler that is trained, as one that the checkpoint lacks."""
+    """A backbone in bfloat16; BERT's has a pooler that is trained, as one that the checkpoint
+    lacks.
+    """
     backbone = random_backbone(kind)
     head = (*backbone.head, "pooler") if kind == ("bert", "label") else backbone.head
     return replace(backbone, model=backbone.model.to(torch.bfloat16), head=head)
@@ -91,7 +93,9 @@ def test_weights_that_are_not_the_configurations_are_refused(saved, said_to_be, 
     "kind", [("xlm-roberta", "label"), ("llama", "prompt"), ("mt5", "span")], ids="-".join
 )
 def test_the_english_model_keeps_a_small_update(kind, dtype, tmp_path):
-    """One of 0.2 % of the weights; bfloat16 weights cannot take it, since they have steps of 0.4 % and more."""
+    """One of 0.2 % of the weights; bfloat16 weights cannot take it, since they have steps of 0.4 %
+    and more.
+    """
     target, kept = batches(kind)[0], getattr(torch, dtype)
 
     def backbone():
@@ -124,11 +128,13 @@ def test_the_english_model_keeps_a_small_update(kind, dtype, tmp_path):
     assert (found - expected).norm() < 0.02 * change
 
 
-# --- what the fusion keeps for the backward --------------------------------------------------------------------------
+# --- what the fusion keeps for the backward ------------------------------------------------------
 
 
 def kept_for_backward(model, source, target, english):
-    """Storage -> bytes of what a forward saves, without weights and without the source states themselves."""
+    """Storage -> bytes of what a forward saves, without weights and without the source states
+    themselves.
+    """
     storages = {}
 
     def pack(tensor):
@@ -151,7 +157,9 @@ def kept_for_backward(model, source, target, english):
 @pytest.mark.parametrize("source_state", ["layer_input", "block_output"])
 @pytest.mark.parametrize("kind", [("llama", "prompt"), ("xlm-roberta", "label")], ids="-".join)
 def test_no_copy_of_the_source_is_kept_for_the_backward(kind, source_state, autocast, dtype):
-    """Beside the recorded states themselves a fused layer keeps bottlenecks alone: r of them are far less than d."""
+    """Beside the recorded states themselves a fused layer keeps bottlenecks alone: r of them are
+    far less than d.
+    """
     backbone = random_backbone(kind)
     backbone.model.to(dtype)
     model = adapter.add_adapter(backbone, r=1, alpha=1, fusion="add", source_state=source_state)
@@ -189,7 +197,7 @@ def test_only_states_that_are_read_are_kept(kind, layer, state, monkeypatch):
     assert asked == [state == "block_output"]
 
 
-# --- embeddings and LM head, trained in full -------------------------------------------------------------------------
+# --- embeddings and LM head, trained in full -----------------------------------------------------
 
 ALSO = ("embeddings", "lm_head")
 

@@ -1,4 +1,7 @@
-"""Every shipped configuration composes and type-checks; wrong command lines get one message each and exit 2."""
+"""Every shipped configuration composes and type-checks.
+
+Wrong command lines get one message each and exit 2.
+"""
 
 import json
 import re
@@ -45,7 +48,9 @@ def test_every_experiment_composes(name, tmp_path):
 
 @pytest.mark.parametrize("model", GROUPS["model"])
 def test_every_pair_of_model_task_and_method_composes(model):
-    """Every model with every task, with the next method each time, so that every pair of two groups occurs."""
+    """Every model with every task, with the next method each time, so that every pair of two groups
+    occurs.
+    """
     methods, first = GROUPS["method"], GROUPS["model"].index(model)
     assert len(methods) <= min(len(GROUPS["task"]), len(GROUPS["model"]))
     for number, task in enumerate(GROUPS["task"], first):

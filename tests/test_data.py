@@ -91,7 +91,9 @@ FORMS = {
 
 
 def learner(form, tokenizer, fused):
-    """The DataModule of 40 examples of a form, some answers of which are cut off, and a module that reads them."""
+    """The DataModule of 40 examples of a form, some answers of which are cut off, and a module that
+    reads them.
+    """
     task = {"label": ToySentiment, "span": ToyQA, "prompt": ToyQA}[form](limit=40)
     backbone = random_backbone(FORMS[form])
     backbone.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -73,7 +73,10 @@ def test_the_pages_have_commands():
 
 
 def test_every_option_of_the_table_of_deviations_exists():
-    """Those of one cell are given together; a benchmark and a fusion that have them all are beside them."""
+    """Those of one cell are given together.
+
+    A benchmark and a fusion that have them all are beside them.
+    """
     cells = re.findall(r"`([^`]*=[^`]*)`", (ROOT / "docs/deviations.md").read_text())
     assert len(cells) > 15
     for cell in cells:

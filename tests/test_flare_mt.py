@@ -1,5 +1,7 @@
-"""FLARE MT (PAPER, section 2): the source is a translation model's encoder, through one linear map; and sources that are
-computed once (I11). The invariants of test_invariants.py hold for it too."""
+"""FLARE MT (PAPER, section 2): the source is a translation model's encoder, through one linear map.
+
+And sources that are computed once (I11). The invariants of test_invariants.py hold for it too.
+"""
 
 import logging
 from types import SimpleNamespace
@@ -73,7 +75,9 @@ def test_i1_at_init_output_equals_backbone(make_model, kind, name):
 
 
 def test_i3_every_block_fuses_the_mapped_states(make_model, kind):
-    """h = W0 v + (alpha / r) B (relu(A S) + relu(A v)) with S = W e + b, e the encoder's last hidden state."""
+    """h = W0 v + (alpha / r) B (relu(A S) + relu(A v)) with S = W e + b, e the encoder's last
+    hidden state.
+    """
     model, stream = latent(make_model)
     target, source = batches(kind, 9, 9)  # as wide as one another: position i meets position i
     seen = {}
@@ -206,7 +210,7 @@ def test_i10_the_map_is_saved_and_loaded_under_any_name(make_model, kind, tmp_pa
     )
 
 
-# --- sources computed once -------------------------------------------------------------------------------------------
+# --- sources computed once -----------------------------------------------------------------------
 
 
 class Ids:

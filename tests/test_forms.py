@@ -1,4 +1,7 @@
-"""Forms: what a model reads, and what it says as text; truncation, offsets and answers that are cut off."""
+"""Forms: what a model reads, and what it says as text.
+
+Truncation, offsets and answers that are cut off.
+"""
 
 import random
 
@@ -363,7 +366,7 @@ def test_predictions_are_texts():
     assert all(isinstance(found.text, str) for found in free)
 
 
-# --- overlapping windows ---------------------------------------------------------------------------------------------
+# --- overlapping windows -------------------------------------------------------------------------
 
 NUMBERED = " ".join(
     f"{letter}{letter} {word}" for letter in "abdegimnorstuw" for word in ("the soup", "in rome")
@@ -372,7 +375,9 @@ NUMBERED = " ".join(
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_windows_are_those_of_the_published_scripts(name):
-    """Every window is the question and a run of the context's tokens, `stride` of them again in the next; none is lost."""
+    """Every window is the question and a run of the context's tokens, `stride` of them again in the
+    next; none is lost.
+    """
     tokenizer = TOKENIZERS[name]()
     form = question_answering.SpanForm(TyDiQA(), tokenizer, 60, stride=20)
     example = question(NUMBERED, "mm", asked="who ?")
@@ -394,7 +399,8 @@ def test_windows_are_those_of_the_published_scripts(name):
         assert window == whole[at : at + len(window)]
         at += len(window) - 20
     assert at + 20 == len(whole)
-    # the answer is learned in every window that holds it, and the others are trained to point at the first special token
+    # the answer is learned in every window that holds it, and the others are trained to point at
+    # the first special token
     start = NUMBERED.index("mm")
     for item, window in zip(items[1:], read, strict=True):
         holds = window[0][0] <= start and start + 2 <= window[-1][1]
@@ -486,8 +492,9 @@ def test_candidates_are_scored_in_passes_of_at_most_so_many_rows(family, limit, 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_offsets_on_real_questions(name, shared_data):
-    """No answer of TyDiQA is missed; where a token reaches over an answer's edge, the span holds it still. WordPiece has no token
-    for format characters: one answer begins with such a one."""
+    """No answer of TyDiQA is missed; where a token reaches over an answer's edge, the span holds it
+    still. WordPiece has no token for format characters: one answer begins with such a one.
+    """
     task = TyDiQA(
         data_dir=str(shared_data / "tydiqa"),
         limit=300,

@@ -1,4 +1,6 @@
-"""Weights in parts, one for each process (FSDP2), against one process that has them all: gradients, generation, whole runs."""
+"""Weights in parts, one for each process (FSDP2), against one process that has them all: gradients,
+generation, whole runs.
+"""
 
 import json
 import signal
@@ -77,8 +79,9 @@ def loss_of(name, module, batch):
 
 
 def one_process(folder, rank):
-    """Of every case the gradients of one step on this process's shares of batches of five rows and of one, read at once or in
-    micro-batches, whose gradients are reduced every time."""
+    """Of every case the gradients of one step on this process's shares of batches of five rows and
+    of one, read at once or in micro-batches, whose gradients are reduced every time.
+    """
     dist.init_process_group(
         "gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2
     )
@@ -186,7 +189,7 @@ def test_what_is_written_does_not_depend_on_when_the_other_process_ends(left, na
     assert [row for _, answers in left for row in answers[name]] == expected
 
 
-# --- whole runs ------------------------------------------------------------------------------------------------------
+# --- whole runs ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """What has to be seen the first time a GPU is at hand: `make test-gpu`, one command, minutes.
 
-Every test that has a meaning on the CPU runs there too, on models of a few thousand parameters. With
-FLARE_EXP_GPU_REPORT=<file> what was measured is written there as JSON.
+Every test that has a meaning on the CPU runs there too, on models of a few thousand parameters.
+With FLARE_EXP_GPU_REPORT=<file> what was measured is written there as JSON.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def measured(report: dict[str, Any], name: str, device: str, **facts: Any) -> It
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory) -> dict[str, str]:
-    """Device -> folder of a random model of Llama's shape: tiny for the CPU, 0.3 billion parameters for a GPU."""
+    """Device -> folder of a random model of Llama's shape: tiny for the CPU, 0.3 billion parameters
+    for a GPU.
+    """
     sizes = {"cpu": (32, 2, 40)}
     if torch.cuda.is_available():
         sizes["cuda"] = (1024, 16, 32000)
@@ -144,7 +146,10 @@ def bf16(device: str):
 @on_both
 @pytest.mark.parametrize("weights", ["float32", "nf4"])
 def test_bf16_training_steps_lower_the_loss(llama, report, weights, device):
-    """Precision bf16-mixed, with weights of 32 bits and of 4; 8-bit AdamW, whose moments are 8-bit where a tensor is large."""
+    """Precision bf16-mixed, with weights of 32 bits and of 4.
+
+    8-bit AdamW, whose moments are 8-bit where a tensor is large.
+    """
     from bitsandbytes.optim import AdamW8bit
 
     model, source = fused(llama[device], device, "nf4" if weights == "nf4" else None)
@@ -271,7 +276,9 @@ def test_ctranslate2_and_transformers_translate_alike(
 
 @on_both
 def test_a_group_of_one_process_trains_as_no_group(llama, device):
-    """NCCL on GPUs, Gloo on CPUs: loss and gradients through DistributedDataParallel are those without it."""
+    """NCCL on GPUs, Gloo on CPUs: loss and gradients through DistributedDataParallel are those
+    without it.
+    """
     model, source = fused(llama[device], device)
     randomise(model)
     loss_of(model, source, device).backward()

@@ -1,5 +1,6 @@
-"""The invariants of the method, for every family and form, in float64 (I1-I8, I10; I3's functions are in test_fusion.py, I13 in
-test_pipeline.py)."""
+"""The invariants of the method, for every family and form, in float64 (I1-I8, I10; I3's functions
+are in test_fusion.py, I13 in test_pipeline.py).
+"""
 
 import itertools
 import subprocess
@@ -58,7 +59,10 @@ def source(kind):
 
 
 def fused(make_model, name="add_relu", trained=True, **options):
-    """A FLARE model and its source stream; `trained` gives B (and learned fusions) random values."""
+    """A FLARE model and its source stream.
+
+    `trained` gives B (and learned fusions) random values.
+    """
     backbone = make_model()
     torch.manual_seed(3)
     model = (
@@ -127,8 +131,9 @@ def test_i2_add_without_source_equals_peft_lora_bit_for_bit(make_model, target, 
 
 
 def english_pass(model, source, source_state="layer_input"):
-    """What the backbone's fused projections read (or its blocks, with "block_output"), block by block, and each stack's final
-    state, with PEFT switched off."""
+    """What the backbone's fused projections read (or its blocks, with "block_output"), block by
+    block, and each stack's final state, with PEFT switched off.
+    """
     base, seen, final = model.get_base_model(), {}, {}
     readers = {block: modules[0] for block, modules in fused_blocks(model).items()}
     if source_state == "block_output":
@@ -356,7 +361,7 @@ def test_a_source_belongs_to_one_forward(make_model, target, source):
         outputs(model, target)  # nothing fuses
 
 
-# --- I7: decoders generate what they were trained to say -------------------------------------------------------------
+# --- I7: decoders generate what they were trained to say -----------------------------------------
 
 
 @pytest.fixture(params=DECODERS, ids=lambda kind: kind[0])
@@ -395,7 +400,10 @@ def forced(model, stream, target, source, written):
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("answer_source", ANSWER_SOURCES)
 def test_i7_generation_with_cache_equals_the_full_forward(decoder, answer_source, cache):
-    """Every decoder with every fusion function here, and with every pair of options; every triple of these three occurs."""
+    """Every decoder with every fusion function here, and with every pair of options.
+
+    Every triple of these three occurs.
+    """
     number = (
         DECODERS.index(decoder)
         + 2 * ANSWER_SOURCES.index(answer_source)
@@ -439,7 +447,9 @@ def test_i7_generation_with_cache_equals_the_full_forward(decoder, answer_source
 @pytest.mark.parametrize("answer_source", ANSWER_SOURCES)
 @pytest.mark.parametrize("name", ["add", "cross_attn"])
 def test_answer_tokens_fuse_the_last_source_state_or_none(name, answer_source):
-    """Of the layer, against the equation: add fuses S of the source's last token, cross_attn attends to the whole source."""
+    """Of the layer, against the equation: add fuses S of the source's last token, cross_attn
+    attends to the whole source.
+    """
     kind = ("llama", "prompt")
     model, stream = fused(lambda: random_backbone(kind), name, answer_source=answer_source)
     target, source = batches(kind)
@@ -553,7 +563,7 @@ def test_an_encoder_decoder_generates_what_its_full_forward_says():
             )
 
 
-# --- I8, I10, structure ----------------------------------------------------------------------------------------------
+# --- I8, I10, structure --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["add_relu", "cross_attn", "gated"])
@@ -666,7 +676,9 @@ def test_merging_a_fusion_adapter_is_refused_and_plain_lora_merges_exactly(
 
 
 def test_a_frozen_english_adapter_equals_the_merged_one(make_model, kind, target, source, tmp_path):
-    """What 4-bit backbones do gives, in exact weights, the same model: at the start, in the source pass and after training."""
+    """What 4-bit backbones do gives, in exact weights, the same model: at the start, in the source
+    pass and after training.
+    """
     from dataclasses import replace
 
     english = adapter.add_adapter(make_model(), r=4, alpha=ALPHA).to(dtype_of(kind)).eval()

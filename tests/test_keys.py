@@ -68,7 +68,8 @@ RUNS = {
         "task.form=generative",
     ],
 }
-# Another value of options whose type does not tell one; a list: overrides, where a name alone means nothing.
+# Another value of options whose type does not tell one; a list: overrides, where a name alone means
+# nothing.
 ANOTHER = {
     "task.name": ["task=toy_nli"],
     "method.name": ["method=translate_test"],
@@ -451,7 +452,7 @@ def test_so_is_the_row_of_the_family(digests, base, before, monkeypatch):
     assert differing(before["label"], digests(base["label"])) == LEARNED
 
 
-# --- the hash of code ------------------------------------------------------------------------------------------------
+# --- the hash of code ----------------------------------------------------------------------------
 
 SOURCE = '''"""A module."""
 import math

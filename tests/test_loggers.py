@@ -1,4 +1,6 @@
-"""W&B runs: what they are called and hold, that they are taken up again, that an agent's run is its own, that W&B may fail."""
+"""W&B runs: what they are called and hold, that they are taken up again, that an agent's run is its
+own, that W&B may fail.
+"""
 
 import json
 import os
@@ -192,7 +194,7 @@ def test_a_failure_of_wandb_is_told_once_and_no_more_is_said(started, tmp_path, 
     assert not started.run.summary
 
 
-# --- with W&B itself, offline -----------------------------------------------------------------------------------------
+# --- with W&B itself, offline --------------------------------------------------------------------
 
 
 def records(log):

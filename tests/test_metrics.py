@@ -1,4 +1,6 @@
-"""Scores against references written another way: per-character loops and merged lists, no Counter, no tensors."""
+"""Scores against references written another way: per-character loops and merged lists, no Counter,
+no tensors.
+"""
 
 import random
 import unicodedata
@@ -23,7 +25,8 @@ SCRIPTS = {
     "han": ("北京上海市", "。，、《》（）"),  # noqa: RUF001
 }
 ARTICLES = ("a", "an", "the", "The", "AN", "then", "data")
-MARKS = "\u0301\u0308\u0327\u0331"  # combining: some compose with a Latin letter, the last with none of ours
+# combining: some compose with a Latin letter, the last with none of ours
+MARKS = "\u0301\u0308\u0327\u0331"
 
 
 def word(rng, letters):
@@ -149,7 +152,10 @@ def test_equal_answers(prediction, gold):
     ("prediction", "gold"), [("", "x"), ("কি", "ক"), ("a\u0331 b", "b"), ("then", "n"), ("5", "५")]
 )
 def test_different_answers(prediction, gold):
-    """Combining marks are part of a word, not punctuation; nothing is an article but a whole word."""
+    """Combining marks are part of a word, not punctuation.
+
+    Nothing is an article but a whole word.
+    """
     assert metrics.answers([prediction], [[gold]])["exact_match"] == 0.0
 
 

@@ -1,4 +1,6 @@
-"""The paper's models on the paper's tasks, as a user types them: with tiny checkpoints and files in the benchmarks' columns."""
+"""The paper's models on the paper's tasks, as a user types them: with tiny checkpoints and files in
+the benchmarks' columns.
+"""
 
 import json
 import re
@@ -90,7 +92,9 @@ def spans(example):
 
 @pytest.fixture(scope="module")
 def benchmarks(tmp_path_factory):
-    """The toy tasks written as the benchmarks' files: English and, for sw and ace, the far language."""
+    """The toy tasks written as the benchmarks' files: English and, for sw and ace, the far
+    language.
+    """
     root = tmp_path_factory.mktemp("benchmarks")
 
     def write(path, rows):
@@ -171,7 +175,10 @@ def paper(model, task, checkpoints, benchmarks, stride=32):
 
 
 def family_runs():
-    """Every task with one model of each family; another model of the family differs in size, and has one task."""
+    """Every task with one model of each family.
+
+    Another model of the family differs in size, and has one task.
+    """
     seen = set()
     for number, model in enumerate(PAPER):
         first = ARCHITECTURE[model] not in seen
@@ -274,7 +281,9 @@ def test_long_contexts_are_read_in_windows(checkpoints, benchmarks, tmp_path):
 def test_translated_questions_are_scored_against_the_original_answers(
     checkpoints, tmp_path, capsys
 ):
-    """translate_test: a predicted English answer is translated back, by itself, by the model that translated the question."""
+    """translate_test: a predicted English answer is translated back, by itself, by the model that
+    translated the question.
+    """
     small = ["mt=toy_nllb", "mt.pretrain.steps=60", "mt.pretrain.pairs=600", "mt.max_length=32"]
     embedded = [
         "model=custom",

@@ -109,7 +109,7 @@ def translate(engine, these, **options) -> list[Translated]:
     return engine.translate(these, "eng_Latn", "quy_Latn", **options)
 
 
-# --- the engine ------------------------------------------------------------------------------------------------------
+# --- the engine ----------------------------------------------------------------------------------
 
 
 def test_the_checkpoint_of_these_tests_tells_orders_and_ends_apart(engine):
@@ -267,7 +267,7 @@ def test_too_little_memory_is_said(engine, monkeypatch):
         translate(engine, ["ab."])
 
 
-# --- batches and limits ----------------------------------------------------------------------------------------------
+# --- batches and limits --------------------------------------------------------------------------
 
 
 @exhaustive
@@ -297,7 +297,7 @@ def test_impossible_decoding_is_refused(options):
         Decoding(**options)
 
 
-# --- segments --------------------------------------------------------------------------------------------------------
+# --- segments ------------------------------------------------------------------------------------
 
 CHARACTERS = st.text("ab .。！\n的กี่?\u0301", max_size=60)
 
@@ -372,7 +372,7 @@ def test_segments_are_joined_as_the_target_is_written():
     assert segmentation.joined(parts, "jpn_Jpan").text == "One.Two.\nThree."
 
 
-# --- flags -----------------------------------------------------------------------------------------------------------
+# --- flags ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ def test_signs_of_bad_translations(source, translation, expected):
     assert quality.flags(source, Translated(translation, True))["truncated"]
 
 
-# --- checkpoints -----------------------------------------------------------------------------------------------------
+# --- checkpoints ---------------------------------------------------------------------------------
 
 
 def test_check_accepts_nllb(nllb_folder):
@@ -501,7 +501,7 @@ def test_a_gpu_that_is_not_there_is_said(nllb_folder, monkeypatch):
         TransformersEngine(nllb_folder, decoding=SHORT, device="cuda")
 
 
-# --- CTranslate2 -----------------------------------------------------------------------------------------------------
+# --- CTranslate2 ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,6 @@
-"""Runs with a tiny NLLB that is trained here: FLARE MT, cached sources, kills, two processes, full disks."""
+"""Runs with a tiny NLLB that is trained here: FLARE MT, cached sources, kills, two processes, full
+disks.
+"""
 
 import json
 import shlex

@@ -1,4 +1,6 @@
-"""Several processes against one: gradients of every form (I9), shares of batches, whole runs, and failures of a process."""
+"""Several processes against one: gradients of every form (I9), shares of batches, whole runs, and
+failures of a process.
+"""
 
 import functools
 import json
@@ -42,7 +44,9 @@ STEPS = [
 
 
 def module_of(form, kind=None, encoder=None):
-    """A FLARE (with an `encoder`: FLARE MT) module in float64 with a random B, the same in every process."""
+    """A FLARE (with an `encoder`: FLARE MT) module in float64 with a random B, the same in every
+    process.
+    """
     backbone, width = (
         random_backbone(kind or FORMS[form]),
         encoder.config.d_model if encoder else None,
@@ -80,7 +84,9 @@ def parts_of(form, rows, rank, size, passes=1):
 
 
 def batch_of(form, index):
-    """Rows `index` of one batch (a negative one is a stand-in), with as much to learn in one row as in another or not."""
+    """Rows `index` of one batch (a negative one is a stand-in), with as much to learn in one row as
+    in another or not.
+    """
     side, chosen = "left" if form == "prompt" else "right", [i if i >= 0 else ~i for i in index]
 
     def taken(tensors):
@@ -95,7 +101,8 @@ def batch_of(form, index):
         return {**batch, "labels": torch.tensor([0, 2, 1, 1, 0])[chosen]}
     if form == "span":
         offsets = torch.arange(7)[None, :, None].repeat(len(chosen), 1, 2)
-        # rows 1 and 3 lost their answer: one process has two rows that teach, the other none or three
+        # rows 1 and 3 lost their answer: one process has two rows that teach, the other none or
+        # three
         return {
             **batch,
             "offsets": offsets,
@@ -120,7 +127,9 @@ class Loss(torch.nn.Module):
 
 
 def one_process(form, folder, rank):
-    """Gradients of one step on this process's shares of batches of five rows and of one, read at once or in micro-batches."""
+    """Gradients of one step on this process's shares of batches of five rows and of one, read at
+    once or in micro-batches.
+    """
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     found = []
@@ -236,7 +245,7 @@ def test_fewer_gpus_than_devices(monkeypatch):
     pipeline.settle(replace(cfg, trainer=replace(cfg.trainer, devices=1)))
 
 
-# --- whole runs ------------------------------------------------------------------------------------------------------
+# --- whole runs ----------------------------------------------------------------------------------
 
 
 def command(cache, out, *overrides):
@@ -280,8 +289,9 @@ def weights(out):
 
 
 def assert_several_leave_what_one_leaves(folder, trainer, own, *overrides):
-    """Runs on one process and with trainer=`trainer` and its `own` overrides, in float64, so that Adam does not turn the
-    rounding of a gradient near zero into a step."""
+    """Runs on one process and with trainer=`trainer` and its `own` overrides, in float64, so that
+    Adam does not turn the rounding of a gradient near zero into a step.
+    """
     outs = {}
     for name, more in (("cpu", []), (trainer, own)):
         outs[name] = out = folder / name

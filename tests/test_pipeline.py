@@ -1,4 +1,6 @@
-"""The whole way through on a debug-sized world: results, reuse, resume, determinism, kills, damaged files, loggers."""
+"""The whole way through on a debug-sized world: results, reuse, resume, determinism, kills, damaged
+files, loggers.
+"""
 
 import json
 import os
@@ -317,7 +319,9 @@ def test_ablations_train_another_adapter(flare_run, cache_dir, tmp_path):
 
 
 def test_killed_in_every_stage_and_started_again(flare_run, tmp_path):
-    """kill -9 while a stage builds: the next start reuses the finished stages, and the last one ends with the same result."""
+    """kill -9 while a stage builds: the next start reuses the finished stages, and the last one
+    ends with the same result.
+    """
     flare, _ = flare_run
     cache, out = tmp_path / "cache", tmp_path / "out"
     finished: dict[Path, int] = {}

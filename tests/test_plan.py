@@ -58,7 +58,8 @@ def test_a_grid_builds_what_its_jobs_share_once(tmp_path):
     assert [o["backbone"] for o in owners] == [None, 0, 0, 0, 0, 0]
     assert [o["finetune"] for o in owners] == [None, None, 0, 1, 0, 1]
     assert [o.get("transfer", "none") for o in owners] == [None, None, None, None, "none", "none"]
-    # the source of flare's test is a translation that lora does not need; zero-shot is scored with every method
+    # the source of flare's test is a translation that lora does not need; zero-shot is scored with
+    # every method
     assert [sum(job.made[n].kind == "translation" for n in job.todo) for job in grid] == [
         2,
         0,
@@ -606,7 +607,8 @@ def test_jobs_that_cost_the_same_are_counted_once(tmp_path, monkeypatch):
         scratch=tmp_path,
     )
     plan.price(grid, tmp_path)
-    # lora with English training, with its translations, and without either; flare in the same way has the translated test only
+    # lora with English training, with its translations, and without either; flare in the same way
+    # has the translated test only
     assert len(counted) <= 6
     for job in grid:
         assert job.estimate.seconds.keys() >= job.todo

@@ -1,4 +1,6 @@
-"""What a command line needs from the hub, runs without network, and fetching, from a server that speaks the hub's language."""
+"""What a command line needs from the hub, runs without network, and fetching, from a server that
+speaks the hub's language.
+"""
 
 import hashlib
 import io
@@ -94,7 +96,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "hub"
 
 
-# --- what is needed --------------------------------------------------------------------------------------------------
+# --- what is needed ------------------------------------------------------------------------------
 
 
 def test_embedded_and_local_things_need_nothing(tmp_path, capsys):
@@ -213,7 +215,7 @@ def test_a_folder_is_what_transformers_reads_of_it(checkpoint, tmp_path):
         before = identity()
 
 
-# --- what is there ---------------------------------------------------------------------------------------------------
+# --- what is there -------------------------------------------------------------------------------
 
 
 def test_a_complete_checkpoint_is_found_by_branch_and_commit(cache, checkpoint):
@@ -305,7 +307,7 @@ def test_a_data_set_at_another_commit_is_not_there(cache, tmp_path):
         assert (need.find().lacks is None) == found
 
 
-# --- runs without network --------------------------------------------------------------------------------------------
+# --- runs without network ------------------------------------------------------------------------
 
 
 def test_all_that_is_missing_is_one_message_before_anything_runs(cache, tmp_path, capsys):
@@ -441,11 +443,13 @@ def test_a_run_from_a_cache_alone(checkpoint, tmp_path):
     assert again.returncode == 0, again.stderr
 
 
-# --- fetching --------------------------------------------------------------------------------------------------------
+# --- fetching ------------------------------------------------------------------------------------
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves repositories as the hub does, as far as its libraries ask: {"models/<id>" or "datasets/<id>": {path: bytes}}."""
+    """Serves repositories as the hub does, as far as its libraries ask: {"models/<id>" or
+    "datasets/<id>": {path: bytes}}.
+    """
 
     def __init__(self, repositories):
         super().__init__(("127.0.0.1", 0), Answer)

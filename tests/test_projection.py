@@ -1,4 +1,6 @@
-"""An answer through translation: stand-ins for translators whose effect is known, and cases written by hand."""
+"""An answer through translation: stand-ins for translators whose effect is known, and cases written
+by hand.
+"""
 
 # ruff: noqa: RUF001 (glyphs that look like others are what this is about)
 import re
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 from flare_exp.tasks import Answer, TyDiQA
 from flare_exp.translation.projection import MARKERS, find, mark, own_marks_replaced
 
-# what must not be left in a context, and the characters that may change to get there: said again, not read from the table
+# what must not be left in a context, and the characters that may change to get there: said again,
+# not read from the table
 OWN = {
     "quotes": (
         re.compile(r"""["“”„«»「」『』《》〝〞＂]|''|``"""),
@@ -89,7 +92,9 @@ steady = settings(deadline=None, derandomize=True, max_examples=200)
 
 @st.composite
 def asked(draw):
-    """A context with marks of every kind and an answer anywhere in it, at words' ends or not, perhaps there twice."""
+    """A context with marks of every kind and an answer anywhere in it, at words' ends or not,
+    perhaps there twice.
+    """
     pieces = draw(
         st.lists(st.sampled_from(PIECES) | st.sampled_from(SPACES), min_size=1, max_size=14)
     )

@@ -110,7 +110,10 @@ def test_i12_stopped_at_any_step_equals_uninterrupted(checkpoint, tmp_path, monk
 def test_a_step_read_in_micro_batches_is_the_same_step_and_their_size_may_change_on_the_way(
     tmp_path, monkeypatch, caplog
 ):
-    """Without dropout, whose masks follow from the order of the passes; 64 bits are rounded to 32 where a training goes on."""
+    """Without dropout, whose masks follow from the order of the passes.
+
+    64 bits are rounded to 32 where a training goes on.
+    """
     caplog.set_level("INFO")
     exact = [
         "trainer.precision=64-true",
@@ -152,8 +155,10 @@ def test_a_step_read_in_micro_batches_is_the_same_step_and_their_size_may_change
 @pytest.mark.slow
 @pytest.mark.parametrize(("trainer", "by"), [("cpu", signal.SIGINT), ("ddp_cpu", signal.SIGUSR1)])
 def test_a_signal_stops_and_the_same_command_goes_on(checkpoint, tmp_path, trainer, by):
-    """Also with several processes, all of which get the signal, as from SLURM; then in the background, where a shell has SIGINT
-    ignored."""
+    """Also with several processes, all of which get the signal, as from SLURM.
+
+    Then in the background, where a shell has SIGINT ignored.
+    """
 
     def start(folder, epochs=200, **options):
         words = arguments(
@@ -240,7 +245,9 @@ def disk(tmp_path):
 def test_a_full_disk_at_any_stage_is_one_message_and_the_same_command_goes_on(
     checkpoint, tmp_path, disk, filled
 ):
-    """The disk grows a little whenever it was full, so that it is full in one stage after the other."""
+    """The disk grows a little whenever it was full, so that it is full in one stage after the
+    other.
+    """
     place, resize = disk
     run(checkpoint, tmp_path / "whole")
     room = tmp_path / "room"

@@ -1,4 +1,7 @@
-"""Grids on a real SLURM: frozen configurations, signals, kills, several devices and machines. Skipped where there is none."""
+"""Grids on a real SLURM: frozen configurations, signals, kills, several devices and machines.
+
+Skipped where there is none.
+"""
 
 import json
 import os
@@ -24,7 +27,9 @@ START = SHARED.parent / "tools" / "slurm-local" / "start.sh"
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """The environment of a SLURM client: a cluster that is there, or one of one node that is started for these tests."""
+    """The environment of a SLURM client: a cluster that is there, or one of one node that is
+    started for these tests.
+    """
     if shutil.which("sinfo") and subprocess.run(["sinfo"], capture_output=True).returncode == 0:
         yield dict(os.environ)
         return

@@ -1,4 +1,6 @@
-"""sweeps/: what a W&B agent would run composes, and the scripts that read runs tell cells apart and draw what is there."""
+"""sweeps/: what a W&B agent would run composes, and the scripts that read runs tell cells apart and
+draw what is there.
+"""
 
 import importlib.util
 import itertools
@@ -47,8 +49,9 @@ class Agent:
 
 
 def cells(parameters):
-    """Values of runs: every combination of groups' options and, along the way, every value of the rest (of a distribution, the
-    ends)."""
+    """Values of runs: every combination of groups' options and, along the way, every value of the
+    rest (of a distribution, the ends).
+    """
     options = {name: choices(rule) for name, rule in parameters.items()}
     groups = [name for name in options if name in composition.groups()]
     combinations = list(itertools.product(*(options[name] for name in groups)))

@@ -1,4 +1,6 @@
-"""XNLI, TyDiQA and translations from files: what is read, what is refused, and where answers go in translation."""
+"""XNLI, TyDiQA and translations from files: what is read, what is refused, and where answers go in
+translation.
+"""
 
 import json
 import logging
@@ -92,7 +94,7 @@ def test_every_task_is_whole(task):
         assert job.mt.name != "gold", "an upper bound is never a default"
 
 
-# --- XNLI ------------------------------------------------------------------------------------------------------------
+# --- XNLI ----------------------------------------------------------------------------------------
 
 
 def nli(i, label=0):
@@ -149,7 +151,7 @@ def test_hub_errors_say_what_to_do(hub, error):
         XNLI().load("sw", "test")
 
 
-# --- TyDiQA ----------------------------------------------------------------------------------------------------------
+# --- TyDiQA --------------------------------------------------------------------------------------
 
 
 def test_tydiqa_takes_a_language_from_the_hub_before_it_slices(hub):
@@ -270,7 +272,7 @@ def test_no_context_is_both_trained_and_selected_on(tmp_path, caplog):
     assert list(pipeline.check_data(alone, "sw")) == ["en/train", "en/test", "sw/test"]
 
 
-# --- answers through corruption --------------------------------------------------------------------------------------
+# --- answers through corruption ------------------------------------------------------------------
 
 
 class ParallelQA(Task):
@@ -382,7 +384,7 @@ def test_corruption_is_the_published_one():
     assert corrupted(["one", "two"], 0.0, [], "s") == [("one", 0), ("two", 1)]
 
 
-# --- translations from files -----------------------------------------------------------------------------------------
+# --- translations from files ---------------------------------------------------------------------
 
 
 def translated(row, **changes):
@@ -559,7 +561,7 @@ def test_the_stage_keeps_answers_and_follows_the_file_not_its_place(tmp_path):
     assert json.loads((artifact.path / "manifest.json").read_text())
 
 
-# --- the check before any model --------------------------------------------------------------------------------------
+# --- the check before any model ------------------------------------------------------------------
 
 
 def job(*overrides):
@@ -615,7 +617,7 @@ def test_translations_are_missed_before_any_model(qa_folder):
             check()
 
 
-# --- damaged and doubtful data ---------------------------------------------------------------------------------------
+# --- damaged and doubtful data -------------------------------------------------------------------
 
 
 def nusax(i, label=0, text="t"):
@@ -973,7 +975,7 @@ def test_200_damaged_tables_end_in_a_message_or_in_success(name, where, tmp_path
     assert ends["success"] > 5
 
 
-# --- real data -------------------------------------------------------------------------------------------------------
+# --- real data -----------------------------------------------------------------------------------
 
 
 @pytest.mark.shared

@@ -1,4 +1,6 @@
-"""The embedded models: every architecture is built, loads like any checkpoint and reads every prompt."""
+"""The embedded models: every architecture is built, loads like any checkpoint and reads every
+prompt.
+"""
 
 import signal
 
@@ -75,7 +77,9 @@ def test_a_damaged_state_of_pre_training_is_named_and_removed(tmp_path, caplog):
 
 @pytest.fixture(scope="module", params=list(ARCHITECTURES))
 def built(request, tmp_path_factory):
-    """An architecture's name, its checkpoint, the facts of its pre-training, and a function that builds it again."""
+    """An architecture's name, its checkpoint, the facts of its pre-training, and a function that
+    builds it again.
+    """
 
     def build(**options):
         folder = tmp_path_factory.mktemp("model")

@@ -1,4 +1,6 @@
-"""The embedded NLLB: its tokenizer's and checkpoint's form are NLLB's, and its text is parallel, marked and no task's."""
+"""The embedded NLLB: its tokenizer's and checkpoint's form are NLLB's, and its text is parallel,
+marked and no task's.
+"""
 
 from collections import Counter
 
@@ -187,7 +189,9 @@ def test_texts_are_parallel_and_go_in_all_directions(texts):
 
 
 def test_marks_are_on_corresponding_words(texts):
-    """A marked word is a slot of the story or its speaker, and the same one on both sides, in the same mark."""
+    """A marked word is a slot of the story or its speaker, and the same one on both sides, in the
+    same mark.
+    """
     world, seen = World(), Counter()
     for sides in map(dict, texts):
         (mark, word), _ = marked(sides.pop("en"))
@@ -204,7 +208,9 @@ def test_marks_are_on_corresponding_words(texts):
 
 @pytest.mark.slow
 def test_learns_to_translate(tmp_path):
-    """Translations of short questions have more words in common with their own references than with one another's."""
+    """Translations of short questions have more words in common with their own references than with
+    one another's.
+    """
     size = {
         "pairs": 4000,
         "steps": 400,

@@ -1,4 +1,7 @@
-"""Translation by a model: languages, marks, shards that are kept, damage and interruption; without a real model."""
+"""Translation by a model: languages, marks, shards that are kept, damage and interruption.
+
+Without a real model.
+"""
 
 import json
 import re
@@ -20,7 +23,10 @@ from flare_exp.translation.translators import FLAGS, MachineTranslator, Parallel
 
 
 class Reverser:
-    """A 'model': words in reverse order and upper case, marks kept; counts what it is asked for, stops when it is told to."""
+    """A 'model': words in reverse order and upper case, marks kept.
+
+    Counts what it is asked for, stops when it is told to.
+    """
 
     def __init__(self, stop_after=None):
         self.asked, self.stop_after = [], stop_after
@@ -45,7 +51,7 @@ def maker(task, folder, engine, shard=4, check=lambda *codes: None, x=1):
     return MachineTranslator(task, model, ArtifactStore(folder), shard=shard)
 
 
-# --- languages -------------------------------------------------------------------------------------------------------
+# --- languages -----------------------------------------------------------------------------------
 
 
 def test_every_language_of_every_benchmark_has_a_code():
@@ -73,7 +79,7 @@ def test_a_proxy_is_logged(tmp_path, caplog):
     assert "does not know bbc: ind_Latn stands in" in caplog.text
 
 
-# --- examples --------------------------------------------------------------------------------------------------------
+# --- examples ------------------------------------------------------------------------------------
 
 
 def test_classification_translates_every_different_text_once(tmp_path):
@@ -178,7 +184,7 @@ def test_a_manifest_says_what_was_lost_and_how_good_the_rest_is():
     )
 
 
-# --- shards ----------------------------------------------------------------------------------------------------------
+# --- shards --------------------------------------------------------------------------------------
 
 
 def shards(folder):
@@ -240,7 +246,7 @@ def test_a_checkpoint_that_cannot_be_had_is_told_before_translating(tmp_path):
         )
 
 
-# --- noise -----------------------------------------------------------------------------------------------------------
+# --- noise ---------------------------------------------------------------------------------------
 
 
 def test_every_kind_of_error_does_what_it_says():

@@ -46,8 +46,9 @@ def test_toy_tasks_are_parallel_and_share_no_example_between_splits(cls: type[To
 
 
 def test_nli_needs_both_sentences():
-    """Labels are balanced, in the test also given the holder or the polarity of either side: no side alone tells the label. In
-    training, claims lean to praise."""
+    """Labels are balanced, in the test also given the holder or the polarity of either side: no
+    side alone tells the label. In training, claims lean to praise.
+    """
     train, test = (World().inferences(split) for split in ("train", "test"))
     for pairs in (train, test):
         for label in range(len(RELATIONS)):
@@ -62,7 +63,10 @@ def test_nli_needs_both_sentences():
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_one_sentence_of_a_pair_predicts_nothing(side):
-    """A naive Bayes classifier on the words of one side stays at chance; on sentiment the same one does not."""
+    """A naive Bayes classifier on the words of one side stays at chance.
+
+    On sentiment the same one does not.
+    """
     for cls, low, high in ((ToyNLI, 0.29, 0.38), (ToySentiment, 0.45, 1.0)):
         words = {
             split: [
