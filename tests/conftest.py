@@ -189,7 +189,7 @@ def composed_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory) -> Path:
-    """One artefact cache for the session, so that the tests build the debug-sized tiny model once."""
+    """One artefact cache for the session, so that tests build the debug-sized tiny model once."""
     return tmp_path_factory.mktemp("cache")
 
 

@@ -304,7 +304,8 @@ def test_embeddings_that_cannot_be_trained_are_refused():
         )
     with pytest.raises(
         UserError,
-        match=r"adapter\.also_train=\[lm_head\]: this model's embeddings and LM head are one weight",
+        match=r"adapter\.also_train=\[lm_head\]: this model's embeddings and LM head "
+        r"are one weight",
     ):
         adapter.add_adapter(
             random_backbone(("gemma2", "prompt")), r=2, alpha=4, also_train=["lm_head"]

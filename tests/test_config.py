@@ -487,7 +487,8 @@ def test_a_stored_result_is_shown_without_heavy_imports(tmp_path):
 import sys
 from flare_exp.cli.main import main
 assert main(["output_dir={tmp_path}"]) == 0
-print([m for m in ("torch", "transformers", "lightning", "datasets", "matplotlib") if m in sys.modules])"""
+print([m for m in ("torch", "transformers", "lightning", "datasets", "matplotlib") \
+if m in sys.modules])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "1 of 2 parameters trained" in done.stdout, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"

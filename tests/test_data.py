@@ -457,7 +457,10 @@ def test_texts_that_the_tokenizer_does_not_know_are_refused(unknown, known, shar
     if share is None:
         check_known(items, Letters(), "nusax/ace/test (target)")
         return
-    said = rf"nusax/ace/test \(target\): {share} % of the tokens are \[UNK\], unknown to the tokenizer of letters \(at most 25 %\)"
+    said = (
+        rf"nusax/ace/test \(target\): {share} % of the tokens are \[UNK\], unknown to the "
+        r"tokenizer of letters \(at most 25 %\)"
+    )
     with pytest.raises(UserError, match=said):
         check_known(items, Letters(), "nusax/ace/test (target)")
     fallback = Letters()

@@ -78,7 +78,8 @@ def test_training_stops_at_the_first_step_that_is_not_finite(
     model = Diverging(what, value, at=4)
     with pytest.raises(
         UserError,
-        match=rf"transfer: {said} at step 5, .*nothing of it is kept. Likely causes: transfer.lr=1$",
+        match=rf"transfer: {said} at step 5, .*nothing of it is kept. "
+        r"Likely causes: transfer.lr=1$",
     ):
         train(model, StopIfNotFinite("transfer", "transfer.lr=1"), gradient_clip_val=1.0)
     assert model.trained == 5 + lag

@@ -297,7 +297,8 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path, m
     items, device, store = as_items(batches(kind)[1]), torch.device("cpu"), ArtifactStore(tmp_path)
     with pytest.raises(
         UserError,
-        match=r"source\.cache=disk: needs .* MB, and .* has 0\.0 MB left; choose source\.cache=memory",
+        match=r"source\.cache=disk: needs .* MB, and .* has 0\.0 MB left; "
+        r"choose source\.cache=memory",
     ):
         cached_states(stream, items, Ids(kind), device, torch.float32, store, {})
     assert not list(tmp_path.rglob("*.bin"))

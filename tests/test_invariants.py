@@ -186,7 +186,7 @@ def english_pass(model, source, source_state="layer_input"):
 def test_i3_whole_layer_equals_the_papers_equation(
     make_model, kind, target, source, source_layer, source_state
 ):
-    """h = W0 v^T + (a/r) B phi(A v^S, A v^T) for every fused projection, with v^S of each option."""
+    """h = W0 v^T + (a/r) B phi(A v^S, A v^T) for every fused projection and each option of v^S."""
     model, stream = fused(
         make_model, "add_relu", source_layer=source_layer, source_state=source_state
     )
@@ -641,7 +641,8 @@ for number, (family, form) in enumerate(BUILDERS):
     folder = pathlib.Path(sys.argv[1], str(number))
     precision = Precision("float32" if family == "gemma2" else "float64")
     base = load(str(folder / "base"), form, num_labels=3, precision=precision).model
-    model = PeftModel.from_pretrained(base, str(folder / "adapter"), adapter_name="renamed").to(base.dtype).eval()
+    model = PeftModel.from_pretrained(base, str(folder / "adapter"), \
+adapter_name="renamed").to(base.dtype).eval()
     batch = torch.load(folder / "batch.pt", weights_only=True)
     BackboneSource(model).read(batch["source"])
     made[str(number)] = outputs(model, batch["target"]).detach()

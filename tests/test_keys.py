@@ -99,7 +99,7 @@ REFUSED = ("mt.fallback",)  # without it there is no result at all
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """What the runs read: tiny checkpoints, in folders and in a hub cache, and a benchmark's data."""
+    """Make what runs read: tiny checkpoints, in folders and a hub cache, and a benchmark's data."""
     place = tmp_path_factory.mktemp("keys")
     for name, architecture in ARCHITECTURES.items():
         tiny_checkpoint(place / name, architecture)

@@ -183,7 +183,7 @@ def test_a_disk_that_fills_up_is_said_and_nothing_half_written_is_used(mt_run, c
 
 
 def test_an_mt_checkpoint_on_disk_translates_questions_and_answers(mt_run, cache_dir, tmp_path):
-    """mt=custom, with marks; the tiny translator loses answers, and these leave the training set."""
+    """mt=custom, with marks; answers that the tiny translator loses leave the training set."""
     (checkpoint,) = (p for p in (cache_dir / "mt").iterdir() if p.is_dir())
     done = launch(
         cache_dir,

@@ -180,7 +180,7 @@ def test_a_run_folders_models_load_with_peft_and_repeat_the_predictions(flare_ru
 
 
 def repeated(out):
-    """What a run folder's model predicts for the run's own test texts, and what the run predicted."""
+    """Return a model's predictions for its run's own test texts, and the run's predictions."""
     rows = pq.read_table(out / "predictions.parquet").to_pylist()
     sources = [row["source"] for row in rows] if rows[0]["source"] else None
     return flare_exp.load(out).predict([row["target"] for row in rows], sources), [

@@ -225,7 +225,7 @@ def test_killed_without_a_warning_goes_on_from_the_last_state(checkpoint, tmp_pa
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small file system of its own: its folder, and a function that sets its size in kilobytes."""
+    """A small file system: its folder, and a function that sets its size in kilobytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if subprocess.run(
@@ -333,7 +333,7 @@ def test_a_crash_is_one_line_and_its_traceback_is_in_the_log(tmp_path, monkeypat
 
 @pytest.fixture
 def interruptible():
-    """Let Ctrl-C interrupt, also where the tests were started in the background, which ignores it."""
+    """Let Ctrl-C interrupt, also in tests started in the background, which ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

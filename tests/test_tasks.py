@@ -445,7 +445,8 @@ def test_a_missing_direction(xnli, tmp_path, caplog):
     examples = xnli.load("en", "test")
     with pytest.raises(
         UserError,
-        match=r"there is no .*mt_en-sw.test\.parquet; give the folder .* mt\.path, or mt\.fallback=gold",
+        match=r"there is no .*mt_en-sw.test\.parquet; give the folder .* mt\.path, "
+        r"or mt\.fallback=gold",
     ):
         translator(xnli, "file", path=str(tmp_path)).identity(examples, "sw")
     base.warn_once.cache_clear()
@@ -637,7 +638,10 @@ def test_labels_of_translations_that_disagree_are_refused(tmp_path):
     from flare_exp.experiment import pipeline
 
     task = parallel_folder(tmp_path, shift=1)
-    said = r"nusax: 9 of 9 rows have another label in ace than in eng.*: test 28 \(negative in ace, positive in eng\), .*test 24 "
+    said = (
+        r"nusax: 9 of 9 rows have another label in ace than in eng.*: "
+        r"test 28 \(negative in ace, positive in eng\), .*test 24 "
+    )
     with pytest.raises(UserError, match=said):
         pipeline.check_data(task, "ace")
     for use in (ParallelTranslator(task).translate, ParallelTranslator(task).identity):

@@ -121,7 +121,7 @@ def test_lexica_are_disjoint_and_word_order_differs():
 
 
 def test_sentiment_needs_composition():
-    """The same words in another structure have another label: a bag of words cannot solve the task."""
+    """The same words in another structure have another label: a bag of words is not enough."""
     from flare_exp.toy.meaning import Review, State
 
     world = World()
