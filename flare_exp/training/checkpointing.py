@@ -39,7 +39,7 @@ class StepCheckpoint(pl.Callback):
     Args:
         path: file of the state.
         team: the processes of the run; all must call this callback at the same steps.
-        minutes: least time between two states.
+        minutes: time between two states within an epoch.
 
     Raises:
         Stopped: a signal asked the run to stop; the state is already kept.
@@ -207,7 +207,7 @@ def steps_kept(path: Path, processes: int = 1, sharded: bool = False) -> int:
 
 @contextmanager
 def continued_curves(curves: Path, steps: int) -> Iterator[None]:
-    """Keep the rows of `curves` (CSV) up to `steps` while Lightning's logger begins a new file."""
+    """Keep the rows of `curves` (CSV) before `steps` while Lightning's logger begins a new file."""
     before = curves.with_suffix(".before.csv")
     rows = [row for row in [*_rows(before), *_rows(curves)] if int(row["step"]) < steps]
     _write(before, rows)
