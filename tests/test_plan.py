@@ -141,15 +141,11 @@ def test_the_probe_is_within_30_percent_of_a_real_run_and_then_everything_is_bui
     assert f"{facts['parameters']['trainable']:,}" in shown
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["xlm-roberta", "llama", "mt5"])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_arithmetic_counts_the_tensors_that_a_real_step_has(
-    architecture, checkpointing, tmp_path, monkeypatch
-):
+def three_blocks(folder: Path, architecture: str) -> list[str]:
+    """Make a tiny model of three blocks below `folder`; returns its arguments on a command line."""
     torch.manual_seed(0)
     pretrain(
-        tmp_path / "model",
+        folder / "model",
         architecture=architecture,
         world_seed=0,
         documents=500,
@@ -162,12 +158,23 @@ def test_arithmetic_counts_the_tensors_that_a_real_step_has(
         heads=4,
         target_share=0.05,
     )
-    given = [
+    return [
         "model=custom",
-        f"model.path={tmp_path / 'model'}",
+        f"model.path={folder / 'model'}",
         "task.limit=64",
         "trainer=cpu",
-        f"cache_dir={tmp_path / 'cache'}",
+        f"cache_dir={folder / 'cache'}",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["xlm-roberta", "llama", "mt5"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_arithmetic_counts_the_tensors_that_a_real_step_has(
+    architecture, checkpointing, tmp_path, monkeypatch
+):
+    given = [
+        *three_blocks(tmp_path, architecture),
         f"model.gradient_checkpointing={str(checkpointing).lower()}",
     ]
     (cfg,) = (plan._typed(c) for c in validation.check(given, False)[0])
@@ -196,28 +203,7 @@ def test_arithmetic_counts_the_tensors_that_a_real_step_has(
 def llama(tmp_path_factory):
     """A tiny decoder; its arguments on a command line."""
     folder = tmp_path_factory.mktemp("llama")
-    torch.manual_seed(0)
-    pretrain(
-        folder / "model",
-        architecture="llama",
-        world_seed=0,
-        documents=500,
-        steps=1,
-        batch_size=4,
-        lr=1e-3,
-        vocab_size=600,
-        hidden_size=64,
-        layers=3,
-        heads=4,
-        target_share=0.05,
-    )
-    return [
-        "model=custom",
-        f"model.path={folder / 'model'}",
-        "task.limit=64",
-        "trainer=cpu",
-        f"cache_dir={folder / 'cache'}",
-    ]
+    return three_blocks(folder, "llama")
 
 
 def stages_of(given: list[str], folder: Path) -> preview.DryRun:

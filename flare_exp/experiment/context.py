@@ -1,4 +1,4 @@
-"""What the stages of one run share: configuration, data, preprocessing, models and their keys."""
+"""Hold what the stages of one run share: configuration, data, preprocessing, models, keys."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class RunContext:
-    """What every stage of a run reads.
+    """Hold what every stage of a run reads.
 
     Attributes:
         backbone: the pre-trained checkpoint.
@@ -42,6 +42,7 @@ class RunContext:
         form: turns examples into the backbone's inputs.
         mt: the translation model, loaded when it is first needed.
         translate: the stage that translates; arguments: context, examples, language.
+        make_source_form: makes the preprocessing of the translation model's encoder.
         tracker: writes what training logs; None where nothing is trained.
         team: the processes that train together.
         translations: name of a translation -> its artifact, as the stages ask for them.
@@ -56,6 +57,7 @@ class RunContext:
     mt: MT
     translator: Translator
     translate: Callable[[RunContext, Sequence[Example], str], list[Example]]
+    make_source_form: Callable[[RunContext], Form]
     tracker: Tracker | None = None
     team: Team = ALONE
     translations: dict[str, Artifact] = field(default_factory=dict)
@@ -89,7 +91,7 @@ class RunContext:
             cfg.task.lang,
             self.form,
             functools.partial(self.translate, self),
-            source_form=self.source_form() if view == "latent" else None,
+            source_form=self.make_source_form(self) if view == "latent" else None,
             view=view,
             batch_size=cfg.data.batch_size,
             micro_batch_size=cfg.data.micro_batch_size,
@@ -100,17 +102,6 @@ class RunContext:
             shuffle_source=fuses and source.shuffle,
             empty_source=fuses and source.empty,
         )
-
-    def source_form(self) -> Form:
-        """Return what prepares target texts for the translation model's encoder.
-
-        Texts are padded and cut on the side where the backbone's texts are.
-        """
-        tokenizer, own = self.mt.tokenizer, self.form.tokenizer
-        tokenizer.src_lang = language(self.cfg.task.lang).flores
-        tokenizer.padding_side, tokenizer.truncation_side = own.padding_side, own.truncation_side
-        longest = min(self.cfg.data.max_length, self.mt.encoder_config.max_position_embeddings)
-        return SourceTextForm(self.task, tokenizer, longest, self.form.order)
 
     def answers_back(self, view: str) -> MachineTranslator | None:
         """Return the model that translates predicted English answers into the target language.
@@ -178,7 +169,7 @@ class RunContext:
         }
 
 
-def choose_form(cfg: Config, task: Task, path: str) -> str:
+def form_name_of(cfg: Config, task: Task, path: str) -> str:
     """Choose how a checkpoint takes a task: by a head where its family has one, else as a prompt.
 
     Raises:
@@ -210,6 +201,18 @@ def form_of(cfg: Config, task: Task, form_name: str, tokenizer: Any, longest: in
     tokenizer.truncation_side = cfg.data.truncation_side
     options = {"stride": stride_of(cfg, form_name)} if form_name == "span" else {}
     return FORM_CLASSES[form_name](task, tokenizer, longest, **options)
+
+
+def source_form(run: RunContext) -> Form:
+    """Make what prepares target texts for the translation model's encoder.
+
+    Texts are padded and cut on the side where the backbone's texts are.
+    """
+    tokenizer, own = run.mt.tokenizer, run.form.tokenizer
+    tokenizer.src_lang = language(run.cfg.task.lang).flores
+    tokenizer.padding_side, tokenizer.truncation_side = own.padding_side, own.truncation_side
+    longest = min(run.cfg.data.max_length, run.mt.encoder_config.max_position_embeddings)
+    return SourceTextForm(run.task, tokenizer, longest, run.form.order)
 
 
 def stride_of(cfg: Config, form_name: str) -> int | None:

@@ -23,7 +23,7 @@ from flare_exp.errors import UserError
 from flare_exp.experiment import launch, results
 from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import MT, make_translator, prepare_backbone
-from flare_exp.experiment.context import RunContext, choose_form, make_form
+from flare_exp.experiment.context import RunContext, form_name_of, make_form, source_form
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.testing import evaluate
 from flare_exp.experiment.stages.transfer import transfer
@@ -56,10 +56,10 @@ def run(cfg: Config, folder: Path, team: distributed.Team | None = None) -> dict
         method,
     )
     with launch.leading(cfg, folder) if team is None else nullcontext(team) as team:
-        return _walk(cfg, folder, method, task, data, team, start)
+        return _execute_stages(cfg, folder, method, task, data, team, start)
 
 
-def _walk(
+def _execute_stages(
     cfg: Config,
     folder: Path,
     method: Method,
@@ -115,7 +115,7 @@ def make_context(
 ) -> RunContext:
     """Make what the stages of a settled configuration share."""
     path, mt = str(backbone.path), MT(cfg, store)
-    form_name = choose_form(cfg, task, path)
+    form_name = form_name_of(cfg, task, path)
     return RunContext(
         cfg,
         store,
@@ -126,6 +126,7 @@ def make_context(
         mt=mt,
         translator=make_translator(cfg, task, mt),
         translate=translate,
+        make_source_form=source_form,
         tracker=tracker,
         team=team,
     )

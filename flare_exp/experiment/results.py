@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,55 @@ def leave(
     data: Mapping[str, Any],
     metric: str,
 ) -> None:
-    """Fill a run folder from the artefacts of its stages; metrics.json comes last and says that the run is complete.
+    """Fill a run folder from the artifacts of its stages.
 
-    `adapter/` and `english/` are the transfer and the English model as saved (PEFT or transformers format), `curves/` has
-    their training metrics, `curves.png` shows them, with the task's `metric`.
+    metrics.json comes last: it says that the run is complete. `adapter/` and `english/` are the
+    transfer and the English model as saved (PEFT or transformers format). `curves/` has their
+    training metrics. `curves.png` shows them, with the task's `metric`.
     """
+    with _taken_back(folder):
+        (folder / "curves").mkdir(exist_ok=True)
+        for name, stage in (("english", "finetune"), ("adapter", "transfer")):
+            if stage in made:
+                saved = next(p for p in made[stage].path.iterdir() if p.is_dir())
+                shutil.copytree(
+                    saved, folder / name, dirs_exist_ok=True, copy_function=link_weights
+                )
+                shutil.copyfile(
+                    made[stage].path / "metrics.csv", folder / "curves" / f"{stage}.csv"
+                )
+        shutil.copyfile(made["test"].path / "predictions.parquet", folder / "predictions.parquet")
+        trained = {stage: made[stage].info for stage in ("finetune", "transfer") if stage in made}
+        facts = {
+            "data": data,
+            "parameters": list(trained.values())[-1]["parameters"],
+            "training": trained,
+            "test": made["test"].info,
+            "translations": {name: a.info for name, a in made.items() if a.kind == "translation"},
+            "seconds": measured["seconds"],
+            "artefacts": {
+                name: {"kind": a.kind, "digest": a.digest, "reused": a.reused, "code": a.code}
+                for name, a in made.items()
+            },
+        }
+        facts = {**provenance(), **facts}
+        write_json(folder / "provenance.json", facts)
+        draw_curves(folder / "curves", folder / "curves.png", metric, measured["lang"])
+        (folder / "metrics.json").unlink(missing_ok=True)
+        part = folder / ".metrics.json"
+        write_json(part, measured)
+        # complete before metrics.json is there, which says that the run is
+        write_json(folder / CHECKSUMS, {**seal(folder), "metrics.json": seal_of(part)})
+        write_text(folder / "README.md", run_page(measured, facts, folder))
+        part.replace(folder / "metrics.json")
+
+
+@contextmanager
+def _taken_back(folder: Path) -> Iterator[None]:
+    """Remove half-written results when the disk is full; the configuration and the log stay."""
     try:
-        _leave(folder, measured, made, data, metric)
-    except OSError:  # the disk is full: what is written in part is taken away, but for the configuration and the log
+        yield
+    except OSError:
         for name in ("english", "adapter", "curves"):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in (
@@ -46,45 +88,6 @@ def leave(
         ):
             (folder / name).unlink(missing_ok=True)
         raise
-
-
-def _leave(
-    folder: Path,
-    measured: Mapping[str, Any],
-    made: Mapping[str, Artifact],
-    data: Mapping[str, Any],
-    metric: str,
-) -> None:
-    (folder / "curves").mkdir(exist_ok=True)
-    for name, stage in (("english", "finetune"), ("adapter", "transfer")):
-        if stage in made:
-            saved = next(p for p in made[stage].path.iterdir() if p.is_dir())
-            shutil.copytree(saved, folder / name, dirs_exist_ok=True, copy_function=link_weights)
-            shutil.copyfile(made[stage].path / "metrics.csv", folder / "curves" / f"{stage}.csv")
-    shutil.copyfile(made["test"].path / "predictions.parquet", folder / "predictions.parquet")
-    trained = {stage: made[stage].info for stage in ("finetune", "transfer") if stage in made}
-    facts = {
-        "data": data,
-        "parameters": list(trained.values())[-1]["parameters"],
-        "training": trained,
-        "test": made["test"].info,
-        "translations": {name: a.info for name, a in made.items() if a.kind == "translation"},
-        "seconds": measured["seconds"],
-        "artefacts": {
-            name: {"kind": a.kind, "digest": a.digest, "reused": a.reused, "code": a.code}
-            for name, a in made.items()
-        },
-    }
-    facts = {**provenance(), **facts}
-    write_json(folder / "provenance.json", facts)
-    draw_curves(folder / "curves", folder / "curves.png", metric, measured["lang"])
-    (folder / "metrics.json").unlink(missing_ok=True)
-    part = folder / ".metrics.json"
-    write_json(part, measured)
-    # complete before metrics.json is there, which says that the run is
-    write_json(folder / CHECKSUMS, {**seal(folder), "metrics.json": seal_of(part)})
-    write_text(folder / "README.md", run_page(measured, facts, folder))
-    part.replace(folder / "metrics.json")
 
 
 def link_weights(source: str, target: str) -> None:

@@ -33,9 +33,10 @@ from flare_exp.experiment.checkpoints import (
 )
 from flare_exp.experiment.context import (
     RunContext,
-    choose_form,
+    form_name_of,
     form_of,
     make_form,
+    source_form,
     stride_of,
     wanted_length,
 )
@@ -309,7 +310,7 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
     task = _task(json.dumps(asdict(replace(cfg.task, lang=""))), max(FEW, cfg.data.batch_size))
     shapes_only = is_sketch(cfg) or bool(task.assumed and cfg.model.path)  # type: ignore[attr-defined]
     backbone = _sketched(cfg, scratch) if shapes_only else _prepared(cfg, store, scratch)
-    form_name, mt = choose_form(cfg, task, str(backbone.path)), PreviewMT(cfg, store)
+    form_name, mt = form_name_of(cfg, task, str(backbone.path)), PreviewMT(cfg, store)
     shapes = ShapeBuilder(cfg, task, backbone, form_name) if shapes_only else None
     untranslated: dict[str, tuple[Sequence[Example], float]] = {}
 
@@ -335,9 +336,9 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
         mt=mt,
         translator=make_translator(cfg, task, mt),
         translate=translate_or_note,
+        # lengths need no tokenizer of the translation model
+        make_source_form=(lambda run: run.form) if shapes_only else source_form,
     )
-    if shapes_only:
-        run.source_form = lambda: run.form  # type: ignore[method-assign]
     return DryRun(run, store, mt, shapes, untranslated)
 
 
