@@ -1,4 +1,4 @@
-"""The stages in one process, with a tiny model: what they keep in memory, what they give up, and what they share."""
+"""The stages in one process, with a tiny model: what they keep, give up and share in memory."""
 
 import functools
 import weakref
@@ -96,7 +96,10 @@ def read_states(monkeypatch):
     ],
 )
 def test_cached_states_are_those_of_a_live_pass(make_run, read_states, precision, dtype, rounding):
-    """In the same precision (Lightning turns 16-mixed into bf16-mixed on CPUs); other batches round in another order."""
+    """In the same precision; other batches round in another order.
+
+    Lightning turns 16-mixed into bf16-mixed on CPUs.
+    """
     found = []
     for cache in ("off", "memory", "disk"):
         run = make_run(f"trainer.precision={precision}", f"source.cache={cache}", cache=cache)

@@ -1,1 +1,1 @@
-"""One run from its configuration to its folder: the stages in their order, provenance and results."""
+"""Take one run from its configuration to its folder: stages, provenance and results."""

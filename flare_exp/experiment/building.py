@@ -78,7 +78,7 @@ class ModelBuilder:
 
 
 def saved_weights(folder: Path) -> Path:
-    """Return where weights are: in an artifact's `adapter` or `model`, or in a run folder itself."""
+    """Return where weights are: an artifact's `adapter` or `model`, or a run folder itself."""
     return next(
         (folder / name for name in ("adapter", "model") if (folder / name).is_dir()), folder
     )

@@ -1,4 +1,4 @@
-"""The models that a run starts from, built on first use or found: the backbone, and the translation model."""
+"""Build or find the models that a run starts from: backbone and translation model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from flare_exp.translation.translators import MachineTranslator, Translator, tra
 
 
 def prepare_backbone(cfg: Config, store: ArtifactStore) -> Artifact:
-    """The pre-trained checkpoint: built on first use (model=tiny), or wherever model.path points, with its identity."""
+    """Return the pre-trained checkpoint with its identity.
+
+    model=tiny is built on first use; any other model is where model.path points.
+    """
     if cfg.model.path is None:
         options = {**asdict(cfg.model.pretrain), "world_seed": cfg.task.world_seed}  # type: ignore[arg-type]
         key = {**options, "code": code_of("backbone")}
@@ -38,9 +41,10 @@ def prepare_backbone(cfg: Config, store: ArtifactStore) -> Artifact:
 
 
 def existing_checkpoint(path: str, revision: str | None) -> Artifact:
-    """A checkpoint that was not built here: of a folder the content is its identity, on the hub name and commit.
+    """Identify a checkpoint that is not built here.
 
-    A revision that is not a commit (only `plan` leaves one) never gives the identity that a commit would.
+    The identity of a folder is its content; that of a hub checkpoint is its name and commit. A
+    revision that is not a commit (only `plan` leaves one) never gives the identity of a commit.
     """
     if not looks_local(path):
         at = revision if is_commit(revision) else f"{revision or 'main'}, commit unknown"
@@ -78,7 +82,7 @@ class MT:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a text's translation depends on."""
+        """Return what the translation of a text depends on."""
         return {
             "by": "machine",
             "checkpoint": self.origin,
@@ -91,22 +95,27 @@ class MT:
 
     @property
     def encoder_identity(self) -> dict[str, Any]:
-        """What the encoder's states depend on, besides the texts."""
+        """Return what the encoder's states depend on, besides the texts."""
         return {"checkpoint": self.origin, "weights": self.weights, "code": code_of("encoder")}
 
     @property
     def weights(self) -> str:
-        """How transformers keeps them: which 16 bits, bfloat16 or float16, is up to the GPU."""
+        """Return how transformers keeps the weights.
+
+        Which 16 bits a GPU takes, bfloat16 or float16, is up to the GPU.
+        """
         return "float32" if self.device == "cpu" else "16 bits"
 
     @property
     def quantization(self) -> str | None:
+        """Return CTranslate2's quantization; None: transformers translates, in `weights`."""
         if self.cfg.backend == "transformers":
             return None
         return self.cfg.quantization or ("int8_float16" if self.device == "cuda" else "int8")
 
     @property
     def decoding(self) -> nllb.Decoding:
+        """Return how translations are decoded."""
         return nllb.Decoding(self.cfg.beams, self.cfg.max_length, self.cfg.no_repeat_ngram)
 
     def check(self, *codes: str) -> None:
@@ -123,6 +132,7 @@ class MT:
 
     @functools.cached_property
     def checkpoint(self) -> str:
+        """Return the path of the checkpoint; the embedded model is built on first use."""
         if self.cfg.path is not None:
             return self.cfg.path
         return str(
@@ -133,6 +143,7 @@ class MT:
 
     @functools.cached_property
     def engine(self) -> engines.Engine:
+        """Load what translates: transformers, or CTranslate2 with a converted checkpoint."""
         how = (self.decoding, self.cfg.batch_tokens, self.device)
         if not self.quantization:
             return engines.TransformersEngine(self.checkpoint, self.cfg.revision, *how)
@@ -149,14 +160,17 @@ class MT:
 
     @functools.cached_property
     def encoder(self) -> nn.Module:
+        """Load the encoder, whose states FLARE MT fuses."""
         return nllb.load_encoder(self.checkpoint, self.cfg.revision, self.device)[0]
 
     @functools.cached_property
     def encoder_config(self) -> Any:
+        """Read the configuration of the encoder."""
         return nllb.read_config(self.checkpoint, self.cfg.revision)
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer."""
         return nllb.check(self.checkpoint, self.cfg.revision)
 
     def release(self) -> None:
@@ -170,11 +184,12 @@ class MT:
             torch.cuda.empty_cache()  # nothing where there is no GPU
 
     def translator(self, task: Task) -> MachineTranslator:
+        """Make the translator of a task, which loads the model when it is first needed."""
         return MachineTranslator(task, self, self.store, self.cfg.marker, self.cfg.shard)
 
 
 def make_translator(cfg: Config, task: Task, model: MT) -> Translator:
-    """The translator of a configuration."""
+    """Make the translator of a configuration."""
     return translator(
         task,
         cfg.mt.name,

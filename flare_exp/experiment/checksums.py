@@ -1,4 +1,7 @@
-"""Checksums of what a run leaves, so that a damaged result is noticed and never shown. Light on purpose: no torch."""
+"""Keep checksums of what a run leaves, so that a damaged result is noticed.
+
+This module imports no torch: stored results are shown at once.
+"""
 
 from __future__ import annotations
 

@@ -33,14 +33,14 @@ def needs(cfg: schema.Config) -> list[hub.Need]:
 
 
 def needs_of(jobs: Sequence[Any]) -> list[hub.Need]:
-    """What the jobs of a command line need, everything once."""
+    """List what the jobs of a command line need, everything once."""
     from omegaconf import OmegaConf
 
     return list(dict.fromkeys(need for job in jobs for need in needs(OmegaConf.to_object(job))))  # type: ignore[arg-type]
 
 
 def look(need: hub.Need) -> tuple[hub.Found, str]:
-    """What the caches hold, without asking the network, and the state in words."""
+    """Look up what the caches hold, without network; returns the state in words too."""
     found = need.find()
     return found, f"missing {found.lacks}" if found.lacks else THERE
 
@@ -52,7 +52,8 @@ def bring(need: hub.Need) -> tuple[hub.Found, str]:
         return before, THERE
     try:
         need.fetch()
-    except Exception as error:  # the hub's libraries raise many kinds, and the other things are still to be fetched
+    # the hub's libraries raise many kinds, and the other things are still to be fetched
+    except Exception as error:
         reason = hub.reason(error)
         return (
             before,
@@ -67,9 +68,10 @@ def bring(need: hub.Need) -> tuple[hub.Found, str]:
 
 
 def checked(jobs: Sequence[Any], given: Sequence[str], multirun: bool) -> str | None:
-    """See to it that the jobs of a command line can have what they take from the hub, and say what will be downloaded.
+    """Check that the jobs of a command line can have what they take from the hub.
 
-    Where the hub does not answer, the jobs run from the caches, as with offline=true.
+    What will be downloaded is printed. Where the hub does not answer, the jobs run from the caches,
+    as with offline=true.
 
     Returns:
         why they cannot run, with the command that fetches what is missing; None: they can.
@@ -101,10 +103,13 @@ def announced(needs: Sequence[hub.Need]) -> str | None:
 def refusal(
     needs: Sequence[hub.Need], given: Sequence[str], multirun: bool, silent: str | None = None
 ) -> str | None:
-    """What is missing to run without network, and the command that fetches it; None: nothing.
+    """Say what is missing to run without network, and which command fetches it.
 
     Args:
         silent: why the hub does not answer, if it was asked.
+
+    Returns:
+        None: nothing is missing.
     """
     missing = [(need, lacks) for need in needs if (lacks := need.find().lacks)]
     if not missing:
@@ -118,10 +123,13 @@ def refusal(
     ]
     return "\n".join(
         [
-            f"{silent or 'offline'}, but the local caches do not hold all that is taken from the hub ({len(missing)} missing)",
+            f"{silent or 'offline'}, but the local caches do not hold all that is taken from "
+            f"the hub ({len(missing)} missing)",
             *(f"  - {need}: missing {lacks}{_no_folder(need)}" for need, lacks in missing),
-            f"Nothing was run. On a machine with network that shares {cache_names([need for need, _ in missing])}:",
-            f"  python -m flare_exp prefetch {shlex.join([*(['-m'] if multirun else []), *overrides])}",
+            "Nothing was run. On a machine with network that shares "
+            f"{cache_names([need for need, _ in missing])}:",
+            "  python -m flare_exp prefetch "
+            f"{shlex.join([*(['-m'] if multirun else []), *overrides])}",
         ]
     )
 
@@ -133,4 +141,5 @@ def _no_folder(need: hub.Need) -> str:
 
 
 def cache_names(found: Sequence[hub.Need]) -> str:
+    """Name the caches that hold what is needed."""
     return " and ".join(dict.fromkeys(need.cache for need in found))

@@ -1,10 +1,12 @@
-"""One run in several processes, one per device: global batches are shared out, and everything else is as in one.
+"""Start the processes of a run: one per device.
 
-The process that the user started leads; on several machines, that of the first SLURM task. It starts the others of its machine,
-as the further tasks do on theirs (`assist`), and all walk through the same pipeline behind it. An artefact is built by the leader
-alone, while the others wait until it is there; only where a model trains or predicts do they build together
-(`ArtifactStore.get(..., together=True)`). So nothing has to be handed to another process but the configuration, no process is
-forked after CUDA has started, and each one loads its own copy of the weights on its own device.
+Global batches are shared among the processes. The process that the user started is rank 0; on
+several machines, that of the first SLURM task is. It starts the other processes of its machine, as
+the further tasks do on theirs (`assist`). All processes go through the same pipeline. Rank 0 alone
+builds an artifact, while the others wait until it is there. Only a model is trained or tested by
+all processes together (`ArtifactStore.get(..., together=True)`). So nothing but the configuration
+is handed to another process, no process is forked after CUDA has started, and each process loads
+its own copy of the weights on its own device.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ GRACE = 20  # seconds that the leader has to notice by itself that another proce
 
 @contextmanager
 def leading(cfg: Config, folder: Path) -> Iterator[Team]:
-    """The team of a settled configuration, led by this process; its other processes are started here and ended with it.
+    """Start the other processes of a settled configuration, and end them on exit.
 
     They write to `folder`/process<rank>.log, which stays there when they fail.
 
@@ -79,7 +81,7 @@ def leading(cfg: Config, folder: Path) -> Iterator[Team]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process of a team belongs, and how it finds the leader."""
+    """Place of a process among those of a run, and the address of rank 0."""
 
     rank: int
     size: int
@@ -104,7 +106,7 @@ class Place:
 
 
 def address(nodes: int) -> tuple[str, int]:
-    """Where the leader waits for the others; port 0: any that is free."""
+    """Return where rank 0 waits for the others; port 0: any that is free."""
     if nodes == 1:
         return LOCALHOST, 0
     from lightning.fabric.plugins.environments import SLURMEnvironment
@@ -112,8 +114,10 @@ def address(nodes: int) -> tuple[str, int]:
     if (tasks := os.environ.get("SLURM_NTASKS")) != str(nodes):
         there = f"this one has {tasks}" if tasks else "this is none"
         raise UserError(
-            f"trainer.nodes={nodes}: needs a SLURM job step with {nodes} tasks, one per node, and {there}; start it "
-            f"with srun --nodes={nodes} --ntasks-per-node=1, or submit it with -m hydra/launcher=slurm"
+            f"trainer.nodes={nodes}: needs a SLURM job step with {nodes} tasks, one per node, "
+            f"and {there}; start it "
+            f"with srun --nodes={nodes} --ntasks-per-node=1, or submit it with -m "
+            "hydra/launcher=slurm"
         )
     host = SLURMEnvironment.resolve_root_node_address(os.environ["SLURM_JOB_NODELIST"])
     return host, 15000 + int(
@@ -122,7 +126,9 @@ def address(nodes: int) -> tuple[str, int]:
 
 
 def assist(machine: int, devices: int, nodes: int, accelerator: str) -> None:
-    """A further machine of a run: its processes follow the leader, which is elsewhere. What they say goes to this task's log.
+    """Run the processes of a further machine of a run; rank 0 is elsewhere.
+
+    What they print goes to this task's log.
 
     Raises:
         SystemExit: one of them failed.
@@ -140,6 +146,7 @@ def assist(machine: int, devices: int, nodes: int, accelerator: str) -> None:
 
 
 def join(place: Place, store: dist.Store) -> Team:
+    """Join the process groups of a run as one of its processes."""
     on_gpu = place.accelerator == "gpu"
     if on_gpu:
         torch.cuda.set_device(place.rank % place.devices)  # what "cuda" means in this process
@@ -157,8 +164,11 @@ def join(place: Place, store: dist.Store) -> Team:
 
 
 def part() -> None:
-    """Leave the groups. A DDP reducer must be gone before: one that outlives its gloo group frees it while it holds Python's
-    global lock, for which a thread of the group may be waiting."""
+    """Destroy the process groups.
+
+    DDP reducers are collected first: a reducer that outlives its Gloo group destroys it while it
+    holds the GIL, and can deadlock with a Gloo thread.
+    """
     gc.collect()
     dist.destroy_process_group()
 
@@ -176,7 +186,7 @@ class _Other:
 
     @property
     def failure(self) -> str | None:
-        """Why it failed, if it did."""
+        """Return why the process failed, if it did."""
         if (code := self.process.poll()) in (None, 0):
             return None
         said = self.log.read_text(errors="replace").strip().splitlines()
@@ -207,7 +217,7 @@ class _Other:
 
 
 def _failure(others: list[_Other], wait: float = 0) -> str | None:
-    """What the process that failed first says; waits for a failure for some seconds."""
+    """Return the message of the process that failed first; wait some seconds for a failure."""
     until = time.monotonic() + wait
     while not (failed := [o for o in others if o.failure]) and time.monotonic() < until:
         time.sleep(0.1)
@@ -215,8 +225,11 @@ def _failure(others: list[_Other], wait: float = 0) -> str | None:
 
 
 def _watch(others: list[_Other], ended: threading.Event) -> None:
-    """End the leader when another process is gone and the leader does not notice: it computes, or waits for what NCCL never
-    tells it. Its lock is then a dead process's, and taken over."""
+    """End rank 0 when another process is gone and rank 0 does not notice.
+
+    It may be computing, or waiting for something that NCCL never reports. Its lock then belongs to
+    a dead process and is taken over.
+    """
     while not ended.wait(0.5):
         if _failure(others):
             time.sleep(0.5)  # for the others that the first one's end has ended

@@ -38,8 +38,9 @@ class LoadedRun:
     Attributes:
         model: the transformers model; with the adapter a PeftModel.
         tokenizer: the model's tokenizer.
-        source: fills the source states before a forward (`flare_exp.flare.source_states`); None where the
-            method does not fuse.
+        source: fills the source states before a forward (`flare_exp.flare.source_states`); None
+        where
+            the method does not fuse.
         task: labels, fields and prompt.
     """
 

@@ -1,4 +1,4 @@
-"""What a reader of a run's results has to know, from what the run has left.
+"""Say what a reader of a run's results has to know.
 
 Nothing heavy is imported here, so that a stored result is shown at once.
 """
@@ -15,11 +15,13 @@ from flare_exp.config.schema import MACHINES, Config
 from flare_exp.tasks import TASKS
 from flare_exp.translation.translators import FLAGS
 
-MANY = 0.1  # share of test texts that are English from which on that is said; a few are names, or words of both languages
+# share of test texts that are English from which on that is said; a few are names, or words of
+# both languages
+MANY = 0.1
 
 
 def notes(cfg: Config, folder: Path) -> list[str]:
-    """What a reader of the table of a finished run has to know."""
+    """Return the notes below the table of a finished run."""
     facts = json.loads((folder / "provenance.json").read_text())
     counts, test = facts["parameters"], facts["test"]
     trained = f"{counts['trainable']:,} of {counts['total']:,} parameters trained"
@@ -36,7 +38,8 @@ def notes(cfg: Config, folder: Path) -> list[str]:
         )
     if test["unparsable"]:
         found.append(
-            f"{test['unparsable']} of {test['examples']} predictions are no answer: counted as wrong"
+            f"{test['unparsable']} of {test['examples']} predictions are no answer: counted as "
+            "wrong"
         )
     found += data_notes(facts["data"])
     said = (translation_note(name, info) for name, info in facts["translations"].items())
@@ -45,13 +48,16 @@ def notes(cfg: Config, folder: Path) -> list[str]:
         found.append("mt=gold: the test sources are human English, so this is an upper bound")
     if cfg.method.name == "translate_test" and not TASKS[cfg.task.name].labels:
         found.append(
-            f"answers were translated back into {cfg.task.lang} by mt={cfg.mt.name} and compared with the original ones"
+            f"answers were translated back into {cfg.task.lang} by mt={cfg.mt.name} and "
+            "compared with the original ones"
             if cfg.mt.name in MACHINES
-            else f"mt={cfg.mt.name}: predictions were compared with the English answers, which makes this an upper bound"
+            else f"mt={cfg.mt.name}: predictions were compared with the English answers, which "
+            "makes this an upper bound"
         )
     if cfg.mt.fallback == "gold":
         found.append(
-            "mt.fallback=gold: the benchmark's own translations stand in where a file is missing (see provenance.json)"
+            "mt.fallback=gold: the benchmark's own translations stand in where a file is "
+            "missing (see provenance.json)"
         )
     if cfg.source.shuffle or cfg.source.empty:
         found.append(f"ablation: source.{'shuffle' if cfg.source.shuffle else 'empty'}=true")
@@ -59,7 +65,10 @@ def notes(cfg: Config, folder: Path) -> list[str]:
 
 
 def data_notes(data: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return one warning for each kind of doubtful data, with counts; `data` is what `pipeline.check_data` returns."""
+    """Return one warning for each kind of doubtful data, with counts.
+
+    `data` is what `pipeline.check_data` returns.
+    """
 
     def where(key: str, above: float = 0.0) -> list[str]:
         many = [
@@ -89,7 +98,7 @@ def data_notes(data: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def translation_note(name: str, info: Mapping[str, Any]) -> str | None:
-    """Return quality and losses of one translation, in a line; None where there is nothing to say."""
+    """Return quality and losses of one translation in a line; None: nothing to say."""
     if info["by"] in ("human", "file") and "chrf++" not in info:
         return None
     said = [f"{info['examples']:,} examples"]

@@ -1,7 +1,8 @@
-"""The way through: fine-tune on English, translate, transfer, test. The only place that knows the order of the stages.
+"""Run the stages in their order: fine-tune on English, translate, transfer, test.
 
-Each stage (flare_exp.experiment.stages) hands over through an artefact, so whatever was finished before is reused: English
-fine-tuning happens once per model x task x seed, for every method.
+This is the only place with that order. Each stage (flare_exp.experiment.stages) hands over through
+an artifact, so whatever was finished before is reused: English fine-tuning happens once per
+model x task x seed, for every method.
 """
 
 from __future__ import annotations
@@ -37,12 +38,18 @@ from flare_exp.translation.translators import Translator
 
 
 def run(cfg: Config, folder: Path, team: distributed.Team | None = None) -> dict[str, Any]:
-    """Run one configuration and leave everything in `folder`; returns what metrics.json holds.
+    """Run one configuration and leave everything in `folder`.
 
-    With several devices it starts a process for each of the others. `team`: this process is one of these, and leaves nothing.
+    With several devices a process is started for each of the others.
+
+    Args:
+        team: given if this process is one of those others; it writes nothing.
+
+    Returns:
+        what metrics.json holds.
 
     Raises:
-        UserError: something the user can mend (data, checkpoint, disk, device).
+        UserError: something that the user can correct (data, checkpoint, disk, device).
     """
     start = time.perf_counter()
     method = METHODS[cfg.method.name]
@@ -68,7 +75,7 @@ def _execute_stages(
     team: distributed.Team,
     start: float,
 ) -> dict[str, Any]:
-    """The stages in their order, and what the leader leaves of them."""
+    """Go through the stages, and write what they leave (rank 0)."""
     store = ArtifactStore(cfg.cache_dir, team)
     with Tracker(folder, flat(asdict(cfg)), wandb_options(cfg) if team.leads else None) as tracker:
         backbone = prepare_backbone(cfg, store)
@@ -167,7 +174,7 @@ def wandb_options(cfg: Config) -> dict[str, Any] | None:
 
 
 def selected(made: Mapping[str, Artifact]) -> dict[str, float]:
-    """`<stage>/validation/<metric>` of the weights that each training kept, whether it trained now or before."""
+    """Return `<stage>/validation/<metric>` of the weights that each training kept."""
     kept = {stage: made[stage].info for stage in ("finetune", "transfer") if stage in made}
     return {
         f"{stage}/{key}": value
@@ -180,7 +187,10 @@ def selected(made: Mapping[str, Artifact]) -> dict[str, float]:
 def seconds_of(
     made: dict[str, Artifact], translations: list[str], total: float
 ) -> dict[str, float]:
-    """What building each stage took, whenever it was built; `total` is this run alone."""
+    """Return the seconds that building each stage took, whenever it was built.
+
+    `total` is this run alone.
+    """
     spent = {
         stage: made[stage].seconds if stage in made else 0.0
         for stage in ("backbone", "finetune", "transfer", "test")
@@ -193,7 +203,10 @@ def seconds_of(
 
 
 def chrf_of(translations: dict[str, Artifact]) -> dict[str, float | None]:
-    """Target language -> chrF++ of the translations into it, the lowest of the splits'; None: human, or without a reference."""
+    """Return target language -> chrF++ of the translations into it, the lowest of the splits'.
+
+    None: they are human, or there is no reference.
+    """
     found: dict[str, float | None] = {}
     for name, artifact in translations.items():
         lang, score = name.rpartition(" ")[2], artifact.info.get("chrf++")
@@ -215,19 +228,21 @@ def settle(cfg: Config) -> Config:
         if problem := quantisation_problem():
             fix = "model.quantize=null optim._target_=torch.optim.AdamW"
             raise UserError(
-                f"bitsandbytes cannot be used here ({problem}); mend its installation, or choose {fix}"
+                f"bitsandbytes cannot be used here ({problem}); mend its installation, or "
+                f"choose {fix}"
             )
     on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     if on_gpu and (there := torch.cuda.device_count()) < cfg.trainer.devices:
         raise UserError(
-            f"trainer.devices={cfg.trainer.devices}: torch sees {there} GPU{'s' * (there > 1)} here; "
+            f"trainer.devices={cfg.trainer.devices}: torch sees {there} GPU{'s' * (there > 1)} "
+            "here; "
             f"choose trainer.devices={there} or trainer=ddp_cpu"
         )
     return placed(cfg, on_gpu)
 
 
 def placed(cfg: Config, on_gpu: bool) -> Config:
-    """The configuration on a kind of device, in the precision that is usual there unless one is given."""
+    """Put a configuration on a kind of device, in the usual precision unless one is given."""
     precision = cfg.trainer.precision or ("bf16-mixed" if on_gpu else "32-true")
     return replace(
         cfg,
@@ -236,7 +251,7 @@ def placed(cfg: Config, on_gpu: bool) -> Config:
 
 
 def pinned(cfg: Config, required: bool = True) -> Config:
-    """Replace the revisions of the hub checkpoints that a run reads by commits, so that all of it reads the same one.
+    """Replace the revisions of hub checkpoints by commits, so that a run reads one commit.
 
     Args:
         required: raise where a commit is not known; otherwise leave that revision as it is.
@@ -256,14 +271,15 @@ def pinned(cfg: Config, required: bool = True) -> Config:
         except Exception as error:  # the hub's libraries raise many kinds
             if required:
                 raise UserError(
-                    f"{name}.path={part.path}: the commit of {part.revision or 'main'} is not known ({hub.reason(error)}); "
+                    f"{name}.path={part.path}: the commit of {part.revision or 'main'} is not "
+                    f"known ({hub.reason(error)}); "
                     "without network, fetch it beforehand (python -m flare_exp prefetch)"
                 ) from error
     return replace(cfg, **found)
 
 
 def load_task(cfg: Config) -> Task:
-    """The benchmark of a configuration."""
+    """Make the benchmark of a configuration."""
     t = cfg.task
     splits = {role: getattr(t, f"{role}_split") for role in (*ROLES, "english_test")}
     own = {"world_seed": t.world_seed} if t.name.startswith("toy_") else {"data_dir": t.data_dir}
@@ -271,11 +287,11 @@ def load_task(cfg: Config) -> Task:
 
 
 def check_data(task: Task, lang: str) -> dict[str, dict[str, Any]]:
-    """Load every split before any model; returns sizes, fingerprints and doubts for the provenance.
+    """Load every split before any model; returns sizes, fingerprints and doubts.
 
     Raises:
-        UserError: unreadable data, or (in a parallel benchmark) test examples among the training examples, or labels that
-            differ between translations of one another.
+        UserError: unreadable data, or (in a parallel benchmark) test examples among the training
+            examples, or labels that differ between translations of one another.
     """
     needed = [*((task.english, role) for role in (*task.training_roles, "test")), (lang, "test")]
     loaded = {f"{own}/{role}": task.load(own, role) for own, role in needed}
@@ -289,7 +305,8 @@ def check_data(task: Task, lang: str) -> dict[str, dict[str, Any]]:
             e.id for e in loaded[f"{lang}/test"] if (e.id.split("/")[2], e.key) in trained
         ]:
             raise UserError(
-                f"{len(leaked)} test examples are translations of training or validation examples, e.g. {leaked[0]}"
+                f"{len(leaked)} test examples are translations of training or validation "
+                f"examples, e.g. {leaked[0]}"
             )
         check_labels(task, loaded[f"{lang}/test"], loaded[f"{task.english}/test"])
     facts: dict[str, dict[str, Any]] = {
@@ -310,7 +327,10 @@ def check_data(task: Task, lang: str) -> dict[str, dict[str, Any]]:
 
 
 def repeatable(examples: Sequence[Example]) -> set[tuple[str, ...]]:
-    """Return the texts of some examples, without empty ones: that another example has them too means something."""
+    """Return the texts of some examples, without empty ones.
+
+    That another example has an empty text too means nothing.
+    """
     return {e.texts for e in examples if any(text.strip() for text in e.texts)}
 
 

@@ -60,7 +60,10 @@ class PeakMemory:
         self.runs, self.own = 0, True
 
     def begin(self) -> None:
-        """Measure from now on, where the kernel allows it: free what earlier runs have left, reset the peak."""
+        """Measure from now on, where the kernel allows it.
+
+        What earlier runs have left is freed, and the peak is reset.
+        """
         import torch
 
         gc.collect()
@@ -77,7 +80,7 @@ class PeakMemory:
         self.runs += 1
 
     def of_this_run(self) -> int | None:
-        """Return the most bytes that the process has held since `begin`; None: that is not known."""
+        """Return the most bytes that the process has held since `begin`; None: unknown."""
         return peak_memory() if self.own else None
 
 
@@ -86,8 +89,10 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held. On Linux ru_maxrss is no answer: it starts with what the process that started
-    this one had held."""
+    """Return the peak resident memory of this process in bytes.
+
+    On Linux VmHWM is read, because ru_maxrss starts with the peak of the parent process.
+    """
     status = Path("/proc/self/status")
     if status.is_file() and (found := re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)):
         return int(found[1]) * 1024

@@ -91,10 +91,10 @@ def _taken_back(folder: Path) -> Iterator[None]:
 
 
 def link_weights(source: str, target: str) -> None:
-    """Copy a file, or link it where it is large: every run with full English tuning has the same model.
+    """Copy a file, or link it where it is large.
 
-    A hard link takes no room, and stays whole when the cache is emptied. Between file systems it is
-    a symbolic link.
+    Every run with full English tuning has the same model. A hard link takes no room, and stays
+    whole when the cache is emptied. Between file systems it is a symbolic link.
     """
     path = Path(target)
     path.unlink(missing_ok=True)
@@ -110,7 +110,10 @@ def link_weights(source: str, target: str) -> None:
 def one_line(metrics: Mapping[str, Any]) -> str:
     """Return a run's result in a line."""
     scores = ", ".join(f"{name} {100 * value:.1f}" for name, value in metrics["test"].items())
-    return f"{label_of(metrics)}, {metrics['lang']}, seed {metrics['seed']}: {scores} ({metrics['seconds']['total']:.0f} s)"
+    return (
+        f"{label_of(metrics)}, {metrics['lang']}, seed {metrics['seed']}: {scores} "
+        f"({metrics['seconds']['total']:.0f} s)"
+    )
 
 
 def print_table(metrics: Mapping[str, Any], notes: Sequence[str], folder: Path) -> None:
@@ -127,7 +130,8 @@ def print_table(metrics: Mapping[str, Any], notes: Sequence[str], folder: Path) 
         rows.append((label, f"{metrics['lang']} test", metrics["test"], seconds["transfer"]))
     names = list(metrics["test"])
     table = Table(
-        title=f"{metrics['task']} · {metrics['lang']} · {metrics['model']} · mt={metrics['mt']} · seed {metrics['seed']}"
+        title=f"{metrics['task']} · {metrics['lang']} · {metrics['model']} · mt={metrics['mt']} · "
+        f"seed {metrics['seed']}"
     )
     table.add_column("method", no_wrap=True)
     table.add_column("scored on")

@@ -15,7 +15,8 @@ FILES = {
     "english/": "the English model or its adapter",
     "adapter/": "the target language's adapter, in PEFT format",
     "curves.png": "loss and validation metric of both trainings; curves/ has the numbers",
-    "checksums.json": "SHA-256 of the results: a damaged one is noticed, and made again by the same command",
+    "checksums.json": "SHA-256 of the results: a damaged one is noticed, and made again by the "
+    "same command",
     "flare_exp.log": "the log",
 }
 

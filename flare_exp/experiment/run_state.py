@@ -31,7 +31,7 @@ STYLES = {
 
 @dataclass(frozen=True)
 class State:
-    """Of a job: one of STYLES, why, and where it runs or ran."""
+    """State of a job: one of STYLES, why, and where it runs or ran."""
 
     state: str
     reason: str = ""
@@ -66,7 +66,7 @@ def add(folder: Path, state: State) -> None:
 
 
 def history(folder: Path) -> list[tuple[float, State]]:
-    """When the run in `folder` came into which state."""
+    """Return when the run in `folder` came into which state."""
     try:
         lines = [json.loads(line) for line in (folder / STATES).read_text().splitlines()]
         return [(line.pop("time"), State(**line)) for line in lines]
@@ -87,7 +87,8 @@ def running(folder: Path) -> Iterator[None]:
         lease.acquire()
     except Timeout:
         raise UserError(
-            f"output_dir={folder}: another process is running there; see: python -m flare_exp status {folder}"
+            f"output_dir={folder}: another process is running there; see: python -m flare_exp "
+            f"status {folder}"
         ) from None
     try:
         write(folder, "running")
@@ -112,7 +113,7 @@ def running(folder: Path) -> Iterator[None]:
 
 
 def read(folder: Path) -> State:
-    """The state of the run in `folder`."""
+    """Read the state of the run in `folder`."""
     if (folder / "metrics.json").is_file():
         problems = damage(folder, trusted=0)
         return (
@@ -152,7 +153,7 @@ def _alive(folder: Path, found: State) -> bool:
 
 
 def jobs_of(folder: Path) -> dict[Path, list[str]]:
-    """The run folders of a grid with their overrides; of a single run its own folder.
+    """List the run folders of a grid with their overrides; of a single run its own folder.
 
     Raises:
         UserError: there is neither a grid nor a run.
@@ -171,6 +172,6 @@ def jobs_of(folder: Path) -> dict[Path, list[str]]:
 
 
 def counts(states: dict[Path, State]) -> str:
-    """For example "4 done, 1 running, 1 failed"."""
+    """Count states in words, for example "4 done, 1 running, 1 failed"."""
     found = [s.state for s in states.values()]
     return ", ".join(f"{found.count(name)} {name}" for name in STYLES if name in found)

@@ -19,13 +19,17 @@ from flare_exp.errors import UserError, first_line, out_of_room
 from flare_exp.experiment import checksums
 from flare_exp.utils import signals
 
-# Options that do not change a result, so that a run folder may be taken up again with others. The model's name changes none
+# Options that do not change a result, so that a run folder may be taken up again with others. The
+# model's name changes none
 # either, but stands in metrics.json.
 VOLATILE = {*schema.no_effect()} - {"model.name"}
 
 
 def check_writable(folder: Path, option: str = "output_dir") -> Iterator[str]:
-    """A problem if nothing can be written to `folder`, which is made if need be; `option` names it."""
+    """Yield a problem if nothing can be written to `folder`, which is made if need be.
+
+    `option` is the key that names the folder.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable.{os.getpid()}"
@@ -55,7 +59,7 @@ def check_folder(cfg: Any, folder: Path) -> Iterator[str]:
 
 
 def check_content(cfg: Any, folder: Path) -> Iterator[str]:
-    """A problem if a run folder, which need not be there, holds another run."""
+    """Yield a problem if a run folder, which need not be there, holds another run."""
     from omegaconf import OmegaConf
 
     stored = folder / "config.yaml"
@@ -63,16 +67,25 @@ def check_content(cfg: Any, folder: Path) -> Iterator[str]:
         changed := checksums.damage(folder, only=["config.yaml"])
     ):
         if stored.is_file() and "config.yaml" in changed[0]:
-            yield f"output_dir={folder}: its {changed[0]}, so it cannot be told which run it holds; choose another folder"
+            yield (
+                f"output_dir={folder}: its {changed[0]}, so it cannot be told which run it "
+                "holds; choose another folder"
+            )
             return
     try:
         before = OmegaConf.load(stored) if stored.is_file() else None
     except Exception as error:  # yaml raises its own kinds
-        yield f"output_dir={folder}: its config.yaml is unreadable ({first_line(error)}); choose another folder"
+        yield (
+            f"output_dir={folder}: its config.yaml is unreadable ({first_line(error)}); "
+            "choose another folder"
+        )
         return
     if before is None:
         if (folder / "metrics.json").exists():
-            yield f"output_dir={folder}: it holds a metrics.json but no config.yaml; choose another folder"
+            yield (
+                f"output_dir={folder}: it holds a metrics.json but no config.yaml; choose "
+                "another folder"
+            )
         return
     if not cfg.resume:
         yield f"output_dir={folder}: it holds a run already and resume=false; choose another folder"
@@ -85,7 +98,7 @@ def check_content(cfg: Any, folder: Path) -> Iterator[str]:
 
 
 def assists(cfg: Any) -> bool:
-    """Whether this is one of the further machines of a run (trainer.nodes); if so it has done its part on return."""
+    """Return True on a further machine of a run (trainer.nodes), after its part is done."""
     machine = int(os.environ.get("SLURM_PROCID", 0)) if cfg.trainer.nodes > 1 else 0
     if machine:
         from flare_exp.experiment import launch
@@ -95,13 +108,14 @@ def assists(cfg: Any) -> bool:
 
 
 def discard_damaged(folder: Path) -> None:
-    """Take the result from a run folder whose files are damaged, and say so: the run is made again."""
+    """Remove the result from a damaged run folder, and say that the run is made again."""
     import logging
 
     if (folder / "metrics.json").is_file() and (problems := checksums.damage(folder)):
         shown = ", ".join(problems[:5]) + (", ..." if len(problems) > 5 else "")
         logging.getLogger(__name__).warning(
-            "output_dir=%s is damaged: %s; the run is made again, from the artifacts in the cache where they are",
+            "output_dir=%s is damaged: %s; the run is made again, from the artifacts in the "
+            "cache where they are",
             folder,
             shown,
         )
@@ -109,10 +123,13 @@ def discard_damaged(folder: Path) -> None:
 
 
 def attempt(cfg: Any, folder: Path, brief: bool = False) -> str | None:
-    """Run one configuration in `folder`; returns why it failed if that is something that the user can mend.
+    """Run one configuration in `folder`.
 
     Args:
         brief: print the result as one line instead of a table.
+
+    Returns:
+        why it failed, if that is something that the user can correct.
 
     Raises:
         SystemExit: it was stopped; what it had done is kept.
@@ -145,7 +162,10 @@ def attempt(cfg: Any, folder: Path, brief: bool = False) -> str | None:
         place = (
             getattr(error, "filename2", None) or getattr(error, "filename", None) or folder
         )  # a copy has two
-        return f"no more can be written to {place}: {reason}; when there is room, the same command goes on"
+        return (
+            f"no more can be written to {place}: {reason}; when there is room, the same "
+            "command goes on"
+        )
     return None
 
 
@@ -158,7 +178,7 @@ def attempt_in_grid(cfg: Any, folder: Path) -> str | None:
 
 
 def crashed(error: Exception, folder: Path) -> str:
-    """Leave the traceback of what nobody foresaw in the log of the run in `folder`; returns a line about it."""
+    """Write the traceback of an unforeseen error into the run's log; returns a line about it."""
     log = folder / "flare_exp.log"
     try:
         with log.open("a") as file:
@@ -185,7 +205,10 @@ def _stopped(stop: signals.Stopped) -> int:
 
 
 def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
-    """Run one configuration in `folder`, or return the result that is there already; prints the result."""
+    """Run one configuration in `folder`, or return the result that is there already.
+
+    The result is printed.
+    """
     import json
     import logging
 
@@ -216,7 +239,7 @@ def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
 
 
 def quiet(cfg: schema.Config) -> None:
-    """Before heavy imports: network settings, and silence from libraries that talk about themselves."""
+    """Set up the network and silence libraries; it is called before they are imported."""
     import logging
     import warnings
 

@@ -18,7 +18,7 @@ from flare_exp.utils.signals import Stopped
 
 
 def follow() -> None:
-    """A process that another one started: joins the team and goes through the pipeline behind the leader."""
+    """Go through the pipeline as a process that another one started."""
     # the other end of our input closes when who started us is gone, however it went
     threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
     logging.disable()  # the leader says it all

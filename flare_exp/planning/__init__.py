@@ -1,1 +1,1 @@
-"""What a run would build, need and take, found out without running it."""
+"""Find out what a run would build, need and take, without running it."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-# The published numbers of the named checkpoints: transformers' names, defaults left out; `dtype`: of the files on the hub.
+# The published numbers of the named checkpoints: transformers' names, defaults left out; `dtype`:
+# of the files on the hub.
 _LLAMA = {
     "model_type": "llama",
     "dtype": "bfloat16",

@@ -32,7 +32,7 @@ Build = Callable[[int], tuple[nn.Module, "Source | None"]]
 def work_of(
     run: RunContext, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build
 ) -> Work:
-    """The `Work` of a model, counted once for all jobs that have the same model and the same batches."""
+    """Return the `Work` of a model, counted once for all jobs with the same model and batches."""
     cfg, (batch, _) = run.cfg, _batch(run, data, 1)
     parameters = [
         [name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in model.named_parameters()
@@ -53,14 +53,15 @@ def work_of(
 
 
 class Work:
-    """Count what the largest passes take, with as many rows as a pass has at most, all as long as the longest text.
+    """Count what the largest passes take: all their rows are as long as the longest text.
 
-    Bytes of a process that takes a `step`, that is `testing`, and that is `training`, which includes validation. FLOPs per token
-    (source included) to `train` and to `evaluate`, and per example for tokens that are `written` one by one.
+    Bytes of a process: `step` in a training step, `testing`, and `training` with validation. FLOPs
+    per token (source included): `train` and `evaluate`; per example, for tokens that are generated
+    one by one: `written`.
 
     Args:
-        build: number of blocks -> the model with so many in each stack, and its source. Deep models are then counted by two
-            shallow ones (`_counted`); None: every block is counted.
+        build: number of blocks -> the model with so many in each stack, and its source. Deep models
+            are then counted by two shallow ones (`_counted`); None: every block is counted.
     """
 
     def __init__(
@@ -109,11 +110,13 @@ def _counted(
 ) -> tuple[dict[str, int], int]:
     """Count the passes of a model: name -> bytes or FLOPs, and the tokens of the batch.
 
-    The blocks of a model are alike, so every count is an affine function of their number: it is known from two shallow models.
-    That holds phase by phase, for most bytes are alive at the phase's end (source, forward) or at its beginning (backward,
-    where each block gives up what it has saved). Where a block's gradients could be larger than what it has saved, most bytes
-    may be alive at the end of the backward pass instead, and all blocks are counted. So they are where a kind of block
-    (`layer_types`) is missing in the shallow models.
+    The blocks of a model are alike, so every count is an affine function of their number and
+    follows from two shallow models. That holds phase by phase, because most bytes are alive at the
+    phase's end (source, forward) or at its beginning (backward, where each block frees what it has
+    saved). Two cases count all blocks. One is that a block's gradients could be larger than what it
+    has
+    saved: most bytes may then be alive at the end of the backward pass. The other is that the
+    shallow models lack a kind of block (`layer_types`).
     """
     stacks = backbones.stacks(model)
     depths = {len(blocks) for blocks in stacks}
@@ -127,7 +130,8 @@ def _counted(
     saved = (
         2 * rows * _batch(run, data, 1)[0]["target"]["input_ids"].shape[1] * width_of(model)
     )  # a block's input in 16 bits
-    # Gemma 3's first blocks are all of one kind, and another kind brings masks and rotations of its own
+    # Gemma 3's first blocks are all of one kind, and another kind brings masks and rotations of
+    # its own
     kinds = getattr(model.config, "layer_types", None) or []
     unlike = set(kinds) - set(kinds[: SHALLOW[0]])
     if build is None or depth <= sum(SHALLOW) or gradients > saved or unlike:
@@ -179,7 +183,7 @@ def _autocast(precision: str | None) -> torch.autocast:
 
 
 def _written(run: RunContext, module: Any, batch: dict[str, Any]) -> int:
-    """Begin to write freely, with the prompts' pass; returns the bytes of the key-value cache for each token."""
+    """Begin to generate, with the prompts' pass; returns the cache's bytes for each token."""
     answers, length = run.decoding, batch["target"]["input_ids"].shape[1]
     module.read_source(batch)
     inputs = {name: x.repeat_interleave(answers.beams, 0) for name, x in batch["target"].items()}
@@ -225,7 +229,10 @@ def _batch(run: RunContext, data: PairedDataModule, rows: int) -> tuple[dict[str
 
 
 def _passed(module: Any, batch: dict[str, Any], answers: Mapping[str, Tensor] | None) -> Any:
-    """The pass of a batch; without the heads of labels and spans, which are small, and which look at content."""
+    """Pass a batch through the model, without the heads of labels and spans.
+
+    These heads are small, and they look at content.
+    """
     if answers:
         return module(batch, answers)
     module.read_source(batch)
@@ -243,7 +250,10 @@ def _sum(outputs: Any) -> Tensor:
 
 
 def _weights(run: RunContext, model: nn.Module) -> int:
-    """Bytes of a model's weights as they are kept, and of the largest 4-bit one while it is multiplied with."""
+    """Return the bytes of a model's weights as they are kept.
+
+    The largest 4-bit weight is counted unpacked too, as it is while it is multiplied.
+    """
     precision, total, largest = run.models.precision, 0, 0
     packed = set()
     if precision.quantize:
@@ -256,7 +266,8 @@ def _weights(run: RunContext, model: nn.Module) -> int:
         }
     for p in model.parameters():
         if id(p) in packed:
-            # half a byte, and a scale for every 64: 32 bits, or 8 with a scale of 32 bits for every 256 of them
+            # half a byte, and a scale for every 64: 32 bits, or 8 with a scale of 32 bits for
+            # every 256 of them
             total += int(p.numel() * (0.5 + (1 + 4 / 256 if precision.double_quant else 4) / 64))
             largest = max(largest, p.numel() * getattr(torch, precision.compute_dtype).itemsize)
         else:
@@ -265,7 +276,10 @@ def _weights(run: RunContext, model: nn.Module) -> int:
 
 
 def _optimizer_states(model: nn.Module, name: str) -> int:
-    """Two moments of every trained weight: 8 bits each with a scale of 32 bits for every 256, small tensors in 32 bits."""
+    """Return the bytes of two moments of every trained weight.
+
+    In 8 bits, 256 of them share a scale of 32 bits, and small tensors have 32 bits.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not name.endswith("8bit"):
         return sum(2 * p.numel() * p.element_size() for p in trained)
@@ -276,7 +290,10 @@ def _optimizer_states(model: nn.Module, name: str) -> int:
 
 
 def _without_content(model: nn.Module) -> set[int]:
-    """Turn a model's weights into those of the present FakeTensorMode; returns their storages. Tied weights stay tied."""
+    """Turn a model's weights into those of the present FakeTensorMode; returns their storages.
+
+    Tied weights stay tied.
+    """
     made: dict[int, tuple[Tensor, Tensor]] = {}  # the old ones are kept, for their ids
     for module in model.modules():
         for held in (module._parameters, module._buffers):
@@ -294,7 +311,7 @@ def _without_content(model: nn.Module) -> set[int]:
 
 
 class Counter(TorchDispatchMode):
-    """Count the bytes of the tensors that are alive at once, at most, and the FLOPs of the products.
+    """Count FLOPs of products, and the most bytes of tensors that are alive at once.
 
     Args:
         known: storages that are not counted.

@@ -57,10 +57,19 @@ DECODING = 0.1  # of that, when tokens are written one by one
 
 @dataclass
 class Estimate:
-    """Of a run, or of what is left of it. `seconds`, `disk`: name of an artefact (as in `pipeline.run_stages`; of a translation that
-    is not there, its digest) -> time to build it, its bytes; `memory`: most bytes of the process (CPU) or of the device (GPU);
-    `states`: bytes of cached source states; `parameters`: training stage -> how many are `trainable`, and how many there are in
-    `total`; `notes`: what it rests on."""
+    """Estimated cost of the part of a run that is not built.
+
+    The name of an artifact is that of `pipeline.run_stages`, or the digest of a translation that is
+    not there.
+
+    Attributes:
+        notes: what the estimate rests on.
+        parameters: training stage -> how many are `trainable`, and how many there are in `total`.
+        memory: most bytes of the process (CPU) or of the device (GPU).
+        states: bytes of cached source states.
+        seconds: name of an artifact -> time to build it.
+        disk: name of an artifact -> its bytes.
+    """
 
     notes: list[str]
     parameters: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -76,8 +85,10 @@ class Estimate:
 
 
 def estimate(cfg: Config, scratch: Path, todo: set[str]) -> Estimate:
-    """The cost of those artefacts of a settled configuration that are in `todo`. Best called in a process of its own, whose peak
-    memory is then that of a run."""
+    """Estimate the cost of those artifacts of a settled configuration that are in `todo`.
+
+    It is best called in a process of its own, whose peak memory is then that of a run.
+    """
     torch.manual_seed(0)
     dry = preview(cfg, scratch)
     found = _arithmetic(dry, todo) if dry.shapes else _probe(dry, todo)
@@ -97,7 +108,7 @@ def estimate(cfg: Config, scratch: Path, todo: set[str]) -> Estimate:
 
 
 def _saved(dry: DryRun, name: str, counts: Mapping[str, int]) -> int:
-    """Bytes of what a training stage leaves, and of the two checkpoints that it has on the way."""
+    """Return the bytes of what a training stage leaves, with its two checkpoints on the way."""
     full = name == "finetune" and dry.run.cfg.finetune.tuning == "full"
     copies = 3 if dry.run.cfg.task.select == "best" else 1
     return 4 * (copies - 1) * counts["trainable"] + 4 * (
@@ -106,20 +117,24 @@ def _saved(dry: DryRun, name: str, counts: Mapping[str, int]) -> int:
 
 
 def _notes(dry: DryRun) -> list[str]:
-    """What an estimate rests on."""
+    """Say what an estimate rests on."""
     cfg, task = dry.run.cfg, dry.run.task
     if dry.shapes:
         device, peak = throughput(cfg.trainer.accelerator)
         found = [
-            f"arithmetic: {cfg.model.name} or its data is not here. Its passes are counted on tensors without content: every "
-            "matrix product (the source's pass too, and no gradient of frozen weights), and every tensor that is alive at once, "
-            "weights as they are kept, optimiser states and source states; in batches as long as the longest text."
+            f"arithmetic: {cfg.model.name} or its data is not here. Its passes are counted on "
+            "tensors without content: every "
+            "matrix product (the source's pass too, and no gradient of frozen weights), and "
+            "every tensor that is alive at once, "
+            "weights as they are kept, optimiser states and source states; in batches as long "
+            "as the longest text."
             + (
                 ""
                 if cfg.trainer.accelerator == "gpu"
                 else " A process on a CPU may hold twice that."
             ),
-            f"time: {device}, {peak / 1e12:.3g} TFLOP/s, {SHARE:.0%} of it used in training, {SHARE * DECODING:.1%} where tokens "
+            f"time: {device}, {peak / 1e12:.3g} TFLOP/s, {SHARE:.0%} of it used in training, "
+            f"{SHARE * DECODING:.1%} where tokens "
             f"are written one by one"
             + (
                 f"; {CHARACTERS} characters to a token."
@@ -138,19 +153,22 @@ def _notes(dry: DryRun) -> list[str]:
         ]
     if task.assumed:  # type: ignore[attr-defined]
         found.append(
-            f"data: {task.name} is not here, so its sizes are the published ones and every text is as long as "
-            f"data.max_length={cfg.data.max_length}: time and memory are upper bounds; what was built from it is not recognised."
+            f"data: {task.name} is not here, so its sizes are the published ones and every text "
+            "is as long as "
+            f"data.max_length={cfg.data.max_length}: time and memory are upper bounds; what was "
+            "built from it is not recognised."
         )
     if dry.untranslated:
         found.append(
-            f"translations by mt={cfg.mt.name} are not there yet: the texts themselves stand in for them, and what is trained "
+            f"translations by mt={cfg.mt.name} are not there yet: the texts themselves stand in "
+            "for them, and what is trained "
             "on them counts as to do; the time of translating is arithmetic."
         )
     return found
 
 
 def downloads(dry: DryRun, reads_mt: bool) -> int:
-    """Bytes of the checkpoints that are not here."""
+    """Return the bytes of the checkpoints that are not here."""
     found, m, form = 0, dry.run.cfg.model, dry.run.form_name
     if dry.run.backbone.kind == "hub" and not dry.run.backbone.reused:
         found += _published(
@@ -166,7 +184,7 @@ def downloads(dry: DryRun, reads_mt: bool) -> int:
 
 
 def _published(path: str, revision: str | None, auto: Any) -> int:
-    """Bytes of a checkpoint's weights, as they are on the hub."""
+    """Return the bytes of a checkpoint's weights, as they are on the hub."""
     return _parameters(path, revision, auto) * (
         2 if "16" in str(config_of(path, revision).dtype) else 4
     )
@@ -174,7 +192,7 @@ def _published(path: str, revision: str | None, auto: Any) -> int:
 
 @functools.cache
 def _parameters(path: str, revision: str | None, auto: Any) -> int:
-    """How many parameters a checkpoint has, by its configuration."""
+    """Count the parameters of a checkpoint by its configuration."""
     with torch.device("meta"):
         return auto.from_config(config_of(path, revision)).num_parameters()
 
@@ -189,7 +207,7 @@ def _note_sizes(
 
 
 def _states(dry: DryRun, model: Any, data: PairedDataModule) -> int:
-    """Bytes of the cached source states of training."""
+    """Return the bytes of the cached source states of training."""
     o = dry.run.cfg.source
     if o.cache == "off" or data.view not in ("paired", "latent"):
         return 0
@@ -204,7 +222,7 @@ def _states(dry: DryRun, model: Any, data: PairedDataModule) -> int:
 
 
 def _read_dtype(dry: DryRun, view: str) -> str:
-    """The precision in which a source pass gives its states."""
+    """Return the precision in which a source pass gives its states."""
     mixed = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}.get(
         str(dry.run.cfg.trainer.precision)
     )
@@ -215,11 +233,14 @@ def _read_dtype(dry: DryRun, view: str) -> str:
     )
 
 
-# --- the probe -------------------------------------------------------------------------------------------------------
+# --- the probe ----------------------------------------------------------------------------------
 
 
 def _probe(dry: DryRun, todo: set[str]) -> Estimate:
-    """A few real batches of every stage: the costliest, for memory, then some that are typical, for time."""
+    """Measure a few real batches of every stage.
+
+    The costliest batch gives the memory, some typical ones give the time.
+    """
     found = Estimate([])
     if "backbone" in todo:
         from flare_exp.toy.pretrain import pretrain
@@ -287,7 +308,7 @@ def _probe(dry: DryRun, todo: set[str]) -> Estimate:
 
 
 def _loader(dry: DryRun, data: PairedDataModule, role: str) -> Any:
-    """The costliest batch first, as a warm-up, then two rounds of three that are typical."""
+    """Return the costliest batch first, as a warm-up, then two rounds of three typical ones."""
     dataset = data.dataset(role)
     batches = batches_of(dry, dataset, role)
     full = [rows for rows in batches if len(rows) == max(map(len, batches))]
@@ -297,14 +318,18 @@ def _loader(dry: DryRun, data: PairedDataModule, role: str) -> Any:
 
 
 class _Clock(Callback):
-    """Time between the ends of batches, the first left out. Args: passes: that read one."""
+    """Time the batches between their ends, the first left out.
+
+    Args:
+        passes: forward passes that read one batch.
+    """
 
     def __init__(self, passes: int) -> None:
         self.passes = passes
         self.at: dict[str, list[float]] = {}
 
     def mean(self, role: str) -> float:
-        """Seconds of a batch."""
+        """Return the mean seconds of a batch."""
         ends = self.at[role][self.passes - 1 :: self.passes]
         return (ends[-1] - ends[0]) / (len(ends) - 1)
 
@@ -329,7 +354,10 @@ def _building(
     options: Mapping[str, Any],
     little: Mapping[str, Any],
 ) -> float:
-    """Seconds to train an embedded model: its text and first step, and the others by the time of some on `little` text."""
+    """Estimate the seconds to train an embedded model.
+
+    Its text and first step are measured; the other steps are estimated from some on `little` text.
+    """
     taken = []
     for changes in ({"steps": 1}, {"steps": 1, **little}, {"steps": 31, **little}):
         with tempfile.TemporaryDirectory(dir=dry.store.scratch) as folder:
@@ -340,11 +368,14 @@ def _building(
     return whole + options["steps"] * max(0.0, more - first) / 30
 
 
-# --- arithmetic ------------------------------------------------------------------------------------------------------
+# --- arithmetic ---------------------------------------------------------------------------------
 
 
 def _arithmetic(dry: DryRun, todo: set[str]) -> Estimate:
-    """The stages' own passes over tensors that have shapes and no content: every allocation and every product is counted."""
+    """Count every allocation and product of the stages' own passes.
+
+    The passes are over tensors that have shapes and no content.
+    """
     found = Estimate([])
     speed = throughput(dry.run.cfg.trainer.accelerator)[1] * SHARE
     for name, model, source, data, tests in iter_stage_models(dry, todo):
@@ -386,7 +417,10 @@ def _of_depth(dry: DryRun, name: str, depth: int) -> tuple[nn.Module, Source | N
 
 @functools.cache
 def throughput(accelerator: str) -> tuple[str, float]:
-    """The device of an estimate and its peak FLOP/s: measured with a matrix product where it is here."""
+    """Return the device of an estimate and its peak FLOP/s.
+
+    The peak is measured with a matrix product where the device is here.
+    """
     gpu = accelerator == "gpu"
     if gpu and not torch.cuda.is_available():
         return GPU
@@ -401,8 +435,11 @@ def throughput(accelerator: str) -> tuple[str, float]:
 
 
 def _translating(dry: DryRun, texts: Sequence[str]) -> float:
-    """Seconds of a translation model for texts: two FLOPs per parameter and token, in the encoder at once, in the decoder one by
-    one. Texts that are not known are as long as data.max_length."""
+    """Estimate the seconds of a translation model for texts.
+
+    It takes two FLOPs per parameter and token, in the encoder at once, in the decoder one token
+    after the other. Texts that are not known are as long as data.max_length.
+    """
     o, unknown = dry.run.cfg.mt, dry.run.cfg.data.max_length
     tokens = sum(len(text) / CHARACTERS if text else unknown for text in texts)
     half = mt_parameters(dry.run.cfg) / 2
@@ -411,7 +448,7 @@ def _translating(dry: DryRun, texts: Sequence[str]) -> float:
 
 
 def mt_parameters(cfg: Config) -> int:
-    """How many parameters the translation model has."""
+    """Count the parameters of the translation model."""
     if cfg.mt.path is None:
         p = cfg.mt.pretrain
         assert p is not None

@@ -1,7 +1,7 @@
 """Look at a run from outside: what is built, and what would be. Nothing is trained or downloaded.
 
-The stages are those of a run (flare_exp.experiment.stages), over a store that builds nothing; so the
-keys are theirs. What is not there yet is replaced: a tiny model by its first training step, a
+The stages are those of a run (flare_exp.experiment.stages), over a store that builds nothing; so
+the keys are theirs. What is not there yet is replaced: a tiny model by its first training step, a
 translation by the text itself, a checkpoint by its shapes.
 """
 
@@ -56,12 +56,12 @@ FEW = 256  # rows that stand for a split that is not here
 
 
 def weights_here(path: str, revision: str | None = None) -> bool:
-    """Whether a checkpoint is a folder or in the hub's cache."""
+    """Return True if a checkpoint is a folder, or in the hub's cache."""
     return looks_local(path) or Checkpoint("model", path, revision).find().lacks is None
 
 
 def config_of(path: str, revision: str | None = None) -> PreTrainedConfig:
-    """A checkpoint's configuration: its own where it is here, else the published numbers.
+    """Return a checkpoint's configuration: its own where it is here, else the published numbers.
 
     Raises:
         UserError: neither is known.
@@ -70,7 +70,8 @@ def config_of(path: str, revision: str | None = None) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(local(path), revision=revision, local_files_only=True)
     if path not in ARCHITECTURES:
         raise UserError(
-            f"{path}: its config.json is not here and its numbers are not known to plan; download it, or give a folder"
+            f"{path}: its config.json is not here and its numbers are not known to plan; "
+            "download it, or give a folder"
         )
     return AutoConfig.for_model(**ARCHITECTURES[path])
 
@@ -84,7 +85,10 @@ class ArtifactMissing(Exception):
 
 
 class ReadOnlyStore(ArtifactStore):
-    """Says what there is and builds nothing, but translations that need no model, into `scratch`."""
+    """Find artifacts and build none, except translations that need no model.
+
+    These are built into `scratch`.
+    """
 
     def __init__(self, root: Path | str, scratch: Path, machine: bool):
         super().__init__(root)
@@ -93,6 +97,11 @@ class ReadOnlyStore(ArtifactStore):
     def get(
         self, kind: str, key: Mapping[str, Any], build: Callable[[Path], Any], *_, **__
     ) -> Artifact:
+        """Find an artifact; only a translation that needs no model is built.
+
+        Raises:
+            ArtifactMissing: a later stage reads the artifact, and it is not there.
+        """
         found = self.find(kind, key)
         if found.reused or kind in (
             "backbone",
@@ -117,15 +126,17 @@ class PreviewMT(MT):
 
     @property
     def absent(self) -> bool:
+        """Return True if the checkpoint is not here."""
         return self.cfg.path is not None and not weights_here(self.cfg.path, self.cfg.revision)
 
     def check(self, *codes: str) -> None:
+        """Check the languages, as far as the checkpoint is here."""
         if not self.absent:
             super().check(*codes)
 
     @functools.cached_property
     def missing(self) -> Artifact | None:
-        """The embedded model, where it has yet to be trained."""
+        """Return the embedded model, where it has yet to be trained."""
         try:
             if self.cfg.name in MACHINES:
                 _ = super().checkpoint
@@ -135,6 +146,7 @@ class PreviewMT(MT):
 
     @functools.cached_property
     def checkpoint(self) -> str:
+        """Return the path of the checkpoint; the embedded model is trained for one step."""
         if self.missing is None:
             return super().checkpoint
         return str(
@@ -143,6 +155,7 @@ class PreviewMT(MT):
 
     @functools.cached_property
     def encoder_config(self) -> Any:
+        """Read the configuration of the encoder, or its published numbers."""
         return (
             config_of(str(self.cfg.path), self.cfg.revision)
             if self.absent
@@ -151,11 +164,12 @@ class PreviewMT(MT):
 
     @functools.cached_property
     def encoder(self) -> Any:
+        """Load the encoder; None: it is not here."""
         return None if self.absent else super().encoder
 
 
 def first_step(folder: Path, build: Callable[..., Any], options: Mapping[str, Any]) -> Path:
-    """A tiny model as it is after one step: its shapes and its tokenizer are those of the finished one."""
+    """Train a tiny model for one step: it has the shapes and the tokenizer of the finished one."""
     if not folder.is_dir():
         folder.mkdir(parents=True)
         build(folder, **{**options, "steps": 1})
@@ -193,9 +207,12 @@ class DryRun:
 
 
 class CountedForm(PromptForm):
-    """Lengths of texts without a tokenizer: CHARACTERS to a token; an example without text has `unknown` tokens.
+    """Count the tokens of texts without a tokenizer: CHARACTERS to a token.
 
-    `stride`: of windows (`flare_exp.data.question_answering.SpanForm`); the question, which every window repeats, is not counted.
+    Args:
+        unknown: tokens of an example without text.
+        stride: of windows (`flare_exp.data.question_answering.SpanForm`); the question, which every
+            window repeats, is not counted.
     """
 
     def __init__(self, task: Task, max_length: int, unknown: int, stride: int | None):
@@ -203,6 +220,7 @@ class CountedForm(PromptForm):
         self.unknown, self.stride = unknown, stride
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:
+        """Encode texts as ranges, which have lengths and no content."""
         return [
             {
                 "inputs": {"input_ids": range(stop - start)},
@@ -215,13 +233,14 @@ class CountedForm(PromptForm):
         ]
 
     def encode_sources(self, examples: Sequence[Example]) -> list[Item]:
+        """Encode sources as ranges, which have lengths and no content."""
         return [
             {"inputs": {"input_ids": range(min(self._length(e), self.max_length))}, "cut": False}
             for e in examples
         ]
 
     def _windows(self, length: int) -> list[tuple[int, int]]:
-        """First and last token of each window of a text, or of what is left of the one that is cut."""
+        """Return first and last token of each window of a text, or of what a cut text keeps."""
         if self.stride is None or length <= self.max_length:
             return [(0, min(length, self.max_length))]
         starts = range(0, length - self.stride, self.max_length - self.stride)
@@ -233,6 +252,7 @@ class CountedForm(PromptForm):
         return 2 + len(self.prompt(example.texts)) // CHARACTERS
 
     def answer(self, text: str) -> list[int]:
+        """Encode an answer as zeros, with one token more for its end."""
         return [0] * (1 + -(-len(text) // CHARACTERS))
 
 
@@ -368,7 +388,7 @@ def _prepared(cfg: Config, store: ReadOnlyStore, scratch: Path) -> Artifact:
 
 
 def is_sketch(cfg: Config) -> bool:
-    """Whether a model that is trained or read for its states is not here."""
+    """Return True if a model that is trained, or read for its states, is not here."""
     needed = [(cfg.model.path, cfg.model.revision)]
     if cfg.method.name == "flare_mt":
         needed.append((cfg.mt.path, cfg.mt.revision))
@@ -376,15 +396,16 @@ def is_sketch(cfg: Config) -> bool:
 
 
 def pretraining(cfg: Config) -> dict[str, Any]:
-    """What an embedded model is built from."""
+    """Return the options that an embedded model is built from."""
     return {**asdict(cfg.model.pretrain), "world_seed": cfg.task.world_seed}  # type: ignore[arg-type]
 
 
 def _sketched(cfg: Config, scratch: Path) -> Artifact:
-    """A hub checkpoint's identity, and a folder with its configuration alone."""
+    """Make a folder with the configuration of a hub checkpoint alone; returns its identity."""
     if cfg.model.path is None:
         raise UserError(
-            "method=flare_mt with a translation model that is not here: plan it with a model that is not embedded"
+            "method=flare_mt with a translation model that is not here: plan it with a model "
+            "that is not embedded"
         )
     folder = scratch / "sketch" / str(cfg.model.path).replace("/", "--")
     config_of(cfg.model.path, cfg.model.revision).save_pretrained(folder)
@@ -397,7 +418,7 @@ def _sketched(cfg: Config, scratch: Path) -> Artifact:
 
 @functools.cache
 def _task(options: str, few: int) -> Task:
-    """The benchmark of a configuration's task section, read once for all jobs that have the same."""
+    """Read the benchmark of a task section, once for all jobs that have the same."""
     from flare_exp.config.schema import TaskConfig
 
     return with_sizes(load_task(SimpleNamespace(task=TaskConfig(**json.loads(options)))), few)  # type: ignore[arg-type]
@@ -412,9 +433,10 @@ class Few(list):
 
 
 def with_sizes(task: Task, few: int = FEW) -> Task:
-    """Let a benchmark that is not here have rows without text: `few` in place of as many as were published.
+    """Let a benchmark that is not here have rows without text.
 
-    `task.assumed`: (language, role) -> the published number of rows that those few stand for.
+    `few` rows are made in place of as many as were published. `task.assumed`: (language, role) ->
+    the published number of rows that those few represent.
     """
     assumed: dict[tuple[str, str], int] = {}
     task.assumed = assumed  # type: ignore[attr-defined]

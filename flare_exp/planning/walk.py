@@ -87,11 +87,13 @@ def build_adapted(dry: DryRun, english: Artifact) -> tuple[nn.Module, Source | N
 
 
 def width_of(model: Any) -> int:
+    """Return the width of a model's hidden states."""
     config = model.config
     return getattr(config, "hidden_size", None) or config.d_model
 
 
 def batches_of(dry: DryRun, dataset: PairedDataset, role: str) -> list[list[int]]:
+    """Return the batches of a data set, as rows, in the order of the first epoch."""
     size = dry.run.cfg.data.batch_size
     if role == "train":
         return list(BucketSampler(dataset.lengths, size, dry.run.cfg.seed))
@@ -105,4 +107,5 @@ def steps_per_epoch(dry: DryRun, rows: int) -> int:
 
 
 def stage_options(dry: DryRun, name: str) -> StageConfig:
+    """Return the options of a training stage."""
     return dry.run.capped(dry.run.cfg.finetune if name == "finetune" else dry.run.cfg.transfer)
