@@ -312,7 +312,10 @@ def noted(key: str, place: str, expected: Any) -> Callable[[Path], None]:
 
 
 def signalled(when: Callable[[Path], bool], *signals: signal.Signals, pause: float = 0.3) -> Callable[..., int]:
-    """Make a way that sends signals to the process, the first when the working folder is as `when` asks."""
+    """Make a way that sends signals to the process, the first when the working folder is as `when` asks.
+
+    A process that ends by SIGINT has the exit code that a shell shows for it, 130.
+    """
 
     def way(words: list[str], said: Path, env: dict[str, str]) -> int:
         with said.open("a") as file:
@@ -326,7 +329,8 @@ def signalled(when: Callable[[Path], bool], *signals: signal.Signals, pause: flo
                     process.send_signal(each)
                 time.sleep(pause)
             try:
-                return process.wait(150)
+                code = process.wait(150)
+                return 130 if code == -signal.SIGINT else code
             except subprocess.TimeoutExpired:
                 process.kill()
                 return process.wait()

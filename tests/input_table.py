@@ -328,7 +328,7 @@ INT, TERM, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
 SIGNALS = [
     Row("$LONG", 130, ["Ctrl-C: finishing and keeping this step", "stopped by SIGINT after", "the same command goes on from there"], "Ctrl-C in English training",
         way=signalled(begun("finetune", 2), INT)),
-    Row("$LONG", 130, ["stopped; finished stages are kept, and the same command goes on after them"], "Ctrl-C twice in English training",
+    Row("$LONG", 130, ["Ctrl-C: finishing and keeping this step", "stopped", "the same command goes on"], "Ctrl-C twice in English training",
         way=signalled(begun("finetune", 2), INT, INT, pause=0.02)),
     Row("$LONG", 143, ["stopped by SIGTERM after"], "TERM in English training", way=signalled(begun("finetune", 2), TERM)),
     Row("$LONG", -9, [], "KILL in English training", way=signalled(begun("finetune", 2), KILL)),

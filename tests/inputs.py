@@ -276,8 +276,11 @@ def main() -> int:
     os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HF_HOME": str(work / "hub")}
     import datasets  # noqa: F401
     import hydra  # noqa: F401
+    import torch
 
     import flare_exp.experiment.pipeline  # noqa: F401  # before any fork
+
+    torch.set_num_threads(1)  # OMP_NUM_THREADS came after its import: a row has it before
 
     if not (base / "ready.json").is_file():
         shutil.rmtree(base, ignore_errors=True)

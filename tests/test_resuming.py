@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import processes
@@ -371,6 +372,22 @@ def test_an_ignored_ctrl_c_stays_ignored():
             assert signals.asked() is None
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_the_command_exits_ends_it_without_a_traceback():
+    program = (
+        "import atexit, signal, sys, time; import flare_exp.__main__ as command; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "command.main = lambda: 0; atexit.register(time.sleep, 60); "
+        "atexit.register(print, 'exits', flush=True); sys.exit(command.run())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "exits\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (-signal.SIGINT, "")
 
 
 def test_states_are_kept_as_often_as_two_percent_of_the_time_allows(monkeypatch):
