@@ -101,5 +101,5 @@ format: setup  ## let ruff rewrite the code
 wheel: setup  ## build dist/*.whl (contains conf/)
 	$(BIN)/python -m build --wheel
 
-clean:  ## remove the virtual environment and build products (keeps outputs/ and the artefact cache)
+clean:  ## remove the virtual environment and build products (keeps outputs/ and the artifact cache)
 	rm -rf $(VENV) $(SWEEPS) $(NEWEST) dist build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

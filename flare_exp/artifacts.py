@@ -86,36 +86,40 @@ def _sha256(file) -> str:  # Python 3.10
     return digest.hexdigest()
 
 
-class Team(Protocol):
+class ProcessGroup(Protocol):
     """Protocol of the processes of a run, as far as the store needs them.
 
     It is implemented in flare_exp.training.distributed.
     """
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Return whether this is the process that builds."""
 
-    def agree(self, value: Any = None) -> Any:
+    def broadcast(self, value: Any = None) -> Any:
         """Return rank 0's value on every process."""
 
 
 class ArtifactStore:
     """Builds, verifies and returns artifacts below `root`.
 
-    The folder may be shared by several runs and by the nodes of a cluster. In a `team` of processes
-    rank 0 builds, and the other processes wait for the artifact.
+    The folder may be shared by several runs and by the nodes of a cluster.
+
+    Args:
+        root: folder of all artifacts.
+        distributed: the processes of this run: rank 0 builds, and the others wait for the artifact;
+            None for one process.
     """
 
-    def __init__(self, root: Path | str, team: Team | None = None):
-        self.root, self.team = Path(root).expanduser(), team
+    def __init__(self, root: Path | str, distributed: ProcessGroup | None = None):
+        self.root, self.distributed = Path(root).expanduser(), distributed
 
     def get(
         self,
         kind: str,
         key: Mapping[str, Any],
         build: Callable[[Path], Mapping[str, Any] | None],
-        together: bool = False,
+        collective: bool = False,
         resumable: bool = False,
     ) -> Artifact:
         """Return the artifact of `kind` and `key`; build it if it is missing or damaged.
@@ -126,18 +130,18 @@ class ArtifactStore:
             kind: kind of the artifact.
             key: everything that decides its content, JSON-able.
             build: writes files into an empty folder and returns JSON-able facts for the manifest.
-            together: whether every process calls `build`, with rank 0's folder, into which only
+            collective: whether every process calls `build`, with rank 0's folder, into which only
                 rank 0 writes.
             resumable: whether a builder that was stopped leaves its folder to the next one, which
                 continues from its files.
 
         Raises:
             UserError: the cache folder cannot be written.
-            Stopped: a signal asked the run to stop; nothing was begun.
+            StopRequested: a signal asked the run to stop; nothing was begun.
         """
         key, digest, place = self._identified(kind, key)
-        if self.team and not self.team.leads:
-            if together and (folder := self.team.agree()) is not None:
+        if self.distributed and not self.distributed.is_main:
+            if collective and (folder := self.distributed.broadcast()) is not None:
                 build(Path(folder))
             left = self._awaited(place, kind, key)
             return Artifact(
@@ -149,11 +153,11 @@ class ArtifactStore:
                 manifest = self._verified(place, kind, key)
                 reused = manifest is not None
                 if manifest is None:
-                    signals.check(f"before {kind}")
-                    manifest = self._build(place, lock, kind, key, build, together, resumable)
-                elif together and self.team:
-                    self.team.agree(None)
-        except (UserError, signals.Stopped):
+                    signals.raise_if_signalled(f"before {kind}")
+                    manifest = self._build(place, lock, kind, key, build, collective, resumable)
+                elif collective and self.distributed:
+                    self.distributed.broadcast(None)
+        except (UserError, signals.StopRequested):
             raise
         except Exception as error:
             full = out_of_room(error)
@@ -161,7 +165,7 @@ class ArtifactStore:
                 raise
             reason = f"{full}; when there is room, the same command goes on" if full else error
             raise UserError(
-                f"cache_dir={self.root}: cannot write the artefact {kind}/{place.name}: {reason}"
+                f"cache_dir={self.root}: cannot write the artifact {kind}/{place.name}: {reason}"
             ) from error
         return Artifact(
             place, kind, digest, manifest["info"], manifest["seconds"], reused, key.get("code")
@@ -200,7 +204,9 @@ class ArtifactStore:
                 "waiting for %s/%s: another process is building it", place.parent.name, place.name
             )
             while not lock.is_locked:
-                signals.check(f"while another process was building {place.parent.name}")
+                signals.raise_if_signalled(
+                    f"while another process was building {place.parent.name}"
+                )
                 with suppress(Timeout):
                     lock.acquire(timeout=2, poll_interval=0.5)
         return lock
@@ -237,7 +243,7 @@ class ArtifactStore:
             problem = f"{MANIFEST} is missing or unreadable"
         if problem is None:
             return manifest
-        log.warning("damaged artefact %s: %s; building it again", place, problem)
+        log.warning("damaged artifact %s: %s; building it again", place, problem)
         return None
 
     def _build(
@@ -247,7 +253,7 @@ class ArtifactStore:
         kind: str,
         key: Mapping[str, Any],
         build: Callable,
-        together: bool,
+        collective: bool,
         resumable: bool,
     ) -> dict[str, Any]:
         """Build an artifact in a temporary folder, move it into place and return its manifest."""
@@ -259,8 +265,8 @@ class ArtifactStore:
         spent = folder / SPENT
         start = time.perf_counter() - (float(spent.read_text()) if spent.exists() else 0.0)
         try:
-            if together and self.team:
-                self.team.agree(str(folder))
+            if collective and self.distributed:
+                self.distributed.broadcast(str(folder))
             info = dict(build(folder) or {})
             if not lock.is_lock_held_by_us:
                 raise UserError(
@@ -290,7 +296,7 @@ class ArtifactStore:
                 shutil.rmtree(place)
             folder.rename(place)
             _fsync_path(place.parent)
-        except signals.Stopped:
+        except signals.StopRequested:
             spent.write_text(str(time.perf_counter() - start))
             raise
         finally:

@@ -127,7 +127,7 @@ def commit_of(hub_id: str, revision: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
+class CacheStatus:
     """Content of the local caches for a need.
 
     Args:
@@ -142,7 +142,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Need(ABC):
+class HubResource(ABC):
     """A checkpoint or data set on the hub, at a revision (None: the newest)."""
 
     what: str
@@ -168,7 +168,7 @@ class Need(ABC):
         """Return the folder of the local cache."""
 
     @abstractmethod
-    def find(self) -> Found:
+    def find(self) -> CacheStatus:
         """Search the local caches, without network."""
 
     @abstractmethod
@@ -187,7 +187,7 @@ class Need(ABC):
 
 
 @dataclass(frozen=True)
-class Checkpoint(Need):
+class Checkpoint(HubResource):
     """A model with its tokenizer, in the one format that transformers will load."""
 
     @property
@@ -197,7 +197,7 @@ class Checkpoint(Need):
 
         return constants.HF_HUB_CACHE
 
-    def find(self) -> Found:
+    def find(self) -> CacheStatus:
         """Search the local cache, without network."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -216,11 +216,11 @@ class Checkpoint(Need):
         except (LocalEntryNotFoundError, HFValidationError) as error:
             part = getattr(error, "snapshot_path", None)  # left by an interrupted download
             if part is None:
-                return Found(lacks="all of it")
+                return CacheStatus(lacks="all of it")
             folder, lacks = Path(part), "part of its configuration or tokenizer"
         names = [p.name for p in folder.iterdir() if p.is_file()]
         size = sum((folder / name).stat().st_size for name in wanted(names))
-        return Found(folder.name, size, lacks or missing_files(folder, names))
+        return CacheStatus(folder.name, size, lacks or missing_files(folder, names))
 
     def download(self) -> int:
         """Return the bytes of the files that a run reads."""
@@ -248,7 +248,7 @@ class Checkpoint(Need):
 
 
 @dataclass(frozen=True)
-class DataSet(Need):
+class DataSet(HubResource):
     """One configuration of a data set; `datasets` prepares all its splits at once."""
 
     config: str
@@ -265,7 +265,7 @@ class DataSet(Need):
 
         return str(config.HF_DATASETS_CACHE)
 
-    def find(self) -> Found:
+    def find(self) -> CacheStatus:
         """Search the local cache, without network."""
         from datasets.naming import camelcase_to_snakecase
 
@@ -274,8 +274,8 @@ class DataSet(Need):
         # <version>/<commit>: offline, `datasets` would take any commit, the one prepared last
         ready = [p.parent for p in place.glob(f"*/{self.revision}/dataset_info.json")]
         if not ready:
-            return Found(lacks="all of it")
-        return Found(self.revision, sum(p.stat().st_size for p in ready[0].iterdir()))
+            return CacheStatus(lacks="all of it")
+        return CacheStatus(self.revision, sum(p.stat().st_size for p in ready[0].iterdir()))
 
     def download(self) -> int:
         """Return the bytes of the configuration's files."""

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flare_exp.artifacts import ArtifactStore
-from flare_exp.data.preprocessing import SourceTextForm
+from flare_exp.data.preprocessing import SourceTextPreprocessor
 from flare_exp.data.source_cache import cached_states
 from flare_exp.tasks import Example, NusaX
 from flare_exp.translation import nllb
@@ -64,7 +64,7 @@ def main() -> None:
     tokenizer.src_lang = args.source
     texts = pq.read_table(args.texts, columns=["text"])["text"].to_pylist()
     form, source, device = (
-        SourceTextForm(NusaX(), tokenizer, RELEASED_LENGTH),
+        SourceTextPreprocessor(NusaX(), tokenizer, RELEASED_LENGTH),
         Encoder(encoder),
         torch.device(args.device),
     )

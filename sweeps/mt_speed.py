@@ -157,7 +157,7 @@ def main() -> None:
     args = arguments()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    decoding = engines.Decoding(beams=args.beams, max_length=RELEASED_LENGTH)
+    decoding = engines.MTDecoding(beams=args.beams, max_length=RELEASED_LENGTH)
     engine = engines.TransformersEngine(
         args.mt, args.revision, decoding, args.batch_tokens, args.device
     )

@@ -69,7 +69,7 @@ def causal(name: str, options: dict, **more):
     return lambda: getattr(hf, f"{name}ForCausalLM")(config(**options, **more))
 
 
-# (family, form) -> a random model of it
+# (family, task_type) -> a random model of it
 BUILDERS = {
     ("bert", "label"): lambda: hf.BertForSequenceClassification(
         hf.BertConfig(**SMALL, num_labels=3, pad_token_id=0)
@@ -108,13 +108,13 @@ def dtype_of(kind: tuple[str, str]) -> torch.dtype:
 
 @pytest.fixture(params=list(BUILDERS), ids="-".join)
 def kind(request) -> tuple[str, str]:
-    """(family, form)"""
+    """(family, task_type)"""
     return request.param
 
 
 @pytest.fixture
 def make_model(kind):
-    """(seed) -> a random float64 Backbone of the family and form, in eval mode."""
+    """(seed) -> a random float64 Backbone of the family and task_type, in eval mode."""
     return functools.partial(random_backbone, kind)
 
 
@@ -189,7 +189,7 @@ def composed_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory) -> Path:
-    """One artefact cache for the session, so that tests build the debug-sized tiny model once."""
+    """One artifact cache for the session, so that tests build the debug-sized tiny model once."""
     return tmp_path_factory.mktemp("cache")
 
 

@@ -157,7 +157,7 @@ def translation_model(folder: Path) -> Path:
     from flare_exp.toy.translation_model import train_mt
 
     if not (folder / "model.safetensors").is_file():
-        (job,), _ = validation.check(["mt=toy_nllb"], multirun=False)
+        (job,), _ = validation.validate(["mt=toy_nllb"], multirun=False)
         folder.mkdir(parents=True, exist_ok=True)
         train_mt(folder, **dict(job.mt.pretrain), world_seed=0)
     return folder

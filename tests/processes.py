@@ -62,7 +62,7 @@ def _main(
     out: str,
     err: str,
     ignored: Sequence[int],
-    fresh_followers: bool,
+    fresh_workers: bool,
 ) -> None:
     """Become `python -m flare_exp *words`."""
     missing = [
@@ -84,19 +84,20 @@ def _main(
     for each in ignored:
         signal.signal(each, signal.SIG_IGN)
     sys.argv = ["flare_exp", *words]
-    if not fresh_followers:
-        from flare_exp.experiment.launch import Place
+    if not fresh_workers:
+        from flare_exp.experiment.launch import WorkerSpec
 
-        Place.start = lambda place, **options: _Follower(place, **options)  # type: ignore[assignment,return-value]
+        WorkerSpec.start = lambda place, **options: _ForkedWorker(place, **options)  # type: ignore[assignment,return-value]
     try:
         runpy.run_module("flare_exp", run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()
 
 
-class _Follower:
-    """What `Place.start` gives: a further process of a run, forked from its leader, with the part
-    of subprocess.Popen that is used.
+class _ForkedWorker:
+    """What `WorkerSpec.start` gives: a further process of a run, forked from rank 0.
+
+    It has the part of subprocess.Popen that is used.
     """
 
     def __init__(self, place: Any, stdout: IO[str] | None = None, stderr: IO[str] | None = None):
@@ -106,11 +107,11 @@ class _Follower:
         self.pid = os.fork()
         if not self.pid:
             os.close(write)
-            self._follow(place, read, stdout)
+            self._run_worker(place, read, stdout)
         os.close(read)
         self.stdin = os.fdopen(write, "wb")
 
-    def _follow(self, place: Any, stdin: int, log: IO[str] | None) -> NoReturn:
+    def _run_worker(self, place: Any, stdin: int, log: IO[str] | None) -> NoReturn:
         """Forget what a fresh interpreter would not know: signal handlers and random states."""
         code = 1
         try:
@@ -128,7 +129,7 @@ class _Follower:
             sys.argv = ["-c", json.dumps(asdict(place))]
             from flare_exp.experiment import worker
 
-            worker.follow()
+            worker.worker_main()
             code = 0
         finally:
             sys.stdout.flush()
@@ -165,7 +166,7 @@ class Run:
         env: the whole environment; None: that of this process.
         merged: write errors to the standard output.
         ignored: signals that the process ignores from its start.
-        fresh_followers: start the run's further processes as flare_exp does, in fresh interpreters,
+        fresh_workers: start the run's further processes as flare_exp does, in fresh interpreters,
             instead of forking them.
 
     """
@@ -176,7 +177,7 @@ class Run:
         env: Mapping[str, str] | None = None,
         merged: bool = False,
         ignored: Sequence[int] = (),
-        fresh_followers: bool = False,
+        fresh_workers: bool = False,
     ):
         assert list(words[:3]) == PROGRAM, words
         folder = Path(tempfile.mkdtemp(prefix="flare_exp_run_"))
@@ -190,7 +191,7 @@ class Run:
             str(self._out),
             str(self._err),
             ignored,
-            fresh_followers,
+            fresh_workers,
         )
         self._process = CONTEXT.Process(target=_main, args=given)
         self._process.start()

@@ -11,7 +11,7 @@ from test_invariants import batches, randomise, said
 
 from flare_exp.errors import UserError
 from flare_exp.flare import adapter
-from flare_exp.flare.source_encoders import BackboneSource
+from flare_exp.flare.source_encoders import BackboneSourceEncoder
 from flare_exp.models.backbones import Precision
 
 HEADS = [
@@ -46,7 +46,7 @@ def test_a_head_on_a_bfloat16_backbone_moves_with_small_steps(kind, autocast, tm
         name: p.detach().clone() for name, p in trained(model).items() if "modules_to_save" in name
     }
     assert any("pooler" in name for name in head) == (kind == ("bert", "label"))
-    source, (target, english) = BackboneSource(model), batches(kind)
+    source, (target, english) = BackboneSourceEncoder(model), batches(kind)
     optimizer = torch.optim.AdamW(trained(model).values(), lr=2e-5)
     context = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
     for _ in range(4):
@@ -69,7 +69,7 @@ def test_a_head_on_a_bfloat16_backbone_moves_with_small_steps(kind, autocast, tm
     again = adapter.load_adapter(half(kind), str(tmp_path)).eval()
     with context:
         torch.testing.assert_close(
-            said(again, BackboneSource(again), target, english), expected, rtol=0, atol=0
+            said(again, BackboneSourceEncoder(again), target, english), expected, rtol=0, atol=0
         )
     assert not trained(again)
 
@@ -143,10 +143,10 @@ def kept_for_backward(model, source, target, english):
         )  # alive, so that no address comes twice
         return tensor
 
-    source.read(english)
+    source.encode(english)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         logits = outputs(model, target)
-    states = [source.states.of(block) for block in source.states.blocks] if english else []
+    states = [source.states.states_for(block) for block in source.states.blocks] if english else []
     known = [*model.parameters(), *(found[0] for found in states)]
     held = {tensor.untyped_storage().data_ptr() for tensor in known}
     return sum(s.nbytes() for at, s in storages.items() if at not in held), logits
@@ -163,7 +163,7 @@ def test_no_copy_of_the_source_is_kept_for_the_backward(kind, source_state, auto
     backbone = random_backbone(kind)
     backbone.model.to(dtype)
     model = adapter.add_adapter(backbone, r=1, alpha=1, fusion="add", source_state=source_state)
-    source, (target, english) = BackboneSource(model), batches(kind, 12, 12)
+    source, (target, english) = BackboneSourceEncoder(model), batches(kind, 12, 12)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         alone, _ = kept_for_backward(model, source, target, None)
         both, _ = kept_for_backward(model, source, target, english)
@@ -181,13 +181,13 @@ def test_only_states_that_are_read_are_kept(kind, layer, state, monkeypatch):
     model = adapter.add_adapter(
         random_backbone(kind), r=2, alpha=4, fusion="add", source_layer=layer, source_state=state
     )
-    source, asked = BackboneSource(model), []
+    source, asked = BackboneSourceEncoder(model), []
     stack = model.get_base_model().base_model
     stack = stack if kind[0] == "llama" else stack.encoder
     stack.register_forward_pre_hook(
         lambda m, a, kw: asked.append(kw["output_hidden_states"]), with_kwargs=True
     )
-    source.read(batches(kind)[1])
+    source.encode(batches(kind)[1])
     stacks = {
         "llama": ["decoder"],
         "mt5": ["encoder", "decoder"][: 1 if kind[1] == "prompt" else 2],
@@ -227,12 +227,12 @@ def test_trained_embeddings_are_the_targets_and_the_source_reads_the_frozen_ones
     assert changed == {"embed_tokens", "lm_head"}
     states = []
     for one in (plain, model):
-        source = BackboneSource(one)
-        source.read(english)
-        states.append([source.states.of(block)[0] for block in source.states.blocks])
+        source = BackboneSourceEncoder(one)
+        source.encode(english)
+        states.append([source.states.states_for(block)[0] for block in source.states.blocks])
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
     # the target reads the trained ones: it is what a model with these embeddings says
-    source.read(None)
+    source.encode(None)
     own = untied(kind).model
     own.get_input_embeddings().weight.data = (
         model.get_input_embeddings().modules_to_save["default"].weight.data
@@ -282,15 +282,15 @@ def test_trained_embeddings_are_kept_in_32_bits_and_come_back(dtype, tmp_path):
     model = with_embeddings(start())
     assert {p.dtype for p in trained(model).values()} == {torch.float32}
     model.train()
-    said(model, BackboneSource(model), target, source).float().tanh().sum().backward()
+    said(model, BackboneSourceEncoder(model), target, source).float().tanh().sum().backward()
     assert all(p.grad is not None for p in trained(model).values())
-    expected = said(model.eval(), BackboneSource(model), target, source)
+    expected = said(model.eval(), BackboneSourceEncoder(model), target, source)
     model.save_pretrained(
         tmp_path / "adapter", save_embedding_layers=False, selected_adapters=["default"]
     )
     again = adapter.load_adapter(start(), str(tmp_path / "adapter")).eval()
     torch.testing.assert_close(
-        said(again, BackboneSource(again), target, source), expected, rtol=0, atol=0
+        said(again, BackboneSourceEncoder(again), target, source), expected, rtol=0, atol=0
     )
 
 

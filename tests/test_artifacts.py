@@ -1,4 +1,4 @@
-"""Artefacts are whole or not there, whoever is killed, whatever is damaged."""
+"""Artifacts are whole or not there, whoever is killed, whatever is damaged."""
 
 import json
 import multiprocessing
@@ -177,6 +177,6 @@ def test_who_waits_for_another_builder_can_be_stopped(tmp_path, monkeypatch):
     held = SoftFileLease(tmp_path / "kind" / "x.lock", lease_duration=artifacts.LEASE)
     (tmp_path / "kind").mkdir()
     with held:
-        monkeypatch.setattr(signals, "asked", lambda: signal.SIGUSR1)
-        with pytest.raises(signals.Stopped, match="while another process was building kind"):
+        monkeypatch.setattr(signals, "pending_signal", lambda: signal.SIGUSR1)
+        with pytest.raises(signals.StopRequested, match="while another process was building kind"):
             ArtifactStore(tmp_path)._locked(tmp_path / "kind" / "x")

@@ -14,14 +14,14 @@ import pytest
 
 import flare_exp
 from flare_exp.cli import commandline
-from flare_exp.cli.commandline import COMMANDS, help_text, normalised
+from flare_exp.cli.commandline import COMMANDS, help_text, normalized
 from flare_exp.cli.main import main
 from flare_exp.config import composition, schema, validation
 from flare_exp.experiment.runs import check_folder
 
 
 def problems(*overrides, multirun=False):
-    return validation.check(list(overrides), multirun)[1]
+    return validation.validate(list(overrides), multirun)[1]
 
 
 GROUPS = {g: o for g, o in composition.groups().items() if g != "experiment"}
@@ -66,7 +66,7 @@ def test_every_pair_of_model_task_and_method_composes(model):
 
 def test_a_task_chooses_its_translation_and_the_user_wins():
     def mt(*overrides):
-        return validation.check(list(overrides), False)[0][0].mt.name
+        return validation.validate(list(overrides), False)[0][0].mt.name
 
     assert mt() == "toy"
     assert [mt(f"task={name}") for name in ("nusax", "xnli", "tydiqa")] == ["nllb_3b3"] * 3
@@ -81,27 +81,28 @@ def test_xnli_has_the_papers_three_epochs():
         (["task=nusax"], (10, 10)),
         (["task=xnli", "transfer.epochs=7"], (3, 7)),
     ):
-        (job,), _ = validation.check(["model=xlmr_large", *overrides], False)
+        (job,), _ = validation.validate(["model=xlmr_large", *overrides], False)
         assert (job.finetune.epochs, job.transfer.epochs) == epochs
 
 
 def test_tydiqa_has_no_test_split_and_long_contexts(tmp_path):
-    job = validation.check(["task=tydiqa"], False)[0][0]
+    job = validation.validate(["task=tydiqa"], False)[0][0]
     assert (job.data.max_length, job.task.select) == (768, "last")
     assert (job.task.window, job.task.doc_stride) == (384, 128)
     assert (job.task.train_split, job.task.validation_split) == ("train", None), (
         "the last epoch is kept: nothing is held out"
     )
     assert (
-        validation.check([], False)[0][0].data.max_length,
-        validation.check([], False)[0][0].task.select,
+        validation.validate([], False)[0][0].data.max_length,
+        validation.validate([], False)[0][0].task.select,
     ) == (128, "best")
     assert (
-        validation.check(["task=tydiqa", "data.max_length=64"], False)[0][0].data.max_length == 64
+        validation.validate(["task=tydiqa", "data.max_length=64"], False)[0][0].data.max_length
+        == 64
     )
     for lang in ("en", "sw"):
         (tmp_path / lang).mkdir()
-    job = validation.check(["task=tydiqa", f"task.data_dir={tmp_path}", "mt=file"], False)[0][0]
+    job = validation.validate(["task=tydiqa", f"task.data_dir={tmp_path}", "mt=file"], False)[0][0]
     assert job.mt.path == str(tmp_path)
 
 
@@ -336,12 +337,12 @@ def test_checked_for_cfg_and_multirun_too(capsys):
     assert "did you mean flare" in capsys.readouterr().err
     # fusion x lora is an error in a single run only: a grid leaves the cell out
     assert problems("method=lora,flare", "fusion=add,mul", multirun=True) == []
-    assert len(validation.check(["method=lora,flare", "seed=0,1"], True)[0]) == 4
+    assert len(validation.validate(["method=lora,flare", "seed=0,1"], True)[0]) == 4
 
 
 def test_flags_and_overrides_in_any_order_and_bare_slices():
     mixed = ["seed=0", "-m", "method=lora,flare", "--cfg", "job", "task.train_split=train[:50]"]
-    assert normalised(mixed) == [
+    assert normalized(mixed) == [
         "-m",
         "--cfg",
         "job",
@@ -355,7 +356,7 @@ def test_flags_and_overrides_in_any_order_and_bare_slices():
 def test_output_folder_of_another_run(tmp_path, capsys):
     from omegaconf import OmegaConf
 
-    job = validation.check([f"output_dir={tmp_path}"], False)[0][0]
+    job = validation.validate([f"output_dir={tmp_path}"], False)[0][0]
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(job, resolve=True))
     assert main([f"output_dir={tmp_path}", "seed=1", "adapter.r=4"]) == 2
     printed = capsys.readouterr().err
@@ -368,7 +369,7 @@ def test_a_run_folder_may_be_taken_up_with_another_logger(tmp_path):
     from omegaconf import OmegaConf
 
     before, after = (
-        validation.check([f"output_dir={tmp_path}", f"logger={name}"], False)[0][0]
+        validation.validate([f"output_dir={tmp_path}", f"logger={name}"], False)[0][0]
         for name in ("csv", "wandb")
     )
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(before, resolve=True))
@@ -426,9 +427,9 @@ def test_the_example_with_an_own_checkpoint_runs_as_printed_and_downloads_nothin
     for folder in ("my_model", "my_data/eng", "my_data/jav"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    jobs, found = validation.check(normalised(shlex.split(line)[3:]), False)
+    jobs, found = validation.validate(normalized(shlex.split(line)[3:]), False)
     assert found == []
-    assert downloads.needs_of(jobs) == []
+    assert downloads.hub_resources_of_jobs(jobs) == []
 
 
 def test_submit_explains_itself(capsys):
@@ -455,7 +456,7 @@ def test_the_default_folder_is_named_once(tmp_path, monkeypatch):
 def test_a_stored_result_is_shown_without_heavy_imports(tmp_path):
     from omegaconf import OmegaConf
 
-    (job,) = validation.check([f"output_dir={tmp_path}"], False)[0]
+    (job,) = validation.validate([f"output_dir={tmp_path}"], False)[0]
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(job, resolve=True))
     scores, spent = (
         {"accuracy": 0.5},
@@ -511,7 +512,7 @@ def test_paths_are_what_the_shell_gives(tmp_path):
         "mt=custom",
         f"mt.path={folder}",
     ]
-    (job,), found = validation.check(commandline.overrides(normalised(given)), False)
+    (job,), found = validation.validate(commandline.overrides(normalized(given)), False)
     assert found == []
     paths = [job.output_dir, job.cache_dir, job.task.data_dir, job.model.path, job.mt.path]
     assert paths == [str(folder / "out"), *[str(folder)] * 4]
@@ -522,14 +523,14 @@ def test_paths_of_a_grid_may_have_spaces(tmp_path):
     for place in places:
         place.mkdir()
     paths = ",".join(map(str, places))
-    words = normalised(
+    words = normalized(
         ["-m", "model=custom", f"model.path={paths}", f"output_dir={tmp_path / 'out of'}"]
     )
-    jobs, found = validation.check(commandline.overrides(words), True)
+    jobs, found = validation.validate(commandline.overrides(words), True)
     assert found == []
     assert [job.model.path for job in jobs] == [str(place) for place in places]
-    cells = composition.cells(commandline.overrides(words))
-    assert [validation.check(cell, False)[0][0].model.path for cell in cells] == [
+    cells = composition.job_overrides(commandline.overrides(words))
+    assert [validation.validate(cell, False)[0][0].model.path for cell in cells] == [
         str(place) for place in places
     ]
 
@@ -545,7 +546,7 @@ def test_paths_of_a_grid_may_have_spaces(tmp_path):
     ],
 )
 def test_quotes_and_hydras_own_grammar_stay(given):
-    assert normalised([given]) == [given]
+    assert normalized([given]) == [given]
 
 
 def test_a_run_in_an_awkward_folder(tmp_path, monkeypatch):
@@ -650,6 +651,6 @@ def test_every_command_of_the_sweeps_composes(name, overrides, tmp_path):
         .replace("$out", str(tmp_path))
         for o in overrides
     ]
-    jobs, found = validation.check(filled, multirun=True)
+    jobs, found = validation.validate(filled, multirun=True)
     assert found == []
     assert jobs

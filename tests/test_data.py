@@ -7,21 +7,27 @@ import pytest
 import torch
 from conftest import random_backbone
 
-from flare_exp.data.classification import LabelForm
+from flare_exp.data.classification import ClassificationPreprocessor
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.dataset import PairedCollator, PairedDataset, check_known
-from flare_exp.data.pairing import VIEWS, make_pairs, shuffled_sources
-from flare_exp.data.preprocessing import Prediction, SourceTextForm
-from flare_exp.data.preprocessors import FORM_CLASSES
-from flare_exp.data.question_answering import SpanForm
-from flare_exp.data.sampling import BucketSampler
+from flare_exp.data.pairing import make_pairs, shuffled_sources
+from flare_exp.data.pairing_mode import PairingMode
+from flare_exp.data.preprocessing import Prediction, SourceTextPreprocessor
+from flare_exp.data.preprocessors import PREPROCESSORS
+from flare_exp.data.question_answering import ExtractiveQAPreprocessor
+from flare_exp.data.sampling import LengthBucketedBatchSampler
 from flare_exp.errors import UserError
 from flare_exp.flare import adapter
-from flare_exp.flare.source_encoders import BackboneSource
+from flare_exp.flare.source_encoders import BackboneSourceEncoder
 from flare_exp.tasks import NusaX, Slice, ToyQA, ToySentiment, fingerprint
 from flare_exp.toy.tokenizers import train_tokenizer
 from flare_exp.toy.world import World
-from flare_exp.training.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
+from flare_exp.training.modules import (
+    AnswerDecoding,
+    ClassificationModule,
+    GenerationModule,
+    SpanModule,
+)
 from flare_exp.translation.noise import ERRORS, corrupt_examples
 from flare_exp.translation.translators import ParallelTranslator
 
@@ -36,29 +42,31 @@ def task():
     return ToySentiment(limit=40)
 
 
-def module(task, tokenizer, view, **options):
+def module(task, tokenizer, mode, **options):
     def translate(examples, lang):
         return corrupt_examples(
             ParallelTranslator(task).translate(examples, lang), lang, 0.1, ERRORS[:3], 0
         )
 
-    form = LabelForm(task, tokenizer, max_length=128)
-    return PairedDataModule(task, "far", form, translate, view=view, batch_size=8, **options)
+    preprocessor = ClassificationPreprocessor(task, tokenizer, max_length=128)
+    return PairedDataModule(
+        task, "far", preprocessor, translate, mode=mode, batch_size=8, **options
+    )
 
 
 def texts(examples):
     return [e.texts for e in examples]
 
 
-def test_views(task, tokenizer):
+def test_pairing_modes(task, tokenizer):
     english, far = texts(task.load("en", "test")), texts(task.load("far", "test"))
-    by_view = {view: module(task, tokenizer, view).pairs("test") for view in VIEWS}
-    read = {view: texts(p.target for p in pairs) for view, pairs in by_view.items()}
+    by_mode = {mode: module(task, tokenizer, mode).pairs("test") for mode in PairingMode}
+    read = {mode: texts(p.target for p in pairs) for mode, pairs in by_mode.items()}
     assert read["english"] == english
     assert read["target"] == read["paired"] == far
-    assert texts(p.source for p in by_view["paired"]) == read["translated"] != english
-    assert all(p.source is None for view in VIEWS[:3] for p in by_view[view])
-    assert read["latent"] == texts(p.source for p in by_view["latent"]) == far  # it reads itself
+    assert texts(p.source for p in by_mode["paired"]) == read["translated"] != english
+    assert all(p.source is None for mode in PairingMode if not mode.fuses for p in by_mode[mode])
+    assert read["latent"] == texts(p.source for p in by_mode["latent"]) == far  # it reads itself
     # training pairs: the English original as source, its imperfect translation as target
     train = module(task, tokenizer, "paired").pairs("train")
     assert texts(p.source for p in train) == texts(task.load("en", "train"))
@@ -83,19 +91,19 @@ def test_batches_pad_each_side_to_its_own_longest(task, tokenizer):
         assert batch[side]["attention_mask"].sum(1).max() == batch[side]["input_ids"].shape[1]
 
 
-FORMS = {
+BACKBONES_BY_TYPE = {
     "label": ("xlm-roberta", "label"),
     "span": ("xlm-roberta", "span"),
     "prompt": ("llama", "prompt"),
 }
 
 
-def learner(form, tokenizer, fused):
-    """The DataModule of 40 examples of a form, some answers of which are cut off, and a module that
-    reads them.
+def learner(task_type, tokenizer, fused):
+    """The DataModule of 40 examples of a task type, some answers of which are cut off, and a module
+    that reads them.
     """
-    task = {"label": ToySentiment, "span": ToyQA, "prompt": ToyQA}[form](limit=40)
-    backbone = random_backbone(FORMS[form])
+    task = {"label": ToySentiment, "span": ToyQA, "prompt": ToyQA}[task_type](limit=40)
+    backbone = random_backbone(BACKBONES_BY_TYPE[task_type])
     backbone.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model = adapter.add_adapter(
         backbone, r=4, alpha=8, fusion="add_relu" if fused else None
@@ -103,14 +111,16 @@ def learner(form, tokenizer, fused):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    source = BackboneSource(model) if fused else None
+    source = BackboneSourceEncoder(model) if fused else None
     own = copy.deepcopy(tokenizer)
-    own.padding_side = "left" if form == "prompt" else "right"
-    reading = FORM_CLASSES[form](task, own, 200 if form == "prompt" else 38)
+    own.padding_side = "left" if task_type == "prompt" else "right"
+    reading = PREPROCESSORS[task_type](task, own, 200 if task_type == "prompt" else 38)
     modules = {
         "label": lambda: ClassificationModule(model, task.labels, source=source),
         "span": lambda: SpanModule(model, source=source),
-        "prompt": lambda: GenerationModule(model, own, reading.answer, Decoding(), source=source),
+        "prompt": lambda: GenerationModule(
+            model, own, reading.answer, AnswerDecoding(), source=source
+        ),
     }
     make = functools.partial(
         PairedDataModule,
@@ -118,22 +128,22 @@ def learner(form, tokenizer, fused):
         "far",
         reading,
         ParallelTranslator(task).translate,
-        view="paired" if fused else "target",
+        mode="paired" if fused else "target",
     )
-    return make, modules[form]()
+    return make, modules[task_type]()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("task_type", BACKBONES_BY_TYPE)
 @pytest.mark.parametrize("fused", [True, False], ids=["flare", "lora"])
-def test_micro_batches_have_the_loss_and_gradient_of_the_whole_batch(form, fused, tokenizer):
+def test_micro_batches_have_the_loss_and_gradient_of_the_whole_batch(task_type, fused, tokenizer):
     """Against batches that no sampler split, whose terms the module counts itself."""
-    make, module = learner(form, tokenizer, fused)
+    make, module = learner(task_type, tokenizer, fused)
     dataset, trained = (
         make().dataset("validation"),
         [p for p in module.parameters() if p.requires_grad],
     )
-    collate = PairedCollator(make().form)
-    for batch in BucketSampler(dataset.lengths, 32, 0):  # one of 32 rows and one of 8
+    collate = PairedCollator(make().preprocessor)
+    for batch in LengthBucketedBatchSampler(dataset.lengths, 32, 0):  # one of 32 rows and one of 8
         whole = module.loss(collate([dataset[row] for row in batch]))
         expected = torch.autograd.grad(whole, trained)
         assert sum(dataset.terms[row] for row in batch) > 0
@@ -148,29 +158,29 @@ def test_micro_batches_have_the_loss_and_gradient_of_the_whole_batch(form, fused
             assert len(losses) == data.passes == 32 // (size or 32)
             torch.testing.assert_close(sum(losses) / len(losses), whole, rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(gradients, list(expected), rtol=1e-10, atol=1e-12)
-    if form == "span":
+    if task_type == "span":
         assert 0 in dataset.terms, "rows without an answer"
     else:
-        assert (len({*dataset.terms}) > 1) == (form == "prompt")
+        assert (len({*dataset.terms}) > 1) == (task_type == "prompt")
 
 
 def test_bucket_sampler_is_a_seeded_permutation_of_similar_lengths():
     lengths = [(7 * i) % 50 + 1 for i in range(101)]
-    sampler = BucketSampler(lengths, 8, seed=1)
+    sampler = LengthBucketedBatchSampler(lengths, 8, seed=1)
     first, again = list(sampler), list(sampler)
     assert first == again
     assert sorted(i for b in first for i in b) == list(range(101))
     assert len(first) == len(sampler) == 13
     sampler.set_epoch(1)
     assert list(sampler) != first
-    assert list(BucketSampler(lengths, 8, seed=2)) != first
+    assert list(LengthBucketedBatchSampler(lengths, 8, seed=2)) != first
     padding = sum(max(lengths[i] for i in b) * len(b) for b in first) / sum(lengths)
     assert padding < 1.15, "batches of similar length hardly pad"
 
 
 def test_a_source_does_not_change_the_order_of_the_batches(task, tokenizer):
     """lora (target) and flare (paired) with one seed are compared pair by pair."""
-    alone, paired = (module(task, tokenizer, view) for view in ("target", "paired"))
+    alone, paired = (module(task, tokenizer, mode) for mode in ("target", "paired"))
     orders = [[b["index"].tolist() for b in data.train_dataloader()] for data in (alone, paired)]
     assert orders[0] == orders[1]
     lengths, costs = (getattr(paired.dataset("train"), name) for name in ("lengths", "costs"))
@@ -206,7 +216,8 @@ def test_empty_source_and_loader_seed(task, tokenizer):
 def test_truncation_is_counted(task, tokenizer):
     pairs = module(task, tokenizer, "paired").pairs("train")
     short, full = (
-        PairedDataset(pairs, LabelForm(task, tokenizer, length)) for length in (10, 1000)
+        PairedDataset(pairs, ClassificationPreprocessor(task, tokenizer, length))
+        for length in (10, 1000)
     )
     assert full.truncated == 0
     longer = sum(
@@ -224,8 +235,10 @@ def test_nothing_is_learned_from_answers_that_are_cut_off(tokenizer, name, caplo
     task = ToyQA(limit=40)
 
     def module(longest):
-        form = FORM_CLASSES[name](task, tokenizer, longest)
-        return PairedDataModule(task, "far", form, ParallelTranslator(task).translate, batch_size=8)
+        preprocessor = PREPROCESSORS[name](task, tokenizer, longest)
+        return PairedDataModule(
+            task, "far", preprocessor, ParallelTranslator(task).translate, batch_size=8
+        )
 
     whole, short = module(1000), module(70)
     assert [len(whole.dataset(role)) for role in ("train", "validation")] == [40, 40]
@@ -250,9 +263,14 @@ def test_what_is_scored_when_translations_are_read(tokenizer):
     far = task.load("far", "test")
 
     def pairs(**options):
-        form = FORM_CLASSES["span"](task, tokenizer, 200)
+        preprocessor = PREPROCESSORS["span"](task, tokenizer, 200)
         return PairedDataModule(
-            task, "far", form, ParallelTranslator(task).translate, view="translated", **options
+            task,
+            "far",
+            preprocessor,
+            ParallelTranslator(task).translate,
+            mode="translated",
+            **options,
         ).pairs("test")
 
     human, machine = pairs(), pairs(scores_originals=True)
@@ -266,17 +284,21 @@ def test_an_example_in_windows_has_one_prediction_and_every_window_its_part_of_t
 ):
     task = ToyQA(limit=12)
 
-    def data(view, longest=48, **options):
-        form = SpanForm(task, tokenizer, longest, stride=16)
-        source_form = SourceTextForm(task, tokenizer, 200, form.order) if view == "latent" else None
+    def data(mode, longest=48, **options):
+        preprocessor = ExtractiveQAPreprocessor(task, tokenizer, longest, stride=16)
+        source_preprocessor = (
+            SourceTextPreprocessor(task, tokenizer, 200, preprocessor.order)
+            if mode == "latent"
+            else None
+        )
         translate = ParallelTranslator(task).translate
         return PairedDataModule(
             task,
             "far",
-            form,
+            preprocessor,
             translate,
-            view=view,
-            source_form=source_form,
+            mode=mode,
+            source_preprocessor=source_preprocessor,
             batch_size=8,
             **options,
         )
@@ -421,7 +443,9 @@ def test_lightning_gives_every_epoch_another_order():
 
     def seen():
         data = torch.arange(40.0)[:, None]
-        loader = torch.utils.data.DataLoader(data, batch_sampler=BucketSampler([1] * 40, 4, seed=3))
+        loader = torch.utils.data.DataLoader(
+            data, batch_sampler=LengthBucketedBatchSampler([1] * 40, 4, seed=3)
+        )
         module = Watcher()
         quiet = {
             "logger": False,

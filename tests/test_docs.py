@@ -51,8 +51,8 @@ def test_the_commands_of_a_page_are_taken(page, folder):
         if command == "submit":
             arguments.append("hydra/launcher=slurm")
         multirun = command in ("submit", "prefetch") or "-m" in arguments
-        overrides = commandline.overrides(commandline.normalised(arguments))
-        _, problems = validation.check(overrides, multirun)
+        overrides = commandline.overrides(commandline.normalized(arguments))
+        _, problems = validation.validate(overrides, multirun)
         assert not problems, f"{page.name}: {text}"
 
 
@@ -62,7 +62,7 @@ def test_the_first_look_is_a_grid_of_four_methods():
     ).stdout
     (command,) = [line for line in printed.splitlines() if "-m flare_exp" in line]
     overrides = commandline.overrides(shlex.split(command.partition("flare_exp ")[2]))
-    jobs, problems = validation.check(overrides, multirun=True)
+    jobs, problems = validation.validate(overrides, multirun=True)
     assert not problems
     assert [job.method.name for job in jobs] == ["zero_shot", "translate_test", "lora", "flare"]
 
@@ -81,5 +81,5 @@ def test_every_option_of_the_table_of_deviations_exists():
     assert len(cells) > 15
     for cell in cells:
         given = ["task=xnli", "fusion=cross_attn", *cell.split()]
-        _, problems = validation.check(commandline.normalised(given), multirun=False)
+        _, problems = validation.validate(commandline.normalized(given), multirun=False)
         assert not problems, cell

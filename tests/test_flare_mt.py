@@ -25,11 +25,11 @@ from test_invariants import (
 
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.data import source_cache
-from flare_exp.data.source_cache import StateCache, cached_states, padded_states
+from flare_exp.data.source_cache import SourceStateCache, cached_states, padded_states
 from flare_exp.errors import UserError
 from flare_exp.flare import adapter
 from flare_exp.flare.fusion import FUSIONS
-from flare_exp.flare.source_encoders import BackboneSource, MTSource
+from flare_exp.flare.source_encoders import BackboneSourceEncoder, MTSourceEncoder
 
 WIDTH = 12  # of the encoder
 
@@ -62,7 +62,7 @@ def encoder(dtype=torch.float64):
 def latent(make_model, name="add_relu", **options):
     """A FLARE MT model and its source."""
     model, _ = fused(make_model, name, source_width=WIDTH, **options)
-    return model, MTSource(model, encoder(next(model.parameters()).dtype))
+    return model, MTSourceEncoder(model, encoder(next(model.parameters()).dtype))
 
 
 @pytest.mark.parametrize("name", FUSIONS)
@@ -70,7 +70,7 @@ def test_i1_at_init_output_equals_backbone(make_model, kind, name):
     target, source = batches(kind)
     expected = outputs(make_model().model, target)
     model, _ = fused(make_model, name, trained=False, source_width=WIDTH)
-    found = said(model, MTSource(model, encoder(dtype_of(kind))), target, source)
+    found = said(model, MTSourceEncoder(model, encoder(dtype_of(kind))), target, source)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
@@ -138,7 +138,7 @@ def test_i6_source_changes_output_and_swapping_changes_both(make_model, kind):
 def test_i7_generation_with_cache_equals_the_full_forward(decoder, name):
     model, stream = latent(lambda: random_backbone(decoder), name)
     target, source = batches(decoder)
-    stream.read(source)
+    stream.encode(source)
     done = model.generate(
         **target,
         max_new_tokens=5,
@@ -186,7 +186,7 @@ def test_the_map_is_the_only_addition_and_is_trained_once(make_model):
     count = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (plain, model)]
     assert count[1] - count[0] == (WIDTH + 1) * stream.map.out_features
     with pytest.raises(ValueError, match="source_width is not set"):
-        MTSource(plain)
+        MTSourceEncoder(plain)
 
 
 def test_i10_the_map_is_saved_and_loaded_under_any_name(make_model, kind, tmp_path):
@@ -198,7 +198,9 @@ def test_i10_the_map_is_saved_and_loaded_under_any_name(make_model, kind, tmp_pa
     base = make_model()
     again = adapter.load_adapter(base, str(tmp_path)).to(dtype_of(kind)).eval()
     torch.testing.assert_close(
-        said(again, MTSource(again, stream.encoder), target, source), expected, **tolerance(kind)
+        said(again, MTSourceEncoder(again, stream.encoder), target, source),
+        expected,
+        **tolerance(kind),
     )
     other = (
         PeftModel.from_pretrained(make_model().model, tmp_path, adapter_name="other")
@@ -206,7 +208,9 @@ def test_i10_the_map_is_saved_and_loaded_under_any_name(make_model, kind, tmp_pa
         .eval()
     )
     torch.testing.assert_close(
-        said(other, MTSource(other, stream.encoder), target, source), expected, **tolerance(kind)
+        said(other, MTSourceEncoder(other, stream.encoder), target, source),
+        expected,
+        **tolerance(kind),
     )
 
 
@@ -214,7 +218,7 @@ def test_i10_the_map_is_saved_and_loaded_under_any_name(make_model, kind, tmp_pa
 
 
 class Ids:
-    """A form whose items are token ids already."""
+    """A preprocessor whose items are token ids already."""
 
     def __init__(self, kind):
         self.tokenizer = SimpleNamespace(padding_side=side(kind))
@@ -275,17 +279,17 @@ def test_i11_a_cached_source_gives_the_same_losses_and_gradients(
 def test_a_disk_cache_is_read_again_and_not_computed(tmp_path):
     kind = ("xlm-roberta", "label")
     _, stream = latent(lambda: random_backbone(kind))
-    items, form = as_items(batches(kind)[1]), Ids(kind)
+    items, preprocessor = as_items(batches(kind)[1]), Ids(kind)
     calls, compute = [], stream.compute
     stream.compute = lambda inputs: calls.append(len(inputs["input_ids"])) or compute(inputs)
     device, store = torch.device("cpu"), ArtifactStore(tmp_path)
-    first = cached_states(stream, items, form, device, torch.float16, store, {"x": 1})
+    first = cached_states(stream, items, preprocessor, device, torch.float16, store, {"x": 1})
     assert sum(calls) == 4  # a probe of the width, and three texts
-    again = cached_states(stream, items, form, device, torch.float16, store, {"x": 1})
+    again = cached_states(stream, items, preprocessor, device, torch.float16, store, {"x": 1})
     assert sum(calls) == 5  # the probe
     assert torch.equal(first.states, again.states)
     assert first.states.dtype == torch.float16
-    exact = cached_states(stream, items, form, device, torch.float64, None, {})
+    exact = cached_states(stream, items, preprocessor, device, torch.float64, None, {})
     torch.testing.assert_close(first.states.double(), exact.states, rtol=1e-3, atol=1e-3)
     assert not torch.equal(first.states.double(), exact.states)
 
@@ -306,7 +310,7 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path, m
 
 def test_a_cache_keeps_every_texts_own_states():
     flat = torch.arange(12.0).view(6, 1, 2)
-    cache = StateCache(flat, [2, 0, 2], [4, 2, 4])
+    cache = SourceStateCache(flat, [2, 0, 2], [4, 2, 4])
     assert torch.equal(cache[1], flat[:2])
     assert torch.equal(cache[0], cache[2])
     batch = padded_states([cache[1], cache[0]], "left")
@@ -319,6 +323,6 @@ def test_a_cache_keeps_every_texts_own_states():
 
 def test_states_that_nobody_computed_are_an_error():
     model, _ = latent(lambda: random_backbone(("bert", "label")))
-    assert isinstance(BackboneSource(model).states.blocks, list)
+    assert isinstance(BackboneSourceEncoder(model).states.blocks, list)
     with pytest.raises(ValueError, match="there is no encoder"):
-        MTSource(model).read(batches(("bert", "label"))[1])
+        MTSourceEncoder(model).encode(batches(("bert", "label"))[1])

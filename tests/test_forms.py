@@ -23,7 +23,12 @@ from flare_exp.tasks import NusaX, TyDiQA
 from flare_exp.tasks.base import Answer, Example
 from flare_exp.toy.tokenizers import train_tokenizer
 from flare_exp.toy.world import World
-from flare_exp.training.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
+from flare_exp.training.modules import (
+    AnswerDecoding,
+    ClassificationModule,
+    GenerationModule,
+    SpanModule,
+)
 
 WORDS = (
     "the soup was good and bad in rome on monday where when who ? . answer context question "
@@ -88,7 +93,7 @@ def test_offsets_lead_back_to_the_answers_text(name):
         random.Random(0),
         ["soup", "rome", "good.", "(bad)", "'monday'", "and", "7", "naïve", "été", "мир", "是的"],
     )
-    form = question_answering.SpanForm(TyDiQA(), TOKENIZERS[name](), 512)
+    preprocessor = question_answering.ExtractiveQAPreprocessor(TyDiQA(), TOKENIZERS[name](), 512)
     examples = []
     for _ in range(60):
         chosen = rng.choices(words, k=rng.randint(3, 12))
@@ -98,14 +103,14 @@ def test_offsets_lead_back_to_the_answers_text(name):
         start = context.index(chosen[first], start)
         answer = " ".join(context[start:].split(" ")[: rng.randint(1, 3)]).strip()
         examples.append(question(context, answer, start))
-    items = form.encode(examples)
+    items = preprocessor.encode(examples)
     for example, item in zip(examples, items, strict=True):
         first, last = item["span"]
         found = example.texts[0][item["offsets"][first][0] : item["offsets"][last][1]]
         assert found == example.answers[0].text, (found, example)
         assert not item["cut_off"]
     # and the model's best span of these logits is that text again
-    batch = form.collate(items)
+    batch = preprocessor.collate(items)
     start, end = (
         torch.nn.functional.one_hot(batch["span"][:, i], batch["offsets"].shape[1]).float()
         for i in (0, 1)
@@ -143,29 +148,31 @@ def test_an_answer_that_is_cut_off_is_counted_and_teaches_nothing():
     tokenizer = wordpiece()
     context = " ".join(["the soup was good and"] * 10) + " monday"
     examples = [question(context, "monday"), question(context, "soup")]
-    form = question_answering.SpanForm(TyDiQA(), tokenizer, 24)
-    items = form.encode(examples)
+    preprocessor = question_answering.ExtractiveQAPreprocessor(TyDiQA(), tokenizer, 24)
+    items = preprocessor.encode(examples)
     assert [item["cut_off"] for item in items] == [True, False]
     assert all(item["cut"] for item in items)
     assert items[0]["span"] == (-1, -1)
     # an answer over the window's edge is cut off as well
     edge = items[0]["offsets"][len(items[0]["offsets"]) - 2][1]
     across = question(context, context[edge - 6 : edge + 6], edge - 6)
-    assert form.encode([across])[0]["cut_off"]
-    assert not form.encode([question(context, context[edge - 6 : edge], edge - 6)])[0]["cut_off"]
+    assert preprocessor.encode([across])[0]["cut_off"]
+    assert not preprocessor.encode([question(context, context[edge - 6 : edge], edge - 6)])[0][
+        "cut_off"
+    ]
     # lost in translation is not cut off
-    assert not form.encode([question(context, "")])[0]["cut_off"]
-    batch = form.collate(items)
+    assert not preprocessor.encode([question(context, "")])[0]["cut_off"]
+    batch = preprocessor.collate(items)
     module = SpanModule(random_backbone(("bert", "span")).model.float())
     batch["target"] = {
         k: v.clamp(max=39) for k, v in batch["target"].items() if k != "token_type_ids"
     }
-    alone = form.collate(items[1:])
+    alone = preprocessor.collate(items[1:])
     alone["target"] = {
         k: v.clamp(max=39) for k, v in alone["target"].items() if k != "token_type_ids"
     }
     torch.testing.assert_close(module.loss(batch), module.loss(alone))
-    nothing = form.collate(items[:1])
+    nothing = preprocessor.collate(items[:1])
     nothing["target"] = {
         k: v.clamp(max=39) for k, v in nothing["target"].items() if k != "token_type_ids"
     }
@@ -175,11 +182,13 @@ def test_an_answer_that_is_cut_off_is_counted_and_teaches_nothing():
 
 def test_a_window_without_room_for_question_and_context_is_a_users_error():
     with pytest.raises(UserError, match=r"data\.max_length=4: .* does not fit"):
-        question_answering.SpanForm(TyDiQA(), wordpiece(), 4).encode(
+        question_answering.ExtractiveQAPreprocessor(TyDiQA(), wordpiece(), 4).encode(
             [question("the soup", "soup", asked="who was in rome ?")]
         )
     with pytest.raises(UserError, match=r"data\.max_length=12: .* does not fit"):
-        generation.PromptForm(TyDiQA(), byte_level(), 12).encode([question("the soup", "soup")])
+        generation.GenerationPreprocessor(TyDiQA(), byte_level(), 12).encode(
+            [question("the soup", "soup")]
+        )
 
 
 LONG = " ".join(["the soup was good and bad in rome"] * 6)
@@ -191,10 +200,10 @@ def test_the_longest_field_of_a_prompt_is_cut(side, long):
     """Whichever it is: a long question never ends a run."""
     tokenizer = byte_level()
     tokenizer.truncation_side = side
-    form = generation.PromptForm(TyDiQA(), tokenizer, 90)
+    preprocessor = generation.GenerationPreprocessor(TyDiQA(), tokenizer, 90)
     context = LONG if long != "question" else "the soup"
     asked = LONG if long != "context" else "who was it ?"
-    (item,) = form.encode([question(context, "soup", asked=asked)])
+    (item,) = preprocessor.encode([question(context, "soup", asked=asked)])
     assert item["cut"]
     ids = item["inputs"]["input_ids"]
     assert 85 < len(ids) <= 90, "no more is cut than must be"
@@ -218,7 +227,7 @@ def test_the_longest_field_of_a_prompt_is_cut(side, long):
 def test_a_long_question_leaves_room_for_the_context(side):
     tokenizer = wordpiece()
     tokenizer.truncation_side = side
-    (item,) = question_answering.SpanForm(TyDiQA(), tokenizer, 43).encode(
+    (item,) = question_answering.ExtractiveQAPreprocessor(TyDiQA(), tokenizer, 43).encode(
         [question(LONG + " on monday", "monday", asked=LONG)]
     )
     ids, types = item["inputs"]["input_ids"], item["inputs"]["token_type_ids"]
@@ -226,7 +235,7 @@ def test_a_long_question_leaves_room_for_the_context(side):
     assert sum(types) - 1 == 20, "half of the 40 tokens beside the special ones"
     assert item["cut"]
     assert item["cut_off"] == (side == "right")
-    (whole,) = question_answering.SpanForm(TyDiQA(), tokenizer, 60).encode(
+    (whole,) = question_answering.ExtractiveQAPreprocessor(TyDiQA(), tokenizer, 60).encode(
         [question("the soup on monday", "soup", asked=LONG)]
     )
     assert sum(whole["inputs"]["token_type_ids"]) - 1 == 4, (
@@ -239,7 +248,7 @@ def test_a_long_question_leaves_room_for_the_context(side):
 def test_long_texts_are_cut_on_the_side_that_the_tokenizer_says(side):
     tokenizer = wordpiece()
     tokenizer.truncation_side = side
-    (item,) = classification.LabelForm(NusaX(), tokenizer, 6).encode(
+    (item,) = classification.ClassificationPreprocessor(NusaX(), tokenizer, 6).encode(
         [Example("nusax/eng/train/0", "0", ("soup was good and bad",), 0)]
     )
     said = tokenizer.decode(item["inputs"]["input_ids"], skip_special_tokens=True)
@@ -253,14 +262,14 @@ def test_a_translation_encoder_reads_the_fields_in_the_targets_order(name):
 
     tokenizer = wordpiece() if name != "prompt" else byte_level()
     task = XNLI() if name == "label" else TyDiQA()
-    form = preprocessors.FORM_CLASSES[name](task, tokenizer, 512)
+    preprocessor = preprocessors.PREPROCESSORS[name](task, tokenizer, 512)
     asked, context = "who was in rome ?", LONG
     example = (
         Example("xnli/en/train/0", "0", (context, asked), 0)
         if name == "label"
         else question(context, "soup", asked=asked)
     )
-    source = preprocessing.SourceTextForm(task, wordpiece(), 20, form.order)
+    source = preprocessing.SourceTextPreprocessor(task, wordpiece(), 20, preprocessor.order)
     (item,) = source.encode([example])
     said = (
         source.tokenizer.decode(item["inputs"]["input_ids"], skip_special_tokens=True)
@@ -277,7 +286,9 @@ def test_a_translation_encoder_reads_the_fields_in_the_targets_order(name):
 def test_an_answer_is_cut_off_only_where_no_accepted_one_fits(name):
     """`cut_off` is not set by a first answer alone, nor by one whose place nobody knows."""
     tokenizer = wordpiece() if name == "span" else byte_level()
-    form = preprocessors.FORM_CLASSES[name](TyDiQA(), tokenizer, 24 if name == "span" else 90)
+    preprocessor = preprocessors.PREPROCESSORS[name](
+        TyDiQA(), tokenizer, 24 if name == "span" else 90
+    )
     context = LONG + " on monday"
     soup, monday, nowhere = (
         Answer("soup", 4),
@@ -285,7 +296,7 @@ def test_an_answer_is_cut_off_only_where_no_accepted_one_fits(name):
         Answer("congo", -1),
     )
     accepted = [(monday,), (monday, soup), (monday, nowhere), (nowhere,), ()]
-    items = form.encode(
+    items = preprocessor.encode(
         [
             Example(f"tydiqa/en/train/{i}", str(i), (context, "who ?"), answers=a)
             for i, a in enumerate(accepted)
@@ -297,14 +308,14 @@ def test_an_answer_is_cut_off_only_where_no_accepted_one_fits(name):
         first, last = items[1]["span"]
         assert context[items[1]["offsets"][first][0] : items[1]["offsets"][last][1]] == "soup"
     else:
-        assert items[1]["answer"] == form.answer("soup")
+        assert items[1]["answer"] == preprocessor.answer("soup")
 
 
 def test_prompts_keep_question_and_frame_when_the_context_is_cut():
     tokenizer = byte_level()
-    form = generation.PromptForm(TyDiQA(), tokenizer, 60)
+    preprocessor = generation.GenerationPreprocessor(TyDiQA(), tokenizer, 60)
     context = "the soup was good and the soup was bad in rome on monday"
-    late, early, short = form.encode(
+    late, early, short = preprocessor.encode(
         [question(context, "monday"), question(context, "soup"), question("soup", "soup")]
     )
     for item in (late, early):
@@ -325,21 +336,21 @@ def test_prompts_keep_question_and_frame_when_the_context_is_cut():
 
 
 def test_prompt_batches_are_left_padded_and_answers_right_padded():
-    form = generation.PromptForm(NusaX(), byte_level(), 100)
-    items = form.encode(
+    preprocessor = generation.GenerationPreprocessor(NusaX(), byte_level(), 100)
+    items = preprocessor.encode(
         [
             Example(f"nusax/eng/train/{i}", str(i), (text,), i)
             for i, text in enumerate(["good", "so bad"])
         ]
     )
-    batch = form.collate(items)
+    batch = preprocessor.collate(items)
     assert batch["labels"].tolist() == [0, 1]
     assert batch["target"]["attention_mask"][:, -1].tolist() == [1, 1]
     assert batch["target"]["attention_mask"][0, 0] == 0
     lengths = batch["answer"]["attention_mask"].sum(1).tolist()
     assert lengths == [len(item["answer"]) for item in items]
     assert [batch["answer"]["input_ids"][i, n - 1].item() for i, n in enumerate(lengths)] == [
-        form.tokenizer.eos_token_id
+        preprocessor.tokenizer.eos_token_id
     ] * 2
 
 
@@ -358,10 +369,12 @@ def test_predictions_are_texts():
     ) <= {(label, 0.0) for label in labels}
     tokenizer, llama = byte_level(), random_backbone(("llama", "prompt")).model
     encode = {label: [4 + i, 9, 3] for i, label in enumerate(labels)}.__getitem__
-    assert set(GenerationModule(llama, tokenizer, encode, Decoding(labels)).predict(batch)) <= {
-        (label, 0.0) for label in labels
-    }
-    free = GenerationModule(llama, tokenizer, encode, Decoding(max_new_tokens=4)).predict(batch)
+    assert set(
+        GenerationModule(llama, tokenizer, encode, AnswerDecoding(labels)).predict(batch)
+    ) <= {(label, 0.0) for label in labels}
+    free = GenerationModule(llama, tokenizer, encode, AnswerDecoding(max_new_tokens=4)).predict(
+        batch
+    )
     assert len(free) == 2
     assert all(isinstance(found.text, str) for found in free)
 
@@ -379,17 +392,17 @@ def test_windows_are_those_of_the_published_scripts(name):
     next; none is lost.
     """
     tokenizer = TOKENIZERS[name]()
-    form = question_answering.SpanForm(TyDiQA(), tokenizer, 60, stride=20)
+    preprocessor = question_answering.ExtractiveQAPreprocessor(TyDiQA(), tokenizer, 60, stride=20)
     example = question(NUMBERED, "mm", asked="who ?")
-    items = form.encode([question("the soup", "soup"), example])
+    items = preprocessor.encode([question("the soup", "soup"), example])
     assert [item["example"] for item in items] == [0, *[1] * (len(items) - 1)]
     assert len(items) > 2
     assert not any(item["cut"] for item in items)
     whole = [
         span
-        for span in question_answering.SpanForm(TyDiQA(), tokenizer, 1000).encode([example])[0][
-            "offsets"
-        ]
+        for span in question_answering.ExtractiveQAPreprocessor(TyDiQA(), tokenizer, 1000).encode(
+            [example]
+        )[0]["offsets"]
         if span[0] >= 0
     ]
     read = [[span for span in item["offsets"] if span[0] >= 0] for item in items[1:]]
@@ -415,8 +428,8 @@ def test_windows_are_those_of_the_published_scripts(name):
 
 
 def test_a_window_of_an_unknown_answer_teaches_nothing():
-    form = question_answering.SpanForm(TyDiQA(), wordpiece(), 24, stride=8)
-    items = form.encode([question(LONG, ""), question(LONG, "congo", -1)])
+    preprocessor = question_answering.ExtractiveQAPreprocessor(TyDiQA(), wordpiece(), 24, stride=8)
+    items = preprocessor.encode([question(LONG, ""), question(LONG, "congo", -1)])
     assert len(items) > 4
     assert {item["span"] for item in items} == {(-1, -1)}
     assert {item["cut_off"] for item in items} == {False}
@@ -433,7 +446,7 @@ def test_in_windows_the_first_special_token_competes_with_the_context():
 
     def loss(span, null):
         return float(
-            module.loss_of(
+            module.loss_from_output(
                 (start, start),
                 {**batch, "span": torch.tensor([span]), "null": torch.tensor([null])},
             )
@@ -451,7 +464,7 @@ def test_a_stride_that_leaves_no_room_is_a_users_error():
     with pytest.raises(
         UserError, match=r"task\.doc_stride=20: windows of 24 tokens have room for 21"
     ):
-        question_answering.SpanForm(TyDiQA(), wordpiece(), 24, stride=20)
+        question_answering.ExtractiveQAPreprocessor(TyDiQA(), wordpiece(), 24, stride=20)
 
 
 def test_the_same_part_of_another_text():
@@ -478,7 +491,7 @@ def test_candidates_are_scored_in_passes_of_at_most_so_many_rows(family, limit, 
             "attention_mask": torch.ones(2, 3).long(),
         }
     }
-    module = GenerationModule(model, None, lambda text: [], Decoding(), rows=limit)
+    module = GenerationModule(model, None, lambda text: [], AnswerDecoding(), rows=limit)
     answers = generation.padded_answers([[5, 3], [6, 9, 3], [3], [5, 3], [6, 9, 3], [3]])
     alone = [
         module({"target": rows(batch["target"], i // 3)}, rows(answers, i))[0] for i in range(6)
@@ -502,7 +515,9 @@ def test_offsets_on_real_questions(name, shared_data):
     )
     for lang in ("en", "sw"):
         examples = task.load(lang, "test")
-        items = question_answering.SpanForm(task, TOKENIZERS[name](), 100_000).encode(examples)
+        items = question_answering.ExtractiveQAPreprocessor(
+            task, TOKENIZERS[name](), 100_000
+        ).encode(examples)
         found = [
             e.texts[0][i["offsets"][i["span"][0]][0] : i["offsets"][i["span"][1]][1]]
             for e, i in zip(examples, items, strict=True)

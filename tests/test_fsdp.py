@@ -30,9 +30,9 @@ from torch.distributed.tensor import DTensor
 
 from flare_exp.experiment import launch
 from flare_exp.flare import adapter
-from flare_exp.flare.source_encoders import BackboneSource
+from flare_exp.flare.source_encoders import BackboneSourceEncoder
 from flare_exp.models import backbones
-from flare_exp.training.modules import Decoding, GenerationModule
+from flare_exp.training.modules import AnswerDecoding, GenerationModule
 
 pytestmark = pytest.mark.xdist_group("fsdp")  # one worker: they share what two processes found
 ON_CPU = ["trainer.accelerator=cpu"]
@@ -61,7 +61,7 @@ def half():
     return module
 
 
-# name -> (form, a module of it)
+# name -> (task_type, a module of it)
 CASES = {
     "label": ("label", lambda: module_of("label")),
     "span": ("span", lambda: module_of("span")),
@@ -73,7 +73,7 @@ CASES = {
 }
 
 
-def loss_of(name, module, batch):
+def loss_from_output(name, module, batch):
     with torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
         return module.loss(batch)
 
@@ -86,19 +86,19 @@ def one_process(folder, rank):
         "gloo", store=dist.FileStore(str(folder / "store"), 2), rank=rank, world_size=2
     )
     left = {}
-    for name, (form, make) in CASES.items():
+    for name, (task_type, make) in CASES.items():
         found = []
         for rows, passes in STEPS:
             module, loss = sharded(make()), 0
-            for batch in parts_of(form, rows, rank, 2, passes):
-                part = loss_of(name, module, batch) / passes
+            for batch in parts_of(task_type, rows, rank, 2, passes):
+                part = loss_from_output(name, module, batch) / passes
                 part.backward()
                 loss = loss + part.detach()
             dist.all_reduce(loss)
             found.append((loss / 2, {n: g.full_tensor() for n, g in gradients(module).items()}))
         module.eval()
         with torch.no_grad():  # what is gathered for a forward is given up after it
-            loss_of(name, module, batch_of(form, [0]))
+            loss_from_output(name, module, batch_of(task_type, [0]))
         blocks = {id(p) for block in backbones.blocks(module.model) for p in block.parameters()}
         held = [p for p in module.parameters() if id(p) in blocks]
         assert all(isinstance(p, DTensor) for p in held)
@@ -108,7 +108,7 @@ def one_process(folder, rank):
     }
     torch.save((left, answers), folder / f"{rank}.pt")
     del module
-    launch.part()
+    launch.destroy_process_groups()
 
 
 DECODINGS = {"greedy": {}, "beams": {"beams": 2}, "static": {"cache": "static"}}
@@ -125,9 +125,9 @@ def writer(decoding, eos):
             torch.nn.init.normal_(parameter, std=0.3)
     tokenizer = SimpleNamespace(pad_token_id=1, eos_token_id=eos)
     tokenizer.batch_decode = lambda ids, **_: map(str, ids.tolist())
-    settings = Decoding((), max_new_tokens=TOKENS, **decoding)
+    settings = AnswerDecoding((), max_new_tokens=TOKENS, **decoding)
     return GenerationModule(
-        model, tokenizer, lambda text: [5], settings, source=BackboneSource(model)
+        model, tokenizer, lambda text: [5], settings, source=BackboneSourceEncoder(model)
     )
 
 
@@ -171,7 +171,7 @@ def test_i9_two_processes_have_the_gradients_of_one(left, name):
     for found, _ in left:
         for (rows, _), (loss, grads) in zip(STEPS, found[name][0], strict=True):
             module = CASES[name][1]()
-            expected = loss_of(name, module, batch_of(CASES[name][0], list(range(rows))))
+            expected = loss_from_output(name, module, batch_of(CASES[name][0], list(range(rows))))
             expected.backward()
             torch.testing.assert_close(loss, expected.detach(), **tight)
             for part, gradient in gradients(module).items():

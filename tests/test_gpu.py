@@ -26,7 +26,7 @@ from flare_exp.cli import plan
 from flare_exp.config import validation
 from flare_exp.experiment import provenance
 from flare_exp.flare import adapter
-from flare_exp.flare.source_encoders import BackboneSource
+from flare_exp.flare.source_encoders import BackboneSourceEncoder
 from flare_exp.flare.source_states import positions
 from flare_exp.models import backbones
 from flare_exp.planning import estimates
@@ -114,7 +114,7 @@ def fused(folder: str, device: str, quantize: str | None = None, **options: Any)
     model = adapter.add_adapter(
         backbone, r=8, alpha=16, fusion="add_relu", targets="all_linear", **options
     )
-    return model.to(device).train(), BackboneSource(model)
+    return model.to(device).train(), BackboneSourceEncoder(model)
 
 
 def randomise(model: nn.Module) -> None:
@@ -125,10 +125,10 @@ def randomise(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.1)
 
 
-def loss_of(model: nn.Module, source: BackboneSource, device: str) -> torch.Tensor:
+def loss_from_output(model: nn.Module, source: BackboneSourceEncoder, device: str) -> torch.Tensor:
     """Mean negative log-likelihood of the target's next tokens, read with its source."""
     target, english = batches(device)
-    source.read(english)
+    source.encode(english)
     mask = target["attention_mask"]
     logits = model(**target, position_ids=positions(mask), use_cache=False).logits[:, :-1].float()
     labels = target["input_ids"][:, 1:].masked_fill(mask[:, :-1] == 0, -100)
@@ -160,7 +160,7 @@ def test_bf16_training_steps_lower_the_loss(llama, report, weights, device):
     with measured(report, f"8 steps, {weights}", device, **backbones.parameter_counts(model)):
         for _ in range(8):
             with bf16(device):
-                losses.append(loss := loss_of(model, source, device))
+                losses.append(loss := loss_from_output(model, source, device))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -202,7 +202,7 @@ def test_checkpointing_with_the_recording_pass_has_the_same_gradients(llama, rep
             assert base.is_gradient_checkpointing
         name = f"a step, checkpointing {'on' if checkpointing else 'off'}"
         with measured(report, name, device):
-            loss_of(model, source, device).backward()
+            loss_from_output(model, source, device).backward()
         gradients.append([p.grad for p in trained(model)])
     for own, again in zip(*gradients, strict=True):
         torch.testing.assert_close(again, own, rtol=1e-4, atol=1e-6)
@@ -223,7 +223,7 @@ def test_generation_with_dynamic_and_static_cache_writes_the_same(llama, report,
     }
     written = []
     for cache in (None, "static"):
-        source.read(english)
+        source.encode(english)
         with torch.no_grad(), measured(report, f"generation, cache {cache or 'dynamic'}", device):
             written.append(model.generate(**target, cache_implementation=cache, **settings))
     assert torch.equal(*written)
@@ -238,12 +238,12 @@ def test_cached_source_states_are_the_live_ones(llama, precision, device):
     model.eval()
     target, english = batches(device)
     with torch.no_grad(), bf16(device) if precision == "bf16-mixed" else nullcontext():
-        source.read(english)
+        source.encode(english)
         live = model(**target).logits
         kept = source.compute(english).cpu().to(device)
-        source.read({"states": kept, "attention_mask": english["attention_mask"]})
+        source.encode({"states": kept, "attention_mask": english["attention_mask"]})
         cached = model(**target).logits
-        source.read(None)
+        source.encode(None)
         without = model(**target).logits
     assert torch.equal(cached, live)
     assert not torch.allclose(without, live)
@@ -281,7 +281,7 @@ def test_a_group_of_one_process_trains_as_no_group(llama, device):
     """
     model, source = fused(llama[device], device)
     randomise(model)
-    loss_of(model, source, device).backward()
+    loss_from_output(model, source, device).backward()
     own = [p.grad.clone() for p in trained(model)]
     model.zero_grad()
     backend = "nccl" if device == "cuda" else "gloo"
@@ -291,7 +291,7 @@ def test_a_group_of_one_process_trains_as_no_group(llama, device):
         dist.all_reduce(total)
         assert total == 1
         wrapped = nn.parallel.DistributedDataParallel(model)
-        loss_of(wrapped, source, device).backward()
+        loss_from_output(wrapped, source, device).backward()
         found = [p.grad.clone() for p in trained(model)]
         del wrapped
     finally:
@@ -336,7 +336,7 @@ def test_a_run_takes_what_plan_says(tmp_path, report, device):
         "trainer.max_epochs=1",
         f"cache_dir={tmp_path / 'cache'}",
     ]
-    (composed,), problems = validation.check(given, multirun=False)
+    (composed,), problems = validation.validate(given, multirun=False)
     assert not problems
     (job,) = plan.looked_up([(given, plan._typed(composed))], False, tmp_path)
     plan.price([job], tmp_path)

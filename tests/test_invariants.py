@@ -1,5 +1,5 @@
-"""The invariants of the method, for every family and form, in float64 (I1-I8, I10; I3's functions
-are in test_fusion.py, I13 in test_pipeline.py).
+"""The invariants of the method, for every family and task type, in float64 (I1-I8, I10; I3's
+functions are in test_fusion.py, I13 in test_pipeline.py).
 """
 
 import itertools
@@ -15,7 +15,7 @@ from torch import nn
 
 from flare_exp.flare import adapter, fusion, peft_method
 from flare_exp.flare.peft_method import FlareConfig
-from flare_exp.flare.source_encoders import BackboneSource
+from flare_exp.flare.source_encoders import BackboneSourceEncoder
 from flare_exp.flare.source_states import (
     ANSWER_SOURCES,
     SOURCE_LAYERS,
@@ -24,7 +24,7 @@ from flare_exp.flare.source_states import (
     positions,
 )
 from flare_exp.models.backbones import FAMILIES, parameter_counts
-from flare_exp.training.modules import Decoding, GenerationModule
+from flare_exp.training.modules import AnswerDecoding, GenerationModule
 
 FUSIONS = list(fusion.FUSIONS)
 ALPHA = 12  # alpha / r = 3: no power of two, so that bit-for-bit tests see the order of operations
@@ -72,7 +72,7 @@ def fused(make_model, name="add_relu", trained=True, **options):
     )
     if trained:
         randomise(model)
-    return model, BackboneSource(model)
+    return model, BackboneSourceEncoder(model)
 
 
 def randomise(model, *more):
@@ -82,7 +82,7 @@ def randomise(model, *more):
 
 
 def said(model, stream, target, source):
-    stream.read(source)
+    stream.encode(source)
     return outputs(model, target)
 
 
@@ -227,7 +227,7 @@ def test_i3_answer_tokens_attend_to_the_source_or_stand_alone(answer_source):
     seen = {}
     for modules in fused_blocks(model).values():
         modules[0].register_forward_hook(lambda m, args, out: seen.__setitem__(m, (args[0], out)))
-    stream.read(source, prompt=prompt)
+    stream.encode(source, prompt=prompt)
     outputs(model, target)
     for module, (v, h) in seen.items():
         a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
@@ -251,8 +251,10 @@ def test_i4_source_pass_builds_no_graph_and_gradients_are_right(
     )
     trainable = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(True)  # even then
-    stream.read(source)
-    assert not any(stream.states.of(block)[0].requires_grad for block in fused_blocks(model))
+    stream.encode(source)
+    assert not any(
+        stream.states.states_for(block)[0].requires_grad for block in fused_blocks(model)
+    )
     model.requires_grad_(False)
     for parameter in trainable:
         parameter.requires_grad_(True)
@@ -285,13 +287,13 @@ def test_i4_source_pass_is_the_backbone_without_adapter_and_without_dropout(make
     model, stream = fused(make_model, "add")
     read, final = english_pass(model, source)
     model.train()
-    stream.read(source)
+    stream.encode(source)
     assert all(m.training for m in model.modules()), (
         "the source pass must put every module back into train mode"
     )
     for stack, index in fused_blocks(model):
         assert torch.equal(
-            stream.states.of((stack, index))[0], read.get((stack, index + 1), final[stack])
+            stream.states.states_for((stack, index))[0], read.get((stack, index + 1), final[stack])
         )
 
 
@@ -373,7 +375,7 @@ NEVER = 9999  # a token that no model says, so that every answer has all six
 
 
 def generate(model, stream, target, source, eos=NEVER, **options):
-    stream.read(source)
+    stream.encode(source)
     settings = {
         "max_new_tokens": 6,
         "do_sample": False,
@@ -388,7 +390,7 @@ def generate(model, stream, target, source, eos=NEVER, **options):
 
 def forced(model, stream, target, source, written):
     """Logits [B, A, V] of a full forward over prompts and what was written after them."""
-    stream.read(source, prompt=target["input_ids"].shape[1])
+    stream.encode(source, prompt=target["input_ids"].shape[1])
     mask = torch.cat([target["attention_mask"], torch.ones_like(written)], 1)
     ids = torch.cat([target["input_ids"], written], 1)
     logits = model(
@@ -463,9 +465,9 @@ def test_answer_tokens_fuse_the_last_source_state_or_none(name, answer_source):
     if answer_source == "none":
         phi = t
     elif name == "add":
-        phi = t + stream.states.of(("decoder", 0))[0][:, -1:] @ a.T
+        phi = t + stream.states.states_for(("decoder", 0))[0][:, -1:] @ a.T
     else:
-        states, mask = stream.states.of(("decoder", 0))
+        states, mask = stream.states.states_for(("decoder", 0))
         phi = module.flare_fusion["default"](states @ a.T, t, mask)
     expected = v[:, width:] @ module.base_layer.weight.T + (ALPHA / 4) * phi @ b.T
     torch.testing.assert_close(h[:, width:], expected, rtol=1e-9, atol=1e-9)
@@ -508,7 +510,7 @@ def test_candidates_are_scored_as_one_at_a_time(family):
     model, stream = fused(lambda: random_backbone(kind))
     texts = {"short": [7, 3], "long": [8, 9, 10, 3], "other": [8, 11, 3]}
     module = GenerationModule(
-        model, Tokenizer(), texts.__getitem__, Decoding(tuple(texts)), source=stream
+        model, Tokenizer(), texts.__getitem__, AnswerDecoding(tuple(texts)), source=stream
     )
     target, source = batches(kind)
     batch = {"target": target, "source": source, "index": torch.arange(3)}
@@ -523,7 +525,7 @@ def test_candidates_are_scored_as_one_at_a_time(family):
         for ids in texts.values():
             written = torch.tensor([ids])
             if family == "mt5":
-                stream.read(alone[1])
+                stream.encode(alone[1])
                 logits = model(**alone[0], decoder_input_ids=torch.tensor([[1, *ids[:-1]]])).logits
             else:
                 logits = forced(model, stream, *alone, written)
@@ -549,7 +551,7 @@ def test_an_encoder_decoder_generates_what_its_full_forward_says():
             length_penalty=0.0,
             output_scores=True,
         )
-        stream.read(source)
+        stream.encode(source)
         logits = model(**target, decoder_input_ids=done.sequences[:, :-1]).logits
         if beams == 1:
             torch.testing.assert_close(
@@ -601,7 +603,7 @@ def test_i13_the_same_seed_trains_the_same_adapter_and_another_seed_another_one(
             torch.nn.init.normal_(parameter, std=0.1)
         optimizer, stream = (
             torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]),
-            BackboneSource(model),
+            BackboneSourceEncoder(model),
         )
         for _ in range(2):
             said(model, stream, target, source).tanh().sum().backward()
@@ -635,16 +637,16 @@ from conftest import BUILDERS, dtype_of, outputs
 from peft import PeftModel
 import flare_exp.flare.peft_method
 from flare_exp.models.backbones import Precision, load
-from flare_exp.flare.source_encoders import BackboneSource
+from flare_exp.flare.source_encoders import BackboneSourceEncoder
 made = {}
-for number, (family, form) in enumerate(BUILDERS):
+for number, (family, task_type) in enumerate(BUILDERS):
     folder = pathlib.Path(sys.argv[1], str(number))
     precision = Precision("float32" if family == "gemma2" else "float64")
-    base = load(str(folder / "base"), form, num_labels=3, precision=precision).model
+    base = load(str(folder / "base"), task_type, num_labels=3, precision=precision).model
     model = PeftModel.from_pretrained(base, str(folder / "adapter"), \
 adapter_name="renamed").to(base.dtype).eval()
     batch = torch.load(folder / "batch.pt", weights_only=True)
-    BackboneSource(model).read(batch["source"])
+    BackboneSourceEncoder(model).encode(batch["source"])
     made[str(number)] = outputs(model, batch["target"]).detach()
 torch.save(made, pathlib.Path(sys.argv[1], "made.pt"))
 """
@@ -713,13 +715,13 @@ def test_a_frozen_english_adapter_equals_the_merged_one(make_model, kind, target
         for key in sorted(weights):
             if "lora" in key or "fusion" in key:
                 weights[key].copy_(torch.randn_like(weights[key]) * 0.3)
-        found.append(said(model, BackboneSource(model), target, source))
+        found.append(said(model, BackboneSourceEncoder(model), target, source))
     torch.testing.assert_close(found[1], found[0], **tolerance(kind))
     model.save_pretrained(tmp_path / "flare", selected_adapters=["default"])
     english_again = adapter.add_frozen(make_model(), str(tmp_path / "english"))
     again = adapter.load_adapter(english_again, str(tmp_path / "flare")).to(dtype_of(kind)).eval()
     torch.testing.assert_close(
-        said(again, BackboneSource(again), target, source), found[0], **tolerance(kind)
+        said(again, BackboneSourceEncoder(again), target, source), found[0], **tolerance(kind)
     )
 
 
@@ -747,10 +749,10 @@ def test_all_linear_adapts_every_linear_layer_of_the_blocks_and_fuses_the_same(m
     }
     assert fused_blocks(model).keys() == fused_blocks(fused(make_model, "add")[0]).keys()
     read, final = english_pass(model, source)
-    stream.read(source)  # plain LoRA layers stand aside in the source pass as well
+    stream.encode(source)  # plain LoRA layers stand aside in the source pass as well
     for stack, index in fused_blocks(model):
         assert torch.equal(
-            stream.states.of((stack, index))[0], read.get((stack, index + 1), final[stack])
+            stream.states.states_for((stack, index))[0], read.get((stack, index + 1), final[stack])
         )
 
 

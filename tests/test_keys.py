@@ -162,7 +162,9 @@ def digests(place):
         )
 
         def digests(cfg):
-            cfg = pipeline.pinned(pipeline.placed(cfg, cfg.trainer.accelerator == "gpu"))
+            cfg = pipeline.pinned(
+                pipeline.with_device_defaults(cfg, cfg.trainer.accelerator == "gpu")
+            )
             dry = preview.preview(cfg, place / "scratch")
             made = pipeline.run_stages(dry.run, METHODS[cfg.method.name])
             if dry.mt.missing:
@@ -213,7 +215,7 @@ def composed(overrides, place) -> schema.Config:
 
 
 def allowed(cfg) -> bool:
-    return not [*validation._check_rules(cfg), *validation._check_meaning(cfg)]
+    return not [*validation._check_rules(cfg), *validation._cross_field_problems(cfg)]
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,7 @@ def started(monkeypatch):
 def composed(*overrides):
     from omegaconf import OmegaConf
 
-    (job,), problems = validation.check(overrides, multirun=False)
+    (job,), problems = validation.validate(overrides, multirun=False)
     assert not problems
     return OmegaConf.to_object(job)
 
@@ -106,7 +106,7 @@ def test_the_project_may_come_from_the_environment(monkeypatch):
 
 
 def test_online_without_network_is_refused():
-    _, problems = validation.check(
+    _, problems = validation.validate(
         ["offline=true", "logger=wandb", "logger.mode=online"], multirun=False
     )
     assert problems == ["logger.mode=online with offline=true: choose one"]

@@ -49,7 +49,9 @@ TASKS = {"xnli": "accuracy", "tydiqa": "exact_match", "nusax": "macro_f1"}
 @pytest.mark.parametrize("model", PAPER)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_model_and_task_composes_and_passes_the_check(model, task):
-    jobs, problems = validation.check([f"model={model}", f"task={task}", "fusion=add_relu"], False)
+    jobs, problems = validation.validate(
+        [f"model={model}", f"task={task}", "fusion=add_relu"], False
+    )
     assert problems == []
     job = jobs[0]
     assert job.model.name == model
@@ -150,7 +152,7 @@ def run(tmp_path, *overrides):
     ]
     rates = ["finetune.lr=1e-3", "transfer.lr=1e-3"]
     places = [f"output_dir={tmp_path / 'out'}", f"cache_dir={tmp_path / 'cache'}"]
-    jobs, problems = validation.check(last_of_each([*small, *rates, *places, *overrides]), False)
+    jobs, problems = validation.validate(last_of_each([*small, *rates, *places, *overrides]), False)
     assert problems == []
     measured = run_job(jobs[0], tmp_path / "out")
     return measured, json.loads((tmp_path / "out" / "provenance.json").read_text())
@@ -370,7 +372,7 @@ def test_four_bit_weights_keep_their_gradient_after_an_evaluation(
 ):
     """bitsandbytes repacks weights in passes without gradient, unless it is told not to."""
     from flare_exp.flare import adapter
-    from flare_exp.flare.source_encoders import BackboneSource
+    from flare_exp.flare.source_encoders import BackboneSourceEncoder
 
     precision = backbones.Precision("bfloat16", "nf4")
     also = ["embeddings", "lm_head"] if architecture == "llama" else []  # which are kept in 16 bits
@@ -382,12 +384,12 @@ def test_four_bit_weights_keep_their_gradient_after_an_evaluation(
     ids = torch.randint(4, 100, (2, 6))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     more = {"decoder_input_ids": ids} if architecture == "mt5" else {}
-    source = BackboneSource(model)
-    source.read(None)
+    source = BackboneSourceEncoder(model)
+    source.encode(None)
     with torch.no_grad():
         model.eval()(**batch, **more)
     model.train()
-    source.read(batch)
+    source.encode(batch)
     model(**batch, **more).logits.float().square().sum().backward()
     ups = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
     assert all(g is not None and g.abs().max() > 0 for g in ups)
@@ -414,11 +416,11 @@ def test_attention_that_a_family_lacks_is_refused(checkpoints):
 
 def test_without_bitsandbytes_the_error_names_the_fix(monkeypatch):
     monkeypatch.setattr(validation.importlib.util, "find_spec", lambda name: None)
-    (problem,) = validation.check(["model=llama31", "task=xnli"], False)[1]
+    (problem,) = validation.validate(["model=llama31", "task=xnli"], False)[1]
     assert "pip install bitsandbytes" in problem
     assert "model.quantize=null" in problem
     assert (
-        validation.check(
+        validation.validate(
             [
                 "model=llama31",
                 "task=xnli",

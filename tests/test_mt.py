@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from flare_exp.errors import UserError
 from flare_exp.translation import engines, nllb, quality, segmentation
 from flare_exp.translation.engines import CTranslate2Engine, TransformersEngine
-from flare_exp.translation.nllb import Decoding
-from flare_exp.translation.segmentation import Translated
+from flare_exp.translation.nllb import MTDecoding
+from flare_exp.translation.segmentation import Translation
 from flare_exp.utils import progress
 
 LETTERS = "abcdefgh"
 CODES = ["eng_Latn", "quy_Latn", "zho_Hans"]
-SHORT = Decoding(max_length=48)
+SHORT = MTDecoding(max_length=48)
 # one worker builds the checkpoint
 pytestmark = pytest.mark.xdist_group("mt")
 exhaustive = settings(deadline=None, derandomize=True, max_examples=200)
@@ -105,7 +105,7 @@ def engine(nllb_folder) -> TransformersEngine:
     return TransformersEngine(nllb_folder, decoding=SHORT)
 
 
-def translate(engine, these, **options) -> list[Translated]:
+def translate(engine, these, **options) -> list[Translation]:
     return engine.translate(these, "eng_Latn", "quy_Latn", **options)
 
 
@@ -120,7 +120,9 @@ def test_the_checkpoint_of_these_tests_tells_orders_and_ends_apart(engine):
 
 
 @pytest.mark.parametrize(
-    "decoding", [SHORT, Decoding(3, 48), Decoding(1, 48, 2)], ids=["greedy", "beams", "no repeats"]
+    "decoding",
+    [SHORT, MTDecoding(3, 48), MTDecoding(1, 48, 2)],
+    ids=["greedy", "beams", "no repeats"],
 )
 def test_a_text_is_translated_the_same_whatever_is_beside_it(nllb_folder, decoding):
     engine = TransformersEngine(nllb_folder, decoding=decoding, batch_tokens=1024)
@@ -189,7 +191,7 @@ def test_habits_of_the_checkpoint_do_not_count(engine):
 
 
 def test_a_long_text_is_translated_to_its_end(nllb_folder):
-    engine = TransformersEngine(nllb_folder, decoding=Decoding(max_length=12))
+    engine = TransformersEngine(nllb_folder, decoding=MTDecoding(max_length=12))
     long = " ".join(texts(30, seed=3, words=2)) + "\nab c."
     parts = segmentation.segments(long, lambda part: engine._length(part) <= 12)
     assert len(parts) > 15
@@ -214,12 +216,12 @@ def test_what_is_protected_stays_in_one_segment(engine, monkeypatch):
 
 
 def test_blank_texts_stay_blank(engine):
-    assert translate(engine, ["", " \n", "ab."])[:2] == [Translated("", False)] * 2
+    assert translate(engine, ["", " \n", "ab."])[:2] == [Translation("", False)] * 2
     assert translate(engine, []) == []
 
 
 def test_a_translation_without_an_end_is_cut_at_its_limit(nllb_folder):
-    engine = TransformersEngine(nllb_folder, decoding=Decoding(max_length=60))
+    engine = TransformersEngine(nllb_folder, decoding=MTDecoding(max_length=60))
     engine.model.generation_config.suppress_tokens = [engine.tokenizer.eos_token_id]
     these = ["ab.", "ab c " * 4 + "."]
     assert [one.truncated for one in translate(engine, these)] == [True, True]
@@ -273,7 +275,7 @@ def test_too_little_memory_is_said(engine, monkeypatch):
 @exhaustive
 @given(st.lists(st.integers(3, 256)), st.integers(1, 5), st.integers(16, 4096))
 def test_batches_hold_every_row_once_within_the_budget(lengths, beams, budget):
-    decoding = Decoding(beams)
+    decoding = MTDecoding(beams)
     found = list(engines.batches(lengths, decoding, budget))
     assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
     for batch in found:
@@ -287,14 +289,14 @@ def test_batches_hold_every_row_once_within_the_budget(lengths, beams, budget):
 @given(st.integers(1, 300), st.integers(8, 512))
 @exhaustive
 def test_a_limit_leaves_room_and_has_an_end(source, longest):
-    limit = Decoding(max_length=longest).limit(source)
+    limit = MTDecoding(max_length=longest).limit(source)
     assert min(longest, 3 * source + 32) <= limit <= min(longest, 3 * source + 64)
 
 
 @pytest.mark.parametrize("options", [{"beams": 0}, {"max_length": 7}, {"no_repeat_ngram": -1}])
 def test_impossible_decoding_is_refused(options):
     with pytest.raises(UserError, match=next(iter(options))):
-        Decoding(**options)
+        MTDecoding(**options)
 
 
 # --- segments ------------------------------------------------------------------------------------
@@ -364,11 +366,11 @@ def test_where_texts_are_split(whole, expected):
 
 def test_segments_are_joined_as_the_target_is_written():
     parts = [
-        (Translated("One.", False), ""),
-        (Translated("Two.", True), "\n"),
-        (Translated("Three.", False), " "),
+        (Translation("One.", False), ""),
+        (Translation("Two.", True), "\n"),
+        (Translation("Three.", False), " "),
     ]
-    assert segmentation.joined(parts, "eng_Latn") == Translated("One. Two.\nThree.", True)
+    assert segmentation.joined(parts, "eng_Latn") == Translation("One. Two.\nThree.", True)
     assert segmentation.joined(parts, "jpn_Jpan").text == "One.Two.\nThree."
 
 
@@ -393,10 +395,10 @@ def test_segments_are_joined_as_the_target_is_written():
     ],
 )
 def test_signs_of_bad_translations(source, translation, expected):
-    found = quality.flags(source, Translated(translation, False))
+    found = quality.flags(source, Translation(translation, False))
     assert {name for name, is_so in found.items() if is_so} == expected
     assert set(found) == {"truncated", "empty", "repetitive", "copy"}
-    assert quality.flags(source, Translated(translation, True))["truncated"]
+    assert quality.flags(source, Translation(translation, True))["truncated"]
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
@@ -455,7 +457,7 @@ def test_weights_that_are_missing_or_damaged_are_named(nllb_folder, tmp_path):
 
 def test_lengths_that_the_positions_do_not_reach_are_refused(nllb_folder):
     with pytest.raises(UserError, match=r"mt\.max_length=63.*64 positions"):
-        nllb.check(nllb_folder, decoding=Decoding(max_length=63))
+        nllb.check(nllb_folder, decoding=MTDecoding(max_length=63))
 
 
 def test_the_encoder_alone_gives_the_states_of_the_full_model(nllb_folder, engine):
@@ -518,7 +520,7 @@ def converted(nllb_folder, tmp_path_factory) -> dict[str, str]:
 def test_ctranslate2_translates_as_transformers_does(
     nllb_folder, converted, beams, no_repeat_ngram
 ):
-    decoding = Decoding(beams, 48, no_repeat_ngram)
+    decoding = MTDecoding(beams, 48, no_repeat_ngram)
     other = CTranslate2Engine(converted["float32"], decoding)
     these = [*texts(40), " ".join(texts(12, words=4)), "", "ab."]
     ours = translate(TransformersEngine(nllb_folder, decoding=decoding), these)
@@ -532,7 +534,7 @@ def test_ctranslate2_translates_as_transformers_does(
 
 
 def test_ctranslate2_cuts_at_the_same_limit(nllb_folder, converted):
-    decoding = Decoding(max_length=40)
+    decoding = MTDecoding(max_length=40)
     code, end = "quy_Latn", "</s>"
     engine = CTranslate2Engine(converted["float32"], decoding)
     result = engine.model.translate_batch(
@@ -560,7 +562,7 @@ def test_what_ctranslate2_cannot_use_is_named(nllb_folder, converted, tmp_path):
     with pytest.raises(UserError, match="there is no converted model"):
         CTranslate2Engine(nllb_folder)
     with pytest.raises(UserError, match=r"mt\.max_length=63"):
-        CTranslate2Engine(converted["int8"], Decoding(max_length=63))
+        CTranslate2Engine(converted["int8"], MTDecoding(max_length=63))
     with pytest.raises(UserError, match="CTranslate2 cannot use it"):
         CTranslate2Engine(converted["int8"], SHORT, dtype="float16")  # on a CPU
 

@@ -148,7 +148,7 @@ def test_two_processes_translate_once(mt_run, cache_dir, tmp_path):
     assert result(tmp_path / "0")["test"] == result(tmp_path / "1")["test"]
     shared = [provenance(tmp_path / str(i))["artefacts"] for i in range(2)]
     for name in (n for n in shared[0] if n.startswith("translation")):
-        assert sorted(artefacts[name]["reused"] for artefacts in shared) == [False, True], name
+        assert sorted(artifacts[name]["reused"] for artifacts in shared) == [False, True], name
     assert any("waiting for" in text for text in texts)
 
 
@@ -164,7 +164,7 @@ def test_a_disk_that_fills_up_is_said_and_nothing_half_written_is_used(mt_run, c
     # the run folder's configuration, or a translation, is too large
     for kilobytes, said in (
         (2, "no more can be written to"),
-        (4, "cannot write the artefact translation"),
+        (4, "cannot write the artifact translation"),
     ):
         done = subprocess.run(
             ["bash", "-c", f"ulimit -f {kilobytes}; exec {shlex.join(words)}"],

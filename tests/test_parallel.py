@@ -1,5 +1,5 @@
-"""Several processes against one: gradients of every form (I9), shares of batches, whole runs, and
-failures of a process.
+"""Several processes against one: gradients of every task type (I9), shares of batches, whole runs,
+and failures of a process.
 """
 
 import functools
@@ -24,15 +24,28 @@ from torch.utils.data import BatchSampler
 
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.config import validation
-from flare_exp.data.sampling import BucketSampler, Shares, passes_of
+from flare_exp.data.sampling import (
+    LengthBucketedBatchSampler,
+    RankShardBatchSampler,
+    micro_batches_per_batch,
+)
 from flare_exp.errors import UserError
 from flare_exp.experiment import launch, pipeline
 from flare_exp.flare import adapter
-from flare_exp.flare.source_encoders import BackboneSource, MTSource
+from flare_exp.flare.source_encoders import BackboneSourceEncoder, MTSourceEncoder
 from flare_exp.training import distributed
-from flare_exp.training.modules import ClassificationModule, Decoding, GenerationModule, SpanModule
+from flare_exp.training.modules import (
+    AnswerDecoding,
+    ClassificationModule,
+    GenerationModule,
+    SpanModule,
+)
 
-FORMS = {"label": ("xlm-roberta", "label"), "span": ("bert", "span"), "prompt": ("llama", "prompt")}
+BACKBONES_BY_TYPE = {
+    "label": ("xlm-roberta", "label"),
+    "span": ("bert", "span"),
+    "prompt": ("llama", "prompt"),
+}
 ROWS = 5  # odd: the shares are unequal
 STEPS = [
     (ROWS, 1),
@@ -43,12 +56,12 @@ STEPS = [
 ]  # rows of the global batch, micro-batches of each process
 
 
-def module_of(form, kind=None, encoder=None):
+def module_of(task_type, kind=None, encoder=None):
     """A FLARE (with an `encoder`: FLARE MT) module in float64 with a random B, the same in every
     process.
     """
     backbone, width = (
-        random_backbone(kind or FORMS[form]),
+        random_backbone(kind or BACKBONES_BY_TYPE[task_type]),
         encoder.config.d_model if encoder else None,
     )
     torch.manual_seed(3)
@@ -65,29 +78,34 @@ def module_of(form, kind=None, encoder=None):
     for name, parameter in model.named_parameters():
         if "lora_B" in name or "flare_fusion" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    source = MTSource(model, encoder) if encoder else BackboneSource(model)
-    if form == "label":
+    source = MTSourceEncoder(model, encoder) if encoder else BackboneSourceEncoder(model)
+    if task_type == "label":
         return ClassificationModule(model, ["a", "b", "c"], source=source)
-    if form == "span":
+    if task_type == "span":
         return SpanModule(model, source=source)
-    return GenerationModule(model, None, lambda text: [5], Decoding(), source=source)
+    return GenerationModule(model, None, lambda text: [5], AnswerDecoding(), source=source)
 
 
 # loss terms of each row of `batch_of`
 TERMS = {"label": [1, 1, 1, 1, 1], "span": [2, 0, 2, 0, 2], "prompt": [1, 4, 2, 3, 2]}
 
 
-def parts_of(form, rows, rank, size, passes=1):
+def parts_of(task_type, rows, rank, size, passes=1):
     """A process's micro-batches of the global batch of the first `rows` rows."""
-    for part in Shares(BatchSampler(range(rows), ROWS, False), TERMS[form], rank, size, passes):
-        yield {**batch_of(form, [row for row, _ in part]), "whole": part[0][1]}
+    for part in RankShardBatchSampler(
+        BatchSampler(range(rows), ROWS, False), TERMS[task_type], rank, size, passes
+    ):
+        yield {**batch_of(task_type, [row for row, _ in part]), "whole": part[0][1]}
 
 
-def batch_of(form, index):
+def batch_of(task_type, index):
     """Rows `index` of one batch (a negative one is a stand-in), with as much to learn in one row as
     in another or not.
     """
-    side, chosen = "left" if form == "prompt" else "right", [i if i >= 0 else ~i for i in index]
+    side, chosen = (
+        "left" if task_type == "prompt" else "right",
+        [i if i >= 0 else ~i for i in index],
+    )
 
     def taken(tensors):
         return {name: x[chosen] for name, x in tensors.items()}
@@ -97,9 +115,9 @@ def batch_of(form, index):
         "target": taken(token_batch([7, 4, 6, 5, 7], 1, side=side)),
         "source": taken(token_batch([5, 9, 3, 4, 6], 2, side=side)),
     }
-    if form == "label":
+    if task_type == "label":
         return {**batch, "labels": torch.tensor([0, 2, 1, 1, 0])[chosen]}
-    if form == "span":
+    if task_type == "span":
         offsets = torch.arange(7)[None, :, None].repeat(len(chosen), 1, 2)
         # rows 1 and 3 lost their answer: one process has two rows that teach, the other none or
         # three
@@ -126,7 +144,7 @@ class Loss(torch.nn.Module):
         return self.module.loss(batch)
 
 
-def one_process(form, folder, rank):
+def one_process(task_type, folder, rank):
     """Gradients of one step on this process's shares of batches of five rows and of one, read at
     once or in micro-batches.
     """
@@ -134,9 +152,9 @@ def one_process(form, folder, rank):
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     found = []
     for rows, passes in STEPS:
-        module = module_of(form)
+        module = module_of(task_type)
         wrapped = DistributedDataParallel(Loss(module))  # must outlive the backward pass
-        parts, loss = list(parts_of(form, rows, rank, 2, passes)), 0
+        parts, loss = list(parts_of(task_type, rows, rank, 2, passes)), 0
         for n, batch in enumerate(parts, 1):
             with nullcontext() if n == len(parts) else wrapped.no_sync():  # as Lightning does
                 part = wrapped(batch) / passes
@@ -144,10 +162,10 @@ def one_process(form, folder, rank):
             loss = loss + part.detach()
         dist.all_reduce(loss)
         found.append((loss / 2, gradients(module)))
-    texts = distributed.gathered({rank: f"text {rank}"})
+    texts = distributed.all_gather_dict({rank: f"text {rank}"})
     torch.save((found, texts), folder / f"{rank}.pt")
     del wrapped
-    launch.part()
+    launch.destroy_process_groups()
 
 
 def in_two_processes(work, *arguments):
@@ -164,15 +182,15 @@ def in_two_processes(work, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
-def test_i9_two_processes_have_the_gradients_of_one(form, tmp_path):
-    in_two_processes(one_process, form, tmp_path)
+@pytest.mark.parametrize("task_type", BACKBONES_BY_TYPE)
+def test_i9_two_processes_have_the_gradients_of_one(task_type, tmp_path):
+    in_two_processes(one_process, task_type, tmp_path)
     for rank in range(2):
         found, texts = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert texts == {0: "text 0", 1: "text 1"}
         for (rows, _), (loss, grads) in zip(STEPS, found, strict=True):
-            module = module_of(form)
-            expected = module.loss(batch_of(form, list(range(rows))))
+            module = module_of(task_type)
+            expected = module.loss(batch_of(task_type, list(range(rows))))
             expected.backward()
             torch.testing.assert_close(loss, expected.detach(), rtol=1e-10, atol=1e-10)
             for name, gradient in gradients(module).items():
@@ -196,11 +214,14 @@ def test_i9_two_processes_have_the_gradients_of_one(form, tmp_path):
 )
 def test_shares_make_up_the_batches_of_one_process(rows, batch, size, micro):
     make, terms = (
-        functools.partial(BucketSampler, [7 * i % 5 for i in range(rows)], batch, 0),
+        functools.partial(LengthBucketedBatchSampler, [7 * i % 5 for i in range(rows)], batch, 0),
         [i % 3 for i in range(rows)],
     )
-    passes = passes_of(batch, micro, size)
-    whole, shares = make(), [Shares(make(), terms, rank, size, passes) for rank in range(size)]
+    passes = micro_batches_per_batch(batch, micro, size)
+    whole, shares = (
+        make(),
+        [RankShardBatchSampler(make(), terms, rank, size, passes) for rank in range(size)],
+    )
     for epoch in range(2):
         for sampler in (whole, *shares):
             sampler.set_epoch(epoch)
@@ -219,18 +240,20 @@ def test_shares_make_up_the_batches_of_one_process(rows, batch, size, micro):
 
 
 def test_one_process_needs_no_group():
-    assert distributed.gathered({1: "a"}) == {1: "a"}
-    assert "strategy" not in distributed.ALONE.trainer_options(None, "32-true")
+    assert distributed.all_gather_dict({1: "a"}) == {1: "a"}
+    assert "strategy" not in distributed.SINGLE_PROCESS.trainer_options(None, "32-true")
 
 
 def test_a_follower_takes_what_the_leader_left(tmp_path):
     def refuse(folder):
         raise AssertionError("only the leader builds")
 
-    made = ArtifactStore(tmp_path, distributed.Team(0, 2)).get(
+    made = ArtifactStore(tmp_path, distributed.DistributedContext(0, 2)).get(
         "kind", {"a": 1}, lambda folder: {"x": 1}
     )
-    left = ArtifactStore(tmp_path, distributed.Team(1, 2)).get("kind", {"a": 1}, refuse)
+    left = ArtifactStore(tmp_path, distributed.DistributedContext(1, 2)).get(
+        "kind", {"a": 1}, refuse
+    )
     assert (left.path, left.info) == (made.path, made.info)
 
 
@@ -239,10 +262,10 @@ def test_fewer_gpus_than_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     from omegaconf import OmegaConf
 
-    cfg = OmegaConf.to_object(validation.check(["trainer=ddp"], False)[0][0])
+    cfg = OmegaConf.to_object(validation.validate(["trainer=ddp"], False)[0][0])
     with pytest.raises(UserError, match=r"trainer\.devices=2: torch sees 1 GPU here"):
-        pipeline.settle(cfg)
-    pipeline.settle(replace(cfg, trainer=replace(cfg.trainer, devices=1)))
+        pipeline.resolve_hardware(cfg)
+    pipeline.resolve_hardware(replace(cfg, trainer=replace(cfg.trainer, devices=1)))
 
 
 # --- whole runs ----------------------------------------------------------------------------------

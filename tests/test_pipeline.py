@@ -60,7 +60,7 @@ def launch(
 
 
 def with_finished(kind: str, before: Path, cache: Path) -> Path:
-    """A new cache that has the finished artefacts of a kind that another one has."""
+    """A new cache that has the finished artifacts of a kind that another one has."""
     shutil.copytree(before / kind, cache / kind, ignore=shutil.ignore_patterns(".*"))
     return cache
 
@@ -156,7 +156,7 @@ def test_a_run_folders_models_load_with_peft_and_repeat_the_predictions(flare_ru
     from peft import PeftModel
 
     from flare_exp.flare import peft_method
-    from flare_exp.flare.source_encoders import BackboneSource
+    from flare_exp.flare.source_encoders import BackboneSourceEncoder
     from flare_exp.models import backbones
 
     assert peft_method.FlarePeftType.FLARE  # importing it registers the method with peft
@@ -168,7 +168,7 @@ def test_a_run_folders_models_load_with_peft_and_repeat_the_predictions(flare_ru
     model = PeftModel.from_pretrained(model, str(out / "english")).merge_and_unload()
     model = PeftModel.from_pretrained(model, str(out / "adapter")).eval()
     table = pq.read_table(out / "predictions.parquet").to_pylist()
-    BackboneSource(model).read(
+    BackboneSourceEncoder(model).encode(
         dict(tokenizer([r["source"] for r in table], padding=True, return_tensors="pt"))
     )
     with torch.no_grad():
@@ -349,8 +349,8 @@ def test_killed_in_every_stage_and_started_again(flare_run, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in finished} == finished, (
         "a finished stage was made again"
     )
-    artefacts = json.loads((out / "provenance.json").read_text())["artefacts"]
-    reused = {f"{a['kind']}/{a['digest']}" for a in artefacts.values() if a["reused"]}
+    artifacts = json.loads((out / "provenance.json").read_text())["artefacts"]
+    reused = {f"{a['kind']}/{a['digest']}" for a in artifacts.values() if a["reused"]}
     before = json.loads((out / "provenance.json").read_text())["translations"].values()
     reused |= {f"translation/{info['of']}" for info in before}  # before errors were made
     assert {f"{p.parent.parent.name}/{p.parent.name}" for p in finished} <= reused
@@ -391,7 +391,7 @@ def test_damaged_checkpoint_and_damaged_artefact(cache_dir, flare_run, tmp_path)
         weights.write_bytes(weights.read_bytes()[:5000])
     mended = launch(cache, tmp_path / "b")
     assert mended.returncode == 0, mended.stderr
-    assert "damaged artefact" in mended.stdout + mended.stderr
+    assert "damaged artifact" in mended.stdout + mended.stderr
     assert result(tmp_path / "b")["test"] == result(flare_run[0])["test"]
 
 
@@ -412,9 +412,9 @@ def test_after_full_fine_tuning_the_adapter_is_the_same_whether_english_was_trai
         out, cache = tmp_path / number, tmp_path / "cache"
         done = launch(cache, out, "finetune.tuning=full", "method=lora")
         assert done.returncode == 0, done.stderr
-        artefacts = json.loads((out / "provenance.json").read_text())["artefacts"]
-        assert artefacts["finetune"]["reused"] == (number == "found")
-        assert not artefacts["transfer"]["reused"]
+        artifacts = json.loads((out / "provenance.json").read_text())["artefacts"]
+        assert artifacts["finetune"]["reused"] == (number == "found")
+        assert not artifacts["transfer"]["reused"]
         made.append((out / "adapter/adapter_model.safetensors").read_bytes())
         said, expected = repeated(out)
         assert said == expected

@@ -31,9 +31,9 @@ SMALL = [
 
 
 def jobs(*overrides: str, scratch: Path, multirun: bool = False) -> list[plan.Job]:
-    composed, problems = validation.check(overrides, multirun)
+    composed, problems = validation.validate(overrides, multirun)
     assert not problems
-    pairs = zip(composition.cells(overrides), map(plan._typed, composed), strict=True)
+    pairs = zip(composition.job_overrides(overrides), map(plan._typed, composed), strict=True)
     return plan.looked_up(list(pairs), multirun, scratch)
 
 
@@ -137,7 +137,7 @@ def test_the_probe_is_within_30_percent_of_a_real_run_and_then_everything_is_bui
     # every key that the plan asks for is one that the run has left
     assert main(["plan", *overrides]) == 0
     shown = capsys.readouterr().out
-    assert f"with 0 artefacts to build, 0 shared, {len(job.made)} built" in shown
+    assert f"with 0 artifacts to build, 0 shared, {len(job.made)} built" in shown
     assert f"{facts['parameters']['trainable']:,}" in shown
 
 
@@ -177,7 +177,7 @@ def test_arithmetic_counts_the_tensors_that_a_real_step_has(
         *three_blocks(tmp_path, architecture),
         f"model.gradient_checkpointing={str(checkpointing).lower()}",
     ]
-    (cfg,) = (plan._typed(c) for c in validation.check(given, False)[0])
+    (cfg,) = (plan._typed(c) for c in validation.validate(given, False)[0])
     stages = preview.preview(plan.settled(cfg), tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
     module = fitting.make_module(stages.run, model.train(), source)
@@ -207,7 +207,7 @@ def llama(tmp_path_factory):
 
 
 def stages_of(given: list[str], folder: Path) -> preview.DryRun:
-    (cfg,) = (plan._typed(c) for c in validation.check(given, False)[0])
+    (cfg,) = (plan._typed(c) for c in validation.validate(given, False)[0])
     return preview.preview(plan.settled(cfg), folder)
 
 
@@ -316,7 +316,7 @@ def five_bytes_a_row(monkeypatch):
 def test_the_largest_micro_batch_that_fits(limit, rows, device, expected, five_bytes_a_row):
     (cfg,) = (
         plan._typed(c)
-        for c in validation.check([f"data.batch_size={rows}", f"trainer={device}"], False)[0]
+        for c in validation.validate([f"data.batch_size={rows}", f"trainer={device}"], False)[0]
     )
     jobs = [plan.Job(n, [], replace(cfg, seed=n), {}, {"transfer": None}) for n in range(2)]
     found = plan.fitting(jobs, limit, Path())
@@ -341,7 +341,7 @@ def test_the_missions_own_command_fits_an_80_gb_gpu(tmp_path):
     """As it is written in the README, with every row as long as it may be."""
     for model in ("llama3", "llama31", "gemma2"):
         (cfg,) = (
-            plan._typed(c) for c in validation.check([f"model={model}", "task=tydiqa"], False)[0]
+            plan._typed(c) for c in validation.validate([f"model={model}", "task=tydiqa"], False)[0]
         )
         assert cfg.model.gradient_checkpointing
         assert cfg.data.micro_batch_size == 8
@@ -417,7 +417,7 @@ def test_every_hub_model_of_the_configuration_is_known():
         ("mt", ("nllb_600m", "nllb_1b3", "nllb_1b3_distilled", "nllb_3b3")),
     ):
         for name in names:
-            (cfg,) = validation.check(
+            (cfg,) = validation.validate(
                 [f"{group}={name}", "task=xnli"]
                 if group == "model"
                 else ["task=xnli", f"mt={name}"],
@@ -540,7 +540,7 @@ def test_a_deep_model_is_counted_by_two_shallow_ones(family, given, tmp_path, mo
     own = {**FAMILIES[family], **{name: 9 for name in FAMILIES[family] if name.endswith("_layers")}}
     monkeypatch.setitem(architectures.ARCHITECTURES, "org/deep", {"model_type": family, **own})
     given = ["model=custom", "model.path=org/deep", *given, f"cache_dir={tmp_path / 'cache'}"]
-    (cfg,) = (plan._typed(c) for c in validation.check(given, False)[0])
+    (cfg,) = (plan._typed(c) for c in validation.validate(given, False)[0])
     stages = preview.preview(plan.settled(cfg), tmp_path)
     counted = []
 
@@ -645,7 +645,7 @@ def peaks(tmp_path, monkeypatch):
         monkeypatch.setattr(results, "print_table", lambda *_: None)
         monkeypatch.setattr(provenance, "PEAK", provenance.PeakMemory())
         for number in range(len(sizes)):
-            runs.run_job(validation.check([], False)[0][0], tmp_path / str(number))
+            runs.run_job(validation.validate([], False)[0][0], tmp_path / str(number))
         return found
 
     return run

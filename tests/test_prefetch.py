@@ -45,9 +45,11 @@ NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 
 
 def needed(*overrides):
-    jobs, problems = validation.check(overrides, True)
+    jobs, problems = validation.validate(overrides, True)
     assert problems == []
-    return [(need.what, need.origin, need.revision) for need in downloads.needs_of(jobs)]
+    return [
+        (need.what, need.origin, need.revision) for need in downloads.hub_resources_of_jobs(jobs)
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -219,20 +221,22 @@ def test_a_folder_is_what_transformers_reads_of_it(checkpoint, tmp_path):
 
 
 def test_a_complete_checkpoint_is_found_by_branch_and_commit(cache, checkpoint):
-    assert hub.Checkpoint("backbone", "org/name", None).find() == hub.Found(lacks="all of it")
+    assert hub.Checkpoint("backbone", "org/name", None).find() == hub.CacheStatus(lacks="all of it")
     put(cache, "org/name", checkpoint)
     size = sum(
         (checkpoint / name).stat().st_size
         for name in hub.wanted([p.name for p in checkpoint.iterdir()])
     )
     for revision in (None, "main", COMMIT):
-        assert hub.Checkpoint("backbone", "org/name", revision).find() == hub.Found(COMMIT, size)
+        assert hub.Checkpoint("backbone", "org/name", revision).find() == hub.CacheStatus(
+            COMMIT, size
+        )
     for revision in ("v2", OTHER):
         assert hub.Checkpoint("backbone", "org/name", revision).find().lacks == "all of it"
 
 
 def settled(*overrides):
-    (composed,), problems = validation.check(overrides, False)
+    (composed,), problems = validation.validate(overrides, False)
     assert not problems
     return OmegaConf.to_object(composed)
 
@@ -371,7 +375,9 @@ def test_a_prefetch_from_a_hub_that_does_not_answer_ends_at_once(tmp_path):
 
 def test_a_name_that_is_no_folder_is_said_to_be_none(cache):
     need = hub.Checkpoint("backbone", "nowhere", None)
-    assert "; there is no folder nowhere here either" in str(downloads.refusal([need], [], False))
+    assert "; there is no folder nowhere here either" in str(
+        downloads.offline_problem([need], [], False)
+    )
 
 
 def test_a_hub_that_stays_silent_is_not_waited_for(monkeypatch):
@@ -407,7 +413,7 @@ def test_an_unreachable_hub(cache, checkpoint, monkeypatch, revision, state):
 
     put(cache, "org/name", checkpoint)
     monkeypatch.setattr(hub.Checkpoint, "fetch", fetch)
-    assert downloads.bring(hub.Checkpoint("backbone", "org/name", revision))[1] == state
+    assert downloads.download(hub.Checkpoint("backbone", "org/name", revision))[1] == state
 
 
 def test_mistakes_are_one_message(capsys):
@@ -430,7 +436,7 @@ def test_a_run_from_a_cache_alone(checkpoint, tmp_path):
         "task.limit=16",
         "trainer=debug",
         "trainer.enable_progress_bar=false",
-        f"cache_dir={tmp_path / 'artefacts'}",
+        f"cache_dir={tmp_path / 'artifacts'}",
         f"output_dir={tmp_path / 'out'}",
     ]
     done = launch(tmp_path, *run)
@@ -637,7 +643,7 @@ def test_prefetch_then_run_without_network(server, tmp_path):
         "mt=gold",
         "trainer=debug",
         "trainer.enable_progress_bar=false",
-        f"cache_dir={tmp_path / 'artefacts'}",
+        f"cache_dir={tmp_path / 'artifacts'}",
     ]
     refused = launch(tmp_path, *run, f"output_dir={tmp_path / 'out'}")
     assert refused.returncode == 2

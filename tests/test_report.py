@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from flare_exp.cli import report
-from flare_exp.cli.commandline import normalised
+from flare_exp.cli.commandline import normalized
 from flare_exp.config import schema, validation
 
 
@@ -19,7 +19,7 @@ def as_dict(job):
 
 def finished(folder, *overrides, score=0.5, metrics=None):
     """A run folder as a run leaves it, as far as the table reads it."""
-    (job,), problems = validation.check(normalised(overrides), multirun=False)
+    (job,), problems = validation.validate(normalized(overrides), multirun=False)
     assert not problems
     folder.mkdir(parents=True)
     measured = {

@@ -18,7 +18,11 @@ from omegaconf import OmegaConf
 
 from flare_exp.cli.main import main
 from flare_exp.config import validation
-from flare_exp.data.sampling import BucketSampler, ResumableLoader, Shares
+from flare_exp.data.sampling import (
+    LengthBucketedBatchSampler,
+    RankShardBatchSampler,
+    ResumableDataLoader,
+)
 from flare_exp.errors import out_of_room
 from flare_exp.experiment import pipeline, run_state, runs
 from flare_exp.training import checkpointing
@@ -52,7 +56,7 @@ def arguments(checkpoint, folder, *overrides):
 
 
 def run(checkpoint, folder, *overrides):
-    (job,), problems = validation.check(arguments(checkpoint, folder, *overrides), False)
+    (job,), problems = validation.validate(arguments(checkpoint, folder, *overrides), False)
     assert not problems
     (folder / "out").mkdir(parents=True, exist_ok=True)
     return pipeline.run(OmegaConf.to_object(job), folder / "out")
@@ -96,9 +100,9 @@ def test_i12_stopped_at_any_step_equals_uninterrupted(checkpoint, tmp_path, monk
         looks += 1
         return signal.SIGUSR1 if looks in stops else None
 
-    monkeypatch.setattr(signals, "asked", asked)
+    monkeypatch.setattr(signals, "pending_signal", asked)
     for _ in stops:
-        with pytest.raises(signals.Stopped, match="stopped by SIGUSR1"):
+        with pytest.raises(signals.StopRequested, match="stopped by SIGUSR1"):
             run(checkpoint, tmp_path / "parts")
     run(checkpoint, tmp_path / "parts")
     assert left(tmp_path / "parts") == left(tmp_path / "whole")
@@ -134,9 +138,9 @@ def test_a_step_read_in_micro_batches_is_the_same_step_and_their_size_may_change
         looks += 1
         return signal.SIGUSR1 if looks in stops else None
 
-    monkeypatch.setattr(signals, "asked", asked)
+    monkeypatch.setattr(signals, "pending_signal", asked)
     for size in ("7", "null", "3"):
-        with pytest.raises(signals.Stopped):
+        with pytest.raises(signals.StopRequested):
             run(checkpoint, tmp_path / "parts", *exact, f"data.micro_batch_size={size}")
     run(checkpoint, tmp_path / "parts", *exact, "data.micro_batch_size=20")
     assert caplog.text.count("goes on after") >= 2
@@ -170,7 +174,7 @@ def test_a_signal_stops_and_the_same_command_goes_on(checkpoint, tmp_path, train
             "method=zero_shot",
         )
         return processes.Run(
-            [*processes.PROGRAM, *words], merged=True, fresh_followers=True, **options
+            [*processes.PROGRAM, *words], merged=True, fresh_workers=True, **options
         )
 
     process = start(tmp_path)
@@ -263,7 +267,7 @@ def test_a_full_disk_at_any_stage_is_one_message_and_the_same_command_goes_on(
         f"cache_dir={folders['cache']}",
         f"output_dir={folders['out']}",
     ]
-    (job,), _ = validation.check(given, False)
+    (job,), _ = validation.validate(given, False)
     reasons, kilobytes = [], 16
     while (reason := runs.attempt(job, folders["out"])) is not None:
         reasons.append(reason)
@@ -289,7 +293,7 @@ def test_a_full_disk_at_any_stage_is_one_message_and_the_same_command_goes_on(
             kind
             for kind in ("finetune", "transfer", "test", "translation")
             for r in reasons
-            if f"artefact {kind}/" in r
+            if f"artifact {kind}/" in r
         }
         assert len(kinds) >= 2, reasons
     for name in (
@@ -341,25 +345,25 @@ def interruptible():
 
 
 def test_ctrl_c_asks_once_and_interrupts_the_second_time(capfd, interruptible):
-    signals.listen()
+    signals.block_signals()
     with signals.deferred():
-        assert signals.asked() is None
+        assert signals.pending_signal() is None
         os.kill(os.getpid(), signal.SIGINT)
-        assert signals.asked() is signal.SIGINT
+        assert signals.pending_signal() is signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert capfd.readouterr().err.count("once more ends at once") == 1
     with pytest.raises(KeyboardInterrupt):  # nothing is trained: nothing is lost
         os.kill(os.getpid(), signal.SIGINT)
-    signals.listen()
-    assert signals.asked() is None
+    signals.block_signals()
+    assert signals.pending_signal() is None
 
 
 def test_ctrl_c_before_anything_runs_is_one_line(monkeypatch, capsys, tmp_path):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(validation, "check", interrupt)
+    monkeypatch.setattr(validation, "validate", interrupt)
     assert main([f"output_dir={tmp_path / 'out'}"]) == 130
     assert capsys.readouterr().err == "\nstopped by Ctrl-C\n"
 
@@ -369,7 +373,7 @@ def test_an_ignored_ctrl_c_stays_ignored():
     try:
         with signals.deferred():
             os.kill(os.getpid(), signal.SIGINT)
-            assert signals.asked() is None
+            assert signals.pending_signal() is None
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -414,7 +418,7 @@ def test_a_state_is_kept_after_every_epoch(checkpoint, tmp_path, monkeypatch):
         "save",
         lambda self, trainer: kept.append(trainer.global_step) or save(self, trainer),
     )
-    monkeypatch.setattr(signals, "SHARE", 1e9)  # whatever it takes
+    monkeypatch.setattr(signals, "TIME_SHARE", 1e9)  # whatever it takes
     run(checkpoint, tmp_path, "finetune.epochs=3", "method=zero_shot")
     assert kept == [6, 11]  # with the first step after an epoch of 5
 
@@ -470,10 +474,12 @@ def test_a_loader_goes_on_within_an_epoch(workers, passes):
     """Between global batches: of one that is begun nothing has been learned."""
 
     def loader():
-        order = BucketSampler([1] * 10, 2, 0)
+        order = LengthBucketedBatchSampler([1] * 10, 2, 0)
         order.set_epoch(3)
-        return ResumableLoader(
-            Numbers(), batch_sampler=Shares(order, [1] * 10, passes=passes), num_workers=workers
+        return ResumableDataLoader(
+            Numbers(),
+            batch_sampler=RankShardBatchSampler(order, [1] * 10, passes=passes),
+            num_workers=workers,
         )
 
     whole = [b.tolist() for b in loader()]

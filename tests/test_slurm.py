@@ -225,7 +225,7 @@ def test_a_signal_before_python_is_ready_waits():
 
 
 def jobs(*overrides):
-    composed, problems = validation.check(list(overrides), True)
+    composed, problems = validation.validate(list(overrides), True)
     assert not problems
     return [slurm.Job(OmegaConf.to_object(job), Path("x"), []) for job in composed]
 

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.config import validation
+from flare_exp.config.methods import METHODS
+from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment import checkpoints, fitting, pipeline
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.testing import evaluate
@@ -56,10 +58,10 @@ def make_run(checkpoint, tmp_path):
             f"output_dir={tmp_path}",
             *overrides,
         ]
-        (composed,), problems = validation.check(given, False)
+        (composed,), problems = validation.validate(given, False)
         assert problems == []
-        cfg = pipeline.settle(OmegaConf.to_object(composed))
-        store = ArtifactStore(cfg.cache_dir, distributed.ALONE)
+        cfg = pipeline.resolve_hardware(OmegaConf.to_object(composed))
+        store = ArtifactStore(cfg.cache_dir, distributed.SINGLE_PROCESS)
         tracker = Tracker(tmp_path / "run", {}, None)
         backbone = checkpoints.prepare_backbone(cfg, store)
         return pipeline.make_context(cfg, store, pipeline.load_task(cfg), backbone, tracker)
@@ -67,8 +69,8 @@ def make_run(checkpoint, tmp_path):
     return make
 
 
-def transfer(run, view="paired"):
-    return run_transfer(run, finetune(run), view, fuses=True)
+def transfer(run, mode=PairingMode.PAIRED):
+    return run_transfer(run, finetune(run), mode)
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def read_states(monkeypatch):
             found.append(states)
         return states
 
-    monkeypatch.setattr(SourceStates, "of", noted)
+    monkeypatch.setattr(SourceStates, "states_for", noted)
     return found
 
 
@@ -148,7 +150,7 @@ def test_source_states_are_given_up_after_a_stage(make_run, read_states, cache):
 @pytest.mark.parametrize("method", ["flare", "flare_mt"])
 def test_a_translation_model_is_given_up_when_its_work_is_done(make_run, monkeypatch, method):
     run, alive, loaded = make_run(*TINY_MT, f"method={method}"), {}, []
-    view, fit = {"flare": "paired", "flare_mt": "latent"}[method], fitting.fit
+    mode, fit = METHODS[method].mode, fitting.fit
 
     for name in ("engine", "encoder"):
         load = getattr(checkpoints.MT, name).func
@@ -168,12 +170,12 @@ def test_a_translation_model_is_given_up_when_its_work_is_done(make_run, monkeyp
 
     monkeypatch.setattr(fitting, "fit", watched)
     english = finetune(run)
-    adapted = run_transfer(run, english, view, fuses=True)
+    adapted = run_transfer(run, english, mode)
     assert {name for name, _ in loaded} == (
         {"engine"} if method == "flare" else {"engine", "encoder"}
     )
     assert alive["transfer"] == []
-    evaluate(run, adapted, view, english)
+    evaluate(run, adapted, mode, english)
     assert loaded[-1][0] == ("engine" if method == "flare" else "encoder"), (
         "loaded again for the test"
     )

@@ -11,7 +11,7 @@ import pytest
 from flare_exp.cli import status
 from flare_exp.errors import UserError
 from flare_exp.experiment import run_state
-from flare_exp.utils.signals import Stopped
+from flare_exp.utils.signals import StopRequested
 
 
 def leave(folder, state, **more):
@@ -87,8 +87,8 @@ def test_a_run_leaves_its_state_however_it_ends(tmp_path, error, state):
         end(error)
     assert run_state.read(tmp_path).state == state
     assert not (tmp_path / run_state.SIGN).exists()
-    with pytest.raises(Stopped):
-        end(Stopped(signal.SIGUSR1, "after 3 steps"))
+    with pytest.raises(StopRequested):
+        end(StopRequested(signal.SIGUSR1, "after 3 steps"))
     assert "after 3 steps" in run_state.read(tmp_path).reason
 
 

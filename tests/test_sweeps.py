@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from flare_exp.cli.commandline import normalised
+from flare_exp.cli.commandline import normalized
 from flare_exp.config import composition, schema, validation
 from flare_exp.tasks import TASKS
 
@@ -68,7 +68,7 @@ def check(process):
     """The job and the problems of what an agent starts."""
     environment, interpreter, *module = process.command[:4]
     assert (environment, interpreter, module) == ("/usr/bin/env", "python", ["-m", "flare_exp"])
-    (job,), problems = validation.check(normalised(process.command[4:]), multirun=False)
+    (job,), problems = validation.validate(normalized(process.command[4:]), multirun=False)
     return job, problems
 
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from flare_exp.artifacts import ArtifactStore, digest_of
 from flare_exp.config import schema, validation
-from flare_exp.data.classification import LabelForm
+from flare_exp.data.classification import ClassificationPreprocessor
 from flare_exp.data.datamodule import PairedDataModule
-from flare_exp.data.question_answering import SpanForm
+from flare_exp.data.question_answering import ExtractiveQAPreprocessor
 from flare_exp.errors import UserError
 from flare_exp.experiment.notes import translation_note
 from flare_exp.experiment.stages.translation import quality, translate
@@ -86,7 +86,7 @@ def test_every_task_is_whole(task):
     assert task.metric in (("accuracy", "macro_f1") if task.labels else ("exact_match", "f1"))
     assert bool(task.labels) != (task.fields == ("context", "question"))
     assert task.english not in task.languages
-    (job,), problems = validation.check([f"task={task.name}"], multirun=False)
+    (job,), problems = validation.validate([f"task={task.name}"], multirun=False)
     assert not problems
     assert job.task.lang in task.languages
     if issubclass(task, Benchmark):
@@ -568,7 +568,7 @@ def test_the_stage_keeps_answers_and_follows_the_file_not_its_place(tmp_path):
 def job(*overrides):
     from omegaconf import OmegaConf
 
-    jobs, problems = validation.check(list(overrides), False)
+    jobs, problems = validation.validate(list(overrides), False)
     assert problems == []
     return OmegaConf.to_object(jobs[0])
 
@@ -935,9 +935,11 @@ def test_200_damaged_tables_end_in_a_message_or_in_success(name, where, tmp_path
         )
         pipeline.check_data(task, lang)
         pipeline.check_translations(maker, task, lang, pipeline.METHODS["flare"])
-        form = (LabelForm if task.labels else SpanForm)(task, characters, 64)
-        for view in ("english", "paired"):
-            data = PairedDataModule(task, lang, form, maker.translate, view=view)
+        preprocessor = (ClassificationPreprocessor if task.labels else ExtractiveQAPreprocessor)(
+            task, characters, 64
+        )
+        for mode in ("english", "paired"):
+            data = PairedDataModule(task, lang, preprocessor, maker.translate, mode=mode)
             for role in base.ROLES:
                 dataset = data.dataset(role)
                 task.score(

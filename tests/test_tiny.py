@@ -55,10 +55,10 @@ def test_pre_training_that_is_stopped_goes_on_to_the_same_weights(
 
     folder = tmp_path / "parts"
     folder.mkdir()
-    monkeypatch.setattr(signals, "asked", asked)
+    monkeypatch.setattr(signals, "pending_signal", asked)
     for steps in (2, 4):
         with pytest.raises(
-            signals.Stopped, match=f"stopped by SIGTERM after {steps} steps of pre-training"
+            signals.StopRequested, match=f"stopped by SIGTERM after {steps} steps of pre-training"
         ):
             pretrain(folder, **options)
     assert pretrain(folder, **options) == whole

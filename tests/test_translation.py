@@ -39,7 +39,7 @@ class Reverser:
             progress(len(texts))
         # a marked span is one word
         return [
-            engines.Translated(
+            engines.Translation(
                 " ".join(reversed(re.findall(r'"[^"]*"|\S+', t))).upper(), "long" in t
             )
             for t in texts
@@ -130,7 +130,7 @@ def test_a_model_translates_texts_by_themselves(tmp_path):
 def test_answers_that_are_lost_or_were_never_there_are_none(tmp_path):
     class Loser(Reverser):
         def translate(self, texts, *more, **options):
-            return [engines.Translated(t.replace('"', "", 1), False) for t in texts]
+            return [engines.Translation(t.replace('"', "", 1), False) for t in texts]
 
     found = Example(
         "tydiqa/en/train/0", "0", ("the nile is long", "what"), answers=(Answer("nile", 4),)
@@ -218,7 +218,7 @@ def test_a_damaged_shard_is_named_and_made_again(tmp_path, caplog):
     engine.asked.clear()
     assert maker(task, tmp_path, engine).translate(examples, "far") == made
     assert len(engine.asked) == 1
-    assert f"damaged artefact {victim.parent}: texts.parquet is not what was written" in caplog.text
+    assert f"damaged artifact {victim.parent}: texts.parquet is not what was written" in caplog.text
 
 
 def test_what_a_shard_depends_on(tmp_path):

@@ -57,7 +57,7 @@ NLLB 3.3B (13 GB)."""
 PATHS = ("output_dir", "cache_dir", "task.data_dir", "model.path", "mt.path")
 
 
-def normalised(argv: Sequence[str], multirun: bool = False) -> list[str]:
+def normalized(argv: Sequence[str], multirun: bool = False) -> list[str]:
     """Return a command line in the form that Hydra expects.
 
     Flags come before overrides. Slices and paths are quoted where Hydra's grammar needs it.

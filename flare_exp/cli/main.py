@@ -18,15 +18,15 @@ from flare_exp.config import composition, validation
 from flare_exp.errors import UserError
 from flare_exp.experiment import downloads
 from flare_exp.experiment.runs import (
-    absent,
-    assists,
     attempt,
     attempt_in_grid,
     check_content,
     check_folder,
     check_writable,
     crashed,
+    missing_folders,
     remove_empty,
+    run_if_secondary_node,
 )
 from flare_exp.utils import signals
 
@@ -51,10 +51,10 @@ def _main(given: list[str]) -> int:
     """Run a subcommand, a single run or a grid."""
     if given and given[0] in commandline.COMMANDS:
         return _command(given[0], given[1:])
-    signals.listen()
+    signals.block_signals()
     wait = given[:1] != ["submit"]
     unknown = commandline.unknown_command(given) if wait else None
-    arguments = commandline.normalised(
+    arguments = commandline.normalized(
         given if wait else ["-m", "hydra/launcher=slurm", *given[1:]]
     )
     if any(a in ("--help", "-h") for a in arguments):
@@ -70,7 +70,7 @@ def _main(given: list[str]) -> int:
         # one folder for all jobs of the grid
         overrides.append("output_dir=" + time.strftime("outputs/%Y-%m-%d_%H-%M-%S_grid"))
         arguments.append(overrides[-1])
-    jobs, problems = validation.check(
+    jobs, problems = validation.validate(
         [o for o in overrides if not (unknown and o == given[0])], multirun
     )
     problems = [*([unknown] if unknown else []), *commandline.unknown_flags(arguments), *problems]
@@ -81,14 +81,14 @@ def _main(given: list[str]) -> int:
         return _hand_over(arguments)
     if jobs[0].print_config:
         return _print_config(jobs[0])
-    if not multirun and assists(jobs[0]):
+    if not multirun and run_if_secondary_node(jobs[0]):
         return 0
     # the default folder holds the time, so it is fixed once
     if not any(o.startswith("output_dir=") for o in overrides):
         arguments.append(commandline.quoted(f"output_dir={jobs[0].output_dir}", False))
     folder = Path(str(jobs[0].output_dir)).expanduser()
     on_slurm = "hydra/launcher=slurm" in overrides
-    grid = _Grid(folder, jobs, composition.cells(overrides)) if multirun else None
+    grid = _Grid(folder, jobs, composition.job_overrides(overrides)) if multirun else None
     if on_slurm and not multirun:
         problems = [
             "hydra/launcher=slurm: a launcher starts the jobs of a grid; add -m (it may be a grid "
@@ -105,7 +105,7 @@ def _main(given: list[str]) -> int:
         if done
         else [Path(name).expanduser() for name in dict.fromkeys(str(job.cache_dir) for job in jobs)]
     )
-    new = absent([folder, *caches])
+    new = missing_folders([folder, *caches])
     problems = problems or list(grid.problems() if grid else check_folder(jobs[0], folder))
     problems += [problem for cache in caches for problem in check_writable(cache, "cache_dir")]
     if problems:
@@ -134,7 +134,7 @@ def _command(name: str, arguments: Sequence[str]) -> int:
             raise UserError(
                 f"{unknown[0]}: there is no such flag; allowed: {', '.join((*known, '--help'))}"
             )
-        return module.main(commandline.normalised(arguments, name == "prefetch"))
+        return module.main(commandline.normalized(arguments, name == "prefetch"))
     except UserError as error:
         print(f"flare_exp {name}: {error}", file=sys.stderr)
         return 2
@@ -220,7 +220,7 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
             return 2
         try:
             slurm.wait(missing, array)
-        except (KeyboardInterrupt, signals.Stopped, UserError) as error:
+        except (KeyboardInterrupt, signals.StopRequested, UserError) as error:
             print(
                 f"\nno longer waiting{f' ({error})' if str(error) else ''}; the jobs go on "
                 f"(scancel {array} ends them)",

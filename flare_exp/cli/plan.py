@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from flare_exp.cli import commandline
 from flare_exp.config import composition, schema, validation
+from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.runs import quiet
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
     limits = [a.partition("=")[2] for a in arguments if a.startswith("memory=")]
     overrides = commandline.overrides([a for a in arguments if not a.startswith("memory=")])
     multirun = any(a in ("-m", "--multirun") for a in arguments)
-    composed, problems = validation.check(overrides, multirun)
+    composed, problems = validation.validate(overrides, multirun)
     problems += [
         f"memory={text}: must be a size above 0 like 80GB or 40GiB"
         for text in limits
@@ -139,7 +140,9 @@ def main(arguments: Sequence[str]) -> int:
     ]
     if problems:
         return commandline.refuse(problems)
-    jobs = [(o, _typed(c)) for o, c in zip(composition.cells(overrides), composed, strict=True)]
+    jobs = [
+        (o, _typed(c)) for o, c in zip(composition.job_overrides(overrides), composed, strict=True)
+    ]
     _quietly(jobs[0][1])
     with tempfile.TemporaryDirectory(prefix="flare_exp_plan_") as scratch:
         found = looked_up(jobs, multirun, Path(scratch))
@@ -316,9 +319,9 @@ def settled(cfg: schema.Config) -> schema.Config:
 
     cfg = replace(cfg, trainer=replace(cfg.trainer, enable_progress_bar=False))
     placed = (
-        pipeline.placed(cfg, cfg.trainer.accelerator != "cpu")
+        pipeline.with_device_defaults(cfg, cfg.trainer.accelerator != "cpu")
         if is_sketch(cfg)
-        else pipeline.settle(cfg)
+        else pipeline.resolve_hardware(cfg)
     )
     return pipeline.pinned(placed, required=False)
 
@@ -332,7 +335,7 @@ def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: P
 
     dry, method = preview(cfg, scratch), METHODS[cfg.method.name]
     made = pipeline.run_stages(dry.run, method)
-    reads_mt = dry.untranslated or method.view == "latent"
+    reads_mt = dry.untranslated or method.mode is PairingMode.LATENT
     if reads_mt and dry.mt.missing:
         made["mt"] = dry.mt.missing
     names = {dry.run.task.english: "English", cfg.task.lang: "target"}
@@ -418,7 +421,7 @@ def sums(jobs: Sequence[Job]) -> list[str]:
     estimates = [(job.todo, job.estimate) for job in jobs if job.estimate]
     disk = sum(made.disk.get(name, 0) for names, made in estimates for name in names)
     return [
-        f"jobs: {len(jobs)}, with {todo} artefacts to build, {shared} shared, {built} built",
+        f"jobs: {len(jobs)}, with {todo} artifacts to build, {shared} shared, {built} built",
         f"time: {duration(sum(job.seconds for job in jobs))} one job after the other",
         f"peak memory: {size(max((made.memory for _, made in estimates), default=0))}",
         f"disk: {size(disk)} in {jobs[0].cfg.cache_dir}, and less in the run folders; downloads: "

@@ -14,19 +14,19 @@ from collections.abc import Sequence
 from flare_exp import hub
 from flare_exp.config import validation
 from flare_exp.errors import UserError
-from flare_exp.experiment.downloads import bring, cache_names, look, needs_of
+from flare_exp.experiment.downloads import cache_names, download, hub_resources_of_jobs, inspect
 
 
 def main(arguments: Sequence[str]) -> int:
     """Fetch what the runs need and return the exit code: 0 if everything is there, else 1."""
     overrides = [a for a in arguments if not a.startswith("-")]
-    jobs, problems = validation.check(overrides, multirun=True)
+    jobs, problems = validation.validate(overrides, multirun=True)
     if problems:
         raise UserError(
             "\n  - ".join(["the command line has mistakes; nothing was fetched", *problems])
         )
     only_look = hub.offline(any(job.offline for job in jobs))
-    wanted = needs_of(jobs)
+    wanted = hub_resources_of_jobs(jobs)
     if not wanted:
         print(
             "Nothing comes from the hub: models and data of this command line are embedded, or in "
@@ -37,12 +37,12 @@ def main(arguments: Sequence[str]) -> int:
     if not only_look and (silent := hub.unreachable()):
         print(f"flare_exp prefetch: {silent}; nothing was fetched", file=sys.stderr, flush=True)
         only_look = hub.offline(True)
-    outcomes = [(need, *(look(need) if only_look else bring(need))) for need in wanted]
+    outcomes = [(need, *(inspect(need) if only_look else download(need))) for need in wanted]
     _print(outcomes)
     return 1 if any(found.lacks for _, found, _ in outcomes) else 0
 
 
-def _print(outcomes: Sequence[tuple[hub.Need, hub.Found, str]]) -> None:
+def _print(outcomes: Sequence[tuple[hub.HubResource, hub.CacheStatus, str]]) -> None:
     """Print a table of the needs and their state, and how many are missing."""
     from rich import box
     from rich.console import Console

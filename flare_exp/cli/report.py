@@ -92,7 +92,7 @@ def defaults(*groups: str) -> dict[str, Any]:
     """Return the shipped configuration of some groups' options, with dotted keys."""
     from omegaconf import OmegaConf
 
-    (job,), problems = validation.check(groups, multirun=False)
+    (job,), problems = validation.validate(groups, multirun=False)
     if job is None:
         raise ValueError(problems[0])
     return schema.flat(OmegaConf.to_container(job, resolve=True))

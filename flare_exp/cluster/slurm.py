@@ -129,9 +129,9 @@ def run(job: Job) -> None:
     """Run one job on a node; exit with code 1 if it fails."""
     from omegaconf import OmegaConf
 
-    from flare_exp.experiment.runs import assists, attempt_in_grid
+    from flare_exp.experiment.runs import attempt_in_grid, run_if_secondary_node
 
-    if assists(job.config):
+    if run_if_secondary_node(job.config):
         return
     job.folder.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [
@@ -180,7 +180,7 @@ def wait(jobs: Sequence[Job], array: str) -> None:
             said = now
         if not queued:
             return
-        signals.check("while it waited")
+        signals.raise_if_signalled("while it waited")
         time.sleep(POLL)
 
 

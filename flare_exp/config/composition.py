@@ -35,7 +35,7 @@ def register_schema() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
-def cells(arguments: Sequence[str]) -> list[list[str]]:
+def job_overrides(arguments: Sequence[str]) -> list[list[str]]:
     """Return the overrides of each job of a checked command line, in Hydra's order."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

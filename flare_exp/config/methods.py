@@ -7,25 +7,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flare_exp.data.pairing_mode import PairingMode
+
 
 @dataclass(frozen=True)
 class Method:
     """Properties of a method.
 
     Args:
-        view: what an example is read from, one of `flare_exp.data.pairing.VIEWS`.
+        mode: what the model reads and fuses.
         trains: whether an adapter is trained on the target language.
-        fuses: whether that adapter fuses source and target.
     """
 
-    view: str
+    mode: PairingMode
     trains: bool
-    fuses: bool = False
+
+    @property
+    def fuses(self) -> bool:
+        """Return whether the adapter fuses source and target."""
+        return self.mode.fuses
 
     @property
     def reads_translated_tests(self) -> bool:
         """Return whether the method reads translations of the target's test data."""
-        return self.view in ("paired", "translated")
+        return self.mode.translates_tests
 
     @property
     def translates(self) -> bool:
@@ -37,9 +42,9 @@ class Method:
 
 
 METHODS = {
-    "zero_shot": Method("target", trains=False),
-    "translate_test": Method("translated", trains=False),
-    "lora": Method("target", trains=True),
-    "flare": Method("paired", trains=True, fuses=True),
-    "flare_mt": Method("latent", trains=True, fuses=True),
+    "zero_shot": Method(PairingMode.TARGET, trains=False),
+    "translate_test": Method(PairingMode.TRANSLATED, trains=False),
+    "lora": Method(PairingMode.TARGET, trains=True),
+    "flare": Method(PairingMode.PAIRED, trains=True),
+    "flare_mt": Method(PairingMode.LATENT, trains=True),
 }

@@ -71,7 +71,7 @@ class PretrainConfig:
         choices=("xlm-roberta", "llama", "gemma2", "mt5"),
     )
     documents: int = option(0, "documents of generated text", min=1)
-    steps: int = option(0, "optimiser steps", min=1)
+    steps: int = option(0, "optimizer steps", min=1)
     batch_size: int = option(0, "documents per step", min=1)
     lr: float = option(0.0, "learning rate", above=0)
     vocab_size: int = option(0, "size of the learned vocabulary", min=100)
@@ -99,7 +99,7 @@ class ModelConfig:
     quantize: str | None = option(
         None, "keep the frozen weights in 4 bits (needs bitsandbytes)", choices=("nf4",)
     )
-    double_quant: bool = option(True, "quantise the 4-bit constants too")
+    double_quant: bool = option(True, "quantize the 4-bit constants too")
     compute_dtype: str = option(
         "bfloat16", "matrix products of 4-bit weights", choices=("bfloat16", "float32", "float16")
     )
@@ -229,7 +229,7 @@ class MtPretrainConfig:
     """Training of the embedded translation model."""
 
     pairs: int = option(0, "sentence pairs of generated text", min=1)
-    steps: int = option(0, "optimiser steps", min=1)
+    steps: int = option(0, "optimizer steps", min=1)
     batch_size: int = option(0, "pairs per step", min=1)
     lr: float = option(0.0, "learning rate", above=0)
     vocab_size: int = option(0, "size of the learned vocabulary", min=100)
@@ -337,7 +337,7 @@ class FinetuneConfig(StageConfig):
 class OptimConfig:
     """The optimizer."""
 
-    _target_: str = option("torch.optim.AdamW", "optimiser", choices=OPTIMIZERS)
+    _target_: str = option("torch.optim.AdamW", "optimizer", choices=OPTIMIZERS)
     _partial_: bool = option(True, "", no_effect="not read")
     weight_decay: float = option(0.01, "decoupled weight decay", min=0)
     eps: float = option(1e-8, "denominator term", above=0)
@@ -347,7 +347,7 @@ class OptimConfig:
 class DataConfig:
     """Batches, text lengths and loader processes."""
 
-    batch_size: int = option(32, "examples per optimiser step, over all devices", min=1)
+    batch_size: int = option(32, "examples per optimizer step, over all devices", min=1)
     micro_batch_size: int | None = option(
         None,
         "rows per forward pass and device, to save memory; null: all of the batch",
@@ -449,7 +449,7 @@ class Config:
     )
     cache_dir: str = option(
         "???",
-        "artefacts shared by all runs (FLARE_EXP_CACHE, else ~/.cache/flare_exp)",
+        "artifacts shared by all runs (FLARE_EXP_CACHE, else ~/.cache/flare_exp)",
         no_effect="a place, not content",
     )
     offline: bool = option(

@@ -28,7 +28,7 @@ from flare_exp.errors import first_line
 from flare_exp.tasks import ROLES, TASKS, Slice
 
 
-def check(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str]]:
+def validate(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str]]:
     """Check the overrides of a command line.
 
     Args:
@@ -178,7 +178,7 @@ def _check_job(
             return None, [f"{group}={name}: {_allowed(name, error.options)}"]
         key = getattr(reason, "full_key", None)
         return None, [f"{key}: {line}" if key else line for line in [first_line(reason).strip()]]
-    problems = [*_check_rules(cfg), *_check_meaning(cfg)]
+    problems = [*_check_rules(cfg), *_cross_field_problems(cfg)]
     if without_fusion(cfg, overrides) and not multirun:
         problems.append(
             f"fusion={cfg.fusion.name} with method={cfg.method.name}: only "
@@ -217,7 +217,7 @@ def _check_rules(cfg: Any, prefix: str = "") -> Iterator[str]:
             yield f"{key}={value}: must be {rules['max']} or less"
 
 
-def _check_meaning(cfg: Config) -> Iterator[str]:
+def _cross_field_problems(cfg: Config) -> Iterator[str]:
     """Check constraints that span options: paths, languages, incompatible combinations."""
     task = TASKS.get(cfg.task.name)
     if task is not None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from flare_exp.data.preprocessing import Form, Item
+from flare_exp.data.preprocessing import Item, Preprocessor
 from flare_exp.tasks import Example
 
 
-class LabelForm(Form):
+class ClassificationPreprocessor(Preprocessor):
     """Classification by a head. Batch: target, labels [B]."""
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:

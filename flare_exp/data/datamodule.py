@@ -11,9 +11,15 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import BatchSampler, DataLoader
 
 from flare_exp.data.dataset import PairedCollator, PairedDataset, check_known
-from flare_exp.data.pairing import VIEWS, Pair, Translate, make_pairs, shuffled_sources
-from flare_exp.data.preprocessing import Form
-from flare_exp.data.sampling import BucketSampler, ResumableLoader, Shares, passes_of
+from flare_exp.data.pairing import Pair, Translate, make_pairs, shuffled_sources
+from flare_exp.data.pairing_mode import PairingMode
+from flare_exp.data.preprocessing import Preprocessor
+from flare_exp.data.sampling import (
+    LengthBucketedBatchSampler,
+    RankShardBatchSampler,
+    ResumableDataLoader,
+    micro_batches_per_batch,
+)
 from flare_exp.errors import UserError
 from flare_exp.tasks import Task
 
@@ -25,15 +31,15 @@ class PairedDataModule(LightningDataModule):
 
     Train and validation: the English original and its translation into `lang`. Test: the original
     text of `lang` and its translation into English. The paper calls this translate-train. With
-    view="english" all three roles are English originals.
+    mode="english" all three roles are English originals.
 
     Args:
         task: the benchmark.
         lang: the target language.
-        form: encodes the examples (flare_exp.data.question_answering, for example).
+        preprocessor: encodes the examples (flare_exp.data.question_answering, for example).
         translate: (examples, language) -> the same examples in that language.
-        source_form: encodes the sources, if they need another form.
-        view: one of VIEWS.
+        source_preprocessor: encodes the sources, if they need another preprocessor.
+        mode: what the model reads and fuses.
         batch_size: rows of a global batch, over all processes.
         workers: worker processes of each loader.
         micro_batch_size: maximum number of rows of a pass on one process; None for all rows of the
@@ -41,7 +47,7 @@ class PairedDataModule(LightningDataModule):
         seed: seed of the batch order.
         shuffle_source: pair every text with another one's source (ablation).
         empty_source: pair every text with no source (ablation).
-        scores_originals: compare predictions on translations (view="translated") with the original
+        scores_originals: compare predictions on translations (mode="translated") with the original
             examples.
         share: rank and number of the processes that split the batches.
     """
@@ -50,11 +56,11 @@ class PairedDataModule(LightningDataModule):
         self,
         task: Task,
         lang: str,
-        form: Form,
+        preprocessor: Preprocessor,
         translate: Translate,
         *,
-        source_form: Form | None = None,
-        view: str = "paired",
+        source_preprocessor: Preprocessor | None = None,
+        mode: PairingMode | str = PairingMode.PAIRED,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         workers: int = 0,
@@ -65,20 +71,13 @@ class PairedDataModule(LightningDataModule):
         share: tuple[int, int] = (0, 1),
     ):
         super().__init__()
-        if view not in VIEWS:
-            raise ValueError(f"view={view!r} is none of {', '.join(VIEWS)}")
-        self.task, self.lang, self.form, self.translate, self.view = (
-            task,
-            lang,
-            form,
-            translate,
-            view,
-        )
-        self.source_form = source_form
+        self.task, self.lang, self.mode = task, lang, PairingMode(mode)
+        self.preprocessor, self.translate = preprocessor, translate
+        self.source_preprocessor = source_preprocessor
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.shuffle_source, self.empty_source, self.share = shuffle_source, empty_source, share
         self.scores_originals = scores_originals
-        self.passes = passes_of(batch_size, micro_batch_size, share[1])
+        self.passes = micro_batches_per_batch(batch_size, micro_batch_size, share[1])
         self._datasets: dict[str, PairedDataset] = {}
 
     def pairs(self, role: str) -> list[Pair]:
@@ -87,21 +86,18 @@ class PairedDataModule(LightningDataModule):
         Raises:
             UserError: no training example keeps its answer.
         """
-        english_view = self.view == "english"
-        if english_view:
+        if self.mode is PairingMode.ENGLISH:
             english = target = self.task.load(self.task.english, role)
         elif role == "test":
             target = self.task.load(self.lang, role)
             # zero_shot, lora and flare_mt read no translation of the test text, so none is made
             english = (
-                target
-                if self.view in ("target", "latent")
-                else self.translate(target, self.task.english)
+                self.translate(target, self.task.english) if self.mode.translates_tests else target
             )
         else:
             english = self.task.load(self.task.english, role)
             target = self.translate(english, self.lang)
-        pairs = make_pairs(english, target, self.view)
+        pairs = make_pairs(english, target, self.mode)
         if self.scores_originals:
             pairs = [
                 replace(p, original=original) for p, original in zip(pairs, target, strict=True)
@@ -142,17 +138,19 @@ class PairedDataModule(LightningDataModule):
         if role not in self._datasets:
             training = role == "train"
             made = self._datasets[role] = PairedDataset(
-                self.pairs(role), self.form, self.source_form, training
+                self.pairs(role), self.preprocessor, self.source_preprocessor, training
             )
             if not made.pairs:
                 raise UserError(
-                    f"data.max_length={self.form.max_length}: every training example's answer is "
-                    "cut off; choose more"
+                    f"data.max_length={self.preprocessor.max_length}: every training example's "
+                    "answer is cut off; choose more"
                 )
-            place = f"{made.pairs[0].target.id.rpartition('/')[0]} ({self.view})"
-            check_known(made.target, self.form.tokenizer, place)
+            place = f"{made.pairs[0].target.id.rpartition('/')[0]} ({self.mode})"
+            check_known(made.target, self.preprocessor.tokenizer, place)
             check_known(
-                made.source or (), (self.source_form or self.form).tokenizer, f"{place}, sources"
+                made.source or (),
+                (self.source_preprocessor or self.preprocessor).tokenizer,
+                f"{place}, sources",
             )
             if made.truncated or made.cut_off:
                 log.warning(
@@ -160,9 +158,9 @@ class PairedDataModule(LightningDataModule):
                     "their answer by that%s",
                     *(
                         made.pairs[0].target.id.rpartition("/")[0],
-                        self.view,
+                        self.mode,
                         made.truncated,
-                        self.form.max_length,
+                        self.preprocessor.max_length,
                     ),
                     *(made.cut_off, ": left out" if training and made.cut_off else ""),
                 )
@@ -177,7 +175,9 @@ class PairedDataModule(LightningDataModule):
         """Build the loader of training batches, which a resumed run can continue."""
         dataset = self.dataset("train")
         return self.loader(
-            dataset, BucketSampler(dataset.lengths, self.batch_size, self.seed), ResumableLoader
+            dataset,
+            LengthBucketedBatchSampler(dataset.lengths, self.batch_size, self.seed),
+            ResumableDataLoader,
         )
 
     def val_dataloader(self) -> DataLoader:
@@ -202,8 +202,8 @@ class PairedDataModule(LightningDataModule):
         """Build a loader that reads this process's part of global batches (lists of rows)."""
         return kind(
             dataset,
-            batch_sampler=Shares(batches, dataset.terms, *self.share, self.passes),
-            collate_fn=PairedCollator(self.form, self.source_form),
+            batch_sampler=RankShardBatchSampler(batches, dataset.terms, *self.share, self.passes),
+            collate_fn=PairedCollator(self.preprocessor, self.source_preprocessor),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from flare_exp.data.pairing import Pair
-from flare_exp.data.preprocessing import Form, Item, Prediction, same_part
-from flare_exp.data.sampling import Whole
-from flare_exp.data.source_cache import StateCache, padded_states
+from flare_exp.data.preprocessing import Item, Prediction, Preprocessor, same_part
+from flare_exp.data.sampling import GlobalBatch
+from flare_exp.data.source_cache import SourceStateCache, padded_states
 from flare_exp.errors import UserError
 from flare_exp.tasks import Example
 
@@ -24,13 +24,14 @@ UNKNOWN = 0.25
 
 
 class PairedDataset(Dataset):
-    """Encoded pairs, one row each, or several rows where the form splits a long pair into windows.
+    """Encoded pairs, one row each, or several rows where a long pair is split into windows.
 
-    `truncated` counts the texts that a form cut. `cut_off` counts the examples whose answers were
-    cut off with them.
+    `truncated` counts the texts that a preprocessor cut. `cut_off` counts the examples whose
+    answers were cut off with them.
 
-    A row is read by its number, alone or with the batch that it belongs to (`Shares`). Number ~i is
-    row i as a padding row, which does not count in the loss or the predictions.
+    A row is read by its number, alone or with the batch that it belongs to
+    (`RankShardBatchSampler`). Number ~i is row i as a padding row, which does not count in the loss
+    or the predictions.
 
     The source of a window is the question of the source with the part of its context at the same
     relative place (`same_part`). It is cut as any source is.
@@ -41,8 +42,8 @@ class PairedDataset(Dataset):
 
     Args:
         pairs: pairs to encode.
-        form: encodes the targets.
-        source_form: encodes the sources; None for `form`.
+        preprocessor: encodes the targets.
+        source_preprocessor: encodes the sources; None for `preprocessor`.
         training: leave out the examples whose answers were cut off, since they have no right answer
             to learn.
 
@@ -53,13 +54,13 @@ class PairedDataset(Dataset):
     def __init__(
         self,
         pairs: Sequence[Pair],
-        form: Form,
-        source_form: Form | None = None,
+        preprocessor: Preprocessor,
+        source_preprocessor: Preprocessor | None = None,
         training: bool = False,
     ):
-        self.form, self.cache = form, None
+        self.preprocessor, self.cache = preprocessor, None
         rows: list[list[Item]] = [[] for _ in pairs]
-        for number, item in enumerate(form.encode([p.target for p in pairs])):
+        for number, item in enumerate(preprocessor.encode([p.target for p in pairs])):
             rows[item.get("example", number)].append(item)
         lost = {i for i, items in enumerate(rows) if all(item.get("cut_off") for item in items)}
         self.cut_off = len(lost)
@@ -74,11 +75,11 @@ class PairedDataset(Dataset):
         known = [source for source in sources if source is not None]
         if known and len(known) != len(sources):
             raise ValueError("either every pair has a source or none has")
-        self.source = (source_form or form).encode_sources(known) if known else None
+        self.source = (source_preprocessor or preprocessor).encode_sources(known) if known else None
         self.truncated = sum(item["cut"] for item in [*self.target, *(self.source or ())])
 
     def _source_of_window(self, pair: Pair, item: Item) -> Example | None:
-        context = self.form.task.context
+        context = self.preprocessor.task.context
         if pair.source is None or context is None:
             return pair.source
         return same_part(pair.source, pair.target, context, item["window"])
@@ -94,12 +95,12 @@ class PairedDataset(Dataset):
                 best[number] = found[row]
         return [best[number].text for number in range(len(self.pairs))]
 
-    cache: StateCache | None
+    cache: SourceStateCache | None
 
     def __len__(self) -> int:
         return len(self.target)
 
-    def __getitem__(self, asked: int | tuple[int, Whole]) -> dict[str, Any]:
+    def __getitem__(self, asked: int | tuple[int, GlobalBatch]) -> dict[str, Any]:
         index, whole = asked if isinstance(asked, tuple) else (asked, None)
         row = index if index >= 0 else ~index
         item = {"index": index, "whole": whole, "target": self.target[row]}
@@ -118,7 +119,7 @@ class PairedDataset(Dataset):
     @property
     def terms(self) -> list[int]:
         """Count the loss terms of each row."""
-        return [self.form.terms(item) for item in self.target]
+        return [self.preprocessor.terms(item) for item in self.target]
 
     @property
     def costs(self) -> list[int]:
@@ -137,7 +138,7 @@ def check_known(
     Tokenizers of characters or with byte fallback cover every text.
 
     Args:
-        items: items from a form's `encode`.
+        items: items from a preprocessor's `encode`.
         tokenizer: the tokenizer, or None where a plan only counts lengths.
         place: name of the texts, for the message.
 
@@ -168,23 +169,26 @@ def check_known(
 class PairedCollator:
     """Collates items to a batch, padding targets and sources to their own longest text.
 
-    The batch has what the form builds of the targets, and
+    The batch has what the preprocessor builds of the targets, and
     `source`: tokenizer output [B, S], or attention_mask [B, S] and states [B, S, n, d];
     `index` [B]: rows of the dataset, below 0 for padding rows;
     `whole`: facts of the global batch that the rows belong to, if any.
     """
 
-    def __init__(self, form: Form, source_form: Form | None = None):
-        self.form, self.source_form = form, source_form or form
+    def __init__(self, preprocessor: Preprocessor, source_preprocessor: Preprocessor | None = None):
+        self.preprocessor, self.source_preprocessor = (
+            preprocessor,
+            source_preprocessor or preprocessor,
+        )
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Collate items of a `PairedDataset` to one batch."""
-        batch = self.form.collate([item["target"] for item in items])
+        batch = self.preprocessor.collate([item["target"] for item in items])
         if "source" in items[0]:
-            batch["source"] = self.source_form.pad([item["source"] for item in items])
+            batch["source"] = self.source_preprocessor.pad([item["source"] for item in items])
         elif "states" in items[0]:
             batch["source"] = padded_states(
-                [item["states"] for item in items], self.source_form.tokenizer.padding_side
+                [item["states"] for item in items], self.source_preprocessor.tokenizer.padding_side
             )
         if items[0]["whole"] is not None:
             batch["whole"] = items[0]["whole"]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from flare_exp.data.preprocessing import Form, Item, readable
+from flare_exp.data.preprocessing import Item, Preprocessor, readable
 from flare_exp.tasks import Answer, Example, Task
 
 
-class PromptForm(Form):
+class GenerationPreprocessor(Preprocessor):
     """A prompt that a generative model continues with the answer and EOS.
 
     The longest field is cut where the prompt is too long.

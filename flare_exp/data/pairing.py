@@ -6,16 +6,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
 from flare_exp.tasks import Example
-
-# Text that the model reads, and text that it fuses, per method:
-#   english     English text (fine-tuning on English)
-#   target      target-language text alone (zero_shot, lora)
-#   translated  English translation of the target text (translate_test)
-#   paired      target-language text with its English counterpart as source (flare)
-#   latent      target-language text with itself as source, for a translation encoder (flare_mt)
-VIEWS = ("english", "target", "translated", "paired", "latent")
 
 Translate = Callable[[Sequence[Example], str], list[Example]]
 
@@ -40,19 +33,20 @@ class Pair:
         return self.original or self.target
 
 
-def make_pairs(english: Sequence[Example], target: Sequence[Example], view: str) -> list[Pair]:
-    """Pair the same examples in English and in the target language as `view` asks.
+def make_pairs(
+    english: Sequence[Example], target: Sequence[Example], mode: PairingMode
+) -> list[Pair]:
+    """Pair the same examples in English and in the target language as `mode` asks.
 
     Raises:
         ValueError: the two lists are not the same examples in the same order.
     """
     if [(e.key, e.label) for e in english] != [(t.key, t.label) for t in target]:
         raise ValueError("English and target examples are not the same examples in the same order")
-    read = english if view in ("english", "translated") else target
-    sources: Sequence[Example | None] = {"paired": english, "latent": target}.get(
-        view, [None] * len(read)
-    )
-    return [Pair(r, s) for r, s in zip(read, sources, strict=True)]
+    if not mode.fuses:
+        return [Pair(example, None) for example in (english if mode.reads_english else target)]
+    sources = english if mode is PairingMode.PAIRED else target
+    return [Pair(t, s) for t, s in zip(target, sources, strict=True)]
 
 
 def shuffled_sources(pairs: Sequence[Pair], seed: int) -> list[Pair]:

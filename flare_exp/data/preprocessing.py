@@ -22,8 +22,8 @@ class Prediction(NamedTuple):
     score: float = 0.0
 
 
-class Form:
-    """Base class of the forms in which a model reads examples.
+class Preprocessor:
+    """Base class that turns examples into the inputs of a model.
 
     Args:
         task: gives fields, labels and the prompt.
@@ -44,7 +44,7 @@ class Form:
         """Return one item per example.
 
         An item has `inputs` (tokenizer output, lists), `cut` (True if text was cut), and the labels
-        or answers that the form trains on. A form that reads long examples in windows makes several
+        or answers to train on. A preprocessor that reads long examples in windows makes several
         successive items of one; these have `example` (its number) and `window` (first and last
         character of the context).
         """
@@ -57,8 +57,7 @@ class Form:
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
         """Build the batch without its source.
 
-        The batch has `target` (tokenizer output [B, T]) and the labels or answers that the form
-        trains on.
+        The batch has `target` (tokenizer output [B, T]) and the labels or answers to train on.
         """
         raise NotImplementedError  # pragma: no cover
 
@@ -195,16 +194,16 @@ def same_part(source: Example, target: Example, field: int, window: tuple[int, i
     )
 
 
-class SourceTextForm(Form):
+class SourceTextPreprocessor(Preprocessor):
     """A text for a translation model's encoder, encoded with that model's tokenizer.
 
     Nothing is trained on it. The task's texts are joined by spaces in the order in which the
-    target's form reads them, so that the positions of the two correspond as far as possible. The
-    longest text is cut where the whole is too long.
+    target's preprocessor reads them, so that the positions of the two correspond as far as
+    possible. The longest text is cut where the whole is too long.
 
     Args:
-        task, tokenizer, max_length: as of any form.
-        order: field order of the target's form.
+        task, tokenizer, max_length: as of any `Preprocessor`.
+        order: field order of the target's preprocessor.
     """
 
     def __init__(
@@ -215,7 +214,7 @@ class SourceTextForm(Form):
 
     @property
     def order(self) -> Sequence[int]:
-        """Return the field order of the target's form."""
+        """Return the field order of the target's preprocessor."""
         return self._order
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:

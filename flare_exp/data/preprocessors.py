@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from flare_exp.data.classification import LabelForm
-from flare_exp.data.generation import PromptForm
-from flare_exp.data.preprocessing import Form
-from flare_exp.data.question_answering import SpanForm
+from flare_exp.data.classification import ClassificationPreprocessor
+from flare_exp.data.generation import GenerationPreprocessor
+from flare_exp.data.preprocessing import Preprocessor
+from flare_exp.data.question_answering import ExtractiveQAPreprocessor
 
-FORM_CLASSES: dict[str, type[Form]] = {"label": LabelForm, "span": SpanForm, "prompt": PromptForm}
+PREPROCESSORS: dict[str, type[Preprocessor]] = {
+    "label": ClassificationPreprocessor,
+    "span": ExtractiveQAPreprocessor,
+    "prompt": GenerationPreprocessor,
+}

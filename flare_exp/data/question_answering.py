@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from flare_exp.data.preprocessing import Form, Item, Prediction, part_read, readable
+from flare_exp.data.preprocessing import Item, Prediction, Preprocessor, part_read, readable
 from flare_exp.errors import UserError
 from flare_exp.tasks import Answer, Example, Task
 
 
-class SpanForm(Form):
+class ExtractiveQAPreprocessor(Preprocessor):
     """Extractive question answering by a start/end head: (question, context).
 
     A context that is too long is cut or, with a `stride`, read in overlapping windows, as in the
@@ -32,8 +32,8 @@ class SpanForm(Form):
     contexts (texts).
 
     Args:
-        task, tokenizer, max_length: as of any form; with windows max_length is the length of a
-            window.
+        task, tokenizer, max_length: as of any `Preprocessor`; with windows, max_length is the
+            length of a window.
         stride: tokens that two successive windows share; None for no windows.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch.utils.data import DataLoader, Sampler
 
 
-class BucketSampler(Sampler[list[int]]):
+class LengthBucketedBatchSampler(Sampler[list[int]]):
     """Batches of similar length in a random order that follows from (seed, epoch).
 
     The rows are shuffled, then sorted by length within windows of `window` batches; then the
@@ -22,7 +22,7 @@ class BucketSampler(Sampler[list[int]]):
         self.epoch = self.start = 0
 
     @property
-    def sampler(self) -> BucketSampler:
+    def sampler(self) -> LengthBucketedBatchSampler:
         """Return this sampler.
 
         Lightning looks for `set_epoch` on a batch sampler's `sampler`, not on the batch sampler.
@@ -57,10 +57,10 @@ class BucketSampler(Sampler[list[int]]):
         yield from batches[start:]
 
 
-class Whole(NamedTuple):
+class GlobalBatch(NamedTuple):
     """Facts of the global batch that a row belongs to; the row's loss is divided by them.
 
-    terms: loss terms in the global batch (`Form.terms`); parts: passes that read it, on all
+    terms: loss terms in the global batch (`Preprocessor.terms`); parts: passes that read it, on all
     processes; rows: its examples.
     """
 
@@ -69,7 +69,7 @@ class Whole(NamedTuple):
     rows: int
 
 
-class Shares(Sampler[list[tuple[int, Whole]]]):
+class RankShardBatchSampler(Sampler[list[tuple[int, GlobalBatch]]]):
     """Split every global batch of `batches` into `passes` micro-batches, and take this rank's rows.
 
     Neighbors stay in one micro-batch, so that texts of similar length stay together. The rows of a
@@ -113,9 +113,9 @@ class Shares(Sampler[list[tuple[int, Whole]]]):
     def __len__(self) -> int:
         return len(self.batches) * self.passes  # type: ignore[arg-type]
 
-    def __iter__(self) -> Iterator[list[tuple[int, Whole]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, GlobalBatch]]]:
         for batch in self.batches:
-            whole = Whole(
+            whole = GlobalBatch(
                 sum(self.terms[row] for row in batch), self.size * self.passes, len(batch)
             )
             ends = [len(batch) * n // self.passes for n in range(self.passes + 1)]
@@ -124,7 +124,9 @@ class Shares(Sampler[list[tuple[int, Whole]]]):
                 yield [(row, whole) for row in rows]
 
 
-def passes_of(batch_size: int, micro_batch_size: int | None, processes: int = 1) -> int:
+def micro_batches_per_batch(
+    batch_size: int, micro_batch_size: int | None, processes: int = 1
+) -> int:
     """Count the micro-batches of a global batch.
 
     No process reads more than `micro_batch_size` rows at once; None sets no limit.
@@ -132,18 +134,19 @@ def passes_of(batch_size: int, micro_batch_size: int | None, processes: int = 1)
     return -(-batch_size // (micro_batch_size * processes)) if micro_batch_size else 1
 
 
-class ResumableLoader(DataLoader):
-    """A DataLoader over `Shares` of a BucketSampler's batches, saved and resumed between them.
+class ResumableDataLoader(DataLoader):
+    """A DataLoader that can be saved and resumed within an epoch.
 
-    It is saved and resumed at whole global batches. `taken` counts the micro-batches of this epoch
-    that were read.
+    Its batches are those of a `RankShardBatchSampler` over a `LengthBucketedBatchSampler`. It is
+    saved and resumed at whole global batches. `taken` counts the micro-batches of this epoch that
+    were read.
     """
 
     taken = 0
-    batch_sampler: Shares
+    batch_sampler: RankShardBatchSampler
 
     @property
-    def order(self) -> BucketSampler:
+    def order(self) -> LengthBucketedBatchSampler:
         """Return the sampler that determines the order of the batches."""
         return self.batch_sampler.sampler
 

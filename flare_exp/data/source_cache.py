@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.errors import UserError
-from flare_exp.flare.source_encoders import Source
+from flare_exp.flare.source_encoders import SourceEncoder
 
 if TYPE_CHECKING:
-    from flare_exp.data.preprocessing import Form, Item
+    from flare_exp.data.preprocessing import Item, Preprocessor
 
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ BATCH_TOKENS = 4096  # tokens of a computing pass, padding included
 FILE = "states.bin"  # [tokens, n, d], row by row
 
 
-class StateCache:
+class SourceStateCache:
     """The source states of every text of a data set, computed once: texts of S tokens as [S, n, d].
 
     Args:
@@ -58,20 +58,20 @@ def padded_states(rows: Sequence[Tensor], side: str) -> dict[str, Tensor]:
 
 
 def cached_states(
-    source: Source,
+    source: SourceEncoder,
     items: Sequence[Item],
-    form: Form,
+    preprocessor: Preprocessor,
     device: torch.device,
     dtype: torch.dtype | None,
     store: ArtifactStore | None,
     key: Mapping[str, Any],
-) -> StateCache:
+) -> SourceStateCache:
     """Compute the states of every item, each distinct text once.
 
     Args:
         source: computes the states, with its reader on `device`.
-        items: encoded source texts of `form`.
-        form: pads the items.
+        items: encoded source texts of `preprocessor`.
+        preprocessor: pads the items.
         device: device of the source's reader.
         dtype: stored precision; None keeps the precision of the computed states.
         store: keeps the states as an artifact; None keeps them in memory, for this run only.
@@ -85,7 +85,7 @@ def cached_states(
     order = sorted(range(len(unique)), key=lambda i: len(unique[i]), reverse=True)
     total = sum(map(len, unique))
     one = dict(zip(texts, items, strict=True))
-    sample = source.compute(_to(form.pad([one[unique[order[-1]]]]), device))
+    sample = source.compute(_to(preprocessor.pad([one[unique[order[-1]]]]), device))
     width, dtype = sample.shape[2:], dtype or sample.dtype
     size = total * math.prod(width) * dtype.itemsize
     shape = (
@@ -103,7 +103,7 @@ def cached_states(
                 description="reading the sources once",
                 transient=True,
             ):
-                inputs = _to(form.pad([one[unique[i]] for i in rows]), device)
+                inputs = _to(preprocessor.pad([one[unique[i]] for i in rows]), device)
                 for states, mask in zip(
                     source.compute(inputs), inputs["attention_mask"].bool(), strict=True
                 ):
@@ -134,7 +134,7 @@ def cached_states(
     starts, at = {}, 0
     for i in order:
         starts[unique[i]], at = at, at + len(unique[i])
-    return StateCache(flat, [starts[text] for text in texts], [len(text) for text in texts])
+    return SourceStateCache(flat, [starts[text] for text in texts], [len(text) for text in texts])
 
 
 def _batches(order: Sequence[int], texts: Sequence[Sequence[int]]):

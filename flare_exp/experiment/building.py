@@ -22,15 +22,15 @@ from flare_exp.utils.finite import check_finite
 
 
 class ModelBuilder:
-    """Build a run's models, in the task's form and in the run's precision.
+    """Build a run's models, for the task and in the run's precision.
 
     Args:
         backbone: the pre-trained checkpoint.
-        form_name: how the backbone takes the task (`label`, `span` or `prompt`).
+        task_type: how the backbone takes the task (`label`, `span` or `prompt`).
     """
 
-    def __init__(self, cfg: Config, task: Task, backbone: Artifact, form_name: str):
-        self.cfg, self.task, self.backbone, self.form_name = cfg, task, backbone, form_name
+    def __init__(self, cfg: Config, task: Task, backbone: Artifact, task_type: str):
+        self.cfg, self.task, self.backbone, self.task_type = cfg, task, backbone, task_type
 
     @property
     def precision(self) -> backbones.Precision:
@@ -44,10 +44,10 @@ class ModelBuilder:
         return self.load(str(self.backbone.path), self.cfg.model.revision)
 
     def load(self, path: str, revision: str | None = None) -> Backbone:
-        """Load a checkpoint in this task's form and this run's precision."""
+        """Load a checkpoint for this task, in this run's precision."""
         backbone = backbones.load(
             path,
-            self.form_name,
+            self.task_type,
             num_labels=len(self.task.labels),
             revision=revision,
             precision=self.precision,

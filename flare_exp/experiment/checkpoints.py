@@ -114,9 +114,9 @@ class MT:
         return self.cfg.quantization or ("int8_float16" if self.device == "cuda" else "int8")
 
     @property
-    def decoding(self) -> nllb.Decoding:
+    def decoding(self) -> nllb.MTDecoding:
         """Return how translations are decoded."""
-        return nllb.Decoding(self.cfg.beams, self.cfg.max_length, self.cfg.no_repeat_ngram)
+        return nllb.MTDecoding(self.cfg.beams, self.cfg.max_length, self.cfg.no_repeat_ngram)
 
     def check(self, *codes: str) -> None:
         """UserError when the checkpoint, the backend or a language cannot be had."""

@@ -15,17 +15,18 @@ from flare_exp.artifacts import Artifact, ArtifactStore, digest_of
 from flare_exp.code import code_of
 from flare_exp.config.schema import Config, StageConfig
 from flare_exp.data.datamodule import PairedDataModule
-from flare_exp.data.preprocessing import Form, SourceTextForm
-from flare_exp.data.preprocessors import FORM_CLASSES
+from flare_exp.data.pairing_mode import PairingMode
+from flare_exp.data.preprocessing import Preprocessor, SourceTextPreprocessor
+from flare_exp.data.preprocessors import PREPROCESSORS
 from flare_exp.errors import UserError
 from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import MT
-from flare_exp.flare.source_encoders import BackboneSource, MTSource, Source
+from flare_exp.flare.source_encoders import BackboneSourceEncoder, MTSourceEncoder, SourceEncoder
 from flare_exp.languages import language
 from flare_exp.models import backbones
 from flare_exp.tasks import Example, Task, fingerprint
-from flare_exp.training.distributed import ALONE, Team
-from flare_exp.training.modules import Decoding
+from flare_exp.training.distributed import SINGLE_PROCESS, DistributedContext
+from flare_exp.training.modules import AnswerDecoding
 from flare_exp.training.tracking import Tracker
 from flare_exp.translation.translators import MachineTranslator, Translator
 
@@ -39,12 +40,12 @@ class RunContext:
     Attributes:
         backbone: the pre-trained checkpoint.
         models: builds the run's models.
-        form: turns examples into the backbone's inputs.
+        preprocessor: turns examples into the backbone's inputs.
         mt: the translation model, loaded when it is first needed.
         translate: the stage that translates; arguments: context, examples, language.
-        make_source_form: makes the preprocessing of the translation model's encoder.
+        make_source_preprocessor: makes the preprocessing of the translation model's encoder.
         tracker: writes what training logs; None where nothing is trained.
-        team: the processes that train together.
+        distributed: the processes that train together.
         translations: name of a translation -> its artifact, as the stages ask for them.
     """
 
@@ -53,73 +54,75 @@ class RunContext:
     task: Task
     backbone: Artifact
     models: ModelBuilder
-    form: Form
+    preprocessor: Preprocessor
     mt: MT
     translator: Translator
     translate: Callable[[RunContext, Sequence[Example], str], list[Example]]
-    make_source_form: Callable[[RunContext], Form]
+    make_source_preprocessor: Callable[[RunContext], Preprocessor]
     tracker: Tracker | None = None
-    team: Team = ALONE
+    distributed: DistributedContext = SINGLE_PROCESS
     translations: dict[str, Artifact] = field(default_factory=dict)
     _data: dict[str, PairedDataModule] = field(default_factory=dict)
 
     @property
-    def form_name(self) -> str:
+    def task_type(self) -> str:
         """Return how the backbone takes the task: `label`, `span` or `prompt`."""
-        return self.models.form_name
+        return self.models.task_type
 
     @property
-    def decoding(self) -> Decoding:
+    def decoding(self) -> AnswerDecoding:
         """Return how a prompted model answers."""
         d = self.cfg.decode
         if d.name == "score" and self.task.labels:
-            return Decoding(self.task.labels)
-        return Decoding((), d.beams, d.max_new_tokens, d.cache)
+            return AnswerDecoding(self.task.labels)
+        return AnswerDecoding((), d.beams, d.max_new_tokens, d.cache)
 
     # --- data ----------------------------------------------------------------------------------
 
-    def data(self, view: str) -> PairedDataModule:
+    def data(self, mode: PairingMode) -> PairedDataModule:
         """Return the benchmark's DataModule for a pairing mode; it is made once."""
-        if view not in self._data:
-            self._data[view] = self._make_data(view)
-        return self._data[view]
+        if mode not in self._data:
+            self._data[mode] = self._make_data(mode)
+        return self._data[mode]
 
-    def _make_data(self, view: str) -> PairedDataModule:
-        cfg, source, fuses = self.cfg, self.cfg.source, view in ("paired", "latent")
+    def _make_data(self, mode: PairingMode) -> PairedDataModule:
+        cfg, source, fuses = self.cfg, self.cfg.source, mode.fuses
         return PairedDataModule(
             self.task,
             cfg.task.lang,
-            self.form,
+            self.preprocessor,
             functools.partial(self.translate, self),
-            source_form=self.make_source_form(self) if view == "latent" else None,
-            view=view,
+            source_preprocessor=self.make_source_preprocessor(self)
+            if mode is PairingMode.LATENT
+            else None,
+            mode=mode,
             batch_size=cfg.data.batch_size,
             micro_batch_size=cfg.data.micro_batch_size,
             workers=cfg.data.workers,
             seed=cfg.seed,
-            share=(self.team.rank, self.team.size),
-            scores_originals=self.answers_back(view) is not None,
+            share=(self.distributed.rank, self.distributed.size),
+            scores_originals=self.answers_back(mode) is not None,
             shuffle_source=fuses and source.shuffle,
             empty_source=fuses and source.empty,
         )
 
-    def answers_back(self, view: str) -> MachineTranslator | None:
+    def answers_back(self, mode: PairingMode) -> MachineTranslator | None:
         """Return the model that translates predicted English answers into the target language.
 
         A test example that a model has translated into English has no English answer to compare
         with, so question answering compares in the target language. None: nothing is translated.
         """
-        if view != "translated" or self.task.labels:
+        if mode is not PairingMode.TRANSLATED or self.task.labels:
             return None
         return self.translator if isinstance(self.translator, MachineTranslator) else None
 
     # --- models --------------------------------------------------------------------------------
 
-    def source(self, model: nn.Module) -> Source:
+    def source(self, model: nn.Module) -> SourceEncoder:
         """Return the encoder that reads the source of a model with a fusion adapter."""
         if model.peft_config["default"].source_width:  # type: ignore[index, union-attr]
-            return MTSource(model, self.mt.encoder)
-        return BackboneSource(model)
+            return MTSourceEncoder(model, self.mt.encoder)
+        return BackboneSourceEncoder(model)
 
     def capped(self, stage: StageConfig) -> StageConfig:
         """Return the options of a training with no more epochs than `trainer.max_epochs`."""
@@ -135,18 +138,18 @@ class RunContext:
         Data and models come on top of it.
         """
         cfg, task = self.cfg, self.task
-        prompted = self.form_name == "prompt"
+        prompted = self.task_type == "prompt"
         family = backbones.family_of(str(self.backbone.path), cfg.model.revision)
         quantized = asdict(self.models.precision) if cfg.model.quantize else cfg.model.dtype
         return {
-            "form": self.form_name,
-            "max_length": self.form.max_length,
+            "form": self.task_type,
+            "max_length": self.preprocessor.max_length,
             "truncation_side": cfg.data.truncation_side,
-            "doc_stride": stride_of(cfg, self.form_name),
+            "doc_stride": stride_of(cfg, self.task_type),
             "prompt": task.prompt if prompted else None,
             "task": [task.fields, task.labels, task.metric],
             "answers": asdict(replace(self.decoding, cache="")) if prompted else None,
-            "max_answer_length": cfg.task.max_answer_length if self.form_name == "span" else None,
+            "max_answer_length": cfg.task.max_answer_length if self.task_type == "span" else None,
             "family": asdict(family),
             "attention": cfg.model.attention or family.attention[0],
             "precision": cfg.trainer.precision,
@@ -169,7 +172,7 @@ class RunContext:
         }
 
 
-def form_name_of(cfg: Config, task: Task, path: str) -> str:
+def task_type_of(cfg: Config, task: Task, path: str) -> str:
     """Choose how a checkpoint takes a task: by a head where its family has one, else as a prompt.
 
     Raises:
@@ -177,7 +180,7 @@ def form_name_of(cfg: Config, task: Task, path: str) -> str:
     """
     family = backbones.family_of(path, cfg.model.revision)
     asked = "label" if task.labels else "span"
-    name = backbones.choose_form(family, asked, cfg.task.form, path)
+    name = backbones.choose_task_type(family, asked, cfg.task.form, path)
     if cfg.decode.name == "generate" and name != "prompt":
         raise UserError(
             f"decode=generate: {cfg.model.name} answers {task.name} by a head, which writes nothing"
@@ -185,44 +188,46 @@ def form_name_of(cfg: Config, task: Task, path: str) -> str:
     return name
 
 
-def make_form(cfg: Config, task: Task, path: str, form_name: str) -> Form:
+def make_preprocessor(cfg: Config, task: Task, path: str, task_type: str) -> Preprocessor:
     """Make the preprocessing of a checkpoint; texts are no longer than it can read."""
     longest = backbones.longest_input(path, cfg.model.revision)
-    wanted = wanted_length(cfg, form_name)
+    wanted = wanted_length(cfg, task_type)
     if longest is not None and longest < wanted:
         log.info("texts of %d tokens are asked for: this model reads %d at most", wanted, longest)
         wanted = longest
     tokenizer = backbones.load_tokenizer(path, cfg.model.revision)
-    return form_of(cfg, task, form_name, tokenizer, wanted)
+    return preprocessor_of(cfg, task, task_type, tokenizer, wanted)
 
 
-def form_of(cfg: Config, task: Task, form_name: str, tokenizer: Any, longest: int) -> Form:
+def preprocessor_of(
+    cfg: Config, task: Task, task_type: str, tokenizer: Any, longest: int
+) -> Preprocessor:
     """Make the preprocessing of a tokenizer. `longest`: most tokens of a text or of a window."""
     tokenizer.truncation_side = cfg.data.truncation_side
-    options = {"stride": stride_of(cfg, form_name)} if form_name == "span" else {}
-    return FORM_CLASSES[form_name](task, tokenizer, longest, **options)
+    options = {"stride": stride_of(cfg, task_type)} if task_type == "span" else {}
+    return PREPROCESSORS[task_type](task, tokenizer, longest, **options)
 
 
-def source_form(run: RunContext) -> Form:
+def make_source_preprocessor(run: RunContext) -> Preprocessor:
     """Make what prepares target texts for the translation model's encoder.
 
     Texts are padded and cut on the side where the backbone's texts are.
     """
-    tokenizer, own = run.mt.tokenizer, run.form.tokenizer
+    tokenizer, own = run.mt.tokenizer, run.preprocessor.tokenizer
     tokenizer.src_lang = language(run.cfg.task.lang).flores
     tokenizer.padding_side, tokenizer.truncation_side = own.padding_side, own.truncation_side
     longest = min(run.cfg.data.max_length, run.mt.encoder_config.max_position_embeddings)
-    return SourceTextForm(run.task, tokenizer, longest, run.form.order)
+    return SourceTextPreprocessor(run.task, tokenizer, longest, run.preprocessor.order)
 
 
-def stride_of(cfg: Config, form_name: str) -> int | None:
+def stride_of(cfg: Config, task_type: str) -> int | None:
     """Return the tokens that two windows share; None: texts are not read in windows."""
-    return cfg.task.doc_stride if form_name == "span" else None
+    return cfg.task.doc_stride if task_type == "span" else None
 
 
-def wanted_length(cfg: Config, form_name: str) -> int:
+def wanted_length(cfg: Config, task_type: str) -> int:
     """Return the most tokens of a text, or of a window, that the options ask for."""
-    window = cfg.task.window if stride_of(cfg, form_name) is not None else None
+    window = cfg.task.window if stride_of(cfg, task_type) is not None else None
     return window or cfg.data.max_length
 
 

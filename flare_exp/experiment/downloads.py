@@ -15,12 +15,12 @@ from flare_exp.tasks import TASKS, Benchmark
 THERE = "there already"
 
 
-def needs(cfg: schema.Config) -> list[hub.Need]:
+def hub_resources(cfg: schema.Config) -> list[hub.HubResource]:
     """Everything that a run of this configuration takes from the hub."""
     models = [("backbone", cfg.model.path, cfg.model.revision)]
     if METHODS[cfg.method.name].translates and cfg.mt.name in schema.MACHINES:
         models.append(("translation model", cfg.mt.path, cfg.mt.revision))
-    found: list[hub.Need] = [
+    found: list[hub.HubResource] = [
         hub.Checkpoint(what, path, at)
         for what, path, at in models
         if path and not hub.looks_local(path)
@@ -32,20 +32,21 @@ def needs(cfg: schema.Config) -> list[hub.Need]:
     return found
 
 
-def needs_of(jobs: Sequence[Any]) -> list[hub.Need]:
+def hub_resources_of_jobs(jobs: Sequence[Any]) -> list[hub.HubResource]:
     """List what the jobs of a command line need, everything once."""
     from omegaconf import OmegaConf
 
-    return list(dict.fromkeys(need for job in jobs for need in needs(OmegaConf.to_object(job))))  # type: ignore[arg-type]
+    typed: list[Any] = [OmegaConf.to_object(job) for job in jobs]
+    return list(dict.fromkeys(need for job in typed for need in hub_resources(job)))
 
 
-def look(need: hub.Need) -> tuple[hub.Found, str]:
+def inspect(need: hub.HubResource) -> tuple[hub.CacheStatus, str]:
     """Look up what the caches hold, without network; returns the state in words too."""
     found = need.find()
     return found, f"missing {found.lacks}" if found.lacks else THERE
 
 
-def bring(need: hub.Need) -> tuple[hub.Found, str]:
+def download(need: hub.HubResource) -> tuple[hub.CacheStatus, str]:
     """Fetch what the caches lack; gives what they hold then, and the state in words."""
     before = need.find()
     if need.pinned and not before.lacks:
@@ -76,15 +77,15 @@ def checked(jobs: Sequence[Any], given: Sequence[str], multirun: bool) -> str | 
     Returns:
         why they cannot run, with the command that fetches what is missing; None: they can.
     """
-    only_look, wanted = hub.offline(any(job.offline for job in jobs)), needs_of(jobs)
+    only_look, wanted = hub.offline(any(job.offline for job in jobs)), hub_resources_of_jobs(jobs)
     silent = None if only_look or not wanted else hub.unreachable()
     if only_look or silent:
         hub.offline(True)  # before the hub's libraries are imported
-        return refusal(wanted, given, multirun, silent)
+        return offline_problem(wanted, given, multirun, silent)
     return announced([need for need in wanted if need.find().lacks])
 
 
-def announced(needs: Sequence[hub.Need]) -> str | None:
+def announced(needs: Sequence[hub.HubResource]) -> str | None:
     """Say what will be downloaded and how much that is; returns why something cannot be."""
     from rich.filesize import decimal
 
@@ -100,8 +101,11 @@ def announced(needs: Sequence[hub.Need]) -> str | None:
     return None
 
 
-def refusal(
-    needs: Sequence[hub.Need], given: Sequence[str], multirun: bool, silent: str | None = None
+def offline_problem(
+    needs: Sequence[hub.HubResource],
+    given: Sequence[str],
+    multirun: bool,
+    silent: str | None = None,
 ) -> str | None:
     """Say what is missing to run without network, and which command fetches it.
 
@@ -134,12 +138,12 @@ def refusal(
     )
 
 
-def _no_folder(need: hub.Need) -> str:
+def _no_folder(need: hub.HubResource) -> str:
     """Say that a name without an owner is no folder either: it may be a misspelt one."""
     plain = isinstance(need, hub.Checkpoint) and "/" not in need.hub_id
     return f"; there is no folder {need.hub_id} here either" if plain else ""
 
 
-def cache_names(found: Sequence[hub.Need]) -> str:
+def cache_names(found: Sequence[hub.HubResource]) -> str:
     """Name the caches that hold what is needed."""
     return " and ".join(dict.fromkeys(need.cache for need in found))

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from flare_exp.config.schema import StageConfig
 from flare_exp.data.datamodule import PairedDataModule
-from flare_exp.data.generation import PromptForm
+from flare_exp.data.generation import GenerationPreprocessor
 from flare_exp.experiment.building import save_model
 from flare_exp.experiment.context import RunContext
-from flare_exp.flare.source_encoders import Source
+from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.models import backbones
 from flare_exp.training.checkpointing import StepCheckpoint, continued_curves, steps_kept
 from flare_exp.training.divergence import NotFinite, StopIfNotFinite
@@ -44,7 +44,7 @@ def fit(
     run: RunContext,
     name: str,
     model: nn.Module,
-    source: Source | None,
+    source: SourceEncoder | None,
     data: PairedDataModule,
     stage: StageConfig,
     saved: Path,
@@ -77,12 +77,14 @@ def fit(
         optimizer=make_optimizer(run, stage.lr),
         warmup=stage.warmup,
     )
-    kept = StepCheckpoint(folder / "state.ckpt", run.team, run.cfg.trainer.checkpoint_minutes)
+    kept = StepCheckpoint(
+        folder / "state.ckpt", run.distributed, run.cfg.trainer.checkpoint_minutes
+    )
     trainer = _fitting_trainer(run, name, data, stage, folder, kept, best)
     _train(run, name, trainer, module, data, kept.path)
     # with fsdp every rank has a part of the weights
     weights = {} if best else module.trained(trainer.strategy.lightning_module_state_dict())
-    if not run.team.leads:
+    if not run.distributed.is_main:
         return {}
     kept.path.unlink(missing_ok=True)
     chosen: dict[str, Any] = {"epoch": stage.epochs - 1}
@@ -137,20 +139,24 @@ def _train(
     state: Path,
 ) -> None:
     """Train, from the step that an earlier attempt kept in the file `state`, if there is one."""
-    team, folder = run.team, state.parent
-    sharded = team.size > 1 and run.cfg.trainer.strategy == "fsdp"
-    steps = team.agree(steps_kept(state, team.size, sharded) if team.leads else None)
+    distributed, folder = run.distributed, state.parent
+    sharded = distributed.size > 1 and run.cfg.trainer.strategy == "fsdp"
+    steps = distributed.broadcast(
+        steps_kept(state, distributed.size, sharded) if distributed.is_main else None
+    )
     if steps:
         log.info("%s: goes on after %d steps", name, steps)
-    elif team.leads:
+    elif distributed.is_main:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    curves = continued_curves(folder / "metrics.csv", steps) if team.leads else nullcontext()
+    curves = (
+        continued_curves(folder / "metrics.csv", steps) if distributed.is_main else nullcontext()
+    )
     with signals.deferred(), curves:
         try:
             begun = str(state) if steps else None
             trainer.fit(module, data, ckpt_path=begun, weights_only=True)
         except NotFinite:
-            if team.leads:
+            if distributed.is_main:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
@@ -195,22 +201,22 @@ def _causes_of_divergence(run: RunContext, name: str, stage: StageConfig) -> str
 
 def _dropout_seed(run: RunContext) -> int:
     """Return the seed of dropout: another one on every rank, so that no two rows share a mask."""
-    seed, rank = run.cfg.seed, run.team.rank
-    return seed if run.team.leads else random.Random(f"{seed}-{rank}").getrandbits(32)
+    seed, rank = run.cfg.seed, run.distributed.rank
+    return seed if run.distributed.is_main else random.Random(f"{seed}-{rank}").getrandbits(32)
 
 
 def make_module(
-    run: RunContext, model: nn.Module, source: Source | None, **training: Any
+    run: RunContext, model: nn.Module, source: SourceEncoder | None, **training: Any
 ) -> FusionModule:
-    """Make the LightningModule of the run's form. `training`: further options of FusionModule."""
+    """Make the LightningModule of the run's task type. `training`: options of FusionModule."""
     training |= {"source": source}
-    if run.form_name == "label":
+    if run.task_type == "label":
         return ClassificationModule(model, run.task.labels, **training)
-    if run.form_name == "span":
+    if run.task_type == "span":
         return SpanModule(model, run.cfg.task.max_answer_length, **training)
-    assert isinstance(run.form, PromptForm)
+    assert isinstance(run.preprocessor, GenerationPreprocessor)
     rows = run.cfg.data.micro_batch_size
-    prompts = run.form.tokenizer, run.form.answer, run.decoding
+    prompts = run.preprocessor.tokenizer, run.preprocessor.answer, run.decoding
     return GenerationModule(model, *prompts, rows=rows, **training)
 
 
@@ -220,7 +226,7 @@ def make_trainer(
     """Make a Trainer for the run's devices. `stage`: name of its line of progress."""
     t = run.cfg.trainer
     machine = {k: getattr(t, k) for k in ("accelerator", "devices", "enable_progress_bar")}
-    machine |= run.team.trainer_options(t.strategy, str(t.precision))
+    machine |= run.distributed.trainer_options(t.strategy, str(t.precision))
     bar = [StageProgress(stage)] if t.enable_progress_bar else []
     return pl.Trainer(
         **machine,

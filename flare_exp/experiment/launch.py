@@ -1,12 +1,12 @@
 """Start the processes of a run: one per device.
 
 Global batches are shared among the processes. The process that the user started is rank 0; on
-several machines, that of the first SLURM task is. It starts the other processes of its machine, as
-the further tasks do on theirs (`assist`). All processes go through the same pipeline. Rank 0 alone
-builds an artifact, while the others wait until it is there. Only a model is trained or tested by
-all processes together (`ArtifactStore.get(..., together=True)`). So nothing but the configuration
-is handed to another process, no process is forked after CUDA has started, and each process loads
-its own copy of the weights on its own device.
+several machines, that of the first SLURM task is. It starts the other processes of its machine. The
+further tasks start those of their machines (`run_secondary_node`). Every rank executes the same
+pipeline. Rank 0 alone builds an artifact, while the others wait until it is there. Training and
+prediction are collective (`ArtifactStore.get(..., collective=True)`). So nothing but the
+configuration is handed to another process, no process is forked after CUDA has started, and each
+process loads its own copy of the weights on its own device.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from torch import distributed as dist
 
 from flare_exp.config.schema import Config
 from flare_exp.errors import UserError
-from flare_exp.training.distributed import ALONE, Team
-from flare_exp.utils.signals import Stopped
+from flare_exp.training.distributed import SINGLE_PROCESS, DistributedContext
+from flare_exp.utils.signals import StopRequested
 
 LOCALHOST = "127.0.0.1"
-PATIENCE = timedelta(days=30)  # of a process that waits for the leader, which may be translating
-GRACE = 20  # seconds that the leader has to notice by itself that another process is gone
+PATIENCE = timedelta(days=30)  # of a process that waits for rank 0, which may be translating
+GRACE = 20  # seconds that rank 0 has to notice by itself that another process is gone
 
 
 @contextmanager
-def leading(cfg: Config, folder: Path) -> Iterator[Team]:
+def launch_workers(cfg: Config, folder: Path) -> Iterator[DistributedContext]:
     """Start the other processes of a settled configuration, and end them on exit.
 
     They write to `folder`/process<rank>.log, which stays there when they fail.
@@ -50,24 +50,25 @@ def leading(cfg: Config, folder: Path) -> Iterator[Team]:
     t = cfg.trainer
     size = t.devices * t.nodes
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     host, port = address(t.nodes)
     store = dist.TCPStore(host, port, size, is_master=True, wait_for_workers=False)
     places = [
-        Place(rank, size, t.devices, host, store.port, t.accelerator) for rank in range(t.devices)
+        WorkerSpec(rank, size, t.devices, host, store.port, t.accelerator)
+        for rank in range(t.devices)
     ]
-    others = [_Other(place, folder) for place in places[1:]]
+    others = [_Worker(place, folder) for place in places[1:]]
     ended = threading.Event()
     threading.Thread(target=_watch, args=(others, ended), daemon=True).start()
     try:
-        team = join(places[0], store)
-        team.agree((cfg, folder))
-        yield team
-        part()
+        distributed = join(places[0], store)
+        distributed.broadcast((cfg, folder))
+        yield distributed
+        destroy_process_groups()
         for other in others:
             other.finish()
-    except (UserError, Stopped):
+    except (UserError, StopRequested):
         raise
     except Exception as error:  # as a rule a broken connection: the reason is elsewhere
         if failure := _failure(others, wait=5):
@@ -80,7 +81,7 @@ def leading(cfg: Config, folder: Path) -> Iterator[Team]:
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerSpec:
     """Place of a process among those of a run, and the address of rank 0."""
 
     rank: int
@@ -92,7 +93,7 @@ class Place:
 
     def start(self, **options) -> subprocess.Popen:
         """Start the process that goes there."""
-        code = "from flare_exp.experiment.worker import follow; follow()"
+        code = "from flare_exp.experiment.worker import worker_main; worker_main()"
         path = os.pathsep.join(
             p for p in (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")) if p
         )
@@ -101,7 +102,7 @@ class Place:
             stdin=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
             start_new_session=True,
-            **options,  # Ctrl-C is the leader's
+            **options,  # Ctrl-C is for rank 0
         )
 
 
@@ -125,7 +126,7 @@ def address(nodes: int) -> tuple[str, int]:
     ) % 10000  # the same on all machines, another one for every job
 
 
-def assist(machine: int, devices: int, nodes: int, accelerator: str) -> None:
+def run_secondary_node(machine: int, devices: int, nodes: int, accelerator: str) -> None:
     """Run the processes of a further machine of a run; rank 0 is elsewhere.
 
     What they print goes to this task's log.
@@ -136,7 +137,9 @@ def assist(machine: int, devices: int, nodes: int, accelerator: str) -> None:
     host, port = address(nodes)
     on = "gpu" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     ranks = range(machine * devices, (machine + 1) * devices)
-    processes = [Place(rank, devices * nodes, devices, host, port, on).start() for rank in ranks]
+    processes = [
+        WorkerSpec(rank, devices * nodes, devices, host, port, on).start() for rank in ranks
+    ]
     while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
         time.sleep(0.5)
     for process in processes:
@@ -145,7 +148,7 @@ def assist(machine: int, devices: int, nodes: int, accelerator: str) -> None:
         raise SystemExit(1)
 
 
-def join(place: Place, store: dist.Store) -> Team:
+def join(place: WorkerSpec, store: dist.Store) -> DistributedContext:
     """Join the process groups of a run as one of its processes."""
     on_gpu = place.accelerator == "gpu"
     if on_gpu:
@@ -158,12 +161,12 @@ def join(place: Place, store: dist.Store) -> Team:
         world_size=place.size,
         timeout=None if on_gpu else PATIENCE,
     )
-    return Team(
+    return DistributedContext(
         place.rank, place.size, place.devices, dist.new_group(backend="gloo", timeout=PATIENCE)
     )
 
 
-def part() -> None:
+def destroy_process_groups() -> None:
     """Destroy the process groups.
 
     DDP reducers are collected first: a reducer that outlives its Gloo group destroys it while it
@@ -173,10 +176,10 @@ def part() -> None:
     dist.destroy_process_group()
 
 
-class _Other:
-    """Another process, seen from the leader."""
+class _Worker:
+    """Another process of this machine, seen from rank 0."""
 
-    def __init__(self, place: Place, folder: Path):
+    def __init__(self, place: WorkerSpec, folder: Path):
         self.name, self.log = (
             f"process {place.rank} of {place.size} (counted from 0)",
             folder / f"process{place.rank}.log",
@@ -216,7 +219,7 @@ class _Other:
         self.process.stdin.close()  # type: ignore[union-attr]
 
 
-def _failure(others: list[_Other], wait: float = 0) -> str | None:
+def _failure(others: list[_Worker], wait: float = 0) -> str | None:
     """Return the message of the process that failed first; wait some seconds for a failure."""
     until = time.monotonic() + wait
     while not (failed := [o for o in others if o.failure]) and time.monotonic() < until:
@@ -224,7 +227,7 @@ def _failure(others: list[_Other], wait: float = 0) -> str | None:
     return min(failed, key=lambda o: o.log.stat().st_mtime).failure if failed else None
 
 
-def _watch(others: list[_Other], ended: threading.Event) -> None:
+def _watch(others: list[_Worker], ended: threading.Event) -> None:
     """End rank 0 when another process is gone and rank 0 does not notice.
 
     It may be computing, or waiting for something that NCCL never reports. Its lock then belongs to

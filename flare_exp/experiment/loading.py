@@ -17,6 +17,7 @@ from flare_exp.config.methods import METHODS
 from flare_exp.config.schema import Config
 from flare_exp.data.dataset import PairedCollator, PairedDataset
 from flare_exp.data.pairing import Pair
+from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError, first_line
 from flare_exp.experiment import fitting, pipeline
 from flare_exp.experiment.checkpoints import prepare_backbone
@@ -46,8 +47,8 @@ class LoadedRun:
 
     def __init__(self, run: RunContext, model: Any, source: Any):
         self.run, self.model, self.source = run, model, source
-        self.task, self.tokenizer = run.task, run.form.tokenizer
-        self.view = METHODS[run.cfg.method.name].view
+        self.task, self.tokenizer = run.task, run.preprocessor.tokenizer
+        self.mode = METHODS[run.cfg.method.name].mode
 
     def predict(self, texts: Sequence[Text], sources: Sequence[Text] | None = None) -> list[str]:
         """Return one label or answer per text.
@@ -63,25 +64,25 @@ class LoadedRun:
                 not fit.
         """
         targets = self._examples(texts, "texts")
-        if (self.view == "paired") != (sources is not None):
+        if (self.mode is PairingMode.PAIRED) != (sources is not None):
             wants = "give the texts' English translations" if sources is None else "leave them out"
             raise UserError(f"sources: method {self.run.cfg.method.name}: {wants}")
         read: Sequence[Example | None] = [None] * len(targets)
         if sources is not None:
             read = self._examples(sources, "sources")
-        elif self.view == "latent":
+        elif self.mode is PairingMode.LATENT:
             read = targets
         if len(read) != len(targets):
             raise UserError(f"sources: {len(read)} for {len(targets)} texts; give one for each")
         if not targets:
             return []
-        source_form = self.run.data(self.view).source_form
+        source_preprocessor = self.run.data(self.mode).source_preprocessor
         pairs = [Pair(target, source) for target, source in zip(targets, read, strict=True)]
-        dataset = PairedDataset(pairs, self.run.form, source_form)
+        dataset = PairedDataset(pairs, self.run.preprocessor, source_preprocessor)
         loader = DataLoader(
             dataset,
             batch_size=self.run.cfg.data.batch_size,
-            collate_fn=PairedCollator(self.run.form, source_form),
+            collate_fn=PairedCollator(self.run.preprocessor, source_preprocessor),
         )
         module = fitting.make_module(self.run, self.model, self.source).eval()
         trainer = fitting.make_trainer(self.run, enable_checkpointing=False, logger=False)
@@ -131,7 +132,7 @@ def load(folder: str | Path) -> LoadedRun:
         raise UserError(f"{folder / 'config.yaml'} cannot be used: {first_line(error)}") from error
     given.trainer.enable_progress_bar = False
     quiet(given)
-    cfg = pipeline.settle(given)
+    cfg = pipeline.resolve_hardware(given)
     store = ArtifactStore(cfg.cache_dir)
     task, backbone = pipeline.load_task(cfg), prepare_backbone(cfg, store)
     run = pipeline.make_context(cfg, store, task, backbone, Tracker(folder, {}))

@@ -20,30 +20,36 @@ from flare_exp import hub
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.config.methods import METHODS, Method
 from flare_exp.config.schema import MACHINES, Config, flat
+from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
 from flare_exp.experiment import launch, results
 from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import MT, make_translator, prepare_backbone
-from flare_exp.experiment.context import RunContext, form_name_of, make_form, source_form
+from flare_exp.experiment.context import (
+    RunContext,
+    make_preprocessor,
+    make_source_preprocessor,
+    task_type_of,
+)
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.testing import evaluate
 from flare_exp.experiment.stages.transfer import transfer
 from flare_exp.experiment.stages.translation import translate
-from flare_exp.models.backbones import quantisation_problem
+from flare_exp.models.backbones import quantization_problem
 from flare_exp.tasks import ROLES, TASKS, Example, Task, fingerprint
 from flare_exp.tasks.base import check_labels, doubts
-from flare_exp.training import distributed
+from flare_exp.training.distributed import SINGLE_PROCESS, DistributedContext
 from flare_exp.training.tracking import Tracker
 from flare_exp.translation.translators import Translator
 
 
-def run(cfg: Config, folder: Path, team: distributed.Team | None = None) -> dict[str, Any]:
+def run(cfg: Config, folder: Path, distributed: DistributedContext | None = None) -> dict[str, Any]:
     """Run one configuration and leave everything in `folder`.
 
     With several devices a process is started for each of the others.
 
     Args:
-        team: given if this process is one of those others; it writes nothing.
+        distributed: given if this process is one of those others; it writes nothing.
 
     Returns:
         what metrics.json holds.
@@ -53,7 +59,7 @@ def run(cfg: Config, folder: Path, team: distributed.Team | None = None) -> dict
     """
     start = time.perf_counter()
     method = METHODS[cfg.method.name]
-    cfg = pinned(settle(cfg))
+    cfg = pinned(resolve_hardware(cfg))
     task = load_task(cfg)
     data = check_data(task, cfg.task.lang)
     check_translations(
@@ -62,8 +68,12 @@ def run(cfg: Config, folder: Path, team: distributed.Team | None = None) -> dict
         cfg.task.lang,
         method,
     )
-    with launch.leading(cfg, folder) if team is None else nullcontext(team) as team:
-        return _execute_stages(cfg, folder, method, task, data, team, start)
+    with (
+        launch.launch_workers(cfg, folder)
+        if distributed is None
+        else nullcontext(distributed) as distributed
+    ):
+        return _execute_stages(cfg, folder, method, task, data, distributed, start)
 
 
 def _execute_stages(
@@ -72,17 +82,19 @@ def _execute_stages(
     method: Method,
     task: Task,
     data: Mapping[str, Any],
-    team: distributed.Team,
+    distributed: DistributedContext,
     start: float,
 ) -> dict[str, Any]:
     """Go through the stages, and write what they leave (rank 0)."""
-    store = ArtifactStore(cfg.cache_dir, team)
-    with Tracker(folder, flat(asdict(cfg)), wandb_options(cfg) if team.leads else None) as tracker:
+    store = ArtifactStore(cfg.cache_dir, distributed)
+    with Tracker(
+        folder, flat(asdict(cfg)), wandb_options(cfg) if distributed.is_main else None
+    ) as tracker:
         backbone = prepare_backbone(cfg, store)
-        context = make_context(cfg, store, task, backbone, tracker, team)
+        context = make_context(cfg, store, task, backbone, tracker, distributed)
 
         made = run_stages(context, method)
-        if not team.leads:
+        if not distributed.is_main:
             return {}
         measured = {
             "task": task.name,
@@ -108,7 +120,7 @@ def _execute_stages(
             }
             | selected(made)
         )
-        results.leave(folder, measured, made, data, task.metric)
+        results.write_outputs(folder, measured, made, data, task.metric)
     return measured
 
 
@@ -118,24 +130,24 @@ def make_context(
     task: Task,
     backbone: Artifact,
     tracker: Tracker,
-    team: distributed.Team = distributed.ALONE,
+    distributed: DistributedContext = SINGLE_PROCESS,
 ) -> RunContext:
     """Make what the stages of a settled configuration share."""
     path, mt = str(backbone.path), MT(cfg, store)
-    form_name = form_name_of(cfg, task, path)
+    task_type = task_type_of(cfg, task, path)
     return RunContext(
         cfg,
         store,
         task,
         backbone,
-        models=ModelBuilder(cfg, task, backbone, form_name),
-        form=make_form(cfg, task, path, form_name),
+        models=ModelBuilder(cfg, task, backbone, task_type),
+        preprocessor=make_preprocessor(cfg, task, path, task_type),
         mt=mt,
         translator=make_translator(cfg, task, mt),
         translate=translate,
-        make_source_form=source_form,
+        make_source_preprocessor=make_source_preprocessor,
         tracker=tracker,
-        team=team,
+        distributed=distributed,
     )
 
 
@@ -149,14 +161,14 @@ def run_stages(run: RunContext, method: Method) -> dict[str, Artifact]:
     made = {
         "backbone": run.backbone,
         "finetune": english,
-        "english_test": evaluate(run, english, "english"),
-        "zero_shot": evaluate(run, english, "target"),
+        "english_test": evaluate(run, english, PairingMode.ENGLISH),
+        "zero_shot": evaluate(run, english, PairingMode.TARGET),
     }
     if method.trains:
-        adapted = transfer(run, english, method.view, fuses=method.fuses)
-        tested = {"transfer": adapted, "test": evaluate(run, adapted, method.view, english)}
+        adapted = transfer(run, english, method.mode)
+        tested = {"transfer": adapted, "test": evaluate(run, adapted, method.mode, english)}
     else:
-        tested = {"test": evaluate(run, english, method.view)}
+        tested = {"test": evaluate(run, english, method.mode)}
     return {**made, **run.translations, **tested}
 
 
@@ -214,7 +226,7 @@ def chrf_of(translations: dict[str, Artifact]) -> dict[str, float | None]:
     return found
 
 
-def settle(cfg: Config) -> Config:
+def resolve_hardware(cfg: Config) -> Config:
     """Resolve what depends on the machine: device and precision.
 
     Raises:
@@ -225,7 +237,7 @@ def settle(cfg: Config) -> Config:
             "trainer.accelerator=gpu: torch sees no GPU here; choose trainer=cpu or trainer=auto"
         )
     if cfg.model.quantize or cfg.optim._target_.startswith("bitsandbytes."):
-        if problem := quantisation_problem():
+        if problem := quantization_problem():
             fix = "model.quantize=null optim._target_=torch.optim.AdamW"
             raise UserError(
                 f"bitsandbytes cannot be used here ({problem}); mend its installation, or "
@@ -238,10 +250,10 @@ def settle(cfg: Config) -> Config:
             "here; "
             f"choose trainer.devices={there} or trainer=ddp_cpu"
         )
-    return placed(cfg, on_gpu)
+    return with_device_defaults(cfg, on_gpu)
 
 
-def placed(cfg: Config, on_gpu: bool) -> Config:
+def with_device_defaults(cfg: Config, on_gpu: bool) -> Config:
     """Put a configuration on a kind of device, in the usual precision unless one is given."""
     precision = cfg.trainer.precision or ("bf16-mixed" if on_gpu else "32-true")
     return replace(

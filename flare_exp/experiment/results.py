@@ -20,7 +20,7 @@ from flare_exp.utils.files import write_json, write_text
 LINKED_FROM = 50_000_000  # bytes; smaller files are copied
 
 
-def leave(
+def write_outputs(
     folder: Path,
     measured: Mapping[str, Any],
     made: Mapping[str, Artifact],

@@ -10,7 +10,7 @@ from typing import Any
 FILES = {
     "metrics.json": "scores (fractions) and seconds per stage",
     "predictions.parquet": "id, gold, prediction, target and source text of every test example",
-    "provenance.json": "commit, versions, data fingerprints, parameters, memory, artefacts",
+    "provenance.json": "commit, versions, data fingerprints, parameters, memory, artifacts",
     "config.yaml": "the resolved configuration",
     "english/": "the English model or its adapter",
     "adapter/": "the target language's adapter, in PEFT format",

@@ -16,7 +16,7 @@ from filelock import SoftFileLease, Timeout
 from flare_exp.artifacts import LEASE
 from flare_exp.errors import UserError
 from flare_exp.experiment.checksums import damage
-from flare_exp.utils.signals import Stopped
+from flare_exp.utils.signals import StopRequested
 
 GRID, STATES, SIGN = "grid.json", "states.jsonl", ".running"
 STYLES = {
@@ -105,7 +105,9 @@ def running(folder: Path) -> Iterator[None]:
         )
         with suppress(OSError):  # the disk may be full
             write(
-                folder, "stopped" if interrupted or isinstance(error, Stopped) else "failed", reason
+                folder,
+                "stopped" if interrupted or isinstance(error, StopRequested) else "failed",
+                reason,
             )
         raise
     finally:

@@ -39,7 +39,7 @@ def check_writable(folder: Path, option: str = "output_dir") -> Iterator[str]:
         yield f"{option}={folder}: cannot be written ({error.strerror})"
 
 
-def absent(folders: Sequence[Path]) -> list[Path]:
+def missing_folders(folders: Sequence[Path]) -> list[Path]:
     """Return those of some folders and of their parents that are not there, the innermost first."""
     return [
         place for folder in folders for place in (folder, *folder.parents) if not place.exists()
@@ -97,13 +97,15 @@ def check_content(cfg: Any, folder: Path) -> Iterator[str]:
         yield f"output_dir={folder}: it holds another run, which differs in {shown}"
 
 
-def assists(cfg: Any) -> bool:
+def run_if_secondary_node(cfg: Any) -> bool:
     """Return True on a further machine of a run (trainer.nodes), after its part is done."""
     machine = int(os.environ.get("SLURM_PROCID", 0)) if cfg.trainer.nodes > 1 else 0
     if machine:
         from flare_exp.experiment import launch
 
-        launch.assist(machine, cfg.trainer.devices, cfg.trainer.nodes, cfg.trainer.accelerator)
+        launch.run_secondary_node(
+            machine, cfg.trainer.devices, cfg.trainer.nodes, cfg.trainer.accelerator
+        )
     return machine > 0
 
 
@@ -148,7 +150,7 @@ def attempt(cfg: Any, folder: Path, brief: bool = False) -> str | None:
             run_job(cfg, folder, brief)
     except UserError as error:
         return str(error)
-    except signals.Stopped as stop:
+    except signals.StopRequested as stop:
         raise SystemExit(_stopped(stop)) from None
     except (KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C during training into an exit
         print(
@@ -190,7 +192,7 @@ def crashed(error: Exception, folder: Path) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}{where}"
 
 
-def _stopped(stop: signals.Stopped) -> int:
+def _stopped(stop: signals.StopRequested) -> int:
     """Say so, and have SLURM start the job again if it gave the warning; returns the exit code."""
     print(f"flare_exp: {stop}", file=sys.stderr, flush=True)
     if stop.by is signal.SIGUSR1:
@@ -258,7 +260,9 @@ def quiet(cfg: schema.Config) -> None:
         "ignore", message=".*`base_model_name_or_path` was renamed.*"
     )  # to the run folder
     warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
-    warnings.filterwarnings("ignore", message=".*custom batch sampler `Shares` for prediction.*")
+    warnings.filterwarnings(
+        "ignore", message=".*custom batch sampler `RankShardBatchSampler` for prediction.*"
+    )
     logging.getLogger("bitsandbytes").setLevel(
         logging.ERROR
     )  # it misses optional kernels, and says so when peft looks at it

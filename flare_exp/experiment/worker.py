@@ -13,25 +13,25 @@ from contextlib import suppress
 
 from torch import distributed as dist
 
-from flare_exp.experiment.launch import Place, join, part
-from flare_exp.utils.signals import Stopped
+from flare_exp.experiment.launch import WorkerSpec, destroy_process_groups, join
+from flare_exp.utils.signals import StopRequested
 
 
-def follow() -> None:
+def worker_main() -> None:
     """Go through the pipeline as a process that another one started."""
     # the other end of our input closes when who started us is gone, however it went
     threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
-    logging.disable()  # the leader says it all
+    logging.disable()  # rank 0 prints the messages
     warnings.simplefilter("ignore")
     try:
-        place = Place(**json.loads(sys.argv[1]))
-        team = join(place, dist.TCPStore(place.host, place.port, place.size))
+        place = WorkerSpec(**json.loads(sys.argv[1]))
+        distributed = join(place, dist.TCPStore(place.host, place.port, place.size))
         from flare_exp.experiment import pipeline
 
-        cfg, folder = team.agree()
-        with suppress(Stopped):
-            pipeline.run(cfg, folder, team)
-        part()
+        cfg, folder = distributed.broadcast()
+        with suppress(StopRequested):
+            pipeline.run(cfg, folder, distributed)
+        destroy_process_groups()
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

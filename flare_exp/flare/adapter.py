@@ -81,13 +81,13 @@ def adapter_config(
     blocks = "|".join(re.escape(path) for path in backbone.stacks.values())
     fusing = (
         ("encoder",)
-        if backbone.form == "prompt" and backbone.encoder_decoder
+        if backbone.task_type == "prompt" and backbone.encoder_decoder
         else tuple(backbone.stacks)
     )
     task_type = (
         TaskType.SEQ_2_SEQ_LM
-        if backbone.form == "prompt" and backbone.encoder_decoder
-        else TASK_TYPES[backbone.form]
+        if backbone.task_type == "prompt" and backbone.encoder_decoder
+        else TASK_TYPES[backbone.task_type]
     )
     return FlareConfig(
         task_type=task_type,
@@ -210,7 +210,7 @@ def frozen(backbone: Backbone, config: FlareConfig) -> Backbone:
         None,
         0.0,
     )
-    if backbone.form != "prompt":
+    if backbone.task_type != "prompt":
         config.task_type = None  # with a type, peft gives the adapter a copy of the head
     for name, module in backbone.model.named_modules():
         if name.rpartition(".")[2] in trained:

@@ -146,7 +146,7 @@ class FlareVariant(LoraVariant):
         """
         batch, length = target.shape[:2]
         self.states.use(batch)
-        found = self.states.of(self.block, linear_dtype(down.weight))  # type: ignore[arg-type]
+        found = self.states.states_for(self.block, linear_dtype(down.weight))  # type: ignore[arg-type]
         if found is None:
             return phi(
                 torch.zeros_like(target), target, torch.zeros_like(target[..., 0], dtype=torch.bool)
@@ -165,7 +165,7 @@ class FlareVariant(LoraVariant):
         fused = phi(source, target, mask)
         if phi.aligned:
             return fused
-        return torch.where(self.states.asks(length, target.device)[:, None], fused, target)
+        return torch.where(self.states.may_attend(length, target.device)[:, None], fused, target)
 
     def merge_safe(self, module, active_adapter, orig_weight):  # type: ignore[override]
         """Refuse to merge or unmerge a fusion adapter.
@@ -326,4 +326,6 @@ def _enter(states: SourceStates, _: nn.Module, args: tuple, kwargs: dict[str, An
         cache = next(
             (c for c in map(kwargs.get, ("past_key_values", "cache")) if c is not None), None
         )
-        states.enter(int(cache.get_seq_length()) if cache is not None else 0, tokens.shape[1])
+        states.begin_target_pass(
+            int(cache.get_seq_length()) if cache is not None else 0, tokens.shape[1]
+        )

@@ -16,7 +16,7 @@ from flare_exp.flare.peft_method import SOURCE_MAP
 from flare_exp.flare.source_states import SourceStates, linear_dtype, narrowed, positions
 
 
-class Source:
+class SourceEncoder:
     """Base class that fills the `SourceStates` of a PEFT model with a fusing FLARE adapter.
 
     See flare_exp.flare.peft_method for the adapter. Each batch is read on its own.
@@ -39,7 +39,7 @@ class Source:
     # parts of the adapter that the source itself calls, outside the layer that holds them
     called: tuple[nn.Module, ...] = ()
 
-    def read(self, inputs: Mapping[str, Tensor] | None, prompt: int | None = None) -> None:
+    def encode(self, inputs: Mapping[str, Tensor] | None, prompt: int | None = None) -> None:
         """Set the source states that the next target pass fuses.
 
         Args:
@@ -52,11 +52,11 @@ class Source:
         """
         self.states.clear(prompt)
         if inputs is not None:
-            self.fill(inputs)
+            self._fill(inputs)
         self.states.allow_pass()
 
-    def fill(self, inputs: Mapping[str, Tensor]) -> None:
-        """Fill the source states from the inputs that `read` got."""
+    def _fill(self, inputs: Mapping[str, Tensor]) -> None:
+        """Fill the source states from the inputs that `encode` got."""
         raise NotImplementedError  # pragma: no cover
 
     def compute(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -64,7 +64,7 @@ class Source:
         raise NotImplementedError  # pragma: no cover
 
 
-class BackboneSource(Source):
+class BackboneSourceEncoder(SourceEncoder):
     """Source that reads the English text with the mPLM itself.
 
     It runs without the fusion adapter, without gradient and without dropout.
@@ -87,17 +87,18 @@ class BackboneSource(Source):
             "blocks": [list(block) for block in states.blocks],
         }
 
-    def fill(self, inputs: Mapping[str, Tensor]) -> None:
+    def _fill(self, inputs: Mapping[str, Tensor]) -> None:
         """Set the source states to the given `states`, or record them in a source pass."""
         if "states" in inputs:
-            self.states.give(inputs["states"].unbind(2), inputs["attention_mask"])
+            self.states.set_states(inputs["states"].unbind(2), inputs["attention_mask"])
         else:
             self.record(inputs)
 
     def compute(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Compute the state v^S that each fused block reads: [B, S, blocks, d]."""
         self.record(inputs)
-        return torch.stack([self.states.of(block)[0] for block in self.states.blocks], dim=2)  # type: ignore[index]
+        found = [self.states.states_for(block) for block in self.states.blocks]
+        return torch.stack([states for states, _ in filter(None, found)], dim=2)
 
     @torch.no_grad()
     def record(self, inputs: Mapping[str, Tensor]) -> None:
@@ -108,14 +109,14 @@ class BackboneSource(Source):
         readable[:, 0] |= ~mask.any(dim=1)
         training = [module for module in self.backbone.modules() if module.training]
         self.backbone.eval()
-        self.states.begin()
+        self.states.begin_recording()
         try:
             self._pass({**inputs, "attention_mask": readable.to(inputs["attention_mask"].dtype)})
         finally:
             self.states.recording = False
             for module in training:
                 module.training = True
-        self.states.finish(mask)
+        self.states.end_recording(mask)
 
     def _pass(self, inputs: Mapping[str, Tensor]) -> None:
         """Read the source in every stack that fuses.
@@ -168,7 +169,7 @@ class BackboneSource(Source):
             self.states.record((stack, last + 1), output.last_hidden_state)
 
 
-class MTSource(Source):
+class MTSourceEncoder(SourceEncoder):
     """FLARE MT: a translation model's encoder reads the text in the target language.
 
     The encoder's last hidden state goes through one trainable linear map to width d, which is part
@@ -193,11 +194,11 @@ class MTSource(Source):
         """Release the encoder; from here on all states must be computed in advance."""
         self.encoder, self.reader = None, self.model
 
-    def fill(self, inputs: Mapping[str, Tensor]) -> None:
+    def _fill(self, inputs: Mapping[str, Tensor]) -> None:
         """Map the encoder's states to width d and set them for every block."""
         states = inputs["states"] if "states" in inputs else self.compute(inputs)
         mapped = self.map(states[:, :, 0].to(linear_dtype(self.map.weight)))
-        self.states.give([mapped] * len(self.states.blocks), inputs["attention_mask"])
+        self.states.set_states([mapped] * len(self.states.blocks), inputs["attention_mask"])
 
     @torch.no_grad()
     def compute(self, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -64,8 +64,8 @@ class SourceStates:
     They are recorded in a source pass or set directly. The target pass reads them, and gradient
     checkpointing reads them again when it recomputes, so they are kept until the next source
     overwrites them. They belong to one target pass: the next pass needs a new source, or
-    `allow_pass`. A pass may come in pieces (generation with a cache): `enter` sets where each piece
-    begins. The first piece is the prompt unless `prompt` gives another length.
+    `allow_pass`. A pass may come in pieces (generation with a cache): `begin_target_pass` sets
+    where each piece begins. The first piece is the prompt unless `prompt` gives another length.
 
     Args:
         source_layer: "ahead" gives block i the input of block i+1 (the last block gets the model's
@@ -97,7 +97,7 @@ class SourceStates:
         self.clear()
 
     def clear(self, prompt: int | None = None) -> None:
-        """Drop the source. `prompt` has the meaning that it has in `Source.read`."""
+        """Drop the source. `prompt` has the meaning that it has in `SourceEncoder.encode`."""
         self._allowed, self._begins = False, False
         self._states: dict[BlockKey, Tensor] = {}  # keys are those of `_key`
         self._mask: Tensor | None = None
@@ -107,7 +107,7 @@ class SourceStates:
         """Let one more pass fuse the present source, or nothing if there is no source."""
         self._allowed = True
 
-    def enter(self, start: int, length: int) -> None:
+    def begin_target_pass(self, start: int, length: int) -> None:
         """Begin a target pass over positions start .. start + length - 1."""
         self._start = start
         self._begins = start == 0
@@ -125,8 +125,8 @@ class SourceStates:
             if not self._allowed:
                 raise ValueError(
                     "this adapter fuses a source, and none was read for this forward: call "
-                    "source.read(english_batch) "
-                    "before every forward, or source.read(None) to fuse nothing"
+                    "source.encode(english_batch) "
+                    "before every forward, or source.encode(None) to fuse nothing"
                 )
             self._allowed = False
         if self._mask is not None and rows % len(self._mask):
@@ -154,7 +154,7 @@ class SourceStates:
         """Return True if states between the blocks are needed, not the projections' inputs."""
         return self.source_state == "block_output"
 
-    def begin(self) -> None:
+    def begin_recording(self) -> None:
         """Begin a source pass."""
         self._states = {}
         self.recording = True
@@ -167,16 +167,18 @@ class SourceStates:
         if key in self.read_keys and key not in self._states:
             self._states[key] = narrowed(states)
 
-    def finish(self, mask: Tensor) -> None:
+    def end_recording(self, mask: Tensor) -> None:
         """End a source pass. mask: [B, S]."""
         self._mask = mask.bool()
 
-    def give(self, states: Sequence[Tensor], mask: Tensor) -> None:
+    def set_states(self, states: Sequence[Tensor], mask: Tensor) -> None:
         """Set v^S of each of `blocks`, without a pass. states: [B, S, d] each; mask: [B, S]."""
         self._states = dict(zip(map(self._key, self.blocks), states, strict=True))
         self._mask = mask.bool()
 
-    def of(self, block: BlockKey, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor] | None:
+    def states_for(
+        self, block: BlockKey, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """Return v^S of `block`: states [B, S, d] and mask [B, S], or None when there is no source.
 
         Args:
@@ -205,7 +207,7 @@ class SourceStates:
         where = self._positions(length, states.device)
         return align(states, mask, where, self.padding_side, self._prompt, self.answer_source)
 
-    def asks(self, length: int, device: torch.device) -> Tensor:
+    def may_attend(self, length: int, device: torch.device) -> Tensor:
         """Return which positions of the present target pass may read the source: [length] bool."""
         if self.padding_side == "right" or self.answer_source == "last":
             return torch.ones(length, dtype=torch.bool, device=device)

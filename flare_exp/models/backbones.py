@@ -37,8 +37,8 @@ class Family:
         stacks: name of a stack of blocks -> path of its module list below the model without head.
         query, value: the projections that fuse.
         linear: the block's other linear layers (adapter.targets=all_linear).
-        heads: form -> modules trained in full with the adapter. Its keys are the forms that the
-            family can take, the preferred one for each kind of task first.
+        heads: task type -> modules trained in full with the adapter. Its keys are the types that
+            the family can take, the preferred one for each kind of task first.
         plain: projections that are adapted beside query and value, without fusion.
         new: modules that join the label head when the checkpoint has no weights for them.
         vocabulary: option of adapter.also_train -> module.
@@ -124,14 +124,14 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Backbone:
-    """A loaded model in the form that a task needs.
+    """A loaded model with what a task type needs.
 
-    The form is "label" (classify a text), "span" (find a span in it) or "prompt" (continue it).
+    The type is "label" (classify a text), "span" (find a span in it) or "prompt" (continue it).
     """
 
     model: Any  # a PreTrainedModel, or a PeftModel that holds the frozen English adapter
     family: Family
-    form: str
+    task_type: str
     head: tuple[str, ...]
     stacks: dict[str, str]  # name -> path from the model's root
 
@@ -254,7 +254,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, place: str) 
 
 def load(
     path: str,
-    form: str,
+    task_type: str,
     *,
     num_labels: int | None = None,
     revision: str | None = None,
@@ -262,15 +262,15 @@ def load(
     attention: str | None = None,
     device: str = "cpu",
 ) -> Backbone:
-    """Load a checkpoint in a form (see `Backbone`); only the head may be newly initialized.
+    """Load a checkpoint for a task type (see `Backbone`); only the head may be newly initialized.
 
     The head is drawn from torch's global generator. Code from the checkpoint is never run, and its
     weights are never unpickled unsafely.
 
     Args:
         path: hub id or folder.
-        form: "label", "span" or "prompt".
-        num_labels: number of classes, for form "label".
+        task_type: "label", "span" or "prompt".
+        num_labels: number of classes, for task type "label".
         revision: revision of the hub id, or None for the hub's default.
         precision: precision of the weights; None for 32-bit floats.
         attention: attention implementation; None for the first that works for the family.
@@ -278,38 +278,39 @@ def load(
 
     Raises:
         UserError: the weights are missing, truncated, incomplete or contain NaN, or the family does
-            not have the form or the attention.
+            not have the task type or the attention.
     """
     from safetensors import SafetensorError
 
     family, precision = family_of(path, revision), precision or Precision()
-    if form not in family.heads:
+    if task_type not in family.heads:
         raise UserError(
-            f"model.path={path}: this family has no {form} form, only {', '.join(family.heads)}"
+            f"model.path={path}: this family has no {task_type} form, only "
+            f"{', '.join(family.heads)}"
         )
     if attention not in (None, *family.attention):
         raise UserError(
             f"model.attention={attention}: for {path} choose one of {', '.join(family.attention)}"
         )
-    options: dict[str, Any] = {"num_labels": num_labels} if form == "label" else {}
+    options: dict[str, Any] = {"num_labels": num_labels} if task_type == "label" else {}
     try:
         config = AutoConfig.from_pretrained(local(path), revision=revision)
-        model, report = auto_class(form, config.is_encoder_decoder).from_pretrained(
+        model, report = auto_class(task_type, config.is_encoder_decoder).from_pretrained(
             local(path),
             revision=revision,
             attn_implementation=attention or family.attention[0],
             dtype=getattr(torch, precision.dtype),
             output_loading_info=True,
             **options,
-            **_quantisation(precision, family.heads[form], device),
+            **_quantization(precision, family.heads[task_type], device),
         )
     except (*UNREADABLE, SafetensorError) as error:
         reason = why_unreadable(error)
         if "ignore_mismatched_sizes" in reason:
             reason = "some have another shape, as those of a head for another number of labels"
         raise UserError(f"model.path={path}: its weights could not be read: {reason}") from error
-    head = family.heads[form]
-    if form == "label":
+    head = family.heads[task_type]
+    if task_type == "label":
         missing = {part for name in report["missing_keys"] for part in name.split(".")}
         head = (*head, *(part for part in family.new if part in missing))
     lost = [
@@ -327,11 +328,11 @@ def load(
         # and later training passes would have no gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return wrap(model, family, form, head)
+    return wrap(model, family, task_type, head)
 
 
 def wrap(
-    model: nn.Module, family: Family, form: str, head: tuple[str, ...] | None = None
+    model: nn.Module, family: Family, task_type: str, head: tuple[str, ...] | None = None
 ) -> Backbone:
     """Build a Backbone of a model that is already in memory.
 
@@ -343,7 +344,9 @@ def wrap(
     if problem := next(_misfits(model, family, stacks.values()), None):
         row = f"the row of {model.config.model_type} in FAMILIES of {Path(__file__).name}"  # type: ignore[union-attr]
         raise UserError(f"{row} does not fit: {problem} (docs/adding_a_model.md)")
-    return Backbone(model, family, form, family.heads[form] if head is None else head, stacks)
+    return Backbone(
+        model, family, task_type, family.heads[task_type] if head is None else head, stacks
+    )
 
 
 def _misfits(model: nn.Module, family: Family, stacks: Iterable[str]) -> Iterator[str]:
@@ -391,17 +394,17 @@ def stacks(model: Any) -> list[list[nn.Module]]:
     return [list(whole.base_model.get_submodule(path)) for path in paths]
 
 
-def auto_class(form: str, encoder_decoder: bool) -> Any:
-    """Return the transformers class that loads a model in a form."""
+def auto_class(task_type: str, encoder_decoder: bool) -> Any:
+    """Return the transformers class that loads a model for a task type."""
     generative = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
     return {
         "label": AutoModelForSequenceClassification,
         "span": AutoModelForQuestionAnswering,
         "prompt": generative,
-    }[form]
+    }[task_type]
 
 
-def _quantisation(precision: Precision, head: Sequence[str], device: str) -> dict[str, Any]:
+def _quantization(precision: Precision, head: Sequence[str], device: str) -> dict[str, Any]:
     if precision.quantize is None:
         return {}
     settings = BitsAndBytesConfig(
@@ -414,7 +417,7 @@ def _quantisation(precision: Precision, head: Sequence[str], device: str) -> dic
     return {"quantization_config": settings, "device_map": {"": device}}
 
 
-def quantisation_problem() -> str | None:
+def quantization_problem() -> str | None:
     """Return the reason why bitsandbytes cannot be used here, or None."""
     try:
         import bitsandbytes  # noqa: F401
@@ -423,30 +426,30 @@ def quantisation_problem() -> str | None:
     return None
 
 
-def choose_form(family: Family, head: str, wanted: str, path: str) -> str:
-    """Return the form in which a family takes a task.
+def choose_task_type(family: Family, head: str, wanted: str, path: str) -> str:
+    """Return the task type with which a family takes a task.
 
     Args:
         family: the model's family.
-        head: the task's form with a head, "label" or "span".
+        head: the type of the task with a head, "label" or "span".
         wanted: "auto" takes `head` if the family has it and a prompt otherwise; "head" and
             "generative" require one of the two.
         path: the checkpoint, for the message.
 
     Raises:
-        UserError: the family does not have the form.
+        UserError: the family does not have that type.
     """
-    forms = {
+    types = {
         "auto": [f for f in (head, "prompt") if f in family.heads],
         "head": [head],
         "generative": ["prompt"],
     }[wanted]
-    if forms[0] not in family.heads:
+    if types[0] not in family.heads:
         other = "generative" if wanted == "head" else "head"
         raise UserError(
             f"task.form={wanted}: {path} is of a family without it; choose task.form={other}"
         )
-    return forms[0]
+    return types[0]
 
 
 def longest_input(path: str, revision: str | None = None) -> int | None:

@@ -15,10 +15,11 @@ from torch.utils.flop_counter import flop_registry
 
 from flare_exp.artifacts import digest_of
 from flare_exp.data.datamodule import PairedDataModule
-from flare_exp.data.generation import PromptForm
+from flare_exp.data.generation import GenerationPreprocessor
+from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.context import RunContext
 from flare_exp.experiment.fitting import make_module
-from flare_exp.flare.source_encoders import Source
+from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.models import backbones
 from flare_exp.planning.preview import CHARACTERS
 from flare_exp.planning.walk import width_of
@@ -26,11 +27,15 @@ from flare_exp.planning.walk import width_of
 _WORK: dict[str, Work] = {}
 
 
-Build = Callable[[int], tuple[nn.Module, "Source | None"]]
+Build = Callable[[int], tuple[nn.Module, "SourceEncoder | None"]]
 
 
 def work_of(
-    run: RunContext, model: nn.Module, source: Source | None, data: PairedDataModule, build: Build
+    run: RunContext,
+    model: nn.Module,
+    source: SourceEncoder | None,
+    data: PairedDataModule,
+    build: Build,
 ) -> Work:
     """Return the `Work` of a model, counted once for all jobs with the same model and batches."""
     cfg, (batch, _) = run.cfg, _batch(run, data, 1)
@@ -46,7 +51,7 @@ def work_of(
         cfg.data,
         cfg.fusion if source else None,
     ]
-    same = digest_of([parameters, shapes, run.form_name, run.task.labels, repr(options)])
+    same = digest_of([parameters, shapes, run.task_type, run.task.labels, repr(options)])
     if same not in _WORK:
         _WORK[same] = Work(run, model, source, data, build)
     return _WORK[same]
@@ -68,12 +73,12 @@ class Work:
         self,
         run: RunContext,
         model: nn.Module,
-        source: Source | None,
+        source: SourceEncoder | None,
         data: PairedDataModule,
         build: Build | None = None,
     ):
         kept, cfg = _weights(run, model), run.cfg
-        free = run.form_name == "prompt" and not run.decoding.candidates
+        free = run.task_type == "prompt" and not run.decoding.candidates
         begun = (
             sum(p.nbytes for p in model.parameters() if p.requires_grad) if data.passes > 1 else 0
         )
@@ -104,7 +109,7 @@ SHALLOW = (3, 4)  # from the third block on, each one adds what the one before i
 def _counted(
     run: RunContext,
     model: nn.Module,
-    source: Source | None,
+    source: SourceEncoder | None,
     data: PairedDataModule,
     build: Build | None,
 ) -> tuple[dict[str, int], int]:
@@ -145,7 +150,7 @@ def _counted(
 
 
 def _passes(
-    run: RunContext, model: nn.Module, source: Source | None, data: PairedDataModule
+    run: RunContext, model: nn.Module, source: SourceEncoder | None, data: PairedDataModule
 ) -> tuple[dict[str, int], int]:
     """Count the passes of a model as it is: name -> bytes or FLOPs, and the tokens of the batch."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -167,7 +172,7 @@ def _passes(
         with torch.no_grad(), Counter(storages, reads_source) as reading:
             _passed(module, batch, answers)
         counts = {"training flops": training.flops, "reading flops": reading.flops}
-        if run.form_name == "prompt" and not run.decoding.candidates:
+        if run.task_type == "prompt" and not run.decoding.candidates:
             with torch.no_grad(), Counter(storages, reads_source) as writing:
                 counts["cached token"] = _written(run, module, batch)
             counts |= {f"writing bytes, {phase}": count for phase, count in writing.peaks.items()}
@@ -211,16 +216,16 @@ def _batch(run: RunContext, data: PairedDataModule, rows: int) -> tuple[dict[str
     dataset = data.dataset("train")
     longest = max(len(item["inputs"]["input_ids"]) for item in dataset.target)
     batch = {"target": ids(longest)}
-    if run.form_name == "prompt":
-        assert isinstance(run.form, PromptForm)
+    if run.task_type == "prompt":
+        assert isinstance(run.preprocessor, GenerationPreprocessor)
         texts = run.task.labels or ("x" * 8 * CHARACTERS,)
-        batch["answer"] = ids(max(len(run.form.answer(text)) for text in texts))
+        batch["answer"] = ids(max(len(run.preprocessor.answer(text)) for text in texts))
     if dataset.source is None:
         return batch, rows * longest
     batch["source"] = ids(
         length := max(len(item["inputs"]["input_ids"]) for item in dataset.source)
     )
-    if data.view == "latent":
+    if data.mode is PairingMode.LATENT:
         batch["source"] = {
             "attention_mask": batch["source"]["attention_mask"],
             "states": torch.zeros(rows, length, 1, run.mt.encoder_config.d_model),
@@ -258,7 +263,7 @@ def _weights(run: RunContext, model: nn.Module) -> int:
     packed = set()
     if precision.quantize:
         family = backbones.FAMILIES[model.config.model_type]  # type: ignore[union-attr, index]
-        skipped = ("lm_head", *family.heads[run.form_name], "lora_")
+        skipped = ("lm_head", *family.heads[run.task_type], "lora_")
         packed = {
             id(m.weight)
             for name, m in model.named_modules()

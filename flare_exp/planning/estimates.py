@@ -23,14 +23,15 @@ from transformers import AutoModelForSeq2SeqLM
 from flare_exp.artifacts import Artifact
 from flare_exp.config.schema import Config
 from flare_exp.data.datamodule import PairedDataModule
+from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment import provenance
 from flare_exp.experiment.fitting import make_module, make_optimizer, make_trainer
-from flare_exp.flare.source_encoders import Source
+from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.models import backbones
 from flare_exp.planning.counting import work_of
 from flare_exp.planning.preview import (
     CHARACTERS,
-    CountedForm,
+    CountingPreprocessor,
     DryRun,
     config_of,
     pretraining,
@@ -51,8 +52,8 @@ GPU = (
     "an A100 (bf16)",
     312e12,
 )  # the device of plans for a GPU that is not here: name, peak FLOP/s
-SHARE = 0.35  # of the peak that training reaches
-DECODING = 0.1  # of that, when tokens are written one by one
+ASSUMED_MFU = 0.35  # of the peak that training reaches
+DECODE_TO_TRAIN_MFU = 0.1  # of that, when tokens are written one by one
 
 
 @dataclass
@@ -126,19 +127,19 @@ def _notes(dry: DryRun) -> list[str]:
             "tensors without content: every "
             "matrix product (the source's pass too, and no gradient of frozen weights), and "
             "every tensor that is alive at once, "
-            "weights as they are kept, optimiser states and source states; in batches as long "
+            "weights as they are kept, optimizer states and source states; in batches as long "
             "as the longest text."
             + (
                 ""
                 if cfg.trainer.accelerator == "gpu"
                 else " A process on a CPU may hold twice that."
             ),
-            f"time: {device}, {peak / 1e12:.3g} TFLOP/s, {SHARE:.0%} of it used in training, "
-            f"{SHARE * DECODING:.1%} where tokens "
+            f"time: {device}, {peak / 1e12:.3g} TFLOP/s, {ASSUMED_MFU:.0%} of it used in training, "
+            f"{ASSUMED_MFU * DECODE_TO_TRAIN_MFU:.1%} where tokens "
             f"are written one by one"
             + (
                 f"; {CHARACTERS} characters to a token."
-                if isinstance(dry.run.form, CountedForm)
+                if isinstance(dry.run.preprocessor, CountingPreprocessor)
                 else "."
             ),
         ]
@@ -156,7 +157,7 @@ def _notes(dry: DryRun) -> list[str]:
             f"data: {task.name} is not here, so its sizes are the published ones and every text "
             "is as long as "
             f"data.max_length={cfg.data.max_length}: time and memory are upper bounds; what was "
-            "built from it is not recognised."
+            "built from it is not recognized."
         )
     if dry.untranslated:
         found.append(
@@ -169,12 +170,12 @@ def _notes(dry: DryRun) -> list[str]:
 
 def downloads(dry: DryRun, reads_mt: bool) -> int:
     """Return the bytes of the checkpoints that are not here."""
-    found, m, form = 0, dry.run.cfg.model, dry.run.form_name
+    found, m, task_type = 0, dry.run.cfg.model, dry.run.task_type
     if dry.run.backbone.kind == "hub" and not dry.run.backbone.reused:
         found += _published(
             str(m.path),
             m.revision,
-            backbones.auto_class(form, config_of(str(m.path)).is_encoder_decoder),
+            backbones.auto_class(task_type, config_of(str(m.path)).is_encoder_decoder),
         )
     if reads_mt and dry.mt.absent:
         found += _published(
@@ -209,24 +210,24 @@ def _note_sizes(
 def _states(dry: DryRun, model: Any, data: PairedDataModule) -> int:
     """Return the bytes of the cached source states of training."""
     o = dry.run.cfg.source
-    if o.cache == "off" or data.view not in ("paired", "latent"):
+    if o.cache == "off" or not data.mode.fuses:
         return 0
     config = model.peft_config["default"]
-    parts, roles = dry.parts(data.view), dry.run.task.training_roles
+    parts, roles = dry.parts(data.mode), dry.run.task.training_roles
     tokens = sum(
         parts[role] * sum(len(i["inputs"]["input_ids"]) for i in data.dataset(role).source or ())
         for role in roles
     )
     width = config.source_width or len(dry.run.source(model).states.blocks) * width_of(model)
-    return round(tokens * width * getattr(torch, o.dtype or _read_dtype(dry, data.view)).itemsize)
+    return round(tokens * width * getattr(torch, o.dtype or _read_dtype(dry, data.mode)).itemsize)
 
 
-def _read_dtype(dry: DryRun, view: str) -> str:
+def _read_dtype(dry: DryRun, mode: PairingMode) -> str:
     """Return the precision in which a source pass gives its states."""
     mixed = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}.get(
         str(dry.run.cfg.trainer.precision)
     )
-    if view == "latent":
+    if mode is PairingMode.LATENT:
         return mixed or ("bfloat16" if dry.mt.device == "cuda" else "float32")
     return mixed or (
         "float64" if dry.run.cfg.trainer.precision == "64-true" else dry.run.cfg.model.dtype
@@ -256,7 +257,7 @@ def _probe(dry: DryRun, todo: set[str]) -> Estimate:
         stage, dataset, parts = (
             stage_options(dry, name),
             data.dataset("train"),
-            dry.parts(data.view),
+            dry.parts(data.mode),
         )
         clock = _Clock(data.passes)
         module = make_module(
@@ -286,14 +287,14 @@ def _probe(dry: DryRun, todo: set[str]) -> Estimate:
                 )
                 epoch += batches * clock.mean("validation")
             found.seconds[name] = ready + stage.epochs * epoch
-        for test, view in tests.items():
+        for test, mode in tests.items():
             clock = _Clock(data.passes)
             trainer = make_trainer(
                 dry.run, callbacks=[clock], logger=False, enable_checkpointing=False
             )
-            trainer.predict(module.eval(), _loader(dry, dry.run.data(view), "test"))
-            batches = dry.parts(view)["test"] * len(
-                batches_of(dry, dry.run.data(view).dataset("test"), "test")
+            trainer.predict(module.eval(), _loader(dry, dry.run.data(mode), "test"))
+            batches = dry.parts(mode)["test"] * len(
+                batches_of(dry, dry.run.data(mode).dataset("test"), "test")
             )
             found.seconds[test] = batches * clock.mean("test")
         del module, model, source
@@ -377,10 +378,10 @@ def _arithmetic(dry: DryRun, todo: set[str]) -> Estimate:
     The passes are over tensors that have shapes and no content.
     """
     found = Estimate([])
-    speed = throughput(dry.run.cfg.trainer.accelerator)[1] * SHARE
+    speed = throughput(dry.run.cfg.trainer.accelerator)[1] * ASSUMED_MFU
     for name, model, source, data, tests in iter_stage_models(dry, todo):
         _note_sizes(found, dry, name, model, data)
-        stage, parts = stage_options(dry, name), dry.parts(data.view)
+        stage, parts = stage_options(dry, name), dry.parts(data.mode)
         work = work_of(dry.run, model, source, data, functools.partial(_of_depth, dry, name))
         if name in todo:
             tokens = {
@@ -394,19 +395,22 @@ def _arithmetic(dry: DryRun, todo: set[str]) -> Estimate:
             )
             found.seconds[name] = stage.epochs * epoch / speed
             found.memory = max(found.memory, work.training)
-        for test, view in tests.items():
+        for test, mode in tests.items():
             found.memory = max(found.memory, work.testing)
-            tested, part = dry.run.data(view).dataset("test"), dry.parts(view)["test"]
+            tested, part = dry.run.data(mode).dataset("test"), dry.parts(mode)["test"]
             found.seconds[test] = (
                 part
-                * (work.evaluate * sum(tested.costs) + work.written * len(tested) / DECODING)
+                * (
+                    work.evaluate * sum(tested.costs)
+                    + work.written * len(tested) / DECODE_TO_TRAIN_MFU
+                )
                 / speed
             )
     base = provenance.peak_memory() if dry.run.cfg.trainer.accelerator == "cpu" else 0
     return replace(found, memory=found.memory + base)
 
 
-def _of_depth(dry: DryRun, name: str, depth: int) -> tuple[nn.Module, Source | None]:
+def _of_depth(dry: DryRun, name: str, depth: int) -> tuple[nn.Module, SourceEncoder | None]:
     """Build the model of a training, and its source, with `depth` blocks in each stack."""
     assert dry.shapes
     shallow = replace(dry, run=replace(dry.run, models=dry.shapes.with_depth(depth)))
@@ -443,8 +447,8 @@ def _translating(dry: DryRun, texts: Sequence[str]) -> float:
     o, unknown = dry.run.cfg.mt, dry.run.cfg.data.max_length
     tokens = sum(len(text) / CHARACTERS if text else unknown for text in texts)
     half = mt_parameters(dry.run.cfg) / 2
-    speed = throughput(dry.run.cfg.trainer.accelerator)[1] * SHARE
-    return 2 * half * tokens * (1 + o.beams / DECODING) / speed
+    speed = throughput(dry.run.cfg.trainer.accelerator)[1] * ASSUMED_MFU
+    return 2 * half * tokens * (1 + o.beams / DECODE_TO_TRAIN_MFU) / speed
 
 
 def mt_parameters(cfg: Config) -> int:

@@ -21,8 +21,9 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.config.schema import MACHINES, Config
-from flare_exp.data.generation import PromptForm
-from flare_exp.data.preprocessing import Form, Item
+from flare_exp.data.generation import GenerationPreprocessor
+from flare_exp.data.pairing_mode import PairingMode
+from flare_exp.data.preprocessing import Item, Preprocessor
 from flare_exp.errors import UserError
 from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import (
@@ -33,11 +34,11 @@ from flare_exp.experiment.checkpoints import (
 )
 from flare_exp.experiment.context import (
     RunContext,
-    form_name_of,
-    form_of,
-    make_form,
-    source_form,
+    make_preprocessor,
+    make_source_preprocessor,
+    preprocessor_of,
     stride_of,
+    task_type_of,
     wanted_length,
 )
 from flare_exp.experiment.pipeline import load_task
@@ -195,28 +196,28 @@ class DryRun:
     shapes: ShapeBuilder | None
     untranslated: dict[str, tuple[Sequence[Example], float]]
 
-    def parts(self, view: str) -> dict[str, float]:
+    def parts(self, mode: PairingMode) -> dict[str, float]:
         """Return role -> how many of the benchmark's rows each row of its data stands for."""
         task, lang = self.run.task, self.run.cfg.task.lang
         roles = (*task.training_roles, "test")
         if not task.assumed:  # type: ignore[attr-defined]
             return dict.fromkeys(roles, 1.0)
-        langs = {"test": lang} if view != "english" else {}
+        langs = {"test": lang} if mode is not PairingMode.ENGLISH else {}
         rows = {role: task.load(langs.get(role, task.english), role) for role in roles}
         return {role: getattr(found, "times", 1.0) for role, found in rows.items()}
 
 
-class CountedForm(PromptForm):
+class CountingPreprocessor(GenerationPreprocessor):
     """Count the tokens of texts without a tokenizer: CHARACTERS to a token.
 
     Args:
         unknown: tokens of an example without text.
-        stride: of windows (`flare_exp.data.question_answering.SpanForm`); the question, which every
-            window repeats, is not counted.
+        stride: tokens that two windows share (`flare_exp.data.question_answering`); the question,
+            which every window repeats, is not counted.
     """
 
     def __init__(self, task: Task, max_length: int, unknown: int, stride: int | None):
-        Form.__init__(self, task, None, max_length)  # type: ignore[arg-type]
+        Preprocessor.__init__(self, task, None, max_length)  # type: ignore[arg-type]
         self.unknown, self.stride = unknown, stride
 
     def encode(self, examples: Sequence[Example]) -> list[Item]:
@@ -264,14 +265,14 @@ class ShapeBuilder(ModelBuilder):
     """
 
     def __init__(
-        self, cfg: Config, task: Task, backbone: Artifact, form_name: str, depth: int | None = None
+        self, cfg: Config, task: Task, backbone: Artifact, task_type: str, depth: int | None = None
     ):
-        super().__init__(cfg, task, backbone, form_name)
+        super().__init__(cfg, task, backbone, task_type)
         self.depth = depth
 
     def with_depth(self, depth: int) -> ShapeBuilder:
         """Return a builder of the same models with `depth` blocks in each stack."""
-        return ShapeBuilder(self.cfg, self.task, self.backbone, self.form_name, depth)
+        return ShapeBuilder(self.cfg, self.task, self.backbone, self.task_type, depth)
 
     def fresh_backbone(self) -> Backbone:
         """Build the pre-trained checkpoint."""
@@ -283,9 +284,9 @@ class ShapeBuilder(ModelBuilder):
         if self.depth is not None:
             shorten(config, self.depth)
         family = backbones.FAMILIES[config.model_type]
-        if self.form_name == "label":
+        if self.task_type == "label":
             config.num_labels = max(1, len(self.task.labels))
-        auto = backbones.auto_class(self.form_name, config.is_encoder_decoder)
+        auto = backbones.auto_class(self.task_type, config.is_encoder_decoder)
         dtype = {"64-true": "float64"}.get(str(self.cfg.trainer.precision), m.dtype)
         attention = m.attention or family.attention[0]
         with torch.device("meta"):
@@ -294,7 +295,7 @@ class ShapeBuilder(ModelBuilder):
             )
         if m.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        return backbones.wrap(model, family, self.form_name)
+        return backbones.wrap(model, family, self.task_type)
 
     def add_adapter(self, backbone: Backbone, **fusion: Any) -> Any:
         """Put a new adapter on a backbone."""
@@ -330,8 +331,8 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
     task = _task(json.dumps(asdict(replace(cfg.task, lang=""))), max(FEW, cfg.data.batch_size))
     shapes_only = is_sketch(cfg) or bool(task.assumed and cfg.model.path)  # type: ignore[attr-defined]
     backbone = _sketched(cfg, scratch) if shapes_only else _prepared(cfg, store, scratch)
-    form_name, mt = form_name_of(cfg, task, str(backbone.path)), PreviewMT(cfg, store)
-    shapes = ShapeBuilder(cfg, task, backbone, form_name) if shapes_only else None
+    task_type, mt = task_type_of(cfg, task, str(backbone.path)), PreviewMT(cfg, store)
+    shapes = ShapeBuilder(cfg, task, backbone, task_type) if shapes_only else None
     untranslated: dict[str, tuple[Sequence[Example], float]] = {}
 
     def translate_or_note(run: RunContext, examples: Sequence[Example], lang: str) -> list[Example]:
@@ -349,31 +350,33 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
         store,
         task,
         backbone,
-        models=shapes or ModelBuilder(cfg, task, backbone, form_name),
-        form=(_counted_form if shapes_only else make_form)(
-            cfg, task, str(backbone.path), form_name
+        models=shapes or ModelBuilder(cfg, task, backbone, task_type),
+        preprocessor=(_counting_preprocessor if shapes_only else make_preprocessor)(
+            cfg, task, str(backbone.path), task_type
         ),
         mt=mt,
         translator=make_translator(cfg, task, mt),
         translate=translate_or_note,
         # lengths need no tokenizer of the translation model
-        make_source_form=(lambda run: run.form) if shapes_only else source_form,
+        make_source_preprocessor=(lambda run: run.preprocessor)
+        if shapes_only
+        else make_source_preprocessor,
     )
     return DryRun(run, store, mt, shapes, untranslated)
 
 
-def _counted_form(cfg: Config, task: Task, path: str, form_name: str) -> Form:
+def _counting_preprocessor(cfg: Config, task: Task, path: str, task_type: str) -> Preprocessor:
     """Make the preprocessing of a checkpoint that is not here, with its tokenizer if that is."""
-    wanted = wanted_length(cfg, form_name)
+    wanted = wanted_length(cfg, task_type)
     wanted = min(wanted, backbones.longest_input(path) or wanted)
-    counted = CountedForm(task, wanted, cfg.data.max_length, stride_of(cfg, form_name))
+    counted = CountingPreprocessor(task, wanted, cfg.data.max_length, stride_of(cfg, task_type))
     if task.assumed:  # type: ignore[attr-defined]
         return counted
     try:
         tokenizer = backbones.load_tokenizer(str(cfg.model.path), cfg.model.revision)
     except UserError:
         return counted
-    return form_of(cfg, task, form_name, tokenizer, wanted)
+    return preprocessor_of(cfg, task, task_type, tokenizer, wanted)
 
 
 def _prepared(cfg: Config, store: ReadOnlyStore, scratch: Path) -> Artifact:
@@ -424,7 +427,7 @@ def _task(options: str, few: int) -> Task:
     return with_sizes(load_task(SimpleNamespace(task=TaskConfig(**json.loads(options)))), few)  # type: ignore[arg-type]
 
 
-class Few(list):
+class Sampled(list):
     """Rows of which each stands for `times` of the benchmark's."""
 
     def __init__(self, rows: Sequence[Example], times: float):
@@ -476,7 +479,7 @@ def with_sizes(task: Task, few: int = FEW) -> Task:
         kept = [
             replace(e, id=f"{e.id} of {len(chosen)}") for e in found if int(e.key) in chosen[:few]
         ]
-        return Few(kept, len(chosen) / len(kept))
+        return Sampled(kept, len(chosen) / len(kept))
 
     task.read, task.load = rows, some  # type: ignore[method-assign]
     some(task.english, "train")  # tells whether the benchmark is here

@@ -12,25 +12,28 @@ from flare_exp.config.methods import METHODS
 from flare_exp.config.schema import StageConfig
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.dataset import PairedDataset
-from flare_exp.data.sampling import BucketSampler
+from flare_exp.data.pairing_mode import PairingMode
+from flare_exp.data.sampling import LengthBucketedBatchSampler
 from flare_exp.experiment.building import save_model
 from flare_exp.experiment.stages.transfer import fusion_options
-from flare_exp.flare.source_encoders import Source
+from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.planning.preview import DryRun
 
 
 def iter_stage_models(
     dry: DryRun, todo: set[str]
-) -> Iterator[tuple[str, nn.Module, Source | None, PairedDataModule, dict[str, str]]]:
+) -> Iterator[
+    tuple[str, nn.Module, SourceEncoder | None, PairedDataModule, dict[str, PairingMode]]
+]:
     """Yield the models of the stages in `todo`.
 
     Yields:
-        name, model, source, data to train on, and artifact -> view that it is tested on.
+        name, model, source, data to train on, and artifact -> pairing mode that it is tested on.
     """
     method = METHODS[dry.run.cfg.method.name]
-    tests = {"english_test": "english", "zero_shot": "target"}
-    adapted = {"test": method.view} if method.trains else {}
-    tests |= {} if method.trains else {"test": method.view}
+    tests = {"english_test": PairingMode.ENGLISH, "zero_shot": PairingMode.TARGET}
+    adapted = {"test": method.mode} if method.trains else {}
+    tests |= {} if method.trains else {"test": method.mode}
     trains, transfers = bool(todo & {"finetune", *tests}), bool(todo & {"transfer", *adapted})
     saves = transfers and dry.shapes is None
     model = build_english(dry) if trains or saves else None
@@ -39,7 +42,7 @@ def iter_stage_models(
             "finetune",
             model,
             None,
-            dry.run.data("english"),
+            dry.run.data(PairingMode.ENGLISH),
             {k: v for k, v in tests.items() if k in todo},
         )  # type: ignore[misc]
     if transfers:
@@ -63,7 +66,7 @@ def iter_stage_models(
             "transfer",
             adapted_model,
             source,
-            dry.run.data(method.view),
+            dry.run.data(method.mode),
             {k: v for k, v in adapted.items() if k in todo},
         )
 
@@ -78,10 +81,10 @@ def build_english(dry: DryRun) -> nn.Module:
     )
 
 
-def build_adapted(dry: DryRun, english: Artifact) -> tuple[nn.Module, Source | None]:
+def build_adapted(dry: DryRun, english: Artifact) -> tuple[nn.Module, SourceEncoder | None]:
     """Build the model that is trained in the transfer, and its source if it fuses."""
     method = METHODS[dry.run.cfg.method.name]
-    fusion = fusion_options(dry.run, method.view) if method.fuses else None
+    fusion = fusion_options(dry.run, method.mode) if method.fuses else None
     model = dry.run.models.add_adapter(dry.run.models.english_model(english), **(fusion or {}))
     return model, dry.run.source(model) if fusion else None
 
@@ -96,12 +99,12 @@ def batches_of(dry: DryRun, dataset: PairedDataset, role: str) -> list[list[int]
     """Return the batches of a data set, as rows, in the order of the first epoch."""
     size = dry.run.cfg.data.batch_size
     if role == "train":
-        return list(BucketSampler(dataset.lengths, size, dry.run.cfg.seed))
+        return list(LengthBucketedBatchSampler(dataset.lengths, size, dry.run.cfg.seed))
     return [list(range(i, min(i + size, len(dataset)))) for i in range(0, len(dataset), size)]
 
 
 def steps_per_epoch(dry: DryRun, rows: int) -> int:
-    """Optimiser steps of an epoch."""
+    """Optimizer steps of an epoch."""
     steps = -(-rows // dry.run.cfg.data.batch_size)
     return min(steps, dry.run.cfg.trainer.limit_train_batches or steps)
 

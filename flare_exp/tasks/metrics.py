@@ -44,7 +44,7 @@ def answers(predictions: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[s
     """
     pairs = list(zip(predictions, gold, strict=True))
     exact = [
-        max((float(normalise(p) == normalise(g)) for g in golds), default=0.0) for p, golds in pairs
+        max((float(normalize(p) == normalize(g)) for g in golds), default=0.0) for p, golds in pairs
     ]
     f1 = [max((token_f1(p, g) for g in golds), default=0.0) for p, golds in pairs]
     return {"exact_match": round(sum(exact) / len(exact), 6), "f1": round(sum(f1) / len(f1), 6)}
@@ -74,7 +74,7 @@ def squad(predictions: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str
     }
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Normalize a text as SQuAD does, for any script.
 
     The result is in NFC and lower case, with no punctuation (ASCII's, and Unicode's category P), no
@@ -90,12 +90,12 @@ def normalise(text: str) -> str:
 
 
 def token_f1(prediction: str, gold: str) -> float:
-    """Compute the F1 of the multisets of white-space separated tokens after `normalise`.
+    """Compute the F1 of the multisets of white-space separated tokens after `normalize`.
 
     Two texts without tokens are equal, as in SQuAD v2.0's script and torchmetrics; v1.1's gives
     such an exact match F1 = 0.
     """
-    guess, truth = normalise(prediction).split(), normalise(gold).split()
+    guess, truth = normalize(prediction).split(), normalize(gold).split()
     if not guess or not truth:
         return float(guess == truth)
     common = sum((Counter(guess) & Counter(truth)).values())

@@ -63,13 +63,13 @@ def pretrain(
     kind = ARCHITECTURES[architecture]
     with reproducible():
         texts = World(world_seed).corpus(documents, target_share, recall)
-        signals.check("before pre-training")
+        signals.raise_if_signalled("before pre-training")
         tokenizer = kind.tokenizer(texts, vocab_size)
-        signals.check("before pre-training")
+        signals.raise_if_signalled("before pre-training")
         torch.manual_seed(seed)
         model = kind.blank(tokenizer, hidden_size, layers, heads)
         rows = tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
-        signals.check("before pre-training")
+        signals.raise_if_signalled("before pre-training")
         losses = train(
             model, rows, kind.collate(tokenizer), steps, batch_size, lr, state=folder / STATE
         )
@@ -151,7 +151,7 @@ def train(
             removes it at its end.
 
     Raises:
-        Stopped: a signal asked the run to stop.
+        StopRequested: a signal asked the run to stop.
     """
     import torch
     from rich.progress import track
@@ -189,7 +189,7 @@ def train(
             schedule.step()
             optimizer.zero_grad()
             losses.append(loss.item())
-            by = signals.asked()
+            by = signals.pending_signal()
             if state and (by or pace.due):
                 with pace.keeping():
                     keep_state(
@@ -201,7 +201,7 @@ def train(
                         random=torch.get_rng_state(),
                     )
             if by:
-                raise signals.Stopped(by, f"after {len(losses)} steps of pre-training")
+                raise signals.StopRequested(by, f"after {len(losses)} steps of pre-training")
     if state:
         state.unlink(missing_ok=True)
     return losses

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from flare_exp.errors import first_line
-from flare_exp.training.distributed import Team
+from flare_exp.training.distributed import DistributedContext
 from flare_exp.utils import signals
 
 log = logging.getLogger(__name__)
@@ -30,23 +30,28 @@ class StepCheckpoint(pl.Callback):
     first two happen less often where writing is slow (`signals.Pace`).
 
     The state is Lightning's (trained weights, optimizer, schedule, progress, best epoch), the
-    position in the epoch's order (`flare_exp.data.sampling.ResumableLoader`), and the random states
-    of all processes.
+    position in the epoch's order (`flare_exp.data.sampling.ResumableDataLoader`), and the random
+    states of all processes.
 
     No state is kept after the last batch of an epoch: the validation that follows belongs to the
     same epoch. Its results are kept with the first step of the next epoch.
 
     Args:
         path: file of the state.
-        team: the processes of the run; all must call this callback at the same steps.
+        distributed: the processes of the run; all must call this callback at the same steps.
         minutes: time between two states within an epoch.
 
     Raises:
-        Stopped: a signal asked the run to stop; the state is already kept.
+        StopRequested: a signal asked the run to stop; the state is already kept.
     """
 
-    def __init__(self, path: Path, team: Team, minutes: float):
-        self.path, self.team, self.pace, self.epoch_ended = path, team, signals.Pace(minutes), False
+    def __init__(self, path: Path, distributed: DistributedContext, minutes: float):
+        self.path, self.distributed, self.pace, self.epoch_ended = (
+            path,
+            distributed,
+            signals.Pace(minutes),
+            False,
+        )
         self.order: dict[str, int] | None = None
         self.random: dict[str, Any] | None = None
 
@@ -54,7 +59,7 @@ class StepCheckpoint(pl.Callback):
         """Save the state if it is due or a signal asks for it, and stop the run for a signal.
 
         Raises:
-            Stopped: a signal asked the run to stop.
+            StopRequested: a signal asked the run to stop.
         """
         loop = trainer.fit_loop.epoch_loop
         # the gradients of a step that has begun are not kept
@@ -62,13 +67,13 @@ class StepCheckpoint(pl.Callback):
             return
         due = self.pace.due or (self.epoch_ended and self.pace.affordable)
         self.epoch_ended = False
-        by, due = self.team.agree((signals.asked(), due))
+        by, due = self.distributed.broadcast((signals.pending_signal(), due))
         if by or due:
             with self.pace.keeping():
                 self.save(trainer)
         if by:
             log.info("kept the state after %d steps", trainer.global_step)
-            raise signals.Stopped(by, f"after {trainer.global_step} steps")
+            raise signals.StopRequested(by, f"after {trainer.global_step} steps")
 
     def on_train_epoch_end(self, *_) -> None:
         """Mark the epoch as ended, so that the next step is kept."""
@@ -84,7 +89,7 @@ class StepCheckpoint(pl.Callback):
             raise
         for logger in trainer.loggers:
             logger.save()
-        if self.team.leads:
+        if self.distributed.is_main:
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(self.path)
@@ -94,7 +99,7 @@ class StepCheckpoint(pl.Callback):
     ) -> None:
         """Add the data order, all random states and the layout of the processes to a checkpoint."""
         checkpoint["order"] = trainer.train_dataloader.state_dict()  # type: ignore[union-attr]
-        checkpoint["random"] = self.team.gather(random_state())
+        checkpoint["random"] = self.distributed.gather(random_state())
         checkpoint["passes"] = trainer.accumulate_grad_batches
         checkpoint["sharded"] = isinstance(trainer.strategy, ModelParallelStrategy)
 
@@ -102,7 +107,7 @@ class StepCheckpoint(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Read the data order and this process's random state, and rescale batch counts."""
-        self.order, self.random = checkpoint["order"], checkpoint["random"][self.team.rank]
+        self.order, self.random = checkpoint["order"], checkpoint["random"][self.distributed.rank]
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         _recount(progress, checkpoint.get("passes", 1), trainer.accumulate_grad_batches)
 
@@ -138,20 +143,20 @@ class Interruptible(pl.Callback):
     """Callback that lets a signal stop a prediction, which the next run makes anew.
 
     Raises:
-        Stopped: a signal asked the run to stop.
+        StopRequested: a signal asked the run to stop.
     """
 
-    def __init__(self, team: Team):
-        self.team = team
+    def __init__(self, distributed: DistributedContext):
+        self.distributed = distributed
 
     def on_predict_batch_end(self, *_) -> None:
         """Stop the prediction if a signal asks for it.
 
         Raises:
-            Stopped: a signal asked the run to stop.
+            StopRequested: a signal asked the run to stop.
         """
-        if by := self.team.agree(signals.asked()):
-            raise signals.Stopped(by, "while predicting")
+        if by := self.distributed.broadcast(signals.pending_signal()):
+            raise signals.StopRequested(by, "while predicting")
 
 
 def random_state() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 T = TypeVar("T")
 
 
-def gathered(found: dict[int, T]) -> dict[int, T]:
+def all_gather_dict(found: dict[int, T]) -> dict[int, T]:
     """Return the union of all processes' dictionaries, the same on each process. Collective."""
     if not _several():
         return found
@@ -27,7 +27,7 @@ def _several() -> bool:
 
 
 @dataclass(frozen=True)
-class Team:
+class DistributedContext:
     """This process's place among the processes of a run.
 
     Args:
@@ -43,11 +43,11 @@ class Team:
     group: Any = None
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Return whether this is rank 0, which alone writes files."""
         return self.rank == 0
 
-    def agree(self, value: Any = None) -> Any:
+    def broadcast(self, value: Any = None) -> Any:
         """Broadcast rank 0's `value` to all processes and return it. Collective."""
         if self.size == 1:
             return value
@@ -92,7 +92,7 @@ class Team:
             def node_rank(self) -> int:
                 return machine
 
-        # flare_exp.data.sampling.Shares divides the batches among the processes
+        # flare_exp.data.sampling.RankShardBatchSampler divides the batches among the processes
         options = {
             "precision": precision,
             "num_nodes": self.size // self.devices,
@@ -109,7 +109,7 @@ class Team:
         return {**options, "strategy": sharded, "inference_mode": False}
 
 
-ALONE = Team()
+SINGLE_PROCESS = DistributedContext()
 
 
 def _sharded_strategy(size: int) -> Any:

@@ -1,4 +1,4 @@
-"""LightningModules: the language model with its adapters and task head, one class per task form.
+"""LightningModules: the language model with its adapters and task head, one class per task type.
 
 Shapes: B examples, T target tokens, S source tokens, A answer tokens, K candidate answers.
 """
@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase, get_linear_s
 from flare_exp.data.generation import padded_answers
 from flare_exp.data.preprocessing import Prediction
 from flare_exp.data.question_answering import best_spans
-from flare_exp.flare.source_encoders import Source
+from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.flare.source_states import positions
 from flare_exp.models.backbones import blocks
 from flare_exp.training import distributed
@@ -31,9 +31,9 @@ class FusionModule(LightningModule):
     """Base of all modules: reads the source before the target, optimizes, and scores predictions.
 
     A batch may be a part of a global batch, which this process reads one part after the other
-    (`batch["whole"]`, `flare_exp.data.sampling.Shares`). Losses are means over the global batch
-    (`mean`). All processes must run the same number of steps. Rows with an index below 0 are
-    padding rows and do not count.
+    (`batch["whole"]`, `flare_exp.data.sampling.RankShardBatchSampler`). Losses are means over the
+    global batch (`global_mean`). All processes must run the same number of steps. Rows with an
+    index below 0 are padding rows and do not count.
 
     Args:
         model: a (PEFT) model, in which the parameters to be trained require a gradient.
@@ -48,7 +48,7 @@ class FusionModule(LightningModule):
         self,
         model: nn.Module,
         *,
-        source: Source | None = None,
+        source: SourceEncoder | None = None,
         score: Score | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         warmup: float = 0.1,
@@ -87,7 +87,7 @@ class FusionModule(LightningModule):
             prompt: length of the prompt in tokens; None: the whole first forward pass is prompt.
         """
         if self.source is not None:
-            self.source.read(batch.get("source"), prompt)
+            self.source.encode(batch.get("source"), prompt)
 
     def configure_model(self) -> None:
         """Shard the module over the processes (trainer=fsdp) when Lightning calls this."""
@@ -116,7 +116,7 @@ class FusionModule(LightningModule):
             self.log(
                 "train/loss",
                 whole,
-                batch_size=rows_of(batch),
+                batch_size=global_batch_size(batch),
                 on_step=True,
                 on_epoch=True,
                 prog_bar=True,
@@ -127,8 +127,8 @@ class FusionModule(LightningModule):
     def validation_step(self, batch: dict[str, Any], _: int) -> None:
         """Log the loss of a batch and collect its predictions."""
         loss, found = self.evaluate(batch)
-        self.log("validation/loss", loss, batch_size=rows_of(batch), sync_dist=True)
-        self.found |= by_row(batch, found)
+        self.log("validation/loss", loss, batch_size=global_batch_size(batch), sync_dist=True)
+        self.found |= predictions_by_row(batch, found)
 
     def on_validation_epoch_end(self) -> None:
         """Score the predictions of all processes and log the metrics.
@@ -138,7 +138,7 @@ class FusionModule(LightningModule):
         """
         if self.score is None:
             raise ValueError("validation needs a score")
-        scores = self.score(distributed.gathered(self.found))
+        scores = self.score(distributed.all_gather_dict(self.found))
         # every process has the same scores: their maximum is exact, while their mean may round
         self.log_dict(
             {f"validation/{k}": v for k, v in scores.items()},
@@ -150,7 +150,7 @@ class FusionModule(LightningModule):
 
     def predict_step(self, batch: dict[str, Any], _: int) -> dict[int, Prediction]:
         """Return row of the dataset -> prediction."""
-        return by_row(batch, self.predict(batch))
+        return predictions_by_row(batch, self.predict(batch))
 
     def configure_optimizers(self):
         """Build the optimizer of the trainable parameters and its warmup schedule.
@@ -175,12 +175,12 @@ class FusionModule(LightningModule):
         return {k: v for k, v in state.items() if k in names}
 
 
-def wide(logits: Tensor) -> Tensor:
+def upcast(logits: Tensor) -> Tensor:
     """Return logits in at least float32, the type in which losses are computed."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def mean(total: Tensor, count: Tensor, batch: Mapping[str, Any]) -> Tensor:
+def global_mean(total: Tensor, count: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """Return this batch's part of the mean loss of the global batch.
 
     Trainers average gradients over processes and over the batches of a step. The average of the
@@ -196,7 +196,7 @@ def mean(total: Tensor, count: Tensor, batch: Mapping[str, Any]) -> Tensor:
     return total * whole.parts / max(1, whole.terms)
 
 
-def counted(batch: Mapping[str, Any]) -> Tensor:
+def real_row_mask(batch: Mapping[str, Any]) -> Tensor:
     """Return which rows are real examples and no padding rows: [B] bool.
 
     Without an index, all rows are real examples.
@@ -205,12 +205,14 @@ def counted(batch: Mapping[str, Any]) -> Tensor:
     return batch.get("index", torch.zeros(len(ids), device=ids.device)) >= 0
 
 
-def by_row(batch: Mapping[str, Any], found: Sequence[Prediction]) -> dict[int, Prediction]:
+def predictions_by_row(
+    batch: Mapping[str, Any], found: Sequence[Prediction]
+) -> dict[int, Prediction]:
     """Return row of the dataset -> prediction, without padding rows."""
     return {row: one for row, one in zip(batch["index"].tolist(), found, strict=True) if row >= 0}
 
 
-def rows_of(batch: Mapping[str, Any]) -> int:
+def global_batch_size(batch: Mapping[str, Any]) -> int:
     """Return the number of examples in the global batch."""
     return batch["whole"].rows if "whole" in batch else len(batch["index"])
 
@@ -218,26 +220,26 @@ def rows_of(batch: Mapping[str, Any]) -> int:
 class HeadModule(FusionModule):
     """A model whose single output gives both the loss and the predictions."""
 
-    def loss_of(self, output: Any, batch: dict[str, Any]) -> Tensor:
+    def loss_from_output(self, output: Any, batch: dict[str, Any]) -> Tensor:
         """Return the mean loss of an output, a scalar."""
         raise NotImplementedError  # pragma: no cover
 
-    def predictions_of(self, output: Any, batch: dict[str, Any]) -> list[Prediction]:
+    def predictions_from_output(self, output: Any, batch: dict[str, Any]) -> list[Prediction]:
         """Return one prediction per row of an output."""
         raise NotImplementedError  # pragma: no cover
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Return the mean loss of a batch, a scalar."""
-        return self.loss_of(self(batch), batch)
+        return self.loss_from_output(self(batch), batch)
 
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
         """Return one prediction per row."""
-        return self.predictions_of(self(batch), batch)
+        return self.predictions_from_output(self(batch), batch)
 
     def evaluate(self, batch: dict[str, Any]) -> tuple[Tensor, list[Prediction]]:
         """Return the loss and the predictions of a batch after a single forward pass."""
         output = self(batch)
-        return self.loss_of(output, batch), self.predictions_of(output, batch)
+        return self.loss_from_output(output, batch), self.predictions_from_output(output, batch)
 
 
 class ClassificationModule(HeadModule):
@@ -258,15 +260,15 @@ class ClassificationModule(HeadModule):
         self.read_source(batch)
         return self.model(**batch["target"]).logits
 
-    def loss_of(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
+    def loss_from_output(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
         """Return the mean cross-entropy of the labels, a scalar."""
-        labels = batch["labels"].masked_fill(~counted(batch), IGNORED)
+        labels = batch["labels"].masked_fill(~real_row_mask(batch), IGNORED)
         total = nn.functional.cross_entropy(
-            wide(output), labels, ignore_index=IGNORED, reduction="sum"
+            upcast(output), labels, ignore_index=IGNORED, reduction="sum"
         )
-        return mean(total, (labels != IGNORED).sum(), batch)
+        return global_mean(total, (labels != IGNORED).sum(), batch)
 
-    def predictions_of(self, output: Tensor, batch: dict[str, Any]) -> list[Prediction]:
+    def predictions_from_output(self, output: Tensor, batch: dict[str, Any]) -> list[Prediction]:
         """Return the likeliest label of every row."""
         return [Prediction(self.labels[i]) for i in output.argmax(-1).tolist()]
 
@@ -290,24 +292,27 @@ class SpanModule(HeadModule):
         output = self.model(**batch["target"])
         return output.start_logits, output.end_logits
 
-    def loss_of(self, output: tuple[Tensor, Tensor], batch: dict[str, Any]) -> Tensor:
+    def loss_from_output(self, output: tuple[Tensor, Tensor], batch: dict[str, Any]) -> Tensor:
         """Return the mean cross-entropy of start and end over the context's tokens, a scalar.
 
         An answer that was cut off or lost does not count. With windows, the first special token is
         a further choice: it is the label of a window without the answer.
         """
-        legal, known = batch["offsets"][..., 0] >= 0, (batch["span"][:, 0] >= 0) & counted(batch)
+        legal, known = (
+            batch["offsets"][..., 0] >= 0,
+            (batch["span"][:, 0] >= 0) & real_row_mask(batch),
+        )
         if (null := batch.get("null")) is not None:
             legal = legal | (torch.arange(legal.shape[1], device=legal.device) == null[:, None])
         total = torch.zeros((), device=legal.device)
         for logits, wanted in zip(output, batch["span"].T, strict=True):
-            logits = wide(logits).masked_fill(~legal, float("-inf"))
+            logits = upcast(logits).masked_fill(~legal, float("-inf"))
             total = total + nn.functional.cross_entropy(
                 logits[known], wanted[known], reduction="sum"
             )
-        return mean(total, 2 * known.sum(), batch)
+        return global_mean(total, 2 * known.sum(), batch)
 
-    def predictions_of(
+    def predictions_from_output(
         self, output: tuple[Tensor, Tensor], batch: dict[str, Any]
     ) -> list[Prediction]:
         """Return the likeliest answer of every row."""
@@ -316,7 +321,7 @@ class SpanModule(HeadModule):
 
 
 @dataclass(frozen=True)
-class Decoding:
+class AnswerDecoding:
     """Settings for the answers of a generative model.
 
     Args:
@@ -338,7 +343,7 @@ class GenerationModule(FusionModule):
     Args:
         model: a generative model.
         tokenizer: the model's tokenizer.
-        encode_answer: text -> token ids of an answer and EOS (`PromptForm.answer`).
+        encode_answer: text -> token ids of an answer and EOS (`GenerationPreprocessor.answer`).
         decoding: settings for its answers.
         rows: most rows of a forward pass that scores candidates, but at least one candidate per
             prompt; None: no limit.
@@ -350,7 +355,7 @@ class GenerationModule(FusionModule):
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         encode_answer: Callable[[str], list[int]],
-        decoding: Decoding,
+        decoding: AnswerDecoding,
         rows: int | None = None,
         **options,
     ):
@@ -438,13 +443,13 @@ class GenerationModule(FusionModule):
                 logits_to_keep=kept,
                 use_cache=False,
             ).logits[:, -kept:-1]
-        return wide(logits).log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1) * mask
+        return upcast(logits).log_softmax(-1).gather(-1, ids[..., None]).squeeze(-1) * mask
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Return the mean negative log-likelihood per answer token, a scalar."""
         chosen, mask = self(batch, batch["answer"])
-        mask = mask * counted(batch)[:, None]
-        return mean(-(chosen * mask).sum(), mask.sum(), batch)
+        mask = mask * real_row_mask(batch)[:, None]
+        return global_mean(-(chosen * mask).sum(), mask.sum(), batch)
 
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
         """Return one answer per row: the likeliest candidate or a generated text."""

@@ -21,8 +21,8 @@ from transformers.utils import cached_file
 
 from flare_exp.errors import UserError, first_line
 from flare_exp.hub import local
-from flare_exp.translation.nllb import Decoding, check, language_id, load_model, load_tokenizer
-from flare_exp.translation.segmentation import Protect, Translated, joined, segments
+from flare_exp.translation.nllb import MTDecoding, check, language_id, load_model, load_tokenizer
+from flare_exp.translation.segmentation import Protect, Translation, joined, segments
 
 # A shorter row counts as this many tokens: its logits over the vocabulary cost as much as those of
 # any row.
@@ -49,7 +49,7 @@ class Engine(Protocol):
         target: str,
         progress: Callable[[int], None] | None = None,
         protect: Protect | None = None,
-    ) -> list[Translated]:
+    ) -> list[Translation]:
         """Translate the texts, in the order of `texts`; equal texts are translated once.
 
         Args:
@@ -65,7 +65,7 @@ class Engine(Protocol):
         ...
 
 
-def batches(lengths: Sequence[int], decoding: Decoding, budget: int) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], decoding: MTDecoding, budget: int) -> Iterator[list[int]]:
     """Yield the row numbers of each batch: rows of similar length with the same limit.
 
     A batch has at most `budget` tokens, counted with padding and over all beams. Long rows come
@@ -83,7 +83,7 @@ def batches(lengths: Sequence[int], decoding: Decoding, budget: int) -> Iterator
 class _Batched(ABC):
     """Base class of both engines: everything except the decoding of a batch of token rows."""
 
-    def __init__(self, tokenizer: Any, decoding: Decoding, batch_tokens: int | None, device: str):
+    def __init__(self, tokenizer: Any, decoding: MTDecoding, batch_tokens: int | None, device: str):
         self.tokenizer, self.decoding, self.device = tokenizer, decoding, device
         self.batch_tokens = batch_tokens or BATCH_TOKENS[device.partition(":")[0]]
 
@@ -102,7 +102,7 @@ class _Batched(ABC):
         target: str,
         progress: Callable[[int], None] | None = None,
         protect: Protect | None = None,
-    ) -> list[Translated]:
+    ) -> list[Translation]:
         """Translate the texts; see `Engine.translate`."""
         language_id(self.tokenizer, source)
         code = language_id(self.tokenizer, target)
@@ -112,7 +112,7 @@ class _Batched(ABC):
         parts = {text: self._parts(text, tokens, protect) for text in counts}
         rows = {part: tokens[part] for found in parts.values() for part, _ in found if part.strip()}
         done = {
-            part: Translated("", False)
+            part: Translation("", False)
             for found in parts.values()
             for part, _ in found
             if part not in rows
@@ -126,7 +126,7 @@ class _Batched(ABC):
                 chosen, self._guarded([rows[name] for name in chosen], code, limit), strict=True
             ):
                 ended = row[-1:] == [self.tokenizer.eos_token_id]
-                done[name] = Translated(
+                done[name] = Translation(
                     self.tokenizer.decode(row, skip_special_tokens=True).strip(), not ended
                 )
             report(chosen)
@@ -220,12 +220,12 @@ class TransformersEngine(_Batched):
         self,
         path: str,
         revision: str | None = None,
-        decoding: Decoding | None = None,
+        decoding: MTDecoding | None = None,
         batch_tokens: int | None = None,
         device: str = "cpu",
         dtype: str | None = None,
     ):
-        decoding = decoding or Decoding()
+        decoding = decoding or MTDecoding()
         super().__init__(check(path, revision, decoding), decoding, batch_tokens, device)
         self.model = load_model(path, revision, device, dtype).to(device)
         config = self.model.config
@@ -288,7 +288,7 @@ class CTranslate2Engine(_Batched):
     def __init__(
         self,
         path: str,
-        decoding: Decoding | None = None,
+        decoding: MTDecoding | None = None,
         batch_tokens: int | None = None,
         device: str = "cpu",
         dtype: str | None = None,
@@ -299,7 +299,7 @@ class CTranslate2Engine(_Batched):
             raise UserError(
                 f"mt.path={path}: there is no converted model (model/, tokenizer/) in this folder"
             )
-        decoding = decoding or Decoding()
+        decoding = decoding or MTDecoding()
         super().__init__(
             check(str(folder / "tokenizer"), None, decoding), decoding, batch_tokens, device
         )

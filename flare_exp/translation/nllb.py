@@ -16,7 +16,7 @@ from flare_exp.hub import local, looks_local
 from flare_exp.models.backbones import check_vocabulary
 from flare_exp.utils.finite import check_finite
 
-RANDOM = (
+DROPOUT_FIELDS = (
     "dropout",
     "attention_dropout",
     "activation_dropout",
@@ -26,7 +26,7 @@ RANDOM = (
 
 
 @dataclass(frozen=True)
-class Decoding:
+class MTDecoding:
     """Options of decoding that change the translations.
 
     Args:
@@ -56,7 +56,7 @@ class Decoding:
         return min(self.max_length, 32 * -(-(3 * source_tokens + 32) // 32))
 
 
-def check(path: str, revision: str | None = None, decoding: Decoding | None = None) -> Any:
+def check(path: str, revision: str | None = None, decoding: MTDecoding | None = None) -> Any:
     """Read the configuration and the tokenizer of a checkpoint (hub id or folder), without weights.
 
     Returns:
@@ -94,7 +94,7 @@ def load_model(path: str, revision: str | None, device: str, dtype: str | None =
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("device: a GPU is asked for, but torch finds none")
     # M2M100 checkpoints drop one layer in twenty in training; frozen models must not
-    options: dict[str, Any] = dict.fromkeys(RANDOM, 0.0)
+    options: dict[str, Any] = dict.fromkeys(DROPOUT_FIELDS, 0.0)
     options |= {
         "revision": revision,
         "dtype": getattr(torch, dtype or _dtype(device)),

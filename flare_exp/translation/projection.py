@@ -128,16 +128,16 @@ def _canonical(mark: str) -> str:
     return "".join(unicodedata.normalize("NFKC", mark).casefold().split())
 
 
-def _clings(neighbour: str, categories: tuple[str, ...]) -> bool:
+def _clings(neighbor: str, categories: tuple[str, ...]) -> bool:
     """Return True if no space is due between a word and its neighbor.
 
     That is the case at the text's end, beside a space, and beside punctuation that joins.
     """
     return (
-        not neighbour
-        or neighbour.isspace()
-        or neighbour in "'’/"
-        or unicodedata.category(neighbour) in categories
+        not neighbor
+        or neighbor.isspace()
+        or neighbor in "'’/"
+        or unicodedata.category(neighbor) in categories
     )
 
 

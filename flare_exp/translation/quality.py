@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 
-from flare_exp.translation.segmentation import Translated
+from flare_exp.translation.segmentation import Translation
 
 REPEATED = re.compile(r"(.{1,80}?)\1{2,}", re.DOTALL)
 
 
-def flags(source: str, translation: Translated) -> dict[str, bool]:
+def flags(source: str, translation: Translation) -> dict[str, bool]:
     """Return the signs of a bad translation.
 
     Each flag is False for a good translation; a bad one may have none either.

@@ -23,7 +23,7 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Translated:
+class Translation:
     """A text's translation. `truncated`: a segment reached its limit without coming to an end."""
 
     text: str
@@ -101,7 +101,7 @@ def _farthest(
     return start + 1  # not even one character fits: it is used as it is
 
 
-def joined(parts: Sequence[tuple[Translated, str]], target: str) -> Translated:
+def joined(parts: Sequence[tuple[Translation, str]], target: str) -> Translation:
     """Join the translations of a text's segments with their separators.
 
     Where the source has no white space between sentences, a space is added if `target` needs one.
@@ -111,4 +111,4 @@ def joined(parts: Sequence[tuple[Translated, str]], target: str) -> Translated:
         "".join(part.text + (separator or space) for part, separator in parts[:-1])
         + parts[-1][0].text
     )
-    return Translated(text, any(part.truncated for part, _ in parts))
+    return Translation(text, any(part.truncated for part, _ in parts))

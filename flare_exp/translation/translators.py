@@ -58,7 +58,7 @@ class Translator(ABC):
         """
 
 
-class Machine(Protocol):
+class MTModel(Protocol):
     """A translation model that is loaded when the first text is translated."""
 
     @property
@@ -288,7 +288,7 @@ class MachineTranslator(Translator):
     def __init__(
         self,
         task: Task,
-        model: Machine,
+        model: MTModel,
         store: ArtifactStore,
         marker: str = "quotes",
         shard: int = 512,

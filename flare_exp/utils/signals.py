@@ -22,11 +22,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-SHARE = 0.02  # largest share of a training's time for keeping its states
+TIME_SHARE = 0.02  # largest share of a training's time for keeping its states
 _interrupted = threading.Event()  # set by Ctrl-C
 
 
-class Stopped(Exception):
+class StopRequested(Exception):
     """A signal asked the run to stop; all finished work is kept."""
 
     def __init__(self, by: signal.Signals, where: str):
@@ -34,7 +34,7 @@ class Stopped(Exception):
         self.by = by
 
 
-def listen() -> None:
+def block_signals() -> None:
     """Block SIGNALS, so that they do not end this process at once.
 
     Call this before any thread starts: a thread that does not block a signal receives it.
@@ -43,7 +43,7 @@ def listen() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-def asked() -> signal.Signals | None:
+def pending_signal() -> signal.Signals | None:
     """Return the signal that asked this process to stop, or None."""
     if _interrupted.is_set():
         return signal.SIGINT
@@ -101,7 +101,7 @@ class Pace:
 
         The time for keeping that state must be at most SHARE of the time since then.
         """
-        return SHARE * (time.monotonic() - self.last) >= self.took
+        return TIME_SHARE * (time.monotonic() - self.last) >= self.took
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -112,14 +112,14 @@ class Pace:
         self.took = self.last - start
 
 
-def check(where: str) -> None:
-    """Raise Stopped if a signal asked for it; `where` continues "stopped by SIGTERM".
+def raise_if_signalled(where: str) -> None:
+    """Raise StopRequested if a signal asked for it; `where` continues "stopped by SIGTERM".
 
     Raises:
-        Stopped: a signal asked the run to stop.
+        StopRequested: a signal asked the run to stop.
     """
-    if by := asked():
-        raise Stopped(by, where)
+    if by := pending_signal():
+        raise StopRequested(by, where)
 
 
 def requeue() -> str | None:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.artifacts import Artifact
+from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment import fitting
 from flare_exp.experiment.context import RunContext, pairs_digest
 
 
 def finetune(run: RunContext) -> Artifact:
     """Fine-tune on English, with LoRA or in full (`finetune.tuning`)."""
-    cfg, data = run.cfg, run.data("english")
+    cfg, data = run.cfg, run.data(PairingMode.ENGLISH)
     stage, lora = run.capped(cfg.finetune), cfg.finetune.tuning == "lora"
     key = {
         "stage": "finetune",
@@ -30,4 +31,4 @@ def finetune(run: RunContext) -> Artifact:
         saved = folder / ("adapter" if lora else "model")
         return fitting.fit(run, "finetune", model, None, data, stage, saved)
 
-    return run.store.get("finetune", key, build, together=True, resumable=True)
+    return run.store.get("finetune", key, build, collective=True, resumable=True)

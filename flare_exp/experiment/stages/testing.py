@@ -11,27 +11,28 @@ from torch import nn
 from flare_exp.artifacts import Artifact
 from flare_exp.code import code_of
 from flare_exp.data.datamodule import PairedDataModule
+from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment import fitting
 from flare_exp.experiment.building import saved_weights
 from flare_exp.experiment.context import RunContext, pairs_digest
 from flare_exp.flare import adapter
-from flare_exp.flare.source_encoders import Source
+from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.training.checkpointing import Interruptible
-from flare_exp.training.distributed import gathered
+from flare_exp.training.distributed import all_gather_dict
 from flare_exp.utils import files
 
 
 def evaluate(
-    run: RunContext, trained: Artifact, view: str, english: Artifact | None = None
+    run: RunContext, trained: Artifact, mode: PairingMode, english: Artifact | None = None
 ) -> Artifact:
     """Predict and score the test split.
 
     Args:
         trained: the model, or the adapter, that is tested.
-        view: pairing mode of the test data.
+        mode: pairing mode of the test data.
         english: the English model below the adapter `trained`; None: `trained` is a model itself.
     """
-    cfg, data, back = run.cfg, run.data(view), run.answers_back(view)
+    cfg, data, back = run.cfg, run.data(mode), run.answers_back(mode)
     key: dict[str, Any] = {
         "stage": "test",
         "model": trained.digest,
@@ -46,10 +47,10 @@ def evaluate(
         run.mt.release()
         module = fitting.make_module(run, *trained_model(run, trained, english))
         options = {"enable_checkpointing": False, "logger": False}
-        trainer = fitting.make_trainer(run, "test", [Interruptible(run.team)], **options)
+        trainer = fitting.make_trainer(run, "test", [Interruptible(run.distributed)], **options)
         outputs: Sequence[Any] = trainer.predict(module, data) or ()
-        found = gathered({row: text for output in outputs for row, text in output.items()})
-        if not run.team.leads:
+        found = all_gather_dict({row: text for output in outputs for row, text in output.items()})
+        if not run.distributed.is_main:
             return {}
         said = data.dataset("test").texts(found)
         predicted = back.texts(said, run.task.english, cfg.task.lang) if back else said
@@ -57,7 +58,7 @@ def evaluate(
         files.write_parquet(folder / "predictions.parquet", rows)
         return _facts(run, data, predicted)
 
-    return run.store.get("test", key, build, together=True)
+    return run.store.get("test", key, build, collective=True)
 
 
 def _rows(
@@ -94,7 +95,7 @@ def _facts(run: RunContext, data: PairedDataModule, predicted: Sequence[str]) ->
 
 def trained_model(
     run: RunContext, trained: Artifact, english: Artifact | None
-) -> tuple[nn.Module, Source | None]:
+) -> tuple[nn.Module, SourceEncoder | None]:
     """Load the model of an artifact in eval mode, with its source encoder when it fuses."""
     if english is None:
         return run.models.english_model(trained).model.eval(), None

@@ -12,23 +12,23 @@ from flare_exp.artifacts import Artifact, digest_of
 from flare_exp.code import code_of
 from flare_exp.config.schema import FUSION_OPTIONS
 from flare_exp.data.datamodule import PairedDataModule
+from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.source_cache import cached_states
 from flare_exp.experiment import fitting
 from flare_exp.experiment.context import RunContext, device_of, pairs_digest
-from flare_exp.flare.source_encoders import MTSource, Source
+from flare_exp.flare.source_encoders import MTSourceEncoder, SourceEncoder
 
 
-def transfer(run: RunContext, english: Artifact, view: str, fuses: bool) -> Artifact:
+def transfer(run: RunContext, english: Artifact, mode: PairingMode) -> Artifact:
     """Train a new adapter (and the head) for the target language.
 
     Args:
         english: the fine-tuned English model.
-        view: pairing mode of the training data.
-        fuses: whether the adapter fuses a source; else it is plain LoRA.
+        mode: pairing mode of the training data.
     """
-    cfg, data = run.cfg, run.data(view)
+    cfg, data = run.cfg, run.data(mode)
     stage = run.capped(cfg.transfer)
-    fusion = fusion_options(run, view) if fuses else None
+    fusion = fusion_options(run, mode) if mode.fuses else None
     key: dict[str, Any] = {
         "stage": "transfer",
         "english": english.digest,
@@ -40,35 +40,40 @@ def transfer(run: RunContext, english: Artifact, view: str, fuses: bool) -> Arti
     }
     if fusion and cfg.source.cache != "off" and cfg.source.dtype:
         key["states"] = cfg.source.dtype  # cached states are rounded to it
-    if view == "latent":
-        assert data.source_form
-        key["encoder"] = {**run.mt.encoder_identity, "max_length": data.source_form.max_length}
+    if mode is PairingMode.LATENT:
+        assert data.source_preprocessor
+        key["encoder"] = {
+            **run.mt.encoder_identity,
+            "max_length": data.source_preprocessor.max_length,
+        }
 
     def build(folder: Path) -> dict[str, Any]:
         run.mt.release()  # its translations are made
         model = run.models.add_adapter(run.models.english_model(english), **(fusion or {}))
         source = run.source(model) if fusion else None
         if source and cfg.source.cache != "off":
-            reader = run.mt.encoder_identity if view == "latent" else english.digest
+            reader = run.mt.encoder_identity if mode is PairingMode.LATENT else english.digest
             cache_states(run, source, data, reader)
         facts = fitting.fit(run, "transfer", model, source, data, stage, folder / "adapter")
         data.drop_states()
         return facts
 
-    return run.store.get("transfer", key, build, together=True, resumable=True)
+    return run.store.get("transfer", key, build, collective=True, resumable=True)
 
 
-def fusion_options(run: RunContext, view: str) -> dict[str, Any]:
+def fusion_options(run: RunContext, mode: PairingMode) -> dict[str, Any]:
     """Return the fusion as arguments of `adapter.adapter_config`."""
     f = run.cfg.fusion
     options = {k: getattr(f, k) for k in FUSION_OPTIONS if getattr(f, k) is not None}
     common = {"fusion": f.name, "fusion_options": options, "answer_source": f.answer_source}
-    if view == "latent":
+    if mode is PairingMode.LATENT:
         return {**common, "source_width": run.mt.encoder_config.d_model}
     return {**common, "source_layer": f.source_layer, "source_state": f.source_state}
 
 
-def cache_states(run: RunContext, source: Source, data: PairedDataModule, reader: Any) -> None:
+def cache_states(
+    run: RunContext, source: SourceEncoder, data: PairedDataModule, reader: Any
+) -> None:
     """Compute the states of the training sources once, instead of in every epoch.
 
     They have the precision in which training would read them.
@@ -87,7 +92,7 @@ def cache_states(run: RunContext, source: Source, data: PairedDataModule, reader
             dataset = data.dataset(role)
             if dataset.source is None:
                 continue
-            form = data.source_form or data.form
+            preprocessor = data.source_preprocessor or data.preprocessor
             place = {
                 "reader": reader,
                 **source.reads,
@@ -97,7 +102,9 @@ def cache_states(run: RunContext, source: Source, data: PairedDataModule, reader
             }
             store = run.store if options.cache == "disk" else None
             kept = getattr(torch, options.dtype) if options.dtype else None
-            dataset.cache = cached_states(source, dataset.source, form, device, kept, store, place)
-    if isinstance(source, MTSource):
+            dataset.cache = cached_states(
+                source, dataset.source, preprocessor, device, kept, store, place
+            )
+    if isinstance(source, MTSourceEncoder):
         source.drop_encoder()
         run.mt.release()
