@@ -202,7 +202,9 @@ class SourceTextPreprocessor(Preprocessor):
     possible. The longest text is cut where the whole is too long.
 
     Args:
-        task, tokenizer, max_length: as of any `Preprocessor`.
+        task: as of any `Preprocessor`.
+        tokenizer: as of any `Preprocessor`.
+        max_length: as of any `Preprocessor`.
         order: field order of the target's preprocessor.
     """
 

@@ -21,7 +21,8 @@ class ExtractiveQAPreprocessor(Preprocessor):
     scripts published for SQuAD and TyDiQA. Each window has the whole question and `stride` tokens
     of the window before. A window that does not hold the answer is trained to point at the row's
     first special token, so that spans of different windows can be compared by their scores. That
-    token is [CLS] or <s>; mT5 has none at the start, so it is the </s> that ends the question.
+    token is `[CLS]` or `<s>`; mT5 has none at the start, so it is the `</s>` that ends the
+    question.
 
     A question is cut only where it would leave the context too little room: less than half of the
     tokens, without windows.
@@ -32,8 +33,9 @@ class ExtractiveQAPreprocessor(Preprocessor):
     contexts (texts).
 
     Args:
-        task, tokenizer, max_length: as of any `Preprocessor`; with windows, max_length is the
-            length of a window.
+        task: as of any `Preprocessor`.
+        tokenizer: as of any `Preprocessor`.
+        max_length: as of any `Preprocessor`; with windows the length of a window.
         stride: tokens that two successive windows share; None for no windows.
 
     Raises:

@@ -32,7 +32,8 @@ class SourceStateCache:
 
     Args:
         states: [all tokens, n, d], in memory or memory-mapped.
-        starts, lengths: position and length of each text in `states`.
+        starts: position of each text in `states`.
+        lengths: length of each text.
     """
 
     def __init__(self, states: Tensor, starts: Sequence[int], lengths: Sequence[int]):

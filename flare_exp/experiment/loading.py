@@ -40,8 +40,7 @@ class LoadedRun:
         model: the transformers model; with the adapter a PeftModel.
         tokenizer: the model's tokenizer.
         source: fills the source states before a forward (`flare_exp.flare.source_states`); None
-        where
-            the method does not fuse.
+            where the method does not fuse.
         task: labels, fields and prompt.
     """
 

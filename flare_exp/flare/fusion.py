@@ -80,7 +80,7 @@ class ElementWise(Fusion):
 
 
 class Gated(Fusion):
-    """Gated fusion: g*S + (1-g)*T with g = sigmoid(W [S; T] + b) per channel.
+    """Gated fusion: `g * S + (1 - g) * T` with `g = sigmoid(W [S; T] + b)` per channel.
 
     This function is not in the paper. It has 2r^2 + r parameters and starts at W = 0, b = -4, close
     to plain LoRA.

@@ -56,7 +56,10 @@ class FlareConfig(LoraConfig):
         fusion_options: options of the fusion function.
         fused_modules: names of the projections that fuse; other targets stay plain LoRA.
         stacks: name -> path of each stack of blocks that fuses, from the base model's root.
-        source_layer, source_state, answer_source, padding_side: see `SourceStates`.
+        source_layer: see `SourceStates`.
+        source_state: see `SourceStates`.
+        answer_source: see `SourceStates`.
+        padding_side: see `SourceStates`.
         source_width: width of source states that a linear map projects to d (FLARE MT); None if
             they are the model's own.
     """

@@ -73,7 +73,8 @@ class SourceStates:
             the paper's released code.
         source_state: "layer_input" takes the inputs of the fused projections, the same kind of
             state as the target's; "block_output" takes the raw hidden states between blocks.
-        padding_side, answer_source: see `align`.
+        padding_side: see `align`.
+        answer_source: see `align`.
     """
 
     def __init__(

@@ -35,7 +35,8 @@ class Family:
 
     Args:
         stacks: name of a stack of blocks -> path of its module list below the model without head.
-        query, value: the projections that fuse.
+        query: the query projection, which fuses.
+        value: the value projection, which fuses.
         linear: the block's other linear layers (adapter.targets=all_linear).
         heads: task type -> modules trained in full with the adapter. Its keys are the types that
             the family can take, the preferred one for each kind of task first.

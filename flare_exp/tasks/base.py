@@ -195,7 +195,7 @@ class Task(ABC):
 
 
 class Benchmark(Task):
-    """A published data set: <data_dir>/<lang>/<split>.parquet, or the hub at a pinned revision.
+    """A published data set: `<data_dir>/<lang>/<split>.parquet`, or the hub at a pinned revision.
 
     The files have the hub's columns.
     """

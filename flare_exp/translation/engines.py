@@ -205,7 +205,8 @@ class TransformersEngine(_Batched):
     """Translates with transformers' own M2M100.
 
     Args:
-        path, revision: hub id or folder of an NLLB checkpoint.
+        path: hub id or folder of an NLLB checkpoint.
+        revision: commit or branch of a hub checkpoint.
         batch_tokens: source tokens of a batch, with padding and over all beams (see BATCH_TOKENS).
         device: cpu or cuda.
         dtype: precision of the weights. None means float32 on CPUs, and on GPUs bfloat16, or
@@ -278,7 +279,8 @@ class CTranslate2Engine(_Batched):
 
     Args:
         path: folder that `convert` filled.
-        batch_tokens, device: as for transformers.
+        batch_tokens: as for transformers.
+        device: as for transformers.
         dtype: computation type; None means the precision of the stored weights.
 
     Raises:

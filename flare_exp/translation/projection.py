@@ -22,7 +22,8 @@ class Marker:
     """One way to mark a span.
 
     Args:
-        opening, closing: marks written before and after the span.
+        opening: the mark before the span.
+        closing: the mark after the span.
         mark: matches every mark, opening or closing, in all the forms that translation gives it.
         pair: matches the canonical forms of two marks, one after the other, that belong together.
         stand_ins: replacement, one for one, of mark characters that a context already has.

@@ -163,7 +163,7 @@ class ParallelTranslator(Translator):
 
 
 class FileTranslator(Translator):
-    """Translator that reads <path>/mt_<from>-<to>/<split>.parquet, row by row as the benchmark.
+    """Translator that reads `<path>/mt_<from>-<to>/<split>.parquet`, row by row as the benchmark.
 
     For every field f of the task a file has the original in column f and the translation in
     f_translated. For question answering it also has answers_translated {text[], answer_start[]},
