@@ -8,7 +8,7 @@ PINS   := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.ve
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-slurm test-sweeps setup-sweeps test-newest test-gpu lint types format wheel nusax xnli-tydiqa toy-table toy-tasks mt-gain clean
+.PHONY: help setup run test test-fast test-slurm test-sweeps setup-sweeps test-newest test-gpu lint types format docs wheel nusax xnli-tydiqa toy-table toy-tasks mt-gain clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -98,8 +98,17 @@ format: setup  ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+DOCS := $(VENV)/.docs
+
+docs: $(DOCS)  ## build the documentation site into site/ (strict: no dead link)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+$(DOCS): $(STAMP)
+	$(PIP) --no-compile -e '.[docs]'
+	@touch $@
+
 wheel: setup  ## build dist/*.whl (contains conf/)
 	$(BIN)/python -m build --wheel
 
 clean:  ## remove the virtual environment and build products (keeps outputs/ and the artifact cache)
-	rm -rf $(VENV) $(SWEEPS) $(NEWEST) dist build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(SWEEPS) $(NEWEST) dist build site *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
