@@ -13,7 +13,7 @@ from conftest import COMMIT, put, tiny_checkpoint
 from omegaconf import OmegaConf
 
 from flare_exp import code
-from flare_exp.config import composition, schema, validation
+from flare_exp.config import composition, constraints, schema, validation
 from flare_exp.config.methods import METHODS
 from flare_exp.errors import UserError
 from flare_exp.experiment import checkpoints, pipeline
@@ -215,7 +215,7 @@ def composed(overrides, place) -> schema.Config:
 
 
 def allowed(cfg) -> bool:
-    return not [*validation._check_rules(cfg), *validation._cross_field_problems(cfg)]
+    return not [*validation._check_rules(cfg), *constraints.cross_field_problems(cfg)]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from conftest import last_of_each, random_backbone, untied
 from safetensors.torch import load_file
 
-from flare_exp.config import validation
+from flare_exp.config import constraints, validation
 from flare_exp.experiment.building import save_model
 from flare_exp.experiment.runs import run_job
 from flare_exp.flare import adapter
@@ -415,7 +415,7 @@ def test_attention_that_a_family_lacks_is_refused(checkpoints):
 
 
 def test_without_bitsandbytes_the_error_names_the_fix(monkeypatch):
-    monkeypatch.setattr(validation.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(constraints.importlib.util, "find_spec", lambda name: None)
     (problem,) = validation.validate(["model=llama31", "task=xnli"], False)[1]
     assert "pip install bitsandbytes" in problem
     assert "model.quantize=null" in problem

@@ -7,8 +7,11 @@ import re
 import processes
 import pytest
 from conftest import tiny_checkpoint
+from omegaconf import OmegaConf
 
-from flare_exp.experiment import results
+from flare_exp.config import validation
+from flare_exp.errors import UserError
+from flare_exp.experiment import loading, results, runs
 from flare_exp.experiment.curves import draw_curves
 from flare_exp.experiment.run_page import run_page
 
@@ -116,3 +119,17 @@ def test_a_stage_has_one_line_of_progress_that_fits(tmp_path):
     assert any(line.startswith("finetune: epoch 2 of 2") for line in shown)
     assert not any("epoch 0" in line for line in shown)
     assert max(map(len, shown)) <= 80
+
+
+def test_a_run_folder_of_an_earlier_version_is_taken_up_and_loaded(tmp_path):
+    job = validation.validate([f"output_dir={tmp_path}", "seed=3"], False)[0][0]
+    stored = OmegaConf.to_container(job, resolve=True)
+    stored["trainer"]["_target_"] = "lightning.pytorch.Trainer"
+    stored["optim"]["_partial_"] = True
+    OmegaConf.save(stored, tmp_path / "config.yaml")
+    assert list(runs.check_content(job, tmp_path)) == []
+    assert loading.stored_config(tmp_path) == OmegaConf.to_object(job)
+    stored["optim"]["unknown"] = 1
+    OmegaConf.save(stored, tmp_path / "config.yaml")
+    with pytest.raises(UserError, match="config.yaml cannot be used"):
+        loading.stored_config(tmp_path)

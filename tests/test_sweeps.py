@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from flare_exp.cli.commandline import normalized
-from flare_exp.config import composition, schema, validation
+from flare_exp.config import composition, validation
+from flare_exp.config.options import flat
 from flare_exp.tasks import TASKS
 
 
@@ -88,7 +89,7 @@ def test_every_run_of_a_sweep_composes(path, tmp_path, monkeypatch):
             assert value == (
                 getattr(job, name).name
                 if name in composition.groups()
-                else schema.flat(as_dict(job))[name]
+                else flat(as_dict(job))[name]
             )
     if "task.lang" in sweep["parameters"]:
         assert sweep["parameters"]["task.lang"]["values"] == list(TASKS[job.task.name].languages)
@@ -142,7 +143,7 @@ def test_every_kind_of_value_survives_the_agent(tmp_path, monkeypatch):
     }
     job, problems = check(agent.start(values))
     assert not problems
-    found = schema.flat(as_dict(job))
+    found = flat(as_dict(job))
     assert {name: found[name] for name in values} == {**values, "fusion.heads": None}
     assert os.environ["WANDB_RUN_ID"] == "run1"
 

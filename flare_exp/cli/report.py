@@ -25,6 +25,7 @@ from rich.table import Table
 
 from flare_exp.config import composition, schema, validation
 from flare_exp.config.methods import METHODS
+from flare_exp.config.options import flat
 from flare_exp.errors import first_line
 from flare_exp.experiment import run_state
 from flare_exp.experiment.checksums import damage
@@ -95,7 +96,7 @@ def defaults(*groups: str) -> dict[str, Any]:
     (job,), problems = validation.validate(groups, multirun=False)
     if job is None:
         raise ValueError(problems[0])
-    return schema.flat(OmegaConf.to_container(job, resolve=True))
+    return flat(OmegaConf.to_container(job, resolve=True))
 
 
 def run_folders(folders: Sequence[str]) -> list[Path]:
@@ -128,9 +129,7 @@ def read(folder: Path) -> Run:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"metrics.json is damaged ({type(error).__name__}: {error})") from None
     try:
-        run = Run(
-            folder, metrics, schema.flat(yaml.safe_load((folder / "config.yaml").read_text()))
-        )
+        run = Run(folder, metrics, flat(yaml.safe_load((folder / "config.yaml").read_text())))
         _ = run.name, run.changed
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         reason = first_line(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
 
 
+@functools.cache
 def groups() -> dict[str, list[str]]:
     """Return group -> names of its options, from the files of conf/."""
     folders = sorted({f.parent for f in conf_dir().glob("*/**/*.yaml")})

@@ -7,33 +7,23 @@ This module is light on purpose: it imports no torch, and Hydra only inside func
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from flare_exp.config.methods import METHODS
-from flare_exp.tasks import TASKS
-from flare_exp.translation.noise import ERRORS
-from flare_exp.translation.translators import BENCHMARK
+from flare_exp.config.mt_schema import MtConfig
+from flare_exp.config.options import keys_of, option, section
+from flare_exp.config.task_schema import TaskConfig
 
 FUSING_METHODS = tuple(name for name, method in METHODS.items() if method.fuses)
 LEARNED_FUSIONS = ("cross_attn", "gated")  # fusions with weights of their own
-# option -> the fusion that has it
-FUSION_OPTIONS = {
-    "query": "cross_attn",
-    "heads": "cross_attn",
-    "bias": "gated",
-}
-# names of translations by a model
-MACHINES = (
-    "toy_nllb",
-    "nllb_600m",
-    "nllb_1b3_distilled",
-    "nllb_1b3",
-    "nllb_3b3",
-    "custom",
-)
 
+# options of earlier versions -> why they are gone; a run folder may still name them
+RETIRED = {
+    "trainer._target_": "the trainer is always Lightning's",
+    "optim._partial_": "the optimizer is always made for the model's parameters",
+}
 SHARED = "loss and gradients are those of the whole batch, up to rounding and dropout masks"
 OPTIMIZERS = (
     "torch.optim.AdamW",
@@ -41,24 +31,6 @@ OPTIMIZERS = (
     "bitsandbytes.optim.AdamW8bit",
     "bitsandbytes.optim.PagedAdamW8bit",
 )
-
-
-def option(default: Any, help: str, **rules: Any) -> Any:
-    """Return a dataclass field with its help text and rules.
-
-    Args:
-        default: the default value; "???" if a value must be given.
-        help: help text of the option.
-        **rules: `min`, `above` (exclusive), `max`, `choices`, `each` (choices for the items of a
-            list), `refused` (value -> reason), or `no_effect`: the reason why the value cannot
-            change a result. Every option without `no_effect` belongs in the key of an artifact.
-    """
-    return field(default=default, metadata={"help": help, **rules})
-
-
-def section(cls: type, **rules: Any) -> Any:
-    """Return a dataclass field for a group of options; `no_effect` applies to all of them."""
-    return field(default_factory=cls, metadata=rules)
 
 
 @dataclass
@@ -117,51 +89,10 @@ class ModelConfig:
 
 
 @dataclass
-class TaskConfig:
-    """The benchmark, its target language and its splits."""
-
-    name: str = option("???", "name of the benchmark", choices=tuple(TASKS))
-    lang: str = option("???", "target language, in the benchmark's own code")
-    data_dir: str | None = option(None, "folder of <language>/<split>.parquet instead of the hub")
-    limit: int | None = option(None, "only the first N examples of every split", min=1)
-    world_seed: int = option(0, "seed of the generated world (toy tasks)", min=0, max=2**32 - 1)
-    form: str = option(
-        "auto",
-        "by a head where the model has one, or as a prompt",
-        choices=("auto", "head", "generative"),
-    )
-    window: int | None = option(
-        None, "question answering by a head: tokens of a window (null: data.max_length)", min=8
-    )
-    doc_stride: int | None = option(
-        None,
-        "question answering by a head: long contexts are read in windows that share so many "
-        "tokens (null: they are cut)",
-        min=0,
-    )
-    max_answer_length: int = option(
-        30, "question answering by a head: longest answer in tokens", min=1
-    )
-    train_split: str = option("train", "split or slice to train on, e.g. validation[:2000]")
-    validation_split: str | None = option(
-        "validation", "split or slice that selects the checkpoint (null: none is held out)"
-    )
-    test_split: str = option("test", "split or slice to report")
-    english_test_split: str | None = option(
-        None, "split or slice of the English test block (null: test_split)"
-    )
-    select: str = option(
-        "best",
-        "which epoch's weights are kept: best on validation, or last",
-        choices=("best", "last"),
-    )
-
-
-@dataclass
 class FusionConfig:
     """The fusion function and its inputs."""
 
-    name: str = option("???", "fusion function")
+    name: str = option("???", "fusion function", group="fusion")
     source_layer: str = option(
         "ahead",
         "block i fuses what block i+1 (ahead) or i (same) reads in the source pass",
@@ -177,9 +108,19 @@ class FusionConfig:
         "decoders: what answer tokens fuse, the last source prompt state or none",
         choices=("last", "none"),
     )
-    query: str | None = option(None, "cross_attn: who asks", choices=("target", "source"))
-    heads: int | None = option(None, "cross_attn: heads; must divide adapter.r", min=1)
-    bias: float | None = option(None, "gated: initial bias of the gate")
+    query: str | None = option(
+        None, "cross_attn: who asks", choices=("target", "source"), only=("cross_attn",)
+    )
+    heads: int | None = option(
+        None, "cross_attn: heads; must divide adapter.r", min=1, only=("cross_attn",)
+    )
+    bias: float | None = option(None, "gated: initial bias of the gate", only=("gated",))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the given options of this fusion function alone."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if "only" in f.metadata}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass
@@ -225,79 +166,6 @@ class MethodConfig:
 
 
 @dataclass
-class MtPretrainConfig:
-    """Training of the embedded translation model."""
-
-    pairs: int = option(0, "sentence pairs of generated text", min=1)
-    steps: int = option(0, "optimizer steps", min=1)
-    batch_size: int = option(0, "pairs per step", min=1)
-    lr: float = option(0.0, "learning rate", above=0)
-    vocab_size: int = option(0, "size of the learned vocabulary", min=100)
-    hidden_size: int = option(0, "width", min=8)
-    layers: int = option(0, "blocks of the encoder, and of the decoder", min=1)
-    heads: int = option(0, "attention heads", min=1)
-
-
-@dataclass
-class MtConfig:
-    """The translations and the noise that is added to them."""
-
-    name: str = option("???", "translation", choices=(*BENCHMARK, "file", *MACHINES))
-    noise: float = option(0.0, "share of words made wrong after translation", min=0, max=1)
-    errors: list[str] = field(
-        default_factory=lambda: list(ERRORS),
-        metadata={"help": "kinds of wrong words", "each": ERRORS},
-    )
-    seed: int = option(0, "seed of that noise", min=0, max=2**32 - 1)
-    path: str | None = option(
-        None,
-        "mt=file: folder of mt_<from>-<to>/<split>.parquet; models: hub id or checkpoint folder",
-    )
-    fallback: str | None = option(
-        None, "mt=file: what stands in for a missing direction", choices=("gold",)
-    )
-    revision: str | None = option(
-        None, "models: commit or branch of the hub checkpoint; null: its newest commit"
-    )
-    backend: str = option(
-        "transformers", "models: what runs them", choices=("transformers", "ctranslate2")
-    )
-    quantization: str | None = option(
-        None,
-        "ctranslate2: of the weights; null: int8, on GPUs int8_float16",
-        choices=("float32", "float16", "bfloat16", "int8", "int8_float16"),
-    )
-    beams: int = option(1, "models: 1 is greedy", min=1)
-    max_length: int = option(
-        256,
-        "models: longest piece in tokens; longer texts are split into sentences",
-        min=16,
-        max=1024,
-    )
-    no_repeat_ngram: int = option(
-        0, "models: no n-gram twice in a translation, against loops (0: off)", min=0
-    )
-    batch_tokens: int | None = option(
-        None,
-        "models: tokens per batch; null: by device",
-        min=1,
-        no_effect="a translation does not depend on the texts beside it",
-    )
-    marker: str = option(
-        "quotes",
-        "question answering: how an answer is marked in translation",
-        choices=("quotes", "brackets", "tags"),
-    )
-    shard: int = option(
-        512,
-        "models: texts between two saved pieces of work",
-        min=1,
-        no_effect="a translation does not depend on the texts beside it",
-    )
-    pretrain: MtPretrainConfig | None = option(None, "how mt=toy_nllb is built")
-
-
-@dataclass
 class AdapterConfig:
     """The LoRA adapter."""
 
@@ -338,7 +206,6 @@ class OptimConfig:
     """The optimizer."""
 
     _target_: str = option("torch.optim.AdamW", "optimizer", choices=OPTIMIZERS)
-    _partial_: bool = option(True, "", no_effect="not read")
     weight_decay: float = option(0.01, "decoupled weight decay", min=0)
     eps: float = option(1e-8, "denominator term", above=0)
 
@@ -367,12 +234,6 @@ class DataConfig:
 class TrainerConfig:
     """The Lightning Trainer: devices, precision and limits."""
 
-    _target_: str = option(
-        "lightning.pytorch.Trainer",
-        "",
-        choices=("lightning.pytorch.Trainer",),
-        no_effect="has one value",
-    )
     accelerator: str = option("auto", "where to run", choices=("auto", "cpu", "gpu"))
     devices: int = option(
         1,
@@ -484,18 +345,9 @@ class Config:
     logger: LoggerConfig = section(LoggerConfig, no_effect="where curves are shown")
 
 
-def keys(cls: type = Config, prefix: str = "") -> dict[str, Any]:
+def keys() -> dict[str, Any]:
     """Return dotted key -> dataclass field, for every option."""
-    import typing
-
-    hints = typing.get_type_hints(cls)
-    found: dict[str, Any] = {}
-    for f in fields(cls):
-        inner = [t for t in (hints[f.name], *typing.get_args(hints[f.name])) if is_dataclass(t)]
-        found[prefix + f.name] = f
-        if inner:
-            found |= keys(inner[0], f"{prefix}{f.name}.")  # type: ignore[arg-type]
-    return found
+    return keys_of(Config)
 
 
 def no_effect() -> dict[str, str]:
@@ -510,15 +362,6 @@ def no_effect() -> dict[str, str]:
         if reason := f.metadata.get("no_effect") or parent.metadata.get("no_effect"):
             found[key] = reason
     return found
-
-
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return dotted key -> value, as on the command line."""
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {
-        k: v for name, value in tree.items() for k, v in flat(value, f"{prefix}{name}.").items()
-    }
 
 
 def default_cache() -> str:

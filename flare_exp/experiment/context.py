@@ -163,7 +163,7 @@ class RunContext:
         cfg = self.cfg
         return {
             **self.reading,
-            "optim": {name: v for name, v in asdict(cfg.optim).items() if name != "_partial_"},
+            "optim": asdict(cfg.optim),
             "batch_size": cfg.data.batch_size,
             "select": cfg.task.select,
             "clip": cfg.trainer.gradient_clip_val,

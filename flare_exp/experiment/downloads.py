@@ -18,7 +18,7 @@ THERE = "there already"
 def hub_resources(cfg: schema.Config) -> list[hub.HubResource]:
     """Everything that a run of this configuration takes from the hub."""
     models = [("backbone", cfg.model.path, cfg.model.revision)]
-    if METHODS[cfg.method.name].translates and cfg.mt.name in schema.MACHINES:
+    if METHODS[cfg.method.name].translates and cfg.mt.kind == "model":
         models.append(("translation model", cfg.mt.path, cfg.mt.revision))
     found: list[hub.HubResource] = [
         hub.Checkpoint(what, path, at)

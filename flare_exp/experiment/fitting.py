@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import logging
 import random
 import shutil
@@ -13,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import hydra
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -240,6 +239,4 @@ def make_trainer(
 
 def make_optimizer(run: RunContext, lr: float) -> Callable[..., torch.optim.Optimizer]:
     """Return the function that makes the optimizer (`optim._target_`) of some parameters."""
-    options = {k: v for k, v in asdict(run.cfg.optim).items() if not k.startswith("_")}
-    module, _, name = run.cfg.optim._target_.rpartition(".")
-    return functools.partial(getattr(importlib.import_module(module), name), lr=lr, **options)
+    return hydra.utils.instantiate({**asdict(run.cfg.optim), "_partial_": True}, lr=lr)

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.config.methods import METHODS
-from flare_exp.config.schema import Config
+from flare_exp.config.schema import RETIRED, Config
 from flare_exp.data.dataset import PairedCollator, PairedDataset
 from flare_exp.data.pairing import Pair
 from flare_exp.data.pairing_mode import PairingMode
@@ -124,11 +124,7 @@ def load(folder: str | Path) -> LoadedRun:
         raise UserError(
             f"{folder} is damaged: {', '.join(problems[:5])}; the run's own command makes it again"
         )
-    try:
-        stored = OmegaConf.load(folder / "config.yaml")
-        given: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))  # type: ignore[assignment]
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{folder / 'config.yaml'} cannot be used: {first_line(error)}") from error
+    given = stored_config(folder)
     given.trainer.enable_progress_bar = False
     quiet(given)
     cfg = pipeline.resolve_hardware(given)
@@ -142,3 +138,19 @@ def load(folder: str | Path) -> LoadedRun:
         if METHODS[cfg.method.name].trains:
             return LoadedRun(run, *trained_model(run, trained, english))
         return LoadedRun(run, *trained_model(run, english, None))
+
+
+def stored_config(folder: Path) -> Config:
+    """Return the configuration of a run folder, also if an earlier version wrote it.
+
+    Raises:
+        UserError: it cannot be read, or has options that this version does not have.
+    """
+    try:
+        stored: Any = OmegaConf.load(folder / "config.yaml")
+        for key in RETIRED:  # options of earlier versions
+            section, _, name = key.rpartition(".")
+            stored.get(section, {}).pop(name, None)
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))  # type: ignore[return-value]
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{folder / 'config.yaml'} cannot be used: {first_line(error)}") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.config.methods import METHODS
-from flare_exp.config.schema import MACHINES, Config
+from flare_exp.config.schema import Config
 from flare_exp.tasks import TASKS
 from flare_exp.translation.translators import FLAGS
 
@@ -50,7 +50,7 @@ def notes(cfg: Config, folder: Path) -> list[str]:
         found.append(
             f"answers were translated back into {cfg.task.lang} by mt={cfg.mt.name} and "
             "compared with the original ones"
-            if cfg.mt.name in MACHINES
+            if cfg.mt.kind == "model"
             else f"mt={cfg.mt.name}: predictions were compared with the English answers, which "
             "makes this an upper bound"
         )

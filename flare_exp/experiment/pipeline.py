@@ -19,7 +19,8 @@ import torch
 from flare_exp import hub
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.config.methods import METHODS, Method
-from flare_exp.config.schema import MACHINES, Config, flat
+from flare_exp.config.options import flat
+from flare_exp.config.schema import Config
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
 from flare_exp.experiment import launch, results
@@ -272,7 +273,7 @@ def pinned(cfg: Config, required: bool = True) -> Config:
         UserError: a commit is not known, without network or because there is no such checkpoint.
     """
     read: dict[str, Any] = {"model": cfg.model}
-    if METHODS[cfg.method.name].translates and cfg.mt.name in MACHINES:
+    if METHODS[cfg.method.name].translates and cfg.mt.kind == "model":
         read["mt"] = cfg.mt
     found: dict[str, Any] = {}
     for name, part in read.items():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.config import schema
+from flare_exp.config.options import flat
 from flare_exp.errors import UserError, first_line, out_of_room
 from flare_exp.experiment import checksums
 from flare_exp.utils import signals
@@ -22,7 +23,7 @@ from flare_exp.utils import signals
 # Options that do not change a result, so that a run folder may be taken up again with others. The
 # model's name changes none
 # either, but stands in metrics.json.
-VOLATILE = {*schema.no_effect()} - {"model.name"}
+VOLATILE = {*schema.no_effect(), *schema.RETIRED} - {"model.name"}
 
 
 def check_writable(folder: Path, option: str = "output_dir") -> Iterator[str]:
@@ -90,7 +91,7 @@ def check_content(cfg: Any, folder: Path) -> Iterator[str]:
     if not cfg.resume:
         yield f"output_dir={folder}: it holds a run already and resume=false; choose another folder"
         return
-    old, new = (schema.flat(OmegaConf.to_container(c, resolve=True)) for c in (before, cfg))
+    old, new = (flat(OmegaConf.to_container(c, resolve=True)) for c in (before, cfg))
     differing = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and k not in VOLATILE]
     if differing:
         shown = ", ".join(f"{k} ({old.get(k)} there, {new.get(k)} here)" for k in differing)

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from flare_exp.artifacts import Artifact, ArtifactStore
-from flare_exp.config.schema import MACHINES, Config
+from flare_exp.config.schema import Config
 from flare_exp.data.generation import GenerationPreprocessor
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.preprocessing import Item, Preprocessor
@@ -139,7 +139,7 @@ class PreviewMT(MT):
     def missing(self) -> Artifact | None:
         """Return the embedded model, where it has yet to be trained."""
         try:
-            if self.cfg.name in MACHINES:
+            if self.cfg.kind == "model":
                 _ = super().checkpoint
         except ArtifactMissing as missing:
             return missing.artifact
@@ -327,7 +327,7 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
     Raises:
         UserError: where a run would raise it, but not for what could be downloaded.
     """
-    store = ReadOnlyStore(cfg.cache_dir, scratch, cfg.mt.name in MACHINES)
+    store = ReadOnlyStore(cfg.cache_dir, scratch, cfg.mt.kind == "model")
     task = _task(json.dumps(asdict(replace(cfg.task, lang=""))), max(FEW, cfg.data.batch_size))
     shapes_only = is_sketch(cfg) or bool(task.assumed and cfg.model.path)  # type: ignore[attr-defined]
     backbone = _sketched(cfg, scratch) if shapes_only else _prepared(cfg, store, scratch)

@@ -10,7 +10,6 @@ import torch
 
 from flare_exp.artifacts import Artifact, digest_of
 from flare_exp.code import code_of
-from flare_exp.config.schema import FUSION_OPTIONS
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.source_cache import cached_states
@@ -64,7 +63,7 @@ def transfer(run: RunContext, english: Artifact, mode: PairingMode) -> Artifact:
 def fusion_options(run: RunContext, mode: PairingMode) -> dict[str, Any]:
     """Return the fusion as arguments of `adapter.adapter_config`."""
     f = run.cfg.fusion
-    options = {k: getattr(f, k) for k in FUSION_OPTIONS if getattr(f, k) is not None}
+    options = f.options
     common = {"fusion": f.name, "fusion_options": options, "answer_source": f.answer_source}
     if mode is PairingMode.LATENT:
         return {**common, "source_width": run.mt.encoder_config.d_model}

@@ -1,0 +1,49 @@
+"""Define the options of the benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flare_exp.config.options import option
+from flare_exp.tasks import TASKS
+
+
+@dataclass
+class TaskConfig:
+    """The benchmark, its target language and its splits."""
+
+    name: str = option("???", "name of the benchmark", choices=tuple(TASKS))
+    lang: str = option("???", "target language, in the benchmark's own code")
+    data_dir: str | None = option(None, "folder of <language>/<split>.parquet instead of the hub")
+    limit: int | None = option(None, "only the first N examples of every split", min=1)
+    world_seed: int = option(0, "seed of the generated world (toy tasks)", min=0, max=2**32 - 1)
+    form: str = option(
+        "auto",
+        "by a head where the model has one, or as a prompt",
+        choices=("auto", "head", "generative"),
+    )
+    window: int | None = option(
+        None, "question answering by a head: tokens of a window (null: data.max_length)", min=8
+    )
+    doc_stride: int | None = option(
+        None,
+        "question answering by a head: long contexts are read in windows that share so many "
+        "tokens (null: they are cut)",
+        min=0,
+    )
+    max_answer_length: int = option(
+        30, "question answering by a head: longest answer in tokens", min=1
+    )
+    train_split: str = option("train", "split or slice to train on, e.g. validation[:2000]")
+    validation_split: str | None = option(
+        "validation", "split or slice that selects the checkpoint (null: none is held out)"
+    )
+    test_split: str = option("test", "split or slice to report")
+    english_test_split: str | None = option(
+        None, "split or slice of the English test block (null: test_split)"
+    )
+    select: str = option(
+        "best",
+        "which epoch's weights are kept: best on validation, or last",
+        choices=("best", "last"),
+    )
