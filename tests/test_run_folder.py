@@ -131,5 +131,5 @@ def test_a_run_folder_of_an_earlier_version_is_taken_up_and_loaded(tmp_path):
     assert loading.stored_config(tmp_path) == OmegaConf.to_object(job)
     stored["optim"]["unknown"] = 1
     OmegaConf.save(stored, tmp_path / "config.yaml")
-    with pytest.raises(UserError, match="config.yaml cannot be used"):
+    with pytest.raises(UserError, match=r"config\.yaml cannot be used"):
         loading.stored_config(tmp_path)
