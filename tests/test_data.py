@@ -22,12 +22,8 @@ from flare_exp.flare.source_encoders import BackboneSourceEncoder
 from flare_exp.tasks import NusaX, Slice, ToyQA, ToySentiment, fingerprint
 from flare_exp.toy.tokenizers import train_tokenizer
 from flare_exp.toy.world import World
-from flare_exp.training.modules import (
-    AnswerDecoding,
-    ClassificationModule,
-    GenerationModule,
-    SpanModule,
-)
+from flare_exp.training.generation import AnswerDecoding, GenerationModule
+from flare_exp.training.heads import ClassificationModule, SpanModule
 from flare_exp.translation.noise import ERRORS, corrupt_examples
 from flare_exp.translation.translators import ParallelTranslator
 

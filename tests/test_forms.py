@@ -23,12 +23,8 @@ from flare_exp.tasks import NusaX, TyDiQA
 from flare_exp.tasks.base import Answer, Example
 from flare_exp.toy.tokenizers import train_tokenizer
 from flare_exp.toy.world import World
-from flare_exp.training.modules import (
-    AnswerDecoding,
-    ClassificationModule,
-    GenerationModule,
-    SpanModule,
-)
+from flare_exp.training.generation import AnswerDecoding, GenerationModule
+from flare_exp.training.heads import ClassificationModule, SpanModule
 
 WORDS = (
     "the soup was good and bad in rome on monday where when who ? . answer context question "

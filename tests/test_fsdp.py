@@ -32,7 +32,7 @@ from flare_exp.experiment import launch
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSourceEncoder
 from flare_exp.models import backbones
-from flare_exp.training.modules import AnswerDecoding, GenerationModule
+from flare_exp.training.generation import AnswerDecoding, GenerationModule
 
 pytestmark = pytest.mark.xdist_group("fsdp")  # one worker: they share what two processes found
 ON_CPU = ["trainer.accelerator=cpu"]

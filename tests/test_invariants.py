@@ -24,7 +24,7 @@ from flare_exp.flare.source_states import (
     positions,
 )
 from flare_exp.models.backbones import FAMILIES, parameter_counts
-from flare_exp.training.modules import AnswerDecoding, GenerationModule
+from flare_exp.training.generation import AnswerDecoding, GenerationModule
 
 FUSIONS = list(fusion.FUSIONS)
 ALPHA = 12  # alpha / r = 3: no power of two, so that bit-for-bit tests see the order of operations

@@ -34,12 +34,8 @@ from flare_exp.experiment import launch, pipeline
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSourceEncoder, MTSourceEncoder
 from flare_exp.training import distributed
-from flare_exp.training.modules import (
-    AnswerDecoding,
-    ClassificationModule,
-    GenerationModule,
-    SpanModule,
-)
+from flare_exp.training.generation import AnswerDecoding, GenerationModule
+from flare_exp.training.heads import ClassificationModule, SpanModule
 
 BACKBONES_BY_TYPE = {
     "label": ("xlm-roberta", "label"),

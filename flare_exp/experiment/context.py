@@ -26,7 +26,7 @@ from flare_exp.languages import language
 from flare_exp.models import backbones
 from flare_exp.tasks import Example, Task, fingerprint
 from flare_exp.training.distributed import SINGLE_PROCESS, DistributedContext
-from flare_exp.training.modules import AnswerDecoding
+from flare_exp.training.generation import AnswerDecoding
 from flare_exp.training.tracking import Tracker
 from flare_exp.translation.translators import MachineTranslator, Translator
 

@@ -26,13 +26,9 @@ from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.models import backbones
 from flare_exp.training.checkpointing import StepCheckpoint, continued_curves, steps_kept
 from flare_exp.training.divergence import NotFinite, StopIfNotFinite
-from flare_exp.training.modules import (
-    ClassificationModule,
-    FusionModule,
-    GenerationModule,
-    Score,
-    SpanModule,
-)
+from flare_exp.training.generation import GenerationModule
+from flare_exp.training.heads import ClassificationModule, SpanModule
+from flare_exp.training.modules import FusionModule, Score
 from flare_exp.training.progress import StageProgress
 from flare_exp.utils import signals
 
