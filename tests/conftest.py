@@ -22,7 +22,7 @@ import transformers as hf
 
 from flare_exp.config import composition
 from flare_exp.flare.source_states import positions
-from flare_exp.models import backbones
+from flare_exp.models import backbones, families
 from flare_exp.toy.pretrain import pretrain
 
 SMALL = {
@@ -123,7 +123,7 @@ def random_backbone(kind: tuple[str, str], seed: int = 0) -> backbones.Backbone:
     model = BUILDERS[kind]()
     # frozen as under an adapter: what needs a gradient decides which attention kernel runs
     model = model.to(dtype_of(kind)).eval().requires_grad_(False)
-    return backbones.wrap(model, backbones.FAMILIES[kind[0]], kind[1])
+    return backbones.wrap(model, families.FAMILIES[kind[0]], kind[1])
 
 
 def outputs(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 
 from flare_exp.errors import UserError
 from flare_exp.flare import adapter
-from flare_exp.models import backbones
+from flare_exp.models import backbones, families
 
 
 def bert(cls, folder):
@@ -80,7 +80,7 @@ def test_truncated_weights_missing_folder_and_unknown_family(tmp_path):
     with pytest.raises(
         UserError, match=r"'gpt2' is not known here; known: bert, .*gemma3_text.*\n.*FAMILIES"
     ):
-        backbones.family_of(str(tmp_path))
+        families.family_of(str(tmp_path))
 
 
 class Harmful:
@@ -110,7 +110,7 @@ def test_unreachable_hub_checkpoint_is_a_user_error():
         UserError,
         match=r"model\.path=no-such-owner/no-such-model: its configuration could not be read",
     ):
-        backbones.family_of("no-such-owner/no-such-model")
+        families.family_of("no-such-owner/no-such-model")
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ def test_unreachable_hub_checkpoint_is_a_user_error():
 def test_a_family_row_that_does_not_fit_is_refused(wrong, message):
     model = random_backbone(("bert", "label")).model
     with pytest.raises(
-        UserError, match=f"the row of bert in FAMILIES of backbones.py does not fit: .*{message}"
+        UserError, match=f"the row of bert in FAMILIES of families.py does not fit: .*{message}"
     ):
-        backbones.wrap(model, replace(backbones.FAMILIES["bert"], **wrong), "label")
+        backbones.wrap(model, replace(families.FAMILIES["bert"], **wrong), "label")
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path):

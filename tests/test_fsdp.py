@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor
 from flare_exp.experiment import launch
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSourceEncoder
-from flare_exp.models import backbones
+from flare_exp.models import families
 from flare_exp.training.generation import AnswerDecoding, GenerationModule
 
 pytestmark = pytest.mark.xdist_group("fsdp")  # one worker: they share what two processes found
@@ -99,7 +99,7 @@ def one_process(folder, rank):
         module.eval()
         with torch.no_grad():  # what is gathered for a forward is given up after it
             loss_from_output(name, module, batch_of(task_type, [0]))
-        blocks = {id(p) for block in backbones.blocks(module.model) for p in block.parameters()}
+        blocks = {id(p) for block in families.blocks(module.model) for p in block.parameters()}
         held = [p for p in module.parameters() if id(p) in blocks]
         assert all(isinstance(p, DTensor) for p in held)
         left[name] = found, [sum(p.to_local().numel() for p in held), sum(p.numel() for p in held)]

@@ -23,7 +23,8 @@ from flare_exp.flare.source_states import (
     align,
     positions,
 )
-from flare_exp.models.backbones import FAMILIES, parameter_counts
+from flare_exp.models.backbones import parameter_counts
+from flare_exp.models.families import FAMILIES
 from flare_exp.training.generation import AnswerDecoding, GenerationModule
 
 FUSIONS = list(fusion.FUSIONS)

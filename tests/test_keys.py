@@ -17,7 +17,7 @@ from flare_exp.config import composition, constraints, schema, validation
 from flare_exp.config.methods import METHODS
 from flare_exp.errors import UserError
 from flare_exp.experiment import checkpoints, pipeline
-from flare_exp.models import backbones
+from flare_exp.models import backbones, families
 from flare_exp.planning import preview
 from flare_exp.tasks import TASKS
 from flare_exp.toy.translation_model import train_mt
@@ -148,7 +148,8 @@ def digests(place):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place / "hub"))
         for module, names in (
-            (backbones, ("family_of", "longest_input", "load_tokenizer")),
+            (families, ("family_of", "longest_input")),
+            (backbones, ("load_tokenizer",)),
             (nllb, ("check", "load_encoder")),
             (preview, ("load_task", "weights_here")),
             (checkpoints, ("existing_checkpoint",)),
@@ -422,7 +423,7 @@ MACHINE = {
         ("label", "tasks.metrics", LEARNED),
         ("label", "tasks.toy", LEARNED),
         ("label", "tasks.xnli", set()),
-        ("label", "models.backbones", set()),  # a row of another family
+        ("label", "models.families", set()),  # a row of another family
         ("label", "translation.noise", HUMAN),
         ("label", "translation.engines", set()),
         ("label", "toy.world", {"backbone", *LEARNED}),
@@ -446,9 +447,9 @@ def test_changed_code_is_in_the_keys_of_what_it_changes(
 
 
 def test_so_is_the_row_of_the_family(digests, base, before, monkeypatch):
-    row = backbones.FAMILIES["xlm-roberta"]
+    row = families.FAMILIES["xlm-roberta"]
     monkeypatch.setattr(
-        backbones,
+        families,
         "family_of",
         lambda *_: dataclasses.replace(row, query=row.value, value=row.query),
     )

@@ -15,7 +15,7 @@ from flare_exp.cli import plan
 from flare_exp.cli.main import main
 from flare_exp.config import composition, validation
 from flare_exp.experiment import fitting, pipeline, provenance, results, runs
-from flare_exp.models import backbones
+from flare_exp.models import families
 from flare_exp.planning import architectures, counting, estimates, preview, walk
 from flare_exp.toy.pretrain import pretrain
 
@@ -477,7 +477,7 @@ FAMILIES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", backbones.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_every_family_can_be_planned_with_every_task_and_one_with_every_method(
     family, tmp_path, monkeypatch, capsys
 ):

@@ -16,7 +16,7 @@ from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
 from flare_exp.code import code_of
 from flare_exp.config.schema import Config
 from flare_exp.hub import files_read, is_commit, looks_local
-from flare_exp.models import backbones
+from flare_exp.models import families
 from flare_exp.tasks import Task
 from flare_exp.toy.pretrain import pretrain
 from flare_exp.toy.translation_model import train_mt
@@ -36,7 +36,7 @@ def prepare_backbone(cfg: Config, store: ArtifactStore) -> Artifact:
             "backbone", key, lambda folder: pretrain(folder, **options), resumable=True
         )
     if looks_local(cfg.model.path):
-        backbones.family_of(cfg.model.path)
+        families.family_of(cfg.model.path)
     return existing_checkpoint(cfg.model.path, cfg.model.revision)
 
 

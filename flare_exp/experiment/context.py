@@ -23,7 +23,7 @@ from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import MT
 from flare_exp.flare.source_encoders import BackboneSourceEncoder, MTSourceEncoder, SourceEncoder
 from flare_exp.languages import language
-from flare_exp.models import backbones
+from flare_exp.models import backbones, families
 from flare_exp.tasks import Example, Task, fingerprint
 from flare_exp.training.distributed import SINGLE_PROCESS, DistributedContext
 from flare_exp.training.generation import AnswerDecoding
@@ -139,7 +139,7 @@ class RunContext:
         """
         cfg, task = self.cfg, self.task
         prompted = self.task_type == "prompt"
-        family = backbones.family_of(str(self.backbone.path), cfg.model.revision)
+        family = families.family_of(str(self.backbone.path), cfg.model.revision)
         quantized = asdict(self.models.precision) if cfg.model.quantize else cfg.model.dtype
         return {
             "form": self.task_type,
@@ -178,9 +178,9 @@ def task_type_of(cfg: Config, task: Task, path: str) -> str:
     Raises:
         UserError: the options ask for something that the family cannot do.
     """
-    family = backbones.family_of(path, cfg.model.revision)
+    family = families.family_of(path, cfg.model.revision)
     asked = "label" if task.labels else "span"
-    name = backbones.choose_task_type(family, asked, cfg.task.form, path)
+    name = families.choose_task_type(family, asked, cfg.task.form, path)
     if cfg.decode.name == "generate" and name != "prompt":
         raise UserError(
             f"decode=generate: {cfg.model.name} answers {task.name} by a head, which writes nothing"
@@ -190,7 +190,7 @@ def task_type_of(cfg: Config, task: Task, path: str) -> str:
 
 def make_preprocessor(cfg: Config, task: Task, path: str, task_type: str) -> Preprocessor:
     """Make the preprocessing of a checkpoint; texts are no longer than it can read."""
-    longest = backbones.longest_input(path, cfg.model.revision)
+    longest = families.longest_input(path, cfg.model.revision)
     wanted = wanted_length(cfg, task_type)
     if longest is not None and longest < wanted:
         log.info("texts of %d tokens are asked for: this model reads %d at most", wanted, longest)

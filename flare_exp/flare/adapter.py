@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from flare_exp.errors import UserError
 from flare_exp.flare.peft_method import FlareConfig
-from flare_exp.models.backbones import FAMILIES, Backbone
+from flare_exp.models.backbones import Backbone
+from flare_exp.models.families import FAMILIES
 from flare_exp.utils.finite import check_finite
 
 ENGLISH = "english"  # the frozen English adapter, where it cannot be merged

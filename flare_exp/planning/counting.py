@@ -20,7 +20,7 @@ from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.context import RunContext
 from flare_exp.experiment.fitting import make_module
 from flare_exp.flare.source_encoders import SourceEncoder
-from flare_exp.models import backbones
+from flare_exp.models import backbones, families
 from flare_exp.planning.preview import CHARACTERS
 from flare_exp.planning.walk import width_of
 
@@ -123,7 +123,7 @@ def _counted(
     saved: most bytes may then be alive at the end of the backward pass. The other is that the
     shallow models lack a kind of block (`layer_types`).
     """
-    stacks = backbones.stacks(model)
+    stacks = families.stacks(model)
     depths = {len(blocks) for blocks in stacks}
     (depth,) = depths if len(depths) == 1 else (0,)
     rows = min(run.cfg.data.batch_size, run.cfg.data.micro_batch_size or run.cfg.data.batch_size)
@@ -262,7 +262,7 @@ def _weights(run: RunContext, model: nn.Module) -> int:
     precision, total, largest = run.models.precision, 0, 0
     packed = set()
     if precision.quantize:
-        family = backbones.FAMILIES[model.config.model_type]  # type: ignore[union-attr, index]
+        family = families.FAMILIES[model.config.model_type]  # type: ignore[union-attr, index]
         skipped = ("lm_head", *family.heads[run.task_type], "lora_")
         packed = {
             id(m.weight)

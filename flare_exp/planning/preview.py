@@ -45,7 +45,7 @@ from flare_exp.experiment.pipeline import load_task
 from flare_exp.experiment.stages.translation import translate
 from flare_exp.flare import adapter
 from flare_exp.hub import Checkpoint, local, looks_local
-from flare_exp.models import backbones
+from flare_exp.models import backbones, families
 from flare_exp.models.backbones import Backbone
 from flare_exp.planning.architectures import ARCHITECTURES
 from flare_exp.tasks import Answer, Example, Task
@@ -283,7 +283,7 @@ class ShapeBuilder(ModelBuilder):
         config, m = AutoConfig.from_pretrained(path), self.cfg.model
         if self.depth is not None:
             shorten(config, self.depth)
-        family = backbones.FAMILIES[config.model_type]
+        family = families.FAMILIES[config.model_type]
         if self.task_type == "label":
             config.num_labels = max(1, len(self.task.labels))
         auto = backbones.auto_class(self.task_type, config.is_encoder_decoder)
@@ -368,7 +368,7 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
 def _counting_preprocessor(cfg: Config, task: Task, path: str, task_type: str) -> Preprocessor:
     """Make the preprocessing of a checkpoint that is not here, with its tokenizer if that is."""
     wanted = wanted_length(cfg, task_type)
-    wanted = min(wanted, backbones.longest_input(path) or wanted)
+    wanted = min(wanted, families.longest_input(path) or wanted)
     counted = CountingPreprocessor(task, wanted, cfg.data.max_length, stride_of(cfg, task_type))
     if task.assumed:  # type: ignore[attr-defined]
         return counted
@@ -412,7 +412,7 @@ def _sketched(cfg: Config, scratch: Path) -> Artifact:
         )
     folder = scratch / "sketch" / str(cfg.model.path).replace("/", "--")
     config_of(cfg.model.path, cfg.model.revision).save_pretrained(folder)
-    backbones.family_of(str(folder))
+    families.family_of(str(folder))
     here = weights_here(cfg.model.path, cfg.model.revision)
     return replace(
         existing_checkpoint(cfg.model.path, cfg.model.revision), path=folder, reused=here

@@ -15,7 +15,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from flare_exp.data.preprocessing import Prediction
 from flare_exp.flare.source_encoders import SourceEncoder
-from flare_exp.models.backbones import blocks
+from flare_exp.models.families import blocks
 from flare_exp.training import distributed
 from flare_exp.training.global_batch import global_batch_size, predictions_by_row
 
