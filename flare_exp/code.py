@@ -31,6 +31,9 @@ CODE = {
     "translation": (
         "experiment.stages.translation:quality",
         "tasks.metrics:translation",
+        "translation.base",
+        "translation.lookup",
+        "translation.machine",
         "translation.projection",
         "translation.translators",
     ),

@@ -24,8 +24,8 @@ from flare_exp.toy.tokenizers import train_tokenizer
 from flare_exp.toy.world import World
 from flare_exp.training.generation import AnswerDecoding, GenerationModule
 from flare_exp.training.heads import ClassificationModule, SpanModule
+from flare_exp.translation.lookup import ParallelTranslator
 from flare_exp.translation.noise import ERRORS, corrupt_examples
-from flare_exp.translation.translators import ParallelTranslator
 
 
 @pytest.fixture(scope="module")

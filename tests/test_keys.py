@@ -281,7 +281,7 @@ def another(key, value, kind, rules):
 
 HINT = """{key}: no artifact's key has it, so another value of it would return an old result.
   It can change a result: put it into a key (context.py, stages/ and checkpoints.py of
-  flare_exp/experiment, flare_exp/translation/translators.py), and if no run of RUNS in this file
+  flare_exp/experiment, flare_exp/translation), and if no run of RUNS in this file
   uses it, add one.
   It cannot: say why in flare_exp/config/schema.py, option(..., no_effect="...")."""
 

@@ -26,8 +26,9 @@ from flare_exp.experiment.notes import translation_note
 from flare_exp.experiment.stages.translation import quality, translate
 from flare_exp.tasks import TASKS, XNLI, Answer, Benchmark, Example, NusaX, Task, TyDiQA, base
 from flare_exp.tasks.tydiqa import PREFIXES, locate
+from flare_exp.translation.lookup import FileTranslator, ParallelTranslator
 from flare_exp.translation.noise import ERRORS, corrupt, corrupt_examples, corrupted, follow_words
-from flare_exp.translation.translators import FileTranslator, ParallelTranslator, translator
+from flare_exp.translation.translators import translator
 
 
 def write(path: Path, rows: list[dict]) -> Path:

@@ -18,8 +18,10 @@ from flare_exp.errors import UserError
 from flare_exp.experiment.stages.translation import quality
 from flare_exp.tasks import TASKS, Answer, Example, NusaX, ToyNLI, ToyQA, ToySentiment, TyDiQA
 from flare_exp.translation import engines
+from flare_exp.translation.base import FLAGS
+from flare_exp.translation.lookup import ParallelTranslator
+from flare_exp.translation.machine import MachineTranslator
 from flare_exp.translation.noise import ERRORS, corrupt_examples, corrupted
-from flare_exp.translation.translators import FLAGS, MachineTranslator, ParallelTranslator
 
 
 class Reverser:

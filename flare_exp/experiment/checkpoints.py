@@ -21,7 +21,9 @@ from flare_exp.tasks import Task
 from flare_exp.toy.pretrain import pretrain
 from flare_exp.toy.translation_model import train_mt
 from flare_exp.translation import engines, nllb
-from flare_exp.translation.translators import MachineTranslator, Translator, translator
+from flare_exp.translation.base import Translator
+from flare_exp.translation.machine import MachineTranslator
+from flare_exp.translation.translators import translator
 
 
 def prepare_backbone(cfg: Config, store: ArtifactStore) -> Artifact:

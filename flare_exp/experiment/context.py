@@ -28,7 +28,8 @@ from flare_exp.tasks import Example, Task, fingerprint
 from flare_exp.training.distributed import SINGLE_PROCESS, DistributedContext
 from flare_exp.training.generation import AnswerDecoding
 from flare_exp.training.tracking import Tracker
-from flare_exp.translation.translators import MachineTranslator, Translator
+from flare_exp.translation.base import Translator
+from flare_exp.translation.machine import MachineTranslator
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 from flare_exp.config.methods import METHODS
 from flare_exp.config.schema import Config
 from flare_exp.tasks import TASKS
-from flare_exp.translation.translators import FLAGS
+from flare_exp.translation.base import FLAGS
 
 # share of test texts that are English from which on that is said; a few are names, or words of
 # both languages

@@ -41,7 +41,7 @@ from flare_exp.tasks import ROLES, TASKS, Example, Task, fingerprint
 from flare_exp.tasks.base import check_labels, doubts
 from flare_exp.training.distributed import SINGLE_PROCESS, DistributedContext
 from flare_exp.training.tracking import Tracker
-from flare_exp.translation.translators import Translator
+from flare_exp.translation.base import Translator
 
 
 def run(cfg: Config, folder: Path, distributed: DistributedContext | None = None) -> dict[str, Any]:

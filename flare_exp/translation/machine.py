@@ -1,0 +1,204 @@
+"""Translate with a model, and keep what is translated in shards."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from flare_exp.artifacts import ArtifactStore, digest_of
+from flare_exp.code import code_of
+from flare_exp.languages import language
+from flare_exp.tasks import Example, Task
+from flare_exp.tasks.base import read_parquet, warn_once
+from flare_exp.translation import projection
+from flare_exp.translation.base import FLAGS, Flagged, Translator, has_span
+
+log = logging.getLogger(__name__)
+
+
+class MTModel(Protocol):
+    """A translation model that is loaded when the first text is translated."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return checkpoint and decoding: all that a translation depends on besides languages."""
+        ...
+
+    @property
+    def engine(self) -> Any:
+        """Load and return the `translation.engines.Engine`."""
+        ...
+
+    def check(self, *codes: str) -> None:
+        """Check early that the model and the languages (FLORES-200 codes) are available.
+
+        Raises:
+            UserError: one of them is not.
+        """
+        ...
+
+
+class MachineTranslator(Translator):
+    """Translator that uses a model and translates every distinct text once.
+
+    The texts are translated in shards that are artifacts of their own: an interrupted translation
+    continues after its last finished shard.
+
+    Answers are translated along into the target language only (training data): they are marked, and
+    the marks are found again (flare_exp.translation.projection). Test data must not show where its
+    answers are, so its translations have none. An answer that is found in such a translation is
+    translated back by itself (`texts`).
+
+    Args:
+        task: the benchmark that the examples belong to.
+        model: the translation model.
+        store: keeps the shards.
+        marker: name of the marks around answers (`projection.MARKERS`).
+        shard: texts per shard.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        model: MTModel,
+        store: ArtifactStore,
+        marker: str = "quotes",
+        shard: int = 512,
+    ):
+        self.task, self.model, self.store, self.marker, self.shard = (
+            task,
+            model,
+            store,
+            marker,
+            shard,
+        )
+
+    def identity(self, examples: Sequence[Example], lang: str) -> dict[str, Any]:
+        """Return the model's identity, both languages and the marker.
+
+        A warning names each language for which the model uses a related one.
+
+        Raises:
+            UserError: the model or a language is not available.
+        """
+        own, other = (language(code) for code in (_lang(examples[0]), lang))
+        self.model.check(own.flores, other.flores)
+        for code, row in ((_lang(examples[0]), own), (lang, other)):
+            if row.proxy:
+                warn_once(
+                    f"the translation model does not know {code}: {row.flores} stands in for it "
+                    "(flare_exp/languages.py)"
+                )
+        return {
+            **self.model.identity,
+            "from": own.flores,
+            "to": other.flores,
+            "marker": self.marker if self._marks(lang) else None,
+        }
+
+    def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
+        """Return the examples in `lang`, in the order of `examples`."""
+        return [example for example, _ in self.flagged(examples, lang)]
+
+    def flagged(self, examples: Sequence[Example], lang: str) -> Flagged:
+        """Translate the examples and add FLAGS of each translation."""
+        marks = self._marks(lang)
+        asked = [self._marked(e) if marks else e.texts for e in examples]
+        found = self._texts([text for texts in asked for text in texts], _lang(examples[0]), lang)
+        return [
+            self._translated(e, [found[text] for text in texts], marks)
+            for e, texts in zip(examples, asked, strict=True)
+        ]
+
+    def texts(self, texts: Sequence[str], own: str, lang: str) -> list[str]:
+        """Translate `texts` from one language of the benchmark into another, in their order."""
+        found = self._texts(texts, own, lang)
+        return [found[text]["translation"] for text in texts]
+
+    def texts_identity(self, own: str, lang: str) -> dict[str, Any]:
+        """Return all that the translation of texts depends on besides the texts."""
+        return {**self.model.identity, "from": language(own).flores, "to": language(lang).flores}
+
+    def _marks(self, lang: str) -> bool:
+        return not self.task.labels and lang != self.task.english
+
+    def _marked(self, example: Example) -> tuple[str, ...]:
+        """Return the texts, with the answer marked in the context if it has a place there."""
+        i = self.task.context
+        if i is None or not has_span(example):
+            return example.texts
+        marked = projection.mark(example.texts[i], example.answers[0], self.marker)
+        return (*example.texts[:i], marked, *example.texts[i + 1 :])
+
+    def _translated(
+        self, example: Example, rows: Sequence[dict[str, Any]], marked: bool
+    ) -> tuple[Example, dict[str, bool]]:
+        texts, answers = [row["translation"] for row in rows], ()
+        i = self.task.context
+        if i is not None and marked and has_span(example):
+            texts[i], answer = projection.find(texts[i], self.marker)
+            answers = (answer,) if answer else ()  # type: ignore[assignment]
+        flags = {flag: any(row[flag] for row in rows) for flag in FLAGS}
+        return replace(example, texts=tuple(texts), answers=answers), flags
+
+    def _texts(self, texts: Sequence[str], own: str, lang: str) -> dict[str, dict[str, Any]]:
+        """Translate each distinct text and map it to its row (original, translation, flags)."""
+        from flare_exp.utils import progress
+
+        unique, source, target = (
+            list(dict.fromkeys(texts)),
+            language(own).flores,
+            language(lang).flores,
+        )
+        rows: dict[str, dict[str, Any]] = {}
+        with progress.bar(f"translating {own} -> {lang}", len(unique)) as advance:
+            for first in range(0, len(unique), self.shard):
+                part = unique[first : first + self.shard]
+                rows |= {row["original"]: row for row in self._shard(part, source, target, advance)}
+        return rows
+
+    def _shard(
+        self, texts: Sequence[str], source: str, target: str, advance: Callable[[int], None]
+    ) -> list[dict[str, Any]]:
+        from flare_exp.translation import quality
+        from flare_exp.utils import files
+
+        protected = None if self.task.labels else [self.marker, code_of("marks")]
+        key = {
+            **self.model.identity,
+            "from": source,
+            "to": target,
+            "protect": protected,
+            "texts": digest_of(list(texts)),
+        }
+
+        def build(folder: Path) -> dict[str, Any]:
+            protect = (
+                None
+                if self.task.labels
+                else lambda text: projection.marked_range(text, self.marker)
+            )
+            made = self.model.engine.translate(
+                texts, source, target, progress=advance, protect=protect
+            )
+            rows = [
+                {"original": t, "translation": m.text, **quality.flags(t, m)}
+                for t, m in zip(texts, made, strict=True)
+            ]
+            files.write_parquet(folder / "texts.parquet", rows)
+            return {"texts": len(rows), **{flag: sum(row[flag] for row in rows) for flag in FLAGS}}
+
+        shard = self.store.get("translation_shard", key, build)
+        if shard.reused:
+            advance(len(texts))
+            log.info("a finished shard of %d texts is used again", len(texts))
+        return read_parquet(
+            shard.path / "texts.parquet", ("original", "translation", *FLAGS), "cache_dir"
+        )
+
+
+def _lang(example: Example) -> str:
+    return example.id.split("/")[1]
