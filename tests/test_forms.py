@@ -20,7 +20,7 @@ from flare_exp.data import (
 )
 from flare_exp.errors import UserError
 from flare_exp.tasks import NusaX, TyDiQA
-from flare_exp.tasks.base import Answer, Example
+from flare_exp.tasks.examples import Answer, Example
 from flare_exp.toy.tokenizers import train_tokenizer
 from flare_exp.toy.world import World
 from flare_exp.training.generation import AnswerDecoding, GenerationModule

@@ -5,7 +5,8 @@ To add one, write a file in this folder and an entry in TASKS.
 
 from __future__ import annotations
 
-from flare_exp.tasks.base import ROLES, Answer, Benchmark, Example, Slice, Task, fingerprint
+from flare_exp.tasks.base import ROLES, Benchmark, Slice, Task
+from flare_exp.tasks.examples import Answer, Example, fingerprint
 from flare_exp.tasks.nusax import NusaX
 from flare_exp.tasks.toy import ToyNLI, ToyQA, ToySentiment
 from flare_exp.tasks.tydiqa import TyDiQA

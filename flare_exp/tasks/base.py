@@ -12,39 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from flare_exp.artifacts import digest_of
-from flare_exp.errors import UserError, first_line
-from flare_exp.hub import load_hub
-from flare_exp.tasks.tables import LABEL, bad_cell, check_row, rows_of
+from flare_exp.errors import UserError
+from flare_exp.tasks.examples import Example
+from flare_exp.tasks.reading import read_hub, read_parquet
+from flare_exp.tasks.tables import LABEL, bad_cell
 
 log = logging.getLogger(__name__)
 
 ROLES = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer's text and the character of the context where it starts; -1 if it is not there."""
-
-    text: str
-    start: int
-
-
-@dataclass(frozen=True)
-class Example:
-    """One labeled example.
-
-    `id` is `<task>/<lang>/<split>/<row>` and unique. `key` is the same for translations of one
-    another in a parallel benchmark. `texts` are in the order of `Task.fields`. `label` indexes
-    `Task.labels` (classification). `answers` are the accepted spans of the context (question
-    answering); the first one is trained on, and none means that the answer was lost in translation.
-    """
-
-    id: str
-    key: str
-    texts: tuple[str, ...]
-    label: int | None = None
-    answers: tuple[Answer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -269,19 +244,6 @@ class Benchmark(Task):
         return read_hub(self.hub_id, self.hub_config(lang), split, self.revision, self.columns)
 
 
-def fingerprint(examples: Sequence[Example]) -> str:
-    """Return a hash that identifies a data set.
-
-    It covers ids, keys, texts, labels and answers, in order.
-    """
-    return digest_of(
-        [
-            [e.id, e.key, *e.texts, e.label, *([a.text, a.start] for a in e.answers)]
-            for e in examples
-        ]
-    )[:16]
-
-
 def check_labels(task: Task, examples: Sequence[Example], others: Sequence[Example]) -> None:
     """Check that rows of a parallel benchmark that translate one another have the same label.
 
@@ -335,79 +297,7 @@ def _split_and_key(example: Example) -> tuple[str, str]:
     return example.id.split("/")[2], example.key
 
 
-def read_answers(column: dict[str, list[Any]] | None) -> tuple[Answer, ...]:
-    """Convert answers from SQuAD's form {text[], answer_start[]}."""
-    spans = column or {"text": [], "answer_start": []}
-    return tuple(
-        Answer(text, start)
-        for text, start in zip(spans["text"], spans["answer_start"], strict=True)
-    )
-
-
 @functools.cache
 def warn_once(message: str) -> None:
     """Log a warning about data once, although several stages read the data."""
     log.warning("%s", message)
-
-
-def read_parquet(
-    path: Path, columns: Sequence[str] | Mapping[str, str], option: str = "task.data_dir"
-) -> list[dict[str, Any]]:
-    """Read rows of a local parquet file.
-
-    Args:
-        path: the file.
-        columns: names of the columns; or names and kinds (flare_exp.tasks.tables), and then every
-            cell is checked for its kind.
-        option: the option that names the file's folder, for the message.
-
-    Raises:
-        UserError: the file is missing or damaged, a column is missing, or a cell is wrong; the
-            message names file, row and column.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise UserError(
-            f"{option}: there is no {path}; expected <data_dir>/<language>/<split>.parquet"
-        )
-    try:
-        table = pq.ParquetFile(path).read()
-    # a damaged schema raises UnicodeDecodeError, which is a ValueError
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = first_line(error)
-        raise UserError(f"{option}: {path} is not a readable parquet file ({reason})") from error
-    return _checked(
-        rows_of(table, list(columns), f"{option}: {path}"), columns, f"{option}: {path}"
-    )
-
-
-def _checked(
-    rows: list[dict[str, Any]], columns: Sequence[str] | Mapping[str, str], place: str
-) -> list[dict[str, Any]]:
-    if isinstance(columns, Mapping):
-        for number, row in enumerate(rows):
-            check_row(row, columns, place, number)
-    return rows
-
-
-def read_hub(
-    hub_id: str, config: str, split: str, revision: str, columns: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """Read rows of a hub data set at a pinned revision.
-
-    Raises:
-        UserError: the data set cannot be reached, has no such config, split or column, or a cell is
-            wrong.
-    """
-    table, place = (
-        load_hub(hub_id, config, revision, split),
-        f"the data set {hub_id} ({config}, {split})",
-    )
-    if missing := [c for c in columns if c not in table.column_names]:
-        lacking = (
-            f"it lacks the column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}"
-        )
-        raise UserError(f"{place} could not be loaded: {lacking}")
-    return _checked(table.select_columns(list(columns)).to_list(), columns, place)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from flare_exp.errors import UserError
-from flare_exp.tasks.base import Answer, Example, Task
+from flare_exp.tasks.base import Task
+from flare_exp.tasks.examples import Answer, Example
 from flare_exp.toy.meaning import LABELS, RELATIONS, Inference, Inquiry, Review
 from flare_exp.toy.world import SPLITS, World
 

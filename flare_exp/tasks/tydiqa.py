@@ -9,7 +9,8 @@ import re
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from flare_exp.tasks.base import Benchmark, Example, read_answers, warn_once
+from flare_exp.tasks.base import Benchmark, warn_once
+from flare_exp.tasks.examples import Example, read_answers
 from flare_exp.tasks.tables import ANSWERS, ID, TEXT
 
 # language -> prefix of its ids on the hub

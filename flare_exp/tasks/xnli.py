@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from flare_exp.tasks.base import Benchmark, Example
+from flare_exp.tasks.base import Benchmark
+from flare_exp.tasks.examples import Example
 from flare_exp.tasks.tables import LABEL, TEXT
 
 

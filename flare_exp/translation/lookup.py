@@ -14,7 +14,9 @@ from typing import Any
 from flare_exp.artifacts import file_sha256
 from flare_exp.errors import UserError
 from flare_exp.tasks import Example, Task, fingerprint
-from flare_exp.tasks.base import check_labels, read_answers, read_parquet, warn_once
+from flare_exp.tasks.base import check_labels, warn_once
+from flare_exp.tasks.examples import read_answers
+from flare_exp.tasks.reading import read_parquet
 from flare_exp.tasks.tables import ANSWERS, TEXT, check_row
 from flare_exp.translation.base import Translator
 

@@ -12,7 +12,8 @@ from flare_exp.artifacts import ArtifactStore, digest_of
 from flare_exp.code import code_of
 from flare_exp.languages import language
 from flare_exp.tasks import Example, Task
-from flare_exp.tasks.base import read_parquet, warn_once
+from flare_exp.tasks.base import warn_once
+from flare_exp.tasks.reading import read_parquet
 from flare_exp.translation import projection
 from flare_exp.translation.base import FLAGS, Flagged, Translator, has_span
 

@@ -14,7 +14,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from flare_exp.tasks.base import Answer
+from flare_exp.tasks.examples import Answer
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from flare_exp.code import code_of
 from flare_exp.errors import UserError
 from flare_exp.experiment.context import RunContext
 from flare_exp.tasks import Example, Task, fingerprint, metrics
-from flare_exp.tasks.base import read_answers
+from flare_exp.tasks.examples import read_answers
 from flare_exp.translation.base import Flagged, has_span
 from flare_exp.translation.lookup import ParallelTranslator
 from flare_exp.translation.noise import corrupt_examples

@@ -1,0 +1,56 @@
+"""Hold labeled examples and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flare_exp.artifacts import digest_of
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer's text and the character of the context where it starts; -1 if it is not there."""
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labeled example.
+
+    `id` is `<task>/<lang>/<split>/<row>` and unique. `key` is the same for translations of one
+    another in a parallel benchmark. `texts` are in the order of `Task.fields`. `label` indexes
+    `Task.labels` (classification). `answers` are the accepted spans of the context (question
+    answering); the first one is trained on, and none means that the answer was lost in translation.
+    """
+
+    id: str
+    key: str
+    texts: tuple[str, ...]
+    label: int | None = None
+    answers: tuple[Answer, ...] = ()
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """Return a hash that identifies a data set.
+
+    It covers ids, keys, texts, labels and answers, in order.
+    """
+    return digest_of(
+        [
+            [e.id, e.key, *e.texts, e.label, *([a.text, a.start] for a in e.answers)]
+            for e in examples
+        ]
+    )[:16]
+
+
+def read_answers(column: dict[str, list[Any]] | None) -> tuple[Answer, ...]:
+    """Convert answers from SQuAD's form {text[], answer_start[]}."""
+    spans = column or {"text": [], "answer_start": []}
+    return tuple(
+        Answer(text, start)
+        for text, start in zip(spans["text"], spans["answer_start"], strict=True)
+    )
