@@ -15,11 +15,18 @@ from typing import Any
 from flare_exp.artifacts import digest_of
 
 WORLD = ("toy.grammar", "toy.meaning", "toy.world", "toy.lexicon")
+PRETRAINING = (
+    "toy.architectures",
+    "toy.objectives",
+    "toy.pretrain",
+    "toy.tokenizers",
+    "toy.training",
+)
 # kind of content -> modules of this package that decide it. `module:name` is one function or class,
 # where the rest of the module has no influence.
 CODE = {
-    "backbone": ("toy.pretrain", "toy.tokenizers", *WORLD),
-    "mt": ("toy.translation_model", "toy.pretrain", "toy.tokenizers", "languages", *WORLD),
+    "backbone": (*PRETRAINING, *WORLD),
+    "mt": ("toy.translation_model", "languages", *PRETRAINING, *WORLD),
     "ctranslate2": ("translation.engines:convert", "translation.nllb:load_model"),
     "engine": (
         "translation.engines",

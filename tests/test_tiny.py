@@ -15,8 +15,10 @@ from transformers import (
 )
 
 from flare_exp.tasks.toy import ToyNLI, ToyQA, ToySentiment
-from flare_exp.toy.pretrain import ARCHITECTURES, STATE, kept_state, pretrain
+from flare_exp.toy.architectures import ARCHITECTURES
+from flare_exp.toy.pretrain import pretrain
 from flare_exp.toy.tokenizers import SENTINELS
+from flare_exp.toy.training import STATE, kept_state
 from flare_exp.toy.world import World
 from flare_exp.utils import signals
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from flare_exp.languages import language
 from flare_exp.toy.meaning import Inquiry, Review
-from flare_exp.toy.pretrain import STATE, padded, reproducible, save, train
+from flare_exp.toy.objectives import padded
 from flare_exp.toy.tokenizers import byte_pairs
+from flare_exp.toy.training import STATE, reproducible, save, train
 from flare_exp.toy.world import SPLITS, Sampler, T, World
 
 if TYPE_CHECKING:
