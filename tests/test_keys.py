@@ -18,7 +18,7 @@ from flare_exp.config.methods import METHODS
 from flare_exp.errors import UserError
 from flare_exp.experiment import checkpoints, pipeline
 from flare_exp.models import backbones, families
-from flare_exp.planning import preview
+from flare_exp.planning import preview, read_only, shapes
 from flare_exp.tasks import TASKS
 from flare_exp.toy.translation_model import train_mt
 from flare_exp.translation import nllb
@@ -151,7 +151,8 @@ def digests(place):
             (families, ("family_of", "longest_input")),
             (backbones, ("load_tokenizer",)),
             (nllb, ("check", "load_encoder")),
-            (preview, ("load_task", "weights_here")),
+            (preview, ("load_task",)),
+            (shapes, ("weights_here",)),
             (checkpoints, ("existing_checkpoint",)),
         ):
             for name in names:
@@ -159,7 +160,7 @@ def digests(place):
         make_task = preview.load_task  # already cached
         patch.setattr(preview, "load_task", lambda cfg: reading_once(make_task(cfg)))
         patch.setattr(
-            preview, "first_step", lambda folder, build, options: stand_in(place, options)
+            read_only, "first_step", lambda folder, build, options: stand_in(place, options)
         )
 
         def digests(cfg):
@@ -324,9 +325,9 @@ def test_every_option_is_in_a_key_or_says_why_it_changes_nothing(digests, base, 
 
 def test_keys_hold_nothing_of_the_machine(digests, base, place, monkeypatch):
     keys = []
-    identified = preview.ReadOnlyStore._identified
+    identified = read_only.ReadOnlyStore._identified
     monkeypatch.setattr(
-        preview.ReadOnlyStore,
+        read_only.ReadOnlyStore,
         "_identified",
         lambda *args: keys.append(args[2]) or identified(*args),
     )

@@ -16,7 +16,7 @@ from flare_exp.cli.main import main
 from flare_exp.config import composition, validation
 from flare_exp.experiment import fitting, pipeline, provenance, results, runs
 from flare_exp.models import families
-from flare_exp.planning import architectures, counting, estimates, preview, walk
+from flare_exp.planning import architectures, counting, estimates, preview, shapes, walk
 from flare_exp.toy.pretrain import pretrain
 
 SMALL = [
@@ -191,7 +191,7 @@ def test_arithmetic_counts_the_tensors_that_a_real_step_has(
     kept = sum(
         p.nbytes * (3 if p.requires_grad else 1) for p in model.parameters()
     )  # and two moments
-    monkeypatch.setattr(preview, "weights_here", lambda *_: False)
+    monkeypatch.setattr(shapes, "weights_here", lambda *_: False)
     sketch = preview.preview(plan.settled(cfg), tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(sketch, {"transfer"})
     assert counting.Work(sketch.run, model, source, data).step == pytest.approx(
@@ -244,7 +244,7 @@ def test_arithmetic_counts_the_tensors_that_a_real_prediction_has(
     ):
         module.predict(batch)
     kept = sum(p.nbytes for p in model.parameters())
-    monkeypatch.setattr(preview, "weights_here", lambda *_: False)
+    monkeypatch.setattr(shapes, "weights_here", lambda *_: False)
     sketch = stages_of(given, tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(sketch, {"transfer"})
     assert counting.Work(sketch.run, model, source, data).testing == pytest.approx(
@@ -253,7 +253,7 @@ def test_arithmetic_counts_the_tensors_that_a_real_prediction_has(
 
 
 def test_fewer_rows_in_a_pass_need_less_memory(llama, tmp_path, monkeypatch):
-    monkeypatch.setattr(preview, "weights_here", lambda *_: False)
+    monkeypatch.setattr(shapes, "weights_here", lambda *_: False)
     found = []
     for rows in (32, 4):
         stages = stages_of([*llama, "task=toy_nli", f"data.micro_batch_size={rows}"], tmp_path)
@@ -404,7 +404,7 @@ def test_named_models_have_their_published_sizes():
     }
     for name, billions in published.items():
         with torch.device("meta"):
-            model = AutoModel.from_config(preview.config_of(name))
+            model = AutoModel.from_config(shapes.config_of(name))
         counted = model.num_parameters() + (
             250112 * 2048 if "mt5" in name else 0
         )  # its output matrix is another one

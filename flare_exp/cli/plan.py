@@ -315,7 +315,7 @@ def settled(cfg: schema.Config) -> schema.Config:
     If a model is not on this machine, a GPU is assumed unless the CPU is asked for.
     """
     from flare_exp.experiment import pipeline
-    from flare_exp.planning.preview import is_sketch
+    from flare_exp.planning.shapes import is_sketch
 
     cfg = replace(cfg, trainer=replace(cfg.trainer, enable_progress_bar=False))
     placed = (

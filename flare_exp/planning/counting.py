@@ -21,7 +21,7 @@ from flare_exp.experiment.context import RunContext
 from flare_exp.experiment.fitting import make_module
 from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.models import backbones, families
-from flare_exp.planning.preview import CHARACTERS
+from flare_exp.planning.lengths import CHARACTERS
 from flare_exp.planning.walk import width_of
 
 _WORK: dict[str, Work] = {}

@@ -29,14 +29,9 @@ from flare_exp.experiment.fitting import make_module, make_optimizer, make_train
 from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.models import backbones
 from flare_exp.planning.counting import work_of
-from flare_exp.planning.preview import (
-    CHARACTERS,
-    CountingPreprocessor,
-    DryRun,
-    config_of,
-    pretraining,
-    preview,
-)
+from flare_exp.planning.lengths import CHARACTERS, CountingPreprocessor
+from flare_exp.planning.preview import DryRun, pretraining, preview
+from flare_exp.planning.shapes import config_of
 from flare_exp.planning.walk import (
     batches_of,
     build_adapted,
