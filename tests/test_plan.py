@@ -15,8 +15,17 @@ from flare_exp.cli import plan
 from flare_exp.cli.main import main
 from flare_exp.config import composition, validation
 from flare_exp.experiment import fitting, pipeline, provenance, results, runs
-from flare_exp.models import families
-from flare_exp.planning import architectures, counting, estimates, preview, shapes, walk
+from flare_exp.models import backbones, families
+from flare_exp.planning import (
+    architectures,
+    arithmetic,
+    costs,
+    counting,
+    estimates,
+    preview,
+    shapes,
+    walk,
+)
 from flare_exp.toy.pretrain import pretrain
 
 SMALL = [
@@ -296,7 +305,7 @@ def five_bytes_a_row(monkeypatch):
     def estimated(job, scratch):
         asked.append(job.cfg.data.micro_batch_size or job.cfg.data.batch_size)
         counts = {stage: {"trainable": 1, "total": 1} for stage in ("finetune", "transfer")}
-        return estimates.Estimate([], parameters=counts, memory=10 + 5 * asked[-1])
+        return costs.Estimate([], parameters=counts, memory=10 + 5 * asked[-1])
 
     monkeypatch.setattr(plan, "_estimated", estimated)
     return asked
@@ -372,7 +381,7 @@ def test_llama_has_its_published_size_and_lora_its_closed_formula(tmp_path):
     )  # a model that is not here is planned for a GPU
     stages = preview.preview(job.cfg, tmp_path)
     english, adapted = (
-        estimates.backbones.parameter_counts(m)
+        backbones.parameter_counts(m)
         for _, m, *_ in walk.iter_stage_models(stages, {"finetune", "transfer"})
     )
     d, kv, ffn, rank, layers = 4096, 1024, 14336, 8, 32
@@ -546,7 +555,7 @@ def test_a_deep_model_is_counted_by_two_shallow_ones(family, given, tmp_path, mo
 
     def build(depth):
         counted.append(depth)
-        return estimates._of_depth(stages, "transfer", depth)
+        return arithmetic._of_depth(stages, "transfer", depth)
 
     ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
     shallow = counting.Work(stages.run, model, source, data, build)

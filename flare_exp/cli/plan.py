@@ -28,7 +28,7 @@ from flare_exp.experiment.runs import quiet
 
 if TYPE_CHECKING:
     from flare_exp.artifacts import Artifact
-    from flare_exp.planning.estimates import Estimate
+    from flare_exp.planning.costs import Estimate
 
 
 # column of the table -> names of artifacts (`pipeline.run_stages`); all others are translations
@@ -330,7 +330,7 @@ def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: P
     """Return one job with its artifacts, downloads and data sizes, without any cost."""
     from flare_exp.config.methods import METHODS
     from flare_exp.experiment import pipeline
-    from flare_exp.planning import estimates
+    from flare_exp.planning import costs
     from flare_exp.planning.preview import preview
 
     dry, method = preview(cfg, scratch), METHODS[cfg.method.name]
@@ -348,7 +348,7 @@ def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: P
         overrides,
         cfg,
         made,
-        download=estimates.downloads(dry, bool(reads_mt)),
+        download=costs.downloads(dry, bool(reads_mt)),
         sizes=repr(sizes) if sizes else "",
         counted=dry.shapes is not None,
     )
