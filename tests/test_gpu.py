@@ -29,7 +29,7 @@ from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSourceEncoder
 from flare_exp.flare.source_states import positions
 from flare_exp.models import backbones
-from flare_exp.planning import costs
+from flare_exp.planning import costs, plans
 from flare_exp.toy.pretrain import pretrain
 from flare_exp.translation.engines import CTranslate2Engine, TransformersEngine
 from flare_exp.utils import files
@@ -338,8 +338,8 @@ def test_a_run_takes_what_plan_says(tmp_path, report, device):
     ]
     (composed,), problems = validation.validate(given, multirun=False)
     assert not problems
-    (job,) = plan.looked_up([(given, plan._typed(composed))], False, tmp_path)
-    plan.price([job], tmp_path)
+    (job,) = plans.looked_up([(given, plan._typed(composed))], False, tmp_path)
+    plans.price([job], tmp_path)
     assert isinstance(job.estimate, costs.Estimate)
     assert main([*given, f"output_dir={tmp_path / 'run'}"]) == 0
     facts = json.loads((tmp_path / "run" / "provenance.json").read_text())

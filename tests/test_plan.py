@@ -22,6 +22,7 @@ from flare_exp.planning import (
     costs,
     counting,
     estimates,
+    plans,
     preview,
     shapes,
     walk,
@@ -39,11 +40,11 @@ SMALL = [
 ]
 
 
-def jobs(*overrides: str, scratch: Path, multirun: bool = False) -> list[plan.Job]:
+def jobs(*overrides: str, scratch: Path, multirun: bool = False) -> list[plans.Job]:
     composed, problems = validation.validate(overrides, multirun)
     assert not problems
     pairs = zip(composition.job_overrides(overrides), map(plan._typed, composed), strict=True)
-    return plan.looked_up(list(pairs), multirun, scratch)
+    return plans.looked_up(list(pairs), multirun, scratch)
 
 
 def test_a_mistake_exits_with_2_and_nothing_is_estimated(capsys):
@@ -97,7 +98,8 @@ def libraries() -> int:
     """Peak memory of a process that has only imported what a run does."""
     code = (
         "from flare_exp.cli import plan; from flare_exp.config import validation;"
-        "plan._quietly(plan._typed(validation.check([], False)[0][0]));"
+        "from flare_exp.planning import plans;"
+        "plans.quietly(plan._typed(validation.check([], False)[0][0]));"
         "from flare_exp.experiment import pipeline, provenance; print(provenance.peak_memory())"
     )
     return int(
@@ -122,7 +124,7 @@ def test_the_probe_is_within_30_percent_of_a_real_run_and_then_everything_is_bui
         f"cache_dir={tmp_path / 'cache'}",
     ]
     (job,) = jobs(*overrides, scratch=tmp_path)
-    plan.price([job], tmp_path)
+    plans.price([job], tmp_path)
     assert job.todo == {*job.made}
     command = [sys.executable, "-m", "flare_exp", *overrides, f"output_dir={tmp_path / 'run'}"]
     done = subprocess.run(
@@ -187,7 +189,7 @@ def test_arithmetic_counts_the_tensors_that_a_real_step_has(
         f"model.gradient_checkpointing={str(checkpointing).lower()}",
     ]
     (cfg,) = (plan._typed(c) for c in validation.validate(given, False)[0])
-    stages = preview.preview(plan.settled(cfg), tmp_path)
+    stages = preview.preview(plans.settled(cfg), tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
     module = fitting.make_module(stages.run, model.train(), source)
     batch, _ = counting._batch(stages.run, data, cfg.data.batch_size)
@@ -201,7 +203,7 @@ def test_arithmetic_counts_the_tensors_that_a_real_step_has(
         p.nbytes * (3 if p.requires_grad else 1) for p in model.parameters()
     )  # and two moments
     monkeypatch.setattr(shapes, "weights_here", lambda *_: False)
-    sketch = preview.preview(plan.settled(cfg), tmp_path)
+    sketch = preview.preview(plans.settled(cfg), tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(sketch, {"transfer"})
     assert counting.Work(sketch.run, model, source, data).step == pytest.approx(
         kept + counter.peak, rel=0.1
@@ -217,7 +219,7 @@ def llama(tmp_path_factory):
 
 def stages_of(given: list[str], folder: Path) -> preview.DryRun:
     (cfg,) = (plan._typed(c) for c in validation.validate(given, False)[0])
-    return preview.preview(plan.settled(cfg), folder)
+    return preview.preview(plans.settled(cfg), folder)
 
 
 @pytest.mark.slow
@@ -307,7 +309,7 @@ def five_bytes_a_row(monkeypatch):
         counts = {stage: {"trainable": 1, "total": 1} for stage in ("finetune", "transfer")}
         return costs.Estimate([], parameters=counts, memory=10 + 5 * asked[-1])
 
-    monkeypatch.setattr(plan, "_estimated", estimated)
+    monkeypatch.setattr(plans, "_estimated", estimated)
     return asked
 
 
@@ -327,8 +329,8 @@ def test_the_largest_micro_batch_that_fits(limit, rows, device, expected, five_b
         plan._typed(c)
         for c in validation.validate([f"data.batch_size={rows}", f"trainer={device}"], False)[0]
     )
-    jobs = [plan.Job(n, [], replace(cfg, seed=n), {}, {"transfer": None}) for n in range(2)]
-    found = plan.fitting(jobs, limit, Path())
+    jobs = [plans.Job(n, [], replace(cfg, seed=n), {}, {"transfer": None}) for n in range(2)]
+    found = plans.fitting(jobs, limit, Path())
     assert found == {n: (expected, 10 + 5 * max(1, expected)) for n in range(2)}
     assert len(five_bytes_a_row) == len({*five_bytes_a_row}), "nothing is estimated twice"
 
@@ -374,7 +376,7 @@ def test_llama_has_its_published_size_and_lora_its_closed_formula(tmp_path):
         f"cache_dir={tmp_path / 'cache'}",
         scratch=tmp_path,
     )
-    assert job.column("model") == "download"
+    assert plan.column(job, "model") == "download"
     assert job.download == pytest.approx(16.06e9, rel=0.01)
     assert (
         job.cfg.trainer.precision == "bf16-mixed"
@@ -514,7 +516,7 @@ def test_every_family_can_be_planned_with_every_task_and_one_with_every_method(
             multirun=True,
             scratch=tmp_path,
         )
-        plan.price(grid, tmp_path)
+        plans.price(grid, tmp_path)
         plan.show(grid, 0)
         assert all(0 < job.parameters["trainable"] < job.parameters["total"] for job in grid)
         for job in grid:
@@ -550,7 +552,7 @@ def test_a_deep_model_is_counted_by_two_shallow_ones(family, given, tmp_path, mo
     monkeypatch.setitem(architectures.ARCHITECTURES, "org/deep", {"model_type": family, **own})
     given = ["model=custom", "model.path=org/deep", *given, f"cache_dir={tmp_path / 'cache'}"]
     (cfg,) = (plan._typed(c) for c in validation.validate(given, False)[0])
-    stages = preview.preview(plan.settled(cfg), tmp_path)
+    stages = preview.preview(plans.settled(cfg), tmp_path)
     counted = []
 
     def build(depth):
@@ -570,7 +572,7 @@ def test_jobs_that_differ_have_numbers_of_their_own(tmp_path, monkeypatch):
     )
     model = ["model=custom", "model.path=org/deep", "task=nusax", f"cache_dir={tmp_path / 'cache'}"]
     grid = jobs(*model, "method=lora,flare", "adapter.r=4,8", multirun=True, scratch=tmp_path)
-    plan.price(grid, tmp_path)
+    plans.price(grid, tmp_path)
     assert len({(job.estimate.seconds["transfer"], job.estimate.memory) for job in grid}) == len(
         grid
     )
@@ -601,7 +603,7 @@ def test_jobs_that_cost_the_same_are_counted_once(tmp_path, monkeypatch):
         multirun=True,
         scratch=tmp_path,
     )
-    plan.price(grid, tmp_path)
+    plans.price(grid, tmp_path)
     # lora with English training, with its translations, and without either; flare in the same way
     # has the translated test only
     assert len(counted) <= 6
