@@ -84,31 +84,77 @@ def cached_states(
     texts = [tuple(item["inputs"]["input_ids"]) for item in items]
     unique = list(dict.fromkeys(texts))
     order = sorted(range(len(unique)), key=lambda i: len(unique[i]), reverse=True)
-    total = sum(map(len, unique))
     one = dict(zip(texts, items, strict=True))
     sample = source.compute(_to(preprocessor.pad([one[unique[order[-1]]]]), device))
-    width, dtype = sample.shape[2:], dtype or sample.dtype
-    size = total * math.prod(width) * dtype.itemsize
-    shape = (
-        f"{len(unique):,} source texts, {total:,} tokens x {width[0]} x {width[1]} "
+    shape, dtype = (sum(map(len, unique)), *sample.shape[2:]), dtype or sample.dtype
+    _log_size(len(unique), shape, dtype, "in memory" if store is None else "on disk")
+    batches = [[one[unique[i]] for i in rows] for rows in _batches(order, unique)]
+    compute = functools.partial(_compute, source, batches, preprocessor, device, dtype)
+    if store is None:
+        kept: list[Tensor] = []
+        compute(kept.append)
+        flat = torch.cat(kept)
+    else:
+        flat = _on_disk(store, {**key, "dtype": str(dtype)}, compute, len(unique), shape, dtype)
+    starts, at = {}, 0
+    for i in order:
+        starts[unique[i]], at = at, at + len(unique[i])
+    return SourceStateCache(flat, [starts[text] for text in texts], [len(text) for text in texts])
+
+
+def _log_size(texts: int, shape: Sequence[int], dtype: torch.dtype, place: str) -> None:
+    """Log how many states there are, and what they take in `place`."""
+    tokens, count, width = shape
+    said = (
+        f"{texts:,} source texts, {tokens:,} tokens x {count} x {width} "
         f"{str(dtype).removeprefix('torch.')}"
     )
-    log.info("%s: %s %s", shape, _megabytes(size), "on disk" if store else "in memory")
+    log.info("%s: %s %s", said, _megabytes(math.prod(shape) * dtype.itemsize), place)
 
-    def compute(keep: Callable[[Tensor], Any]) -> None:
-        from rich.progress import track
 
-        with torch.no_grad():
-            for rows in track(
-                list(_batches(order, unique)),
-                description="reading the sources once",
-                transient=True,
+def _compute(
+    source: SourceEncoder,
+    batches: Sequence[Sequence[Item]],
+    preprocessor: Preprocessor,
+    device: torch.device,
+    dtype: torch.dtype,
+    keep: Callable[[Tensor], Any],
+) -> None:
+    """Compute the states of batches of items and hand those of each item to `keep`."""
+    from rich.progress import track
+
+    with torch.no_grad():
+        for items in track(batches, description="reading the sources once", transient=True):
+            inputs = _to(preprocessor.pad(items), device)
+            for states, mask in zip(
+                source.compute(inputs), inputs["attention_mask"].bool(), strict=True
             ):
-                inputs = _to(preprocessor.pad([one[unique[i]] for i in rows]), device)
-                for states, mask in zip(
-                    source.compute(inputs), inputs["attention_mask"].bool(), strict=True
-                ):
-                    keep(states[mask].to("cpu", dtype))
+                keep(states[mask].to("cpu", dtype))
+
+
+def _on_disk(
+    store: ArtifactStore,
+    key: Mapping[str, Any],
+    compute: Callable[[Callable[[Tensor], Any]], None],
+    texts: int,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return states as an artifact, memory-mapped; they are computed if it is not there.
+
+    Args:
+        store: keeps the artifact.
+        key: key of the artifact.
+        compute: hands the states of each text to its argument.
+        texts: number of texts.
+        shape: shape of the states of all texts: tokens, n, d.
+        dtype: stored precision.
+
+    Raises:
+        UserError: the disk is too small for the states.
+    """
+    tokens, *width = shape
+    size = math.prod(shape) * dtype.itemsize
 
     def build(folder: Path) -> dict[str, Any]:
         if size > (free := shutil.disk_usage(folder).free):
@@ -121,21 +167,11 @@ def cached_states(
             compute(
                 lambda states: file.write(states.contiguous().view(torch.uint8).numpy().tobytes())
             )
-        return {"texts": len(unique), "tokens": total, "width": list(width), "dtype": str(dtype)}
+        return {"texts": texts, "tokens": tokens, "width": width, "dtype": str(dtype)}
 
-    if store is None:
-        kept: list[Tensor] = []
-        compute(kept.append)
-        flat = torch.cat(kept)
-    else:
-        place = store.get("states", {**key, "dtype": str(dtype)}, build).path / FILE
-        flat = torch.from_file(
-            str(place), shared=False, size=total * math.prod(width), dtype=dtype
-        ).view(total, *width)
-    starts, at = {}, 0
-    for i in order:
-        starts[unique[i]], at = at, at + len(unique[i])
-    return SourceStateCache(flat, [starts[text] for text in texts], [len(text) for text in texts])
+    place = store.get("states", key, build).path / FILE
+    flat = torch.from_file(str(place), shared=False, size=math.prod(shape), dtype=dtype)
+    return flat.view(*shape)
 
 
 def _batches(order: Sequence[int], texts: Sequence[Sequence[int]]):
