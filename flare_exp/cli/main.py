@@ -48,22 +48,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(given: list[str]) -> int:
-    """Run a subcommand, a single run or a grid."""
+    """Run a subcommand, show the help or the version, or run what a command line configures."""
     if given and given[0] in commandline.COMMANDS:
         return _command(given[0], given[1:])
     signals.block_signals()
     wait = given[:1] != ["submit"]
-    unknown = commandline.unknown_command(given) if wait else None
     arguments = commandline.normalized(
         given if wait else ["-m", "hydra/launcher=slurm", *given[1:]]
     )
     if any(a in ("--help", "-h") for a in arguments):
         commandline.show(commandline.help_text() if wait else commandline.SUBMIT)
         return 0
-    flags = [a for a in arguments if a.startswith("-")]
-    if "--version" in flags:  # Hydra would print its own version
+    if "--version" in arguments:  # Hydra would print its own version
         print(f"flare_exp {__version__}")
         return 0
+    return _checked(given, arguments, wait)
+
+
+def _checked(given: list[str], arguments: list[str], wait: bool) -> int:
+    """Check every override; then show the configuration, or start a single run or a grid.
+
+    Args:
+        given: words of the command line.
+        arguments: the same, as Hydra is to read them.
+        wait: whether to wait for jobs on SLURM.
+    """
+    unknown = commandline.unknown_command(given) if wait else None
+    flags = [a for a in arguments if a.startswith("-")]
     overrides = commandline.overrides(arguments)
     multirun = any(f in ("-m", "--multirun") for f in flags)
     if multirun and not any(o.startswith("output_dir=") for o in overrides):
@@ -87,18 +98,37 @@ def _main(given: list[str]) -> int:
     if not any(o.startswith("output_dir=") for o in overrides):
         arguments.append(commandline.quoted(f"output_dir={jobs[0].output_dir}", False))
     folder = Path(str(jobs[0].output_dir)).expanduser()
-    on_slurm = "hydra/launcher=slurm" in overrides
     grid = _Grid(folder, jobs, composition.job_overrides(overrides)) if multirun else None
-    if on_slurm and not multirun:
-        problems = [
+    on_slurm = "hydra/launcher=slurm" in overrides
+    if (code := _refused(given, jobs, folder, grid, on_slurm)) is not None:
+        return code
+    if grid:
+        grid.begin()
+    return _on_slurm(grid, wait) if grid and on_slurm else _hand_over(arguments, grid)
+
+
+def _launcher_problems(jobs: Sequence[Any], grid: _Grid | None, on_slurm: bool) -> list[str]:
+    """Return a message if the jobs and the launcher do not fit each other."""
+    if on_slurm and not grid:
+        return [
             "hydra/launcher=slurm: a launcher starts the jobs of a grid; add -m (it may be a grid "
             "of one)"
         ]
-    elif multirun and not on_slurm and any(job.trainer.nodes > 1 for job in jobs):
-        problems = [
+    if grid and not on_slurm and any(job.trainer.nodes > 1 for job in jobs):
+        return [
             "trainer.nodes with -m: the jobs of a grid on several machines need "
             "hydra/launcher=slurm"
         ]
+    return []
+
+
+def _refused(
+    given: Sequence[str], jobs: Sequence[Any], folder: Path, grid: _Grid | None, on_slurm: bool
+) -> int | None:
+    """Return an exit code if the jobs cannot run here or lack downloads; None: they can start.
+
+    Folders that the checks have made are removed if the jobs cannot start.
+    """
     done = (folder / "metrics.json").is_file()
     caches = (
         []
@@ -106,18 +136,18 @@ def _main(given: list[str]) -> int:
         else [Path(name).expanduser() for name in dict.fromkeys(str(job.cache_dir) for job in jobs)]
     )
     new = missing_folders([folder, *caches])
-    problems = problems or list(grid.problems() if grid else check_folder(jobs[0], folder))
+    problems = _launcher_problems(jobs, grid, on_slurm) or list(
+        grid.problems() if grid else check_folder(jobs[0], folder)
+    )
     problems += [problem for cache in caches for problem in check_writable(cache, "cache_dir")]
     if problems:
         remove_empty(new)
         return commandline.refuse(problems)
-    if not done and (message := downloads.checked(jobs, given, multirun)):
+    if not done and (message := downloads.checked(jobs, given, grid is not None)):
         remove_empty(new)
         print(f"flare_exp: {message}", file=sys.stderr)
         return 2
-    if grid:
-        grid.begin()
-    return _on_slurm(grid, wait) if grid and on_slurm else _hand_over(arguments, grid)
+    return None
 
 
 def _command(name: str, arguments: Sequence[str]) -> int:
