@@ -68,6 +68,8 @@ CODE = {
         "flare.peft_method",
         "flare.source_states:positions",
         "models.backbones:Precision",
+        "models.backbones:_head",
+        "models.backbones:_pretrained",
         "models.backbones:_quantization",
         "models.backbones:auto_class",
         "models.backbones:load",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,8 +159,6 @@ def load(
         UserError: the weights are missing, truncated, incomplete or contain NaN, or the family does
             not have the task type or the attention.
     """
-    from safetensors import SafetensorError
-
     family, precision = family_of(path, revision), precision or Precision()
     if task_type not in family.heads:
         raise UserError(
@@ -172,35 +170,16 @@ def load(
             f"model.attention={attention}: for {path} choose one of {', '.join(family.attention)}"
         )
     options: dict[str, Any] = {"num_labels": num_labels} if task_type == "label" else {}
-    try:
-        config = AutoConfig.from_pretrained(local(path), revision=revision)
-        model, report = auto_class(task_type, config.is_encoder_decoder).from_pretrained(
-            local(path),
-            revision=revision,
-            attn_implementation=attention or family.attention[0],
-            dtype=getattr(torch, precision.dtype),
-            output_loading_info=True,
-            **options,
-            **_quantization(precision, family.heads[task_type], device),
-        )
-    except (*UNREADABLE, SafetensorError) as error:
-        reason = why_unreadable(error)
-        if "ignore_mismatched_sizes" in reason:
-            reason = "some have another shape, as those of a head for another number of labels"
-        raise UserError(f"model.path={path}: its weights could not be read: {reason}") from error
-    head = family.heads[task_type]
-    if task_type == "label":
-        missing = {part for name in report["missing_keys"] for part in name.split(".")}
-        head = (*head, *(part for part in family.new if part in missing))
-    lost = [
-        name for name in report["missing_keys"] if not any(part in name.split(".") for part in head)
-    ]
-    if lost:
-        raise UserError(
-            f"model.path={path}: the checkpoint lacks {len(lost)} weights of the backbone "
-            f"({', '.join(sorted(lost)[:3])}, ...); "
-            "they would be silently random"
-        )
+    model, missing = _pretrained(
+        path,
+        task_type,
+        revision=revision,
+        attn_implementation=attention or family.attention[0],
+        dtype=getattr(torch, precision.dtype),
+        **options,
+        **_quantization(precision, family.heads[task_type], device),
+    )
+    head = _head(path, family, task_type, missing)
     check_finite(model.named_parameters(), f"model.path={path}")
     for module in model.modules():
         # In the first pass without gradient, bitsandbytes would repack 4-bit weights permanently,
@@ -208,6 +187,49 @@ def load(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return wrap(model, family, task_type, head)
+
+
+def _pretrained(
+    path: str, task_type: str, revision: str | None, **options: Any
+) -> tuple[Any, Collection[str]]:
+    """Read the weights of a checkpoint; return the model and the names of what is not there.
+
+    Raises:
+        UserError: the weights cannot be read.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        config = AutoConfig.from_pretrained(local(path), revision=revision)
+        model, report = auto_class(task_type, config.is_encoder_decoder).from_pretrained(
+            local(path), revision=revision, output_loading_info=True, **options
+        )
+    except (*UNREADABLE, SafetensorError) as error:
+        reason = why_unreadable(error)
+        if "ignore_mismatched_sizes" in reason:
+            reason = "some have another shape, as those of a head for another number of labels"
+        raise UserError(f"model.path={path}: its weights could not be read: {reason}") from error
+    return model, report["missing_keys"]
+
+
+def _head(path: str, family: Family, task_type: str, missing: Collection[str]) -> tuple[str, ...]:
+    """Return the modules that are trained in full: the head, and what joins it when it is new.
+
+    Raises:
+        UserError: weights are missing that are none of the head's.
+    """
+    head = family.heads[task_type]
+    if task_type == "label":
+        parts = {part for name in missing for part in name.split(".")}
+        head = (*head, *(part for part in family.new if part in parts))
+    lost = [name for name in missing if not any(part in name.split(".") for part in head)]
+    if lost:
+        raise UserError(
+            f"model.path={path}: the checkpoint lacks {len(lost)} weights of the backbone "
+            f"({', '.join(sorted(lost)[:3])}, ...); "
+            "they would be silently random"
+        )
+    return head
 
 
 def wrap(

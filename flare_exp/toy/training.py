@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -103,13 +103,8 @@ def train(
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    losses: list[float] = []
-    if state and (kept := kept_state(state)):
-        for name, part in (("model", model), ("optimizer", optimizer), ("schedule", schedule)):
-            part.load_state_dict(kept[name])
-        losses = kept["losses"]
-        torch.set_rng_state(kept["random"])
-        log.info("tiny model: pre-training goes on after %d steps", len(losses))
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    losses = _resumed(state, parts)
     pace = signals.Pace(1.0)
     todo = range(len(losses), steps)
     with signals.deferred():
@@ -120,12 +115,7 @@ def train(
             description="pre-training the tiny model (once)",
             transient=True,
         ):
-            # rows of similar length: draw four times as many, sort them, take a run
-            drawn = sorted(
-                torch.randint(len(rows), (4 * batch_size,)).tolist(), key=lambda i: length(rows[i])
-            )
-            start = int(torch.randint(3 * batch_size + 1, ()))
-            loss = model(**collate([rows[i] for i in drawn[start : start + batch_size]])).loss
+            loss = model(**collate(_drawn(rows, batch_size, length))).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -135,19 +125,35 @@ def train(
             by = signals.pending_signal()
             if state and (by or pace.due):
                 with pace.keeping():
-                    keep_state(
-                        state,
-                        model=model.state_dict(),
-                        optimizer=optimizer.state_dict(),
-                        schedule=schedule.state_dict(),
-                        losses=losses,
-                        random=torch.get_rng_state(),
-                    )
+                    held = {name: part.state_dict() for name, part in parts.items()}
+                    keep_state(state, **held, losses=losses, random=torch.get_rng_state())
             if by:
                 raise signals.StopRequested(by, f"after {len(losses)} steps of pre-training")
     if state:
         state.unlink(missing_ok=True)
     return losses
+
+
+def _drawn(rows: Sequence[Row], count: int, length: Callable[[Row], int]) -> list[Row]:
+    """Draw rows of similar length: draw four times as many, sort them, take a run."""
+    import torch
+
+    drawn = sorted(torch.randint(len(rows), (4 * count,)).tolist(), key=lambda i: length(rows[i]))
+    start = int(torch.randint(3 * count + 1, ()))
+    return [rows[i] for i in drawn[start : start + count]]
+
+
+def _resumed(state: Path | None, parts: Mapping[str, Any]) -> list[float]:
+    """Load the state of a stopped training into its parts; return the losses of its steps."""
+    import torch
+
+    if not state or not (kept := kept_state(state)):
+        return []
+    for name, part in parts.items():
+        part.load_state_dict(kept[name])
+    torch.set_rng_state(kept["random"])
+    log.info("tiny model: pre-training goes on after %d steps", len(kept["losses"]))
+    return kept["losses"]
 
 
 def keep_state(path: Path, **state: Any) -> None:
