@@ -38,7 +38,7 @@ test-fast: setup  ## the tests that train nothing and take no seconds each
 	$(PYTEST) -m "not slow and not slurm"
 
 test-slurm: setup  ## the tests on a real SLURM (with one core each, minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_slurm.py -m slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster/test_slurm.py -m slurm
 
 GPU_REPORT := outputs/gpu_report.json
 
@@ -68,7 +68,7 @@ test-newest:  ## the invariants and fusion functions with the newest PEFT and tr
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check $(PINS) -e '.[dev]'
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --upgrade peft transformers
 	@$(NEWEST)/bin/python -c 'import peft, torch, transformers as t; print(f"peft {peft.__version__}, transformers {t.__version__}, torch {torch.__version__}")'
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2 tests/test_invariants.py tests/test_fusion.py
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2 tests/flare/test_invariants.py tests/flare/test_fusion.py
 
 toy-table: setup  ## the embedded world's table: methods, ablations, fusion functions, 3 seeds (an hour of one core)
 	PYTHON=$(BIN)/python sweeps/toy_table.sh

@@ -6,12 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from page import PAGES
 
 from flare_exp.cli import commandline
 from flare_exp.config import composition, validation
 
 ROOT = composition.conf_dir().parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 START = re.compile(r"^ {4,}(?:\$ |srun )?python -m flare_exp ?")
 
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import transformers as hf
-from conftest import token_batch
-from test_mt import SHORT, converted, engine, nllb_folder, texts, translate  # noqa: F401 (fixtures)
+from copying_nllb import SHORT, texts, translate
+from random_models import token_batch
 from torch import nn
 
 from flare_exp.cli import plan
@@ -251,9 +251,9 @@ def test_cached_source_states_are_the_live_ones(llama, precision, device):
 
 @on_both
 def test_ctranslate2_and_transformers_translate_alike(
-    nllb_folder,  # noqa: F811
-    converted,  # noqa: F811
-    engine,  # noqa: F811
+    nllb_folder,
+    converted,
+    engine,
     report,
     device,
 ):
@@ -302,7 +302,7 @@ def test_a_group_of_one_process_trains_as_no_group(llama, device):
 
 @on_gpu
 def test_a_run_takes_what_plan_says(tmp_path, report, device):
-    """Of the CPU, tests/test_plan.py has this."""
+    """Of the CPU, tests/planning/test_plan.py has this."""
     from flare_exp.cli.main import main
 
     model = tmp_path / "model"

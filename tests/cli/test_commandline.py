@@ -1,0 +1,492 @@
+"""Command lines: wrong ones get one message each and exit 2; help, paths, folders."""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+
+import pytest
+
+import flare_exp
+from flare_exp.cli import commandline
+from flare_exp.cli.commandline import COMMANDS, help_text, normalized
+from flare_exp.cli.main import main
+from flare_exp.config import composition, validation
+from flare_exp.experiment.runs import check_folder
+
+WRONG = [
+    (["model=tniy"], "did you mean tiny"),
+    (["modle=tiny"], "modle: there is no such option; did you mean model?"),
+    (["trainer.max_epoch=3"], "did you mean trainer.max_epochs?"),
+    (["trainer.max_epochs=0"], "trainer.max_epochs=0: must be 1 or more"),
+    (["lr=1e-3"], "lr: there is no such option; did you mean finetune.lr or transfer.lr?"),
+    (["train.max_epochs=3"], "did you mean trainer.max_epochs?"),
+    (
+        ["pan", "model=xlmr_base"],
+        "pan: not of the form key=value, and no command; commands: plan, prefetch, report, "
+        "status, submit; did you mean plan?",
+    ),
+    (["seed=x"], "seed=x: must be a whole number"),
+    (["seed=99999999999"], "seed=99999999999: must be 4294967295 or less"),
+    (["task.limit=ten"], "task.limit=ten: must be a whole number, or null"),
+    (["transfer.lr=1e-3x"], "transfer.lr=1e-3x: must be a number"),
+    (["source.shuffle=maybe"], "source.shuffle=maybe: must be true or false"),
+    (["offline=2"], "offline=2: must be true or false"),
+    (
+        ["--method", "lora"],
+        "--method: there is no such flag; options are given as key=value, without dashes",
+    ),
+    (
+        ["--method=lora", "-x"],
+        "  - --method=lora: there is no such flag; options are given as key=value, without "
+        "dashes\n  - -x: ",
+    ),
+    (["mt.errors=drop"], "mt.errors=drop: must be a list, e.g. [drop,swap]"),
+    (["adapter.r=null"], "adapter.r=null: must be a whole number"),
+    (
+        ["optim=adam"],
+        "optim=adam: optim is a section; its options: optim._target_, optim.weight_decay, "
+        "optim.eps",
+    ),
+    (["cache_dir="], "cache_dir=: must not be empty"),
+    (["task=nusax", "task.data_dir="], "task.data_dir=: must not be empty"),
+    (["adapter.r=-1"], "adapter.r=-1: must be 1 or more"),
+    (["adapter.r=2.5"], "adapter.r=2.5"),
+    (["finetune.tuning=half"], "choose one of lora, full"),
+    (["method=lora", "fusion=add"], "only flare and flare_mt fuse"),
+    (["method=zero_shot", "fusion.source_layer=same"], "only flare and flare_mt fuse"),
+    (["task.lang=fr"], "choose one of near, far; did you mean far?"),
+    (["task=nusax", "task.lang=acee"], "did you mean ace?"),
+    (["task=nusax", "task.data_dir=/no/such"], "task.data_dir=/no/such: there is no such folder"),
+    (["task.data_dir=/tmp"], "is generated and reads no files"),
+    (["task=nusax", "mt=toy"], "mt=toy with task=nusax"),
+    (["task=tydiqa", "mt=toy"], "mt=toy with task=tydiqa"),
+    (
+        ["task=tydiqa", "mt=gold"],
+        "mt=gold with task=tydiqa: the benchmark has no human translations",
+    ),
+    (["task=tydiqa", "mt.fallback=gold"], "mt.fallback=gold with task=tydiqa"),
+    (["task=nusax", "mt=gold", "mt.fallback=gold"], "only mt=file has it, not gold"),
+    (["task=nusax", "mt=file", "mt.fallback=toy"], "choose one of gold"),
+    (["task=nusax", "mt=gold", "mt.beams=2"], "has it, not gold"),
+    (["mt.errors=[drop,typo]"], "mt.errors=typo: choose one of drop, swap, replace, hallucinate"),
+    (["mt.errors=[]"], "mt.errors=[]: choose one of"),
+    (["task=nusax", "mt=toy_nllb"], "it knows the generated languages only"),
+    (["task=nusax", "mt=custom"], "mt.path=<hub id or checkpoint folder> is missing"),
+    (["mt=custom", "mt.path=./nowhere"], "mt.path=./nowhere: there is no such folder"),
+    (["mt=toy_nllb", "mt.marker=stars"], "mt.marker=stars: choose one of quotes, brackets, tags"),
+    (["mt=toy_nllb", "mt.quantization=int8"], "only mt.backend=ctranslate2 has it"),
+    (["method=flare_mt"], "choose mt=toy_nllb"),
+    (["task=nusax", "mt=gold", "method=flare_mt"], "choose mt=custom or mt=nllb_1b3 or"),
+    (
+        ["mt=toy_nllb", "method=flare_mt", "fusion.source_layer=same"],
+        "every layer fuses the same states",
+    ),
+    (["source.cache=tape"], "source.cache=tape: choose one of off, memory, disk"),
+    (["optim._partial_=true"], "optim._partial_: is no longer an option"),
+    (["task=nusax", "mt=file", "mt.path=/no/such"], "mt.path=/no/such: there is no such folder"),
+    (["task=nusax", "mt=gold", "mt.path=/tmp"], "mt.path=/tmp: only mt=file and mt=custom and"),
+    (
+        ["mt.name=nllb"],
+        "one problem in the command line\n  - mt.name=nllb: choose one of custom, file, gold,",
+    ),
+    (["task=tydiqa", "task.lang=en"], "choose one of ar, bn, fi, id, ko, ru, sw, te"),
+    (["task.select=first"], "choose one of best, last"),
+    (["task.english_test_split=test[5]"], "task.english_test_split: 'test[5]' is not a split"),
+    (["model=custom"], "model.path=<hub id or checkpoint folder> is missing"),
+    (["model=custom", "model.path=./no/such"], "there is no such folder"),
+    (["source.shuffle=true", "source.empty=true"], "choose one ablation"),
+    (["method=lora", "source.empty=true"], "only flare and flare_mt read a source"),
+    (["trainer.devices=2"], "choose trainer=ddp, fsdp or ddp_cpu"),
+    (
+        ["trainer=fsdp", "model=llama31"],
+        "4-bit weights are not shared out; choose trainer=ddp, or model.quantize=null",
+    ),
+    (
+        ["trainer=fsdp", "model=llama31"],
+        "its steps know whole weights only; choose optim._target_=torch.optim.AdamW",
+    ),
+    (["trainer=fsdp", "trainer.precision=16-mixed"], "choose bf16-mixed"),
+    (
+        ["trainer.precision=bf16-true"],
+        "trainer.precision=bf16-true: trained weights of 16 bits lose most of their updates; "
+        "choose bf16-mixed",
+    ),
+    (
+        ["finetune.tuning=full", "model.dtype=bfloat16"],
+        "choose model.dtype=float32 (with trainer.precision=bf16-mixed",
+    ),
+    (
+        ["adapter.also_train=[embedding]"],
+        "adapter.also_train=embedding: choose one of embeddings, lm_head; did you mean embeddings?",
+    ),
+    (["trainer.devices=0"], "trainer.devices=0: must be 1 or more"),
+    (["trainer=ddp_cpu", "source.empty=true", "fusion=gated"], "choose trainer.devices=1"),
+    (["fusion.heads=2"], "only fusion=cross_attn has it"),
+    (["fusion=cross_attn", "fusion.heads=3"], "must divide adapter.r=8"),
+    (["task.train_split=train[:50]", "task.validation_split=train[40:60]"], "they share examples"),
+    (["task.test_split=test[5]"], "is not a split"),
+    (["method=lora,flare"], "several values need -m"),
+    (["optim._target_=os.system"], "choose one of torch.optim.AdamW"),
+    (["nonsense"], "not of the form key=value"),
+    (["mt.noise=1.5"], "must be 1 or less"),
+    (["experiment=nope"], "experiment=nope"),
+    (["hydra/launcher=ray"], "hydra/launcher=ray: choose one of basic, slurm"),
+    (["model=tiny", "outputs/x"], "  - outputs/x: not of the form key=value\n"),
+    (["model.pretrain.steps=0"], "must be 1 or more"),
+    (["+model=tiny"], "+model=tiny: leave out the +; it is for options that there are not yet"),
+    (["~model"], "a group cannot be removed"),
+    (["model=custom", "model.path=org/name", "model.pretrain.steps=3"], "only embedded models"),
+    (
+        ["task.validation_split=null"],
+        "task.validation_split=null with task.select=best: nothing can be selected on; choose "
+        "task.select=last",
+    ),
+    (["+foo=1"], "foo: there is no such option"),
+    (
+        ["task=toy_qa", "method=translate_test", "mt=file", "mt.path=conf"],
+        "method=translate_test with mt=file and task=toy_qa: no file can translate the answers "
+        "back",
+    ),
+    (["transfer.lr=inf"], "transfer.lr=inf: must be a finite number"),
+    (["fusion=gated", "fusion.bias=nan"], "fusion.bias=nan: must be a finite number"),
+    (
+        ["model=tiny", "model=xlmr_base"],
+        "model=tiny and model=xlmr_base: model is given twice with different values; keep one",
+    ),
+    (
+        ["seed=1", "method=lora", "++seed=2"],
+        "seed=1 and ++seed=2: seed is given twice with different values; keep one",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), WRONG, ids=[" ".join(o) for o, _ in WRONG])
+def test_wrong_options_exit_2_with_one_message(overrides, message, capsys, tmp_path):
+    assert main([*overrides, f"output_dir={tmp_path / 'out'}"]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out").exists(), "nothing may be left behind"
+
+
+def test_all_problems_at_once(capsys):
+    assert (
+        main(
+            [
+                "model=tniy",
+                "adapter.r=-1",
+                "task.lang=fr",
+                "method=lora",
+                "fusion=add",
+                "trainer.max_epoch=3",
+                "seed=x",
+            ]
+        )
+        == 2
+    )
+    printed = capsys.readouterr().err
+    assert printed.startswith("flare_exp: 6 problems")
+    for part in (
+        "tiny",
+        "adapter.r=-1",
+        "task.lang=fr",
+        "fusion=add",
+        "trainer.max_epochs?",
+        "seed=x",
+    ):
+        assert part in printed
+
+
+def test_checked_for_cfg_and_multirun_too(capsys):
+    assert main(["--cfg", "job", "model=tniy"]) == 2
+    assert main(["-m", "method=lora,flaer"]) == 2
+    assert "did you mean flare" in capsys.readouterr().err
+    # fusion x lora is an error in a single run only: a grid leaves the cell out
+    assert validation.validate(["method=lora,flare", "fusion=add,mul"], True)[1] == []
+    assert len(validation.validate(["method=lora,flare", "seed=0,1"], True)[0]) == 4
+
+
+def test_flags_and_overrides_in_any_order_and_bare_slices():
+    mixed = ["seed=0", "-m", "method=lora,flare", "--cfg", "job", "task.train_split=train[:50]"]
+    assert normalized(mixed) == [
+        "-m",
+        "--cfg",
+        "job",
+        "seed=0",
+        "method=lora,flare",
+        "task.train_split='train[:50]'",
+    ]
+    assert main(["seed=0", "-m", "method=lora,flaer"]) == 2
+
+
+def test_output_folder_of_another_run(tmp_path, capsys):
+    from omegaconf import OmegaConf
+
+    job = validation.validate([f"output_dir={tmp_path}"], False)[0][0]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(job, resolve=True))
+    assert main([f"output_dir={tmp_path}", "seed=1", "adapter.r=4"]) == 2
+    printed = capsys.readouterr().err
+    assert "adapter.r (8 there, 4 here), seed (0 there, 1 here)" in printed
+    assert main([f"output_dir={tmp_path}", "resume=false"]) == 2
+    assert "resume=false" in capsys.readouterr().err
+
+
+def test_a_run_folder_may_be_taken_up_with_another_logger(tmp_path):
+    from omegaconf import OmegaConf
+
+    before, after = (
+        validation.validate([f"output_dir={tmp_path}", f"logger={name}"], False)[0][0]
+        for name in ("csv", "wandb")
+    )
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(before, resolve=True))
+    assert not list(check_folder(after, tmp_path))
+
+
+@pytest.mark.parametrize("key", ["output_dir", "cache_dir"])
+def test_an_empty_folder_name_is_not_the_current_folder(key, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([f"{key}="]) == 2
+    assert f"{key}=: must not be empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_makes_no_folder_for_a_job_that_has_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr("flare_exp.cli.main._hand_over", lambda *_: 0)
+    assert (
+        main(
+            ["-m", "seed=0,1", f"cache_dir={tmp_path / 'cache'}", f"output_dir={tmp_path / 'grid'}"]
+        )
+        == 0
+    )
+    assert [place.name for place in (tmp_path / "grid").iterdir()] == ["grid.json"]
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_anything_is_made(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main([f"cache_dir={tmp_path / 'file'}", f"output_dir={tmp_path / 'out'}"]) == 2
+    assert (
+        f"cache_dir={tmp_path / 'file'}: cannot be written (File exists)" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main([f"output_dir={tmp_path / 'file' / 'sub'}"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_explain_themselves_and_refuse_unknown_flags(name, capsys):
+    assert main([name, "--help"]) == 0
+    assert f"python -m flare_exp {name}" in capsys.readouterr().out
+    assert main([name, "--dry-run"]) == 2
+    assert "--dry-run: there is no such flag; allowed: -" in capsys.readouterr().err
+
+
+def test_the_example_with_an_own_checkpoint_runs_as_printed_and_downloads_nothing(
+    tmp_path, monkeypatch
+):
+    from flare_exp.experiment import downloads
+
+    (line,) = [line for line in commandline.EXAMPLES.splitlines() if "model.path=" in line]
+    for folder in ("my_model", "my_data/eng", "my_data/jav"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    jobs, found = validation.validate(normalized(shlex.split(line)[3:]), False)
+    assert found == []
+    assert downloads.hub_resources_of_jobs(jobs) == []
+
+
+def test_submit_explains_itself(capsys):
+    assert main(["submit", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "python -m flare_exp submit" in said
+    assert "SLURM" in said
+    assert "Groups:" not in said
+
+
+def test_the_default_folder_is_named_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "flare_exp.cli.main.check_folder", lambda *_: time.sleep(1.1) or []
+    )  # another second has begun
+    ran = []
+    monkeypatch.setattr("flare_exp.cli.main.attempt", lambda _, folder: ran.append(folder))
+    assert main([]) == 0
+    assert [folder.resolve() for folder in (tmp_path / "outputs").iterdir()] == [
+        folder.resolve() for folder in ran
+    ]
+
+
+def test_a_stored_result_is_shown_without_heavy_imports(tmp_path):
+    from omegaconf import OmegaConf
+
+    (job,) = validation.validate([f"output_dir={tmp_path}"], False)[0]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(job, resolve=True))
+    scores, spent = (
+        {"accuracy": 0.5},
+        dict.fromkeys(("backbone", "finetune", "transfer", "test", "translate", "total"), 1.0),
+    )
+    measured = {
+        "task": "toy_sentiment",
+        "lang": "far",
+        "model": "tiny",
+        "method": "flare",
+        "fusion": "add_relu",
+        "mt": "toy",
+        "seed": 0,
+        "test": scores,
+        "english": scores,
+        "zero_shot": scores,
+        "seconds": spent,
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(measured))
+    facts = {
+        "data": {},
+        "parameters": {"trainable": 1, "total": 2},
+        "test": {"cut_off": 0, "unparsable": 0},
+        "artefacts": {},
+        "translations": {},
+    }
+    (tmp_path / "provenance.json").write_text(json.dumps(facts))
+    code = f"""
+import sys
+from flare_exp.cli.main import main
+assert main(["output_dir={tmp_path}"]) == 0
+print([m for m in ("torch", "transformers", "lightning", "datasets", "matplotlib") \
+if m in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "1 of 2 parameters trained" in done.stdout, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+AWKWARD = 'a b/größe, it\'s "50 %" [x] (y) {z} #1 = & @ : \\ end'
+
+
+def test_paths_are_what_the_shell_gives(tmp_path):
+    folder = tmp_path / AWKWARD
+    for name in ("en", "sw"):
+        (folder / name).mkdir(parents=True)
+    given = [
+        f"output_dir={folder / 'out'}",
+        f"cache_dir={folder}",
+        f"task.data_dir={folder}",
+        "task=xnli",
+        "model=custom",
+        f"model.path={folder}",
+        "mt=custom",
+        f"mt.path={folder}",
+    ]
+    (job,), found = validation.validate(commandline.overrides(normalized(given)), False)
+    assert found == []
+    paths = [job.output_dir, job.cache_dir, job.task.data_dir, job.model.path, job.mt.path]
+    assert paths == [str(folder / "out"), *[str(folder)] * 4]
+
+
+def test_paths_of_a_grid_may_have_spaces(tmp_path):
+    places = [tmp_path / name for name in ("ein Modell", "größer", "it's", "plain")]
+    for place in places:
+        place.mkdir()
+    paths = ",".join(map(str, places))
+    words = normalized(
+        ["-m", "model=custom", f"model.path={paths}", f"output_dir={tmp_path / 'out of'}"]
+    )
+    jobs, found = validation.validate(commandline.overrides(words), True)
+    assert found == []
+    assert [job.model.path for job in jobs] == [str(place) for place in places]
+    cells = composition.job_overrides(commandline.overrides(words))
+    assert [validation.validate(cell, False)[0][0].model.path for cell in cells] == [
+        str(place) for place in places
+    ]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "output_dir='a b'",
+        'output_dir="a, b"',
+        "task.data_dir=null",
+        "cache_dir=${oc.env:HOME}/x",
+        "model.path=choice(a/b,c/d)",
+    ],
+)
+def test_quotes_and_hydras_own_grammar_stay(given):
+    assert normalized([given]) == [given]
+
+
+def test_a_run_in_an_awkward_folder(tmp_path, monkeypatch):
+    """Also through Hydra, alone and as a grid."""
+    ran = []
+    monkeypatch.setattr(
+        "flare_exp.cli.main.attempt", lambda cfg, folder: ran.append((cfg.cache_dir, folder))
+    )
+    monkeypatch.setattr(
+        "flare_exp.cli.main.attempt_in_grid",
+        lambda cfg, folder: ran.append((cfg.cache_dir, folder)),
+    )
+    folder = tmp_path / AWKWARD
+    assert main([f"output_dir={folder}", f"cache_dir={folder / 'c'}"]) == 0
+    grid = tmp_path / "it's größer [1]"
+    main(["-m", f"output_dir={grid}", f"cache_dir={grid / 'c'}", "seed=0,1"])
+    assert ran == [
+        (str(folder / "c"), folder),
+        (str(grid / "c"), grid / "0"),
+        (str(grid / "c"), grid / "1"),
+    ]
+
+
+def test_the_version_is_this_programs(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"flare_exp {flare_exp.__version__}\n"
+
+
+def test_help_may_be_cut_short():
+    done = subprocess.run(
+        f"{sys.executable} -m flare_exp --help | head -n 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("usage:")
+    assert not done.stderr
+
+
+def test_help_teaches_and_is_quick():
+    text = help_text()
+    assert text.count("python -m flare_exp ") >= 5
+    for group, names in composition.groups().items():
+        assert f"\n  {group}\n" in text
+        assert all(f"\n    {name} " in text for name in names)
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "flare_exp", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert time.perf_counter() - start < 2
+    assert done.stdout.strip() == text.strip()
+
+
+def test_import_is_light():
+    heavy = "('torch', 'transformers', 'lightning', 'datasets')"
+    code = f"import sys, flare_exp.cli.main; print([m for m in {heavy} if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "[]"
+    )
+
+
+def test_print_config_and_cfg_job(capsys):
+    assert main(["print_config=true", "fusion=gated"]) == 0
+    printed = capsys.readouterr().out
+    assert "name: gated" in printed
+    assert "${" not in printed
+    done = subprocess.run(
+        [sys.executable, "-m", "flare_exp", "--cfg", "job", "adapter.r=4"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert "r: 4" in done.stdout

@@ -1,0 +1,170 @@
+"""Every shipped configuration composes and type-checks; what contradicts itself is refused."""
+
+import re
+import shlex
+
+import pytest
+
+from flare_exp.config import composition, schema, validation
+
+
+def problems(*overrides, multirun=False):
+    return validation.check(list(overrides), multirun)[1]
+
+
+GROUPS = {g: o for g, o in composition.groups().items() if g != "experiment"}
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in GROUPS.items() for n in names])
+def test_every_option_composes_and_passes_the_check(group, name):
+    extra = ["model.path=org/name"] if name == "custom" else []
+    extra += ["task=nusax"] if group == "mt" and not name.startswith("toy") else []
+    extra += ["mt.path=org/name"] if (group, name) == ("mt", "custom") else []
+    extra += ["mt=toy_nllb"] if name == "flare_mt" else []
+    extra += ["method=flare"] if group == "fusion" else []
+    assert problems(f"{group}={name}", *extra) == []
+
+
+@pytest.mark.parametrize("name", composition.groups()["experiment"])
+def test_every_experiment_composes(name, tmp_path):
+    for lang in ("eng", "ace", "en", "sw"):
+        (tmp_path / lang).mkdir()
+    assert (
+        problems(f"experiment={name}", f"model.path={tmp_path}", f"task.data_dir={tmp_path}") == []
+    )
+
+
+@pytest.mark.parametrize("model", GROUPS["model"])
+def test_every_pair_of_model_task_and_method_composes(model):
+    """Every model with every task, with the next method each time, so that every pair of two groups
+    occurs.
+    """
+    methods, first = GROUPS["method"], GROUPS["model"].index(model)
+    assert len(methods) <= min(len(GROUPS["task"]), len(GROUPS["model"]))
+    for number, task in enumerate(GROUPS["task"], first):
+        method = methods[number % len(methods)]
+        mt = ["mt=toy_nllb"] if method == "flare_mt" and task.startswith("toy") else []
+        assert (
+            problems(
+                f"model={model}", f"task={task}", f"method={method}", "model.path=org/name", *mt
+            )
+            == []
+        )
+
+
+def test_a_task_chooses_its_translation_and_the_user_wins():
+    def mt(*overrides):
+        return validation.check(list(overrides), False)[0][0].mt.name
+
+    assert mt() == "toy"
+    assert [mt(f"task={name}") for name in ("nusax", "xnli", "tydiqa")] == ["nllb_3b3"] * 3
+    assert mt("mt=gold") == "gold"
+    assert mt("task=nusax", "mt=gold") == "gold"
+    assert mt("task=xnli", "mt=file") == "file"
+
+
+def test_xnli_has_the_papers_three_epochs():
+    for overrides, epochs in (
+        (["task=xnli"], (3, 3)),
+        (["task=nusax"], (10, 10)),
+        (["task=xnli", "transfer.epochs=7"], (3, 7)),
+    ):
+        (job,), _ = validation.check(["model=xlmr_large", *overrides], False)
+        assert (job.finetune.epochs, job.transfer.epochs) == epochs
+
+
+def test_tydiqa_has_no_test_split_and_long_contexts(tmp_path):
+    job = validation.check(["task=tydiqa"], False)[0][0]
+    assert (job.data.max_length, job.task.select) == (768, "last")
+    assert (job.task.window, job.task.doc_stride) == (384, 128)
+    assert (job.task.train_split, job.task.validation_split) == ("train", None), (
+        "the last epoch is kept: nothing is held out"
+    )
+    assert (
+        validation.check([], False)[0][0].data.max_length,
+        validation.check([], False)[0][0].task.select,
+    ) == (128, "best")
+    assert (
+        validation.check(["task=tydiqa", "data.max_length=64"], False)[0][0].data.max_length == 64
+    )
+    for lang in ("en", "sw"):
+        (tmp_path / lang).mkdir()
+    job = validation.check(["task=tydiqa", f"task.data_dir={tmp_path}", "mt=file"], False)[0][0]
+    assert job.mt.path == str(tmp_path)
+
+
+HELD_OUT = ["task.train_split='train[400:]'", "task.validation_split='train[:400]'"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shared"),
+    [
+        (["task=tydiqa", "task.test_split=train"], []),  # other questions than the English ones
+        (["task=tydiqa", "task.english_test_split=train", *HELD_OUT], ["train", "validation"]),
+        (["task=tydiqa", "task.english_test_split='train[:400]'", *HELD_OUT], ["validation"]),
+        (["task=tydiqa", "task.english_test_split='train[:400]'"], ["train"]),
+        (
+            [
+                "task=tydiqa",
+                "task.english_test_split=null",
+                "task.test_split='train[400:]'",
+                *HELD_OUT,
+            ],
+            ["train"],
+        ),
+        (["task=xnli", "task.test_split=train"], ["train"]),  # translations of the English ones
+        (["task=xnli", "task.test_split=train", "task.english_test_split=test"], ["train"]),
+        (["task=xnli", "task.english_test_split=validation"], ["validation"]),
+        (["task=xnli", "task.english_test_split='test[:9]'"], []),
+    ],
+)
+def test_what_is_tested_is_not_trained_on(overrides, shared):
+    found = problems(*overrides)
+    assert [p.split("=")[0] for p in found] == [f"task.{role}_split" for role in shared]
+    assert all(p.endswith("they share examples") for p in found)
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize(
+    "key", [key for key, f in schema.keys().items() if f.type in ("float", "float | None")]
+)
+def test_no_number_is_infinite_or_nan(key, value):
+    extra = {"fusion": ["fusion=gated"], "mt": ["mt=toy_nllb"]}.get(key.split(".")[0], [])
+    assert problems(*extra, f"{key}={value}") == [f"{key}={value}: must be a finite number"]
+
+
+def test_an_option_may_be_repeated_with_the_same_value():
+    assert problems("seed=1", "seed=1") == []
+    assert "seed is given twice" in problems("seed=0,1", "seed=1", multirun=True)[0]
+
+
+def sweep_commands():
+    """(file, overrides) of every multirun command in sweeps/."""
+    root = composition.conf_dir().parent / "sweeps"
+    for path in sorted(root.glob("*.sh")):
+        for line in path.read_text().replace("\\\n", " ").splitlines():
+            if "output_dir=" in line:
+                yield path.name, [w for w in shlex.split(line) if re.match(r"[a-z_.]+=", w)]
+
+
+@pytest.mark.parametrize(("name", "overrides"), list(sweep_commands()))
+def test_every_command_of_the_sweeps_composes(name, overrides, tmp_path):
+    for folder in (
+        "nusax/eng",
+        "nusax/ace",
+        "nusax/jav",
+        "xnli/en",
+        "xnli/sw",
+        "tydiqa/en",
+        "tydiqa/sw",
+    ):
+        (tmp_path / folder).mkdir(parents=True)
+    filled = [
+        o.replace("$MINILM", str(tmp_path))
+        .replace("$DATA", str(tmp_path))
+        .replace("$out", str(tmp_path))
+        for o in overrides
+    ]
+    jobs, found = validation.check(filled, multirun=True)
+    assert found == []
+    assert jobs

@@ -1,0 +1,139 @@
+"""What a run leaves for people: its page, its picture, and large weights that are linked."""
+
+import json
+import os
+import re
+
+import processes
+import pytest
+from omegaconf import OmegaConf
+from small_checkpoints import tiny_checkpoint
+
+from flare_exp.config import validation
+from flare_exp.errors import UserError
+from flare_exp.experiment import loading, results, runs
+from flare_exp.experiment.curves import draw_curves
+from flare_exp.experiment.run_page import run_page
+
+MEASURED = {
+    "task": "toy_qa",
+    "lang": "far",
+    "model": "tiny",
+    "method": "flare",
+    "fusion": "add",
+    "mt": "toy",
+    "seed": 3,
+    "test": {"exact_match": 0.5, "f1": 0.625},
+    "english": {"exact_match": 0.9, "f1": 0.95},
+    "zero_shot": {"exact_match": 0.1, "f1": 0.2},
+    "seconds": {"total": 12.3},
+}
+FACTS = {
+    "parameters": {"trainable": 1200, "total": 34000},
+    "commit": {"hash": "0123456789abcdef", "dirty": True},
+    "packages": {"flare-exp": "0.1.0"},
+    "device": "cpu",
+    "test": {"examples": 1000},
+    "command": ["/somewhere/__main__.py", "seed=3", "task.train_split=train[:9]"],
+}
+CURVES = """epoch,step,train/loss_step,validation/f1,validation/loss
+0,9,1.5,,
+0,10,,0.5,1.2
+1,19,0.9,,
+1,20,,0.7,1.0
+"""
+
+
+def test_the_page_says_what_was_run_and_with_what_result(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    page = run_page(MEASURED, FACTS, tmp_path)
+    assert page.startswith("# flare (add) on toy_qa, far\n")
+    assert "seed 3; 1,200 of 34,000 parameters trained" in page
+    assert "0123456789ab with local changes" in page
+    assert "| **flare (add)**, on far (1,000 examples) | 50.0 | 62.5 |" in page
+    assert "    python -m flare_exp seed=3 'task.train_split=train[:9]'\n" in page
+    assert f'flare_exp.load("{tmp_path.name}")' in page
+    assert "`adapter/`" in page
+    assert "`english/`" not in page, "it lists what is there"
+    assert "/somewhere" not in page
+
+
+def test_curves_are_drawn_from_what_was_logged(tmp_path):
+    (tmp_path / "transfer.csv").write_text(CURVES)
+    draw_curves(tmp_path, tmp_path / "one.png", "f1", "far")
+    (tmp_path / "finetune.csv").write_text(CURVES)
+    draw_curves(tmp_path, tmp_path / "two.png", "f1", "far")
+    widths = [
+        int.from_bytes((tmp_path / name).read_bytes()[16:20], "big")
+        for name in ("one.png", "two.png")
+    ]
+    assert widths[1] == 2 * widths[0], "a column per training"
+
+
+def test_large_weights_are_linked_and_outlive_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "LINKED_FROM", 10)
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    cache.mkdir()
+    run.mkdir()
+    for name, content in (("small", "tiny"), ("large", "x" * 100)):
+        (cache / name).write_text(content)
+        for _ in range(2):  # a run that was stopped while it left its files leaves them again
+            results.link_weights(str(cache / name), str(run / name))
+    assert (run / "large").stat().st_ino == (cache / "large").stat().st_ino
+    assert (run / "small").stat().st_ino != (cache / "small").stat().st_ino
+    (cache / "large").unlink()
+    assert (run / "large").read_text() == "x" * 100
+
+
+def test_a_line_says_how_a_job_of_a_grid_ended():
+    assert (
+        results.one_line(json.loads(json.dumps(MEASURED)))
+        == "flare (add), far, seed 3: exact_match 50.0, f1 62.5 (12 s)"
+    )
+
+
+@pytest.mark.slow
+def test_a_stage_has_one_line_of_progress_that_fits(tmp_path):
+    """On a terminal of 80 columns: counted from epoch 1, no line wraps."""
+    words = [
+        "task.limit=64",
+        "finetune.epochs=2",
+        "trainer=cpu",
+        "method=zero_shot",
+        "model=custom",
+        f"model.path={tiny_checkpoint(tmp_path / 'checkpoint')}",
+        f"cache_dir={tmp_path / 'cache'}",
+        f"output_dir={tmp_path / 'out'}",
+    ]
+    env = {
+        **os.environ,
+        "TERM": "xterm",
+        "COLUMNS": "80",
+        "FORCE_COLOR": "1",
+        "TTY_COMPATIBLE": "1",
+    }
+    done = processes.run([*processes.PROGRAM, *words], env)
+    assert done.returncode == 0, done.stderr
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", done.stdout)
+    shown = [line for line in re.split(r"[\r\n]+", plain) if line.startswith("finetune: epoch")]
+    assert any(line.startswith("finetune: epoch 2 of 2") for line in shown)
+    assert not any("epoch 0" in line for line in shown)
+    assert max(map(len, shown)) <= 80
+    shown = [line for line in re.split(r"[\r\n]+", plain) if line.startswith("finetune: epoch")]
+    assert any(line.startswith("finetune: epoch 2 of 2") for line in shown)
+    assert not any("epoch 0" in line for line in shown)
+    assert max(map(len, shown)) <= 80
+
+
+def test_a_run_folder_of_an_earlier_version_is_taken_up_and_loaded(tmp_path):
+    job = validation.validate([f"output_dir={tmp_path}", "seed=3"], False)[0][0]
+    stored = OmegaConf.to_container(job, resolve=True)
+    stored["trainer"]["_target_"] = "lightning.pytorch.Trainer"
+    stored["optim"]["_partial_"] = True
+    OmegaConf.save(stored, tmp_path / "config.yaml")
+    assert list(runs.check_content(job, tmp_path)) == []
+    assert loading.stored_config(tmp_path) == OmegaConf.to_object(job)
+    stored["optim"]["unknown"] = 1
+    OmegaConf.save(stored, tmp_path / "config.yaml")
+    with pytest.raises(UserError, match=r"config\.yaml cannot be used"):
+        loading.stored_config(tmp_path)

@@ -1,0 +1,204 @@
+"""The stages in one process, with a tiny model: what they keep, give up and share in memory."""
+
+import functools
+import weakref
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from small_checkpoints import tiny_checkpoint, untied
+
+from flare_exp.artifacts import ArtifactStore
+from flare_exp.config import validation
+from flare_exp.config.methods import METHODS
+from flare_exp.data.pairing_mode import PairingMode
+from flare_exp.experiment import checkpoints, fitting, pipeline
+from flare_exp.experiment.stages.finetune import finetune
+from flare_exp.experiment.stages.testing import evaluate
+from flare_exp.experiment.stages.transfer import transfer as run_transfer
+from flare_exp.flare.source_states import SourceStates
+from flare_exp.training import distributed
+from flare_exp.training.tracking import Tracker
+
+pytestmark = pytest.mark.slow
+
+TINY = [
+    "model=custom",
+    "task.limit=8",
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=1",
+    "data.batch_size=4",
+    "trainer.enable_progress_bar=false",
+]
+TINY_MT = [
+    "mt=toy_nllb",
+    "mt.pretrain.steps=2",
+    "mt.pretrain.pairs=50",
+    "mt.pretrain.hidden_size=16",
+    "mt.max_length=16",
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    folder.mkdir()
+    return tiny_checkpoint(folder)
+
+
+@pytest.fixture
+def make_run(checkpoint, tmp_path):
+    def make(*overrides, cache="cache", path=checkpoint):
+        given = [
+            *TINY,
+            f"model.path={path}",
+            f"cache_dir={tmp_path / cache}",
+            f"output_dir={tmp_path}",
+            *overrides,
+        ]
+        (composed,), problems = validation.validate(given, False)
+        assert problems == []
+        cfg = pipeline.resolve_hardware(OmegaConf.to_object(composed))
+        store = ArtifactStore(cfg.cache_dir, distributed.SINGLE_PROCESS)
+        tracker = Tracker(tmp_path / "run", {}, None)
+        backbone = checkpoints.prepare_backbone(cfg, store)
+        return pipeline.make_context(cfg, store, pipeline.load_task(cfg), backbone, tracker)
+
+    return make
+
+
+def transfer(run, mode=PairingMode.PAIRED):
+    return run_transfer(run, finetune(run), mode)
+
+
+@pytest.fixture
+def read_states(monkeypatch):
+    """What fused layers read as v^S, and its mask, in the order of reading."""
+    found, of = [], SourceStates.of
+
+    def noted(self, *args):
+        states = of(self, *args)
+        if states is not None and len(args) == 2:
+            found.append(states)
+        return states
+
+    monkeypatch.setattr(SourceStates, "states_for", noted)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "rounding"),
+    [
+        ("64-true", torch.float64, 1e-12),
+        ("32-true", torch.float32, 1e-5),
+        ("bf16-mixed", torch.bfloat16, 0.02),
+        ("16-mixed", torch.bfloat16, 0.02),
+    ],
+)
+def test_cached_states_are_those_of_a_live_pass(make_run, read_states, precision, dtype, rounding):
+    """In the same precision; other batches round in another order.
+
+    Lightning turns 16-mixed into bf16-mixed on CPUs.
+    """
+    found = []
+    for cache in ("off", "memory", "disk"):
+        run = make_run(f"trainer.precision={precision}", f"source.cache={cache}", cache=cache)
+        english = finetune(run)
+        read_states.clear()
+        run_transfer(run, english, "paired", fuses=True)
+        found.append(read_states[:4])  # of the first step: two projections of two blocks
+    expected, *others = found
+    assert len(expected) == 4
+    for kept in others:
+        for (live, mask), (cached, same) in zip(expected, kept, strict=True):
+            assert torch.equal(mask, same)
+            assert live.dtype == cached.dtype == dtype
+            torch.testing.assert_close(cached[mask], live[mask], rtol=rounding, atol=rounding)
+
+
+def test_fusion_functions_share_one_cache_of_source_states(make_run, tmp_path):
+    def kept(*overrides):
+        transfer(make_run("source.cache=disk", *overrides))
+        return len(list((tmp_path / "cache" / "states").glob("*/states.bin")))
+
+    assert kept("fusion=add") == 2, "training and validation"
+    assert kept("fusion=gated") == 2
+    assert kept("fusion=add", "adapter.r=4") == 4, "another English model"
+    assert kept("fusion=add", "fusion.source_layer=same") == 6
+    assert kept("fusion=add", "fusion.source_state=block_output") == 8
+    assert kept("fusion=add", "source.dtype=float16") == 10
+
+
+@pytest.mark.parametrize("cache", ["off", "memory"])
+def test_source_states_are_given_up_after_a_stage(make_run, read_states, cache):
+    run, held = make_run(f"source.cache={cache}"), []
+    source = run.source
+    run.source = lambda model: held.append(source(model)) or held[-1]  # as a module that lives on
+    english = finetune(run)
+    adapted = run_transfer(run, english, "paired", fuses=True)
+    assert read_states
+    evaluate(run, adapted, "paired", english)
+    assert len(held) == 2
+    gone = [weakref.ref(states) for states, _ in read_states]
+    read_states.clear()
+    assert not any(ref() is not None for ref in gone)
+    assert all(run.data("paired").dataset(role).cache is None for role in ("train", "validation"))
+
+
+@pytest.mark.parametrize("method", ["flare", "flare_mt"])
+def test_a_translation_model_is_given_up_when_its_work_is_done(make_run, monkeypatch, method):
+    run, alive, loaded = make_run(*TINY_MT, f"method={method}"), {}, []
+    mode, fit = METHODS[method].mode, fitting.fit
+
+    for name in ("engine", "encoder"):
+        load = getattr(checkpoints.MT, name).func
+
+        def noted(self, load=load, name=name):
+            made = load(self)
+            loaded.append((name, weakref.ref(made)))
+            return made
+
+        prop = functools.cached_property(noted)
+        prop.__set_name__(checkpoints.MT, name)
+        monkeypatch.setattr(checkpoints.MT, name, prop)
+
+    def watched(*args):
+        alive[args[1]] = [name for name, ref in loaded if ref() is not None]
+        return fit(*args)
+
+    monkeypatch.setattr(fitting, "fit", watched)
+    english = finetune(run)
+    adapted = run_transfer(run, english, mode)
+    assert {name for name, _ in loaded} == (
+        {"engine"} if method == "flare" else {"engine", "encoder"}
+    )
+    assert alive["transfer"] == []
+    evaluate(run, adapted, mode, english)
+    assert loaded[-1][0] == ("engine" if method == "flare" else "encoder"), (
+        "loaded again for the test"
+    )
+
+
+def test_trained_embeddings_of_a_bfloat16_decoder_go_through_the_stages(make_run, tmp_path):
+    (tmp_path / "tied").mkdir()
+    path = untied(tiny_checkpoint(tmp_path / "tied", "llama"), tmp_path / "untied")
+    chosen = [
+        "model.dtype=bfloat16",
+        "adapter.also_train=[embeddings,lm_head]",
+        "finetune.lr=1e-3",
+        "transfer.lr=1e-3",
+    ]
+    run = make_run(*chosen, path=path)
+    english = finetune(run)
+    adapted = run_transfer(run, english, "paired", fuses=True)
+    evaluate(run, adapted, "paired", english)
+    before = load_file(path / "model.safetensors")
+    for artifact in (english, adapted):
+        weights = load_file(artifact.path / "adapter" / "adapter_model.safetensors")
+        now = weights["base_model.model.model.embed_tokens.weight"]
+        assert now.dtype == torch.float32
+        assert 0 < (now - before["model.embed_tokens.weight"]).abs().max() < 0.1
+        before = {"model.embed_tokens.weight": now}  # the transfer begins with the English ones
+        assert "base_model.model.lm_head.weight" in weights
