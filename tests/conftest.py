@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ["WANDB_MODE"] = "offline"  # no test talks to W&B's servers
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+if sys.dont_write_bytecode:
+    # As containers often have it. Every process that a test starts would compile the libraries
+    # anew, which is two thirds of the time that it imports. So bytecode is kept after all, but in a
+    # folder of its own.
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).parents[1] / ".pytest_cache" / "bytecode")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 import pytest
 from copying_nllb import converted, engine, nllb_folder  # noqa: F401 (fixtures)
@@ -30,9 +39,23 @@ def make_model(kind):
     return functools.partial(random_backbone, kind)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes long, so that no worker is left alone with it at the end."""
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that no worker is left alone with it at the end, and keep the
+    tests of a group on one worker.
+
+    pytest-xdist reads a test's group from its id, where it writes it itself. What it writes is lost
+    since pytest 9.2, without a word (pytest-xdist issue 1386): then the tests of a group are spread
+    and every worker builds what they share.
+    """
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    if config.getoption("loadgroup", False):
+        for item in items:
+            if mark := item.get_closest_marker("xdist_group"):
+                suffix = f"@{mark.args[0]}"
+                if not item.nodeid.endswith(suffix):
+                    item._id = type(item.id).parse(item.nodeid + suffix)  # type: ignore[attr-defined]
+                assert item.nodeid.endswith(suffix)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import runpy
 import shutil
 import signal
@@ -63,6 +64,7 @@ def _main(
     err: str,
     ignored: Sequence[int],
     fresh_workers: bool,
+    largest_file: int | None,
 ) -> None:
     """Become `python -m flare_exp *words`."""
     missing = [
@@ -83,6 +85,8 @@ def _main(
     )  # a shell's background job has it ignored
     for each in ignored:
         signal.signal(each, signal.SIG_IGN)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.argv = ["flare_exp", *words]
     if not fresh_workers:
         from flare_exp.experiment.launch import WorkerSpec
@@ -168,6 +172,7 @@ class Run:
         ignored: signals that the process ignores from its start.
         fresh_workers: start the run's further processes as flare_exp does, in fresh interpreters,
             instead of forking them.
+        largest_file: bytes that a file of the process may have, as `ulimit -f` sets them.
 
     """
 
@@ -178,6 +183,7 @@ class Run:
         merged: bool = False,
         ignored: Sequence[int] = (),
         fresh_workers: bool = False,
+        largest_file: int | None = None,
     ):
         assert list(words[:3]) == PROGRAM, words
         folder = Path(tempfile.mkdtemp(prefix="flare_exp_run_"))
@@ -192,6 +198,7 @@ class Run:
             str(self._err),
             ignored,
             fresh_workers,
+            largest_file,
         )
         self._process = CONTEXT.Process(target=_main, args=given)
         self._process.start()
