@@ -9,7 +9,7 @@ from flare_exp.config import composition, schema, validation
 
 
 def problems(*overrides, multirun=False):
-    return validation.check(list(overrides), multirun)[1]
+    return validation.validate(list(overrides), multirun)[1]
 
 
 GROUPS = {g: o for g, o in composition.groups().items() if g != "experiment"}
@@ -54,7 +54,7 @@ def test_every_pair_of_model_task_and_method_composes(model):
 
 def test_a_task_chooses_its_translation_and_the_user_wins():
     def mt(*overrides):
-        return validation.check(list(overrides), False)[0][0].mt.name
+        return validation.validate(list(overrides), False)[0][0].mt.name
 
     assert mt() == "toy"
     assert [mt(f"task={name}") for name in ("nusax", "xnli", "tydiqa")] == ["nllb_3b3"] * 3
@@ -69,27 +69,28 @@ def test_xnli_has_the_papers_three_epochs():
         (["task=nusax"], (10, 10)),
         (["task=xnli", "transfer.epochs=7"], (3, 7)),
     ):
-        (job,), _ = validation.check(["model=xlmr_large", *overrides], False)
+        (job,), _ = validation.validate(["model=xlmr_large", *overrides], False)
         assert (job.finetune.epochs, job.transfer.epochs) == epochs
 
 
 def test_tydiqa_has_no_test_split_and_long_contexts(tmp_path):
-    job = validation.check(["task=tydiqa"], False)[0][0]
+    job = validation.validate(["task=tydiqa"], False)[0][0]
     assert (job.data.max_length, job.task.select) == (768, "last")
     assert (job.task.window, job.task.doc_stride) == (384, 128)
     assert (job.task.train_split, job.task.validation_split) == ("train", None), (
         "the last epoch is kept: nothing is held out"
     )
     assert (
-        validation.check([], False)[0][0].data.max_length,
-        validation.check([], False)[0][0].task.select,
+        validation.validate([], False)[0][0].data.max_length,
+        validation.validate([], False)[0][0].task.select,
     ) == (128, "best")
     assert (
-        validation.check(["task=tydiqa", "data.max_length=64"], False)[0][0].data.max_length == 64
+        validation.validate(["task=tydiqa", "data.max_length=64"], False)[0][0].data.max_length
+        == 64
     )
     for lang in ("en", "sw"):
         (tmp_path / lang).mkdir()
-    job = validation.check(["task=tydiqa", f"task.data_dir={tmp_path}", "mt=file"], False)[0][0]
+    job = validation.validate(["task=tydiqa", f"task.data_dir={tmp_path}", "mt=file"], False)[0][0]
     assert job.mt.path == str(tmp_path)
 
 
@@ -165,6 +166,6 @@ def test_every_command_of_the_sweeps_composes(name, overrides, tmp_path):
         .replace("$out", str(tmp_path))
         for o in overrides
     ]
-    jobs, found = validation.check(filled, multirun=True)
+    jobs, found = validation.validate(filled, multirun=True)
     assert found == []
     assert jobs

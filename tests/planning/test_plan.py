@@ -100,7 +100,7 @@ def libraries() -> int:
     code = (
         "from flare_exp.cli import plan; from flare_exp.config import validation;"
         "from flare_exp.planning import plans;"
-        "plans.quietly(plan._typed(validation.check([], False)[0][0]));"
+        "plans.quietly(plan._typed(validation.validate([], False)[0][0]));"
         "from flare_exp.experiment import pipeline, provenance; print(provenance.peak_memory())"
     )
     return int(

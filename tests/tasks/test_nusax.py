@@ -6,7 +6,7 @@ import pytest
 
 from flare_exp.errors import UserError
 from flare_exp.tasks import NusaX, Slice, fingerprint
-from flare_exp.translation.translators import ParallelTranslator
+from flare_exp.translation.lookup import ParallelTranslator
 
 
 @pytest.mark.parametrize(

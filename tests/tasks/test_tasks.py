@@ -344,7 +344,7 @@ def test_answers_stay_exact_under_noise_or_are_lost():
         ([("a", 0), ("b", 1), ("c", None), ("d", 3)], None),  # a word replaced, be it by itself
     ],
 )
-def test_follow(words, expected):
+def test_run_worker(words, expected):
     assert follow_words(Answer("b c", 2), "a b c d", words) == expected
 
 

@@ -311,7 +311,7 @@ def tell(name, what):
     with open(os.path.join(os.environ["WITNESS"], f"{name}-{os.getpid()}"), "w") as file:
         json.dump(what, file)
 
-def settle(cfg, real=pipeline.settle):
+def settle(cfg, real=pipeline.resolve_hardware):
     cfg = real(cfg)
     tell("settled", asdict(cfg))
     return cfg
@@ -320,7 +320,7 @@ def init(*args, real=wandb.init, **given):
     tell("init", given["name"])
     return real(*args, **given)
 
-pipeline.settle, wandb.init = settle, init
+pipeline.resolve_hardware, wandb.init = settle, init
 """
 
 
