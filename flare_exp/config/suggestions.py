@@ -6,10 +6,21 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+LISTED = 40  # the most values that a message lists
+
 
 def allowed(value: str, values: Sequence[Any]) -> str:
-    """Return a message with the allowed values, and the one that is spelled most alike."""
-    return f"choose one of {', '.join(map(str, values))}{nearest(value, list(map(str, values)))}"
+    """Return a message with the allowed values, and the one that is spelled most alike.
+
+    Of many values, the first ones are listed.
+    """
+    names = list(map(str, values))
+    listed = (
+        ", ".join(names)
+        if len(names) <= LISTED
+        else f"{', '.join(names[:10])}, ... ({len(names)} in all)"
+    )
+    return f"choose one of {listed}{nearest(value, names)}"
 
 
 def same_name(key: str, known: Iterable[str]) -> str:
@@ -20,6 +31,7 @@ def same_name(key: str, known: Iterable[str]) -> str:
 
 
 def nearest(value: str, known: Sequence[str]) -> str:
-    """Suggest the known value that is spelled most alike; "" without one."""
+    """Suggest the known value that is spelled most alike, or begins so; "" without one."""
     near = difflib.get_close_matches(value, known, n=1, cutoff=0.6)
+    near = near or [name for name in known if value and name.startswith(value)]
     return f"; did you mean {near[0]}?" if near else ""

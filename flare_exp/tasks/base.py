@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from flare_exp.errors import UserError
 from flare_exp.tasks.examples import Example
 from flare_exp.tasks.reading import read_hub, read_parquet
-from flare_exp.tasks.tables import LABEL, bad_cell
+from flare_exp.tasks.tables import LABEL, NAME, bad_cell, shown
 
 log = logging.getLogger(__name__)
 
@@ -189,6 +189,10 @@ class Benchmark(Task):
     def example(self, id: str, row: dict[str, Any]) -> Example:
         """Convert one row to an example."""
 
+    def label_of(self, name: str) -> int:
+        """Return the number of a class, or -1 for an unknown name, which `read` refuses."""
+        return self.labels.index(name) if name in self.labels else -1
+
     def read(self, lang: str, split: str) -> list[Example]:
         """Return every example of one split, in file order.
 
@@ -197,13 +201,12 @@ class Benchmark(Task):
                 a label is out of range.
         """
         origin = f"{self.name}/{lang}/{split}"
-        examples = [
-            self.example(f"{origin}/{i}", row) for i, row in enumerate(self.rows(lang, split))
-        ]
+        rows = self.rows(lang, split)
+        examples = [self.example(f"{origin}/{i}", row) for i, row in enumerate(rows)]
         if twice := [key for key, count in Counter(e.key for e in examples).items() if count > 1]:
-            rows = [i for i, e in enumerate(examples) if e.key == twice[0]]
+            same = [i for i, e in enumerate(examples) if e.key == twice[0]]
             said = (
-                f"rows {rows[0]} and {rows[1]} (from 0)" if len(rows) == 2 else f"{len(rows)} rows"
+                f"rows {same[0]} and {same[1]} (from 0)" if len(same) == 2 else f"{len(same)} rows"
             )
             raise UserError(
                 f"{self._place(lang, split)}: {said} have the id {twice[0]}, so they cannot be "
@@ -214,11 +217,10 @@ class Benchmark(Task):
             for i, e in enumerate(examples)
             if self.labels and e.label not in range(len(self.labels))
         ]:
-            column = next(name for name, kind in self.columns.items() if kind == LABEL)
-            problem = (
-                f"{examples[wrong[0]].label} is none of 0..{len(self.labels) - 1} "
-                f"({', '.join(self.labels)})"
-            )
+            column, kind = next(c for c in self.columns.items() if c[1] in (LABEL, NAME))
+            names = ", ".join(self.labels)
+            known = f"0..{len(self.labels) - 1} ({names})" if kind == LABEL else names
+            problem = f"{shown(rows[wrong[0]][column])} is none of {known}"
             raise bad_cell(self._place(lang, split), wrong[0], column, problem)
         return examples
 

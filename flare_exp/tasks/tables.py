@@ -10,7 +10,8 @@ from typing import Any
 
 from flare_exp.errors import UserError, first_line
 
-TEXT, ID, LABEL, ANSWERS = "text", "id", "label", "answers"  # kinds of the cells of a column
+# kinds of the cells of a column
+TEXT, ID, LABEL, NAME, ANSWERS = "text", "id", "label", "name", "answers"
 
 
 def _is_integer(value: Any) -> bool:
@@ -35,7 +36,8 @@ def _is_answers(value: Any) -> bool:
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     TEXT: (_is_text, "text"),
     ID: (lambda value: _is_text(value) or _is_integer(value), "text or an integer"),
-    LABEL: (_is_integer, "an integer"),
+    LABEL: (_is_integer, "an integer"),  # number of a class
+    NAME: (_is_text, "the name of a class"),
     ANSWERS: (
         _is_answers,
         "{text: [text, ...], answer_start: [integer, ...]} with two lists of the same length",
