@@ -22,8 +22,9 @@ PRETRAINING = (
     "toy.tokenizers",
     "toy.training",
 )
-# kind of content -> modules of this package that decide it. `module:name` is one function or class,
-# where the rest of the module has no influence.
+# kind of content -> modules of this package that decide it. These are not the kinds of the store:
+# finetune, transfer and test all have "model" in their keys. `module:name` is one function or
+# class, where the rest of the module has no influence.
 CODE = {
     "backbone": (*PRETRAINING, *WORLD),
     "mt": ("toy.translation_model", "languages", *PRETRAINING, *WORLD),

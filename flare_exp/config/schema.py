@@ -118,7 +118,11 @@ class FusionConfig:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Return the given options of this fusion function alone."""
+        """Return the options that only some fusion functions have and that are given.
+
+        Every such field has the default None, and those of other functions are refused
+        (`flare_exp.config.constraints`), so they are this function's.
+        """
         given = {f.name: getattr(self, f.name) for f in fields(self) if "only" in f.metadata}
         return {name: value for name, value in given.items() if value is not None}
 

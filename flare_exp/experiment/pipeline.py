@@ -1,7 +1,8 @@
-"""Run the stages in their order: fine-tune on English, translate, transfer, test.
+"""Run the stages: fine-tune on English, test that model, transfer, test.
 
-This is the only place with that order. Each stage (flare_exp.experiment.stages) hands over through
-an artifact, so whatever was finished before is reused: English fine-tuning happens once per
+`run_stages` has their order. Translation has no place of its own in it: `PairedDataModule.pairs`
+asks for one when a stage first needs it. Each stage (flare_exp.experiment.stages) hands over
+through an artifact, so whatever was finished before is reused: English fine-tuning happens once per
 model x task x seed, for every method.
 """
 

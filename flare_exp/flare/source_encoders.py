@@ -17,7 +17,11 @@ from flare_exp.flare.source_states import SourceStates, linear_dtype, narrowed, 
 
 
 class SourceEncoder:
-    """Base class that fills the `SourceStates` of a PEFT model with a fusing FLARE adapter.
+    """Compute the hidden states of the source, the text that a FLARE adapter fuses.
+
+    `encode` is called before each forward pass of the model: it returns nothing and fills the
+    model's `SourceStates`. In training, `FusionModule.read_source` calls it. `compute` returns
+    states that are worth keeping (flare_exp.data.source_cache).
 
     See flare_exp.flare.peft_method for the adapter. Each batch is read on its own.
     """

@@ -44,7 +44,7 @@ class DistributedContext:
 
     @property
     def is_main(self) -> bool:
-        """Return whether this is rank 0, which alone writes files."""
+        """Return whether this is rank 0, which alone writes artifacts and results."""
         return self.rank == 0
 
     def broadcast(self, value: Any = None) -> Any:

@@ -83,8 +83,8 @@ def deferred() -> Iterator[None]:
 class Pace:
     """Schedule for keeping the state of a training.
 
-    A state is due every `minutes`, or less often where keeping it takes more than SHARE of the
-    time.
+    A state is due every `minutes`, or less often where keeping it takes more than TIME_SHARE of
+    the time.
     """
 
     def __init__(self, minutes: float):
@@ -99,7 +99,7 @@ class Pace:
     def affordable(self) -> bool:
         """Return whether enough time has passed since the last state.
 
-        The time for keeping that state must be at most SHARE of the time since then.
+        The time for keeping that state must be at most TIME_SHARE of the time since then.
         """
         return TIME_SHARE * (time.monotonic() - self.last) >= self.took
 

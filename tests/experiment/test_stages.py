@@ -76,10 +76,10 @@ def transfer(run, mode=PairingMode.PAIRED):
 @pytest.fixture
 def read_states(monkeypatch):
     """What fused layers read as v^S, and its mask, in the order of reading."""
-    found, of = [], SourceStates.of
+    found, states_for = [], SourceStates.states_for
 
     def noted(self, *args):
-        states = of(self, *args)
+        states = states_for(self, *args)
         if states is not None and len(args) == 2:
             found.append(states)
         return states
@@ -107,7 +107,7 @@ def test_cached_states_are_those_of_a_live_pass(make_run, read_states, precision
         run = make_run(f"trainer.precision={precision}", f"source.cache={cache}", cache=cache)
         english = finetune(run)
         read_states.clear()
-        run_transfer(run, english, "paired", fuses=True)
+        run_transfer(run, english, PairingMode.PAIRED)
         found.append(read_states[:4])  # of the first step: two projections of two blocks
     expected, *others = found
     assert len(expected) == 4
@@ -137,7 +137,7 @@ def test_source_states_are_given_up_after_a_stage(make_run, read_states, cache):
     source = run.source
     run.source = lambda model: held.append(source(model)) or held[-1]  # as a module that lives on
     english = finetune(run)
-    adapted = run_transfer(run, english, "paired", fuses=True)
+    adapted = run_transfer(run, english, PairingMode.PAIRED)
     assert read_states
     evaluate(run, adapted, "paired", english)
     assert len(held) == 2
@@ -192,7 +192,7 @@ def test_trained_embeddings_of_a_bfloat16_decoder_go_through_the_stages(make_run
     ]
     run = make_run(*chosen, path=path)
     english = finetune(run)
-    adapted = run_transfer(run, english, "paired", fuses=True)
+    adapted = run_transfer(run, english, PairingMode.PAIRED)
     evaluate(run, adapted, "paired", english)
     before = load_file(path / "model.safetensors")
     for artifact in (english, adapted):

@@ -370,7 +370,7 @@ def test_the_missions_own_command_fits_an_80_gb_gpu(tmp_path):
     stages = preview.preview(job.cfg, tmp_path)
     ((_, model, source, data, _),) = walk.iter_stage_models(stages, {"transfer"})
     # as the plan counts it: two shallow models give what all 32 layers do (below, exactly)
-    shallow = functools.partial(estimates._of_depth, stages, "transfer")
+    shallow = functools.partial(arithmetic._of_depth, stages, "transfer")
     assert counting.Work(stages.run, model, source, data, shallow).training < 0.5 * 80e9
 
 
