@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.config.composition import groups
+from flare_exp.config.methods import METHODS
 from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.schema import FUSING_METHODS, LEARNED_FUSIONS, Config, FusionConfig
 from flare_exp.config.suggestions import allowed
+from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.tasks import ROLES, TASKS, Slice
 
 
@@ -21,6 +23,24 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
     task = TASKS.get(cfg.task.name)
     if task is not None:
         yield from _check_task(cfg, task)
+    yield from _check_model(cfg)
+    yield from _check_devices(cfg)
+    yield from _check_source(cfg)
+    yield from _check_variants("fusion", cfg.fusion)
+    yield from _check_variants("mt", cfg.mt)
+    if cfg.offline and cfg.logger.mode == "online":
+        yield "logger.mode=online with offline=true: choose one"
+    if cfg.fusion.heads and cfg.adapter.r > 0 and cfg.adapter.r % cfg.fusion.heads:
+        yield f"fusion.heads={cfg.fusion.heads}: must divide adapter.r={cfg.adapter.r}"
+
+
+def _mode(cfg: Config) -> PairingMode | None:
+    """Return what the method reads and fuses; None for an unknown method."""
+    return METHODS[cfg.method.name].mode if cfg.method.name in METHODS else None
+
+
+def _check_model(cfg: Config) -> Iterator[str]:
+    """Check the checkpoint, and the precision of weights that are trained or quantized."""
     if cfg.model.path is None and cfg.model.pretrain is None:
         yield f"model={cfg.model.name}: model.path=<hub id or checkpoint folder> is missing"
     if cfg.model.path and (
@@ -52,8 +72,10 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
             f"{' and '.join(needing)}: needs bitsandbytes, which is not installed; pip install "
             "bitsandbytes, or choose model.quantize=null optim._target_=torch.optim.AdamW"
         )
-    if cfg.offline and cfg.logger.mode == "online":
-        yield "logger.mode=online with offline=true: choose one"
+
+
+def _check_devices(cfg: Config) -> Iterator[str]:
+    """Check that several devices have a strategy, and that it can train these weights."""
     if cfg.trainer.devices > 1 and cfg.trainer.strategy is None:
         yield (
             f"trainer.devices={cfg.trainer.devices}: several devices need a strategy; choose "
@@ -67,13 +89,17 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
     if cfg.trainer.strategy == "fsdp":
         yield from _check_sharding(cfg)
     several = cfg.trainer.devices * cfg.trainer.nodes > 1
-    learned = cfg.fusion.name in LEARNED_FUSIONS or cfg.method.name == "flare_mt"
+    learned = cfg.fusion.name in LEARNED_FUSIONS or _mode(cfg) is PairingMode.LATENT
     if several and cfg.source.empty and learned and cfg.method.name in FUSING_METHODS:
         yield (
             f"source.empty=true with trainer.strategy={cfg.trainer.strategy}: the fusion's own "
             "weights are never used then, and several processes wait for their gradient; choose "
             "trainer.devices=1"
         )
+
+
+def _check_source(cfg: Config) -> Iterator[str]:
+    """Check that the ablations of the source fit the method."""
     if cfg.source.shuffle and cfg.source.empty:
         yield "source.shuffle=true with source.empty=true: choose one ablation"
     for name in ("shuffle", "empty"):
@@ -82,10 +108,6 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
                 f"source.{name}=true with method={cfg.method.name}: only "
                 f"{' and '.join(FUSING_METHODS)} read a source"
             )
-    yield from _check_variants("fusion", cfg.fusion)
-    yield from _check_variants("mt", cfg.mt)
-    if cfg.fusion.heads and cfg.adapter.r > 0 and cfg.adapter.r % cfg.fusion.heads:
-        yield f"fusion.heads={cfg.fusion.heads}: must divide adapter.r={cfg.adapter.r}"
 
 
 def _check_sharding(cfg: Config) -> Iterator[str]:
@@ -193,10 +215,10 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
         yield f"mt={mt.name}: mt.path=<hub id or checkpoint folder> is missing"
     if mt.quantization and mt.backend != "ctranslate2":
         yield f"mt.quantization={mt.quantization}: only mt.backend=ctranslate2 has it"
-    if cfg.method.name == "translate_test" and mt.kind == "file" and not task.labels:
+    if _mode(cfg) is PairingMode.TRANSLATED and mt.kind == "file" and not task.labels:
         yield (
-            f"method=translate_test with mt=file and task={task.name}: no file can translate the "
-            f"answers back; choose mt={' or mt='.join(fitting)}"
+            f"method={cfg.method.name} with mt=file and task={task.name}: no file can translate "
+            f"the answers back; choose mt={' or mt='.join(fitting)}"
         )
     # a folder that is also task.data_dir has been checked as such
     local = mt.path is not None and (
@@ -204,18 +226,18 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
     )
     if local and mt.path != cfg.task.data_dir and not Path(str(mt.path)).expanduser().is_dir():
         yield f"mt.path={mt.path}: there is no such folder"
-    if cfg.method.name == "flare_mt" and mt.kind != "model":
+    if _mode(cfg) is PairingMode.LATENT and mt.kind != "model":
         yield (
-            f"method=flare_mt with mt={mt.name}: its source is a translation model's encoder; "
-            f"choose mt={' or mt='.join(fitting)}"
+            f"method={cfg.method.name} with mt={mt.name}: its source is a translation model's "
+            f"encoder; choose mt={' or mt='.join(fitting)}"
         )
     for name in ("source_layer", "source_state"):
-        if cfg.method.name == "flare_mt" and getattr(cfg.fusion, name) != getattr(
+        if _mode(cfg) is PairingMode.LATENT and getattr(cfg.fusion, name) != getattr(
             FusionConfig(), name
         ):
             yield (
-                f"fusion.{name} with method=flare_mt: every layer fuses the same states there; "
-                "leave it out"
+                f"fusion.{name} with method={cfg.method.name}: every layer fuses the same states "
+                "there; leave it out"
             )
 
 

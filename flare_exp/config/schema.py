@@ -131,7 +131,7 @@ class FusionConfig:
 class DecodeConfig:
     """Decoding of a generative model's answers."""
 
-    name: str = option("???", "how a generative model answers")
+    name: str = option("???", "how a generative model answers", group="decode")
     beams: int = option(1, "generation: 1 is greedy", min=1)
     max_new_tokens: int = option(100, "generation: longest answer in tokens", min=1)
     cache: str = option(
@@ -164,7 +164,7 @@ class SourceConfig:
 class MethodConfig:
     """The method and its label."""
 
-    name: str = option("???", "method")
+    name: str = option("???", "method", group="method")
     # the method with its fusion, if it has one
     label: str = option("${.name}", "", no_effect="a name for curves")
 

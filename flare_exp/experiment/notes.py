@@ -12,6 +12,7 @@ from typing import Any
 
 from flare_exp.config.methods import METHODS
 from flare_exp.config.schema import Config
+from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.tasks import TASKS
 from flare_exp.translation.base import FLAGS
 
@@ -46,7 +47,7 @@ def notes(cfg: Config, folder: Path) -> list[str]:
     found += [note for note in said if note]
     if cfg.mt.name == "gold" and METHODS[cfg.method.name].reads_translated_tests:
         found.append("mt=gold: the test sources are human English, so this is an upper bound")
-    if cfg.method.name == "translate_test" and not TASKS[cfg.task.name].labels:
+    if METHODS[cfg.method.name].mode is PairingMode.TRANSLATED and not TASKS[cfg.task.name].labels:
         found.append(
             f"answers were translated back into {cfg.task.lang} by mt={cfg.mt.name} and "
             "compared with the original ones"

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flare_exp.config.methods import METHODS
+from flare_exp.data.pairing_mode import PairingMode
+
 FILES = {
     "metrics.json": "scores (fractions) and seconds per stage",
     "predictions.parquet": "id, gold, prediction, target and source text of every test example",
@@ -87,6 +90,7 @@ def _table(measured: Mapping[str, Any], method: str, examples: int) -> list[str]
 
 def _usage(method: str) -> str:
     """Return the arguments of `predict`, as text."""
-    if method == "flare":
+    mode = METHODS[method].mode
+    if mode is PairingMode.PAIRED:
         return "texts, sources=english_texts"
-    return "english_texts" if method == "translate_test" else "texts"
+    return "english_texts" if mode is PairingMode.TRANSLATED else "texts"

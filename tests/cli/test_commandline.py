@@ -84,6 +84,8 @@ WRONG = [
         "every layer fuses the same states",
     ),
     (["source.cache=tape"], "source.cache=tape: choose one of off, memory, disk"),
+    (["method.name=flair"], "method.name=flair: choose one of flare, "),
+    (["decode.name=x"], "decode.name=x: choose one of generate, score"),
     (["optim._partial_=true"], "optim._partial_: is no longer an option"),
     (["task=nusax", "mt=file", "mt.path=/no/such"], "mt.path=/no/such: there is no such folder"),
     (["task=nusax", "mt=gold", "mt.path=/tmp"], "mt.path=/tmp: only mt=file and mt=custom and"),
