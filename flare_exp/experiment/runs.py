@@ -228,9 +228,11 @@ def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
         logging.getLogger(__name__).info("this run is complete; showing the stored result")
         measured = json.loads(done.read_text())
     else:
-        quiet(typed)
-        from flare_exp.experiment import pipeline
-
+        # an interrupted import leaves modules half made, which then fail with errors of their own
+        with signals.deferred("the libraries are imported"):
+            quiet(typed)
+            from flare_exp.experiment import pipeline
+        signals.raise_if_signalled("before anything was built")
         files.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         provenance.PEAK.begin()
         measured = pipeline.run(typed, folder)

@@ -52,9 +52,10 @@ def pending_signal() -> signal.Signals | None:
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
+def deferred(until: str = "this step is finished and kept") -> Iterator[None]:
     """Let Ctrl-C ask for a stop as the other signals do; a second Ctrl-C interrupts at once.
 
+    `until` says for the message when the stop comes.
     If SIGINT is ignored, as in a process that a shell has started in the background, it stays
     ignored.
     """
@@ -69,9 +70,7 @@ def deferred() -> Iterator[None]:
         if _interrupted.is_set():
             raise KeyboardInterrupt
         _interrupted.set()
-        os.write(
-            2, b"\nCtrl-C: finishing and keeping this step; once more ends at once, without it\n"
-        )
+        os.write(2, f"\nCtrl-C: stops when {until}; once more ends at once\n".encode())
 
     signal.signal(signal.SIGINT, interrupt)
     try:

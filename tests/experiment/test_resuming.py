@@ -369,6 +369,22 @@ def test_ctrl_c_before_anything_runs_is_one_line(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().err == "\nstopped by Ctrl-C\n"
 
 
+def test_ctrl_c_while_libraries_are_imported_stops_after_them(
+    tmp_path, capfd, interruptible, monkeypatch
+):
+    monkeypatch.setattr(runs, "quiet", lambda cfg: os.kill(os.getpid(), signal.SIGINT))
+    signals.block_signals()
+    job = validation.validate([f"output_dir={tmp_path}"], False)[0][0]
+    with pytest.raises(SystemExit) as stop:
+        runs.attempt(job, tmp_path)
+    assert stop.value.code == 130
+    said = capfd.readouterr().err
+    assert "Ctrl-C: stops when the libraries are imported" in said
+    assert "stopped by SIGINT before anything was built; the same command goes on" in said
+    assert "Traceback" not in said
+    signals.block_signals()
+
+
 def test_an_ignored_ctrl_c_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

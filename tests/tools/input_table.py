@@ -326,9 +326,9 @@ DISK = [
 
 INT, TERM, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
 SIGNALS = [
-    Row("$LONG", 130, ["Ctrl-C: finishing and keeping this step", "stopped by SIGINT after", "the same command goes on from there"], "Ctrl-C in English training",
+    Row("$LONG", 130, ["Ctrl-C: stops when this step is finished and kept", "stopped by SIGINT after", "the same command goes on from there"], "Ctrl-C in English training",
         way=signalled(begun("finetune", 2), INT)),
-    Row("$LONG", 130, ["Ctrl-C: finishing and keeping this step", "stopped", "the same command goes on"], "Ctrl-C twice in English training",
+    Row("$LONG", 130, ["Ctrl-C: stops when this step is finished and kept", "stopped", "the same command goes on"], "Ctrl-C twice in English training",
         way=signalled(begun("finetune", 2), INT, INT, pause=0.02)),
     Row("$LONG", 143, ["stopped by SIGTERM after"], "TERM in English training", way=signalled(begun("finetune", 2), TERM)),
     Row("$LONG", -9, [], "KILL in English training", way=signalled(begun("finetune", 2), KILL)),
@@ -355,7 +355,7 @@ COMMANDS = [
     Row("status --all my_data", 2, ["--all: there is no such flag; allowed: --timeline, --help"], leaves="nothing"),
     Row("prefetch task=nope", 2, ["task=nope: choose one of"], leaves="nothing"),
     Row("submit method=lora,nope", 2, ["method=nope: choose one of"], leaves="nothing"),
-    Row("submit method=lora seed=0,1", 2, ["sbatch"], about="no SLURM here"),
+    Row("submit method=lora seed=0,1", 2, ["SLURM does not take the jobs"], about="no SLURM here"),
     Row("hydra/launcher=slurm method=lora", 2, ["add -m"], leaves="nothing"),
     Row("hydra/launcher=ray -m method=lora", 2, ["hydra/launcher=ray: choose one of basic, slurm"], leaves="nothing"),
     Row("predict outputs/x", 2, ["predict: not of the form key=value, and no command"], leaves="nothing"),
