@@ -27,11 +27,15 @@ def test_a_library_that_says_nothing_is_no_traceback(monkeypatch, tmp_path):
         backbones.load_tokenizer(str(tmp_path))
 
 
+def fail_to_close():
+    try:
+        raise OSError(errno.ENOSPC, "write")
+    except OSError:
+        raise RuntimeError("the file was not closed")  # noqa: B904 (as libraries do)
+
+
 def test_a_full_disk_is_found_behind_the_error_that_it_led_to():
     with pytest.raises(RuntimeError) as failure:
-        try:
-            raise OSError(errno.ENOSPC, "write")
-        except OSError:
-            raise RuntimeError("the file was not closed")  # noqa: B904 (as libraries do)
+        fail_to_close()
     assert out_of_room(failure.value) == os.strerror(errno.ENOSPC)
     assert out_of_room(RuntimeError("the file was not closed")) is None
