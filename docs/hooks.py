@@ -20,8 +20,7 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Rewrite links to files outside docs/, and what Markdown's dialects read differently.
 
-    A file that the site does not have is a link to the repository where `repo_url` is set, and code
-    without a link elsewhere.
+    A file that the site does not have is code without a link.
     """
     depth = page.file.src_uri.count("/")
 
@@ -29,8 +28,6 @@ def on_page_markdown(markdown, page, config, files):
         text, path = match.groups()
         if path.partition("#")[0] in PAGES:
             return f"[{text}]({'../' * depth}{path})"
-        if config.repo_url:
-            return f"[{text}]({config.repo_url.rstrip('/')}/blob/HEAD/{path})"
         return text if "`" in text else f"`{text}`"
 
     leaving = r"\[([^\]]*)\]\(" + r"\.\./" * (depth + 1) + r"([^)\s]+)\)"

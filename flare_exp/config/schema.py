@@ -118,13 +118,9 @@ class FusionConfig:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Return the options that only some fusion functions have and that are given.
-
-        Every such field has the default None, and those of other functions are refused
-        (`flare_exp.config.constraints`), so they are this function's.
-        """
-        given = {f.name: getattr(self, f.name) for f in fields(self) if "only" in f.metadata}
-        return {name: value for name, value in given.items() if value is not None}
+        """Return the options that this fusion function alone has, as far as they are given."""
+        own = [f.name for f in fields(self) if self.name in f.metadata.get("only", ())]
+        return {name: value for name in own if (value := getattr(self, name)) is not None}
 
 
 @dataclass

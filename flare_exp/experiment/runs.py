@@ -232,7 +232,7 @@ def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
         with signals.deferred("the libraries are imported"):
             quiet(typed)
             from flare_exp.experiment import pipeline
-        signals.raise_if_signalled("before anything was built")
+        signals.raise_if_signalled("before the first stage")
         files.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         provenance.PEAK.begin()
         measured = pipeline.run(typed, folder)

@@ -7,11 +7,10 @@ import sys
 import typing
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 from small_checkpoints import COMMIT, put, tiny_checkpoint
+from tables import write_rows
 
 import flare_exp
 from flare_exp import code
@@ -127,21 +126,16 @@ def place(tmp_path_factory):
                     {"id": str(i), "text": f"{lang} {split} {word} {i}", "label": i % 3}
                     for i in range(12)
                 ]
-                write(place / data / lang / f"{split}.parquet", rows)
+                write_rows(place / data / lang / f"{split}.parquet", rows)
     for own, other in (("eng", "ace"), ("ace", "eng")):
         for split in ("train", "validation", "test"):
             rows = [
                 {"text": f"{own} {split} good {i}", "text_translated": f"{other} {i}"}
                 for i in range(12)
             ]
-            write(place / "files" / f"mt_{own}-{other}" / f"{split}.parquet", rows)
+            write_rows(place / "files" / f"mt_{own}-{other}" / f"{split}.parquet", rows)
     (place / "none").mkdir()
     return place
-
-
-def write(file, rows):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), file)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import json
 import re
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -14,6 +13,7 @@ from random_models import random_backbone
 from runs import last_of_each
 from safetensors.torch import load_file
 from small_checkpoints import untied
+from tables import write_rows
 
 from flare_exp.config import constraints, validation
 from flare_exp.experiment.building import save_model
@@ -101,10 +101,6 @@ def benchmarks(tmp_path_factory):
     """
     root = tmp_path_factory.mktemp("benchmarks")
 
-    def write(path, rows):
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(rows), root / path)
-
     nli, senti, qa = ToyNLI(limit=40), ToySentiment(limit=40), ToyQA(limit=40)
     for split in ("train", "validation", "test"):
         for own, theirs in (("en", "en"), ("far", "sw")):
@@ -112,12 +108,12 @@ def benchmarks(tmp_path_factory):
                 {"premise": e.texts[0], "hypothesis": e.texts[1], "label": e.label}
                 for e in nli.load(own, split)
             ]
-            write(f"xnli/{theirs}/{split}.parquet", rows)
+            write_rows(root / f"xnli/{theirs}/{split}.parquet", rows)
         for own, theirs in (("en", "eng"), ("far", "ace")):
             rows = [
                 {"id": e.key, "text": e.texts[0], "label": e.label} for e in senti.load(own, split)
             ]
-            write(f"nusax/{theirs}/{split}.parquet", rows)
+            write_rows(root / f"nusax/{theirs}/{split}.parquet", rows)
         english, far = qa.load("en", split), qa.load("far", split)
         for own, examples, others, other in (
             ("en", english, far, "sw"),
@@ -135,11 +131,11 @@ def benchmarks(tmp_path_factory):
                 }
                 for e, o in zip(examples, others, strict=True)
             ]
-            write(
-                f"tydiqa/{own}/{split}.parquet",
+            write_rows(
+                root / f"tydiqa/{own}/{split}.parquet",
                 [{k: v for k, v in r.items() if "translated" not in k} for r in rows],
             )
-            write(f"tydiqa/mt_{own}-{other}/{split}.parquet", rows)
+            write_rows(root / f"tydiqa/mt_{own}-{other}/{split}.parquet", rows)
     return root
 
 

@@ -380,7 +380,7 @@ def test_ctrl_c_while_libraries_are_imported_stops_after_them(
     assert stop.value.code == 130
     said = capfd.readouterr().err
     assert "Ctrl-C: stops when the libraries are imported" in said
-    assert "stopped by SIGINT before anything was built; the same command goes on" in said
+    assert "stopped by SIGINT before the first stage; the same command goes on" in said
     assert "Traceback" not in said
     signals.block_signals()
 

@@ -1,8 +1,7 @@
 """Slices of splits, and NusaX's files: what is read, what is refused."""
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from tables import write_rows
 
 from flare_exp.errors import UserError
 from flare_exp.tasks import NusaX, Slice, fingerprint
@@ -36,15 +35,12 @@ def test_slices_overlap():
     assert not Slice.parse("a").overlaps(Slice.parse("b"))
 
 
-def write_nusax(folder, lang, rows, split="test"):
-    (folder / lang).mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / lang / f"{split}.parquet")
-
-
 def test_nusax_pairs_rows_by_id_not_by_position(tmp_path):
     rows = [{"id": str(i), "text": f"t{i}", "lang": "x", "label": i % 3} for i in range(5)]
-    write_nusax(tmp_path, "ace", rows)
-    write_nusax(tmp_path, "eng", [{**r, "text": r["text"].upper()} for r in reversed(rows)])
+    write_rows(tmp_path / "ace/test.parquet", rows)
+    write_rows(
+        tmp_path / "eng/test.parquet", [{**r, "text": r["text"].upper()} for r in reversed(rows)]
+    )
     task = NusaX(data_dir=str(tmp_path))
     ace = task.load("ace", "test")
     english = ParallelTranslator(task).translate(ace, "eng")
@@ -65,14 +61,14 @@ def test_nusax_pairs_rows_by_id_not_by_position(tmp_path):
     ],
 )
 def test_nusax_refuses_wrong_files(tmp_path, rows, message):
-    write_nusax(tmp_path, "ace", rows)
+    write_rows(tmp_path / "ace/test.parquet", rows)
     with pytest.raises(UserError, match=message):
         NusaX(data_dir=str(tmp_path)).load("ace", "test")
 
 
 def test_missing_counterpart_and_damaged_file_are_named(tmp_path):
-    write_nusax(tmp_path, "ace", [{"id": "1", "text": "a", "label": 0}])
-    write_nusax(tmp_path, "eng", [{"id": "2", "text": "b", "label": 0}])
+    write_rows(tmp_path / "ace/test.parquet", [{"id": "1", "text": "a", "label": 0}])
+    write_rows(tmp_path / "eng/test.parquet", [{"id": "2", "text": "b", "label": 0}])
     task = NusaX(data_dir=str(tmp_path))
     with pytest.raises(UserError, match="1 examples have no translation into eng"):
         ParallelTranslator(task).translate(task.load("ace", "test"), "eng")

@@ -1,8 +1,7 @@
 """SIB-200's files: rows are paired by id, classes are named."""
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from tables import write_rows
 
 from flare_exp.config import validation
 from flare_exp.errors import UserError
@@ -11,17 +10,15 @@ from flare_exp.tasks import SIB200
 from flare_exp.translation.lookup import ParallelTranslator
 
 
-def write(folder, lang, rows, split="test"):
-    (folder / lang).mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), folder / lang / f"{split}.parquet")
-
-
 def test_rows_are_paired_by_id_and_classes_are_read_by_name(tmp_path):
     rows = [
         {"index_id": 90 + i, "category": name, "text": name} for i, name in enumerate(SIB200.labels)
     ]
-    write(tmp_path, "jav_Latn", rows)
-    write(tmp_path, "eng_Latn", [{**r, "text": r["text"].upper()} for r in reversed(rows)])
+    write_rows(tmp_path / "jav_Latn/test.parquet", rows)
+    write_rows(
+        tmp_path / "eng_Latn/test.parquet",
+        [{**r, "text": r["text"].upper()} for r in reversed(rows)],
+    )
     task = SIB200(data_dir=str(tmp_path))
     target = task.load("jav_Latn", "test")
     assert [e.label for e in target] == list(range(7))
@@ -41,7 +38,7 @@ def test_an_unknown_class_is_named_with_its_row(tmp_path, category, message):
         {"index_id": i, "category": name, "text": "x"}
         for i, name in enumerate(["travel", category])
     ]
-    write(tmp_path, "jav_Latn", rows)
+    write_rows(tmp_path / "jav_Latn/test.parquet", rows)
     with pytest.raises(UserError, match=message):
         SIB200(data_dir=str(tmp_path)).load("jav_Latn", "test")
 

@@ -7,7 +7,6 @@ import logging
 import random
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tables import write_rows
 
 from flare_exp.artifacts import ArtifactStore, digest_of
 from flare_exp.config import schema, validation
@@ -29,12 +29,6 @@ from flare_exp.tasks.tydiqa import PREFIXES, locate
 from flare_exp.translation.lookup import FileTranslator, ParallelTranslator
 from flare_exp.translation.noise import ERRORS, corrupt, corrupt_examples, corrupted, follow_words
 from flare_exp.translation.translators import translator
-
-
-def write(path: Path, rows: list[dict]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
 
 
 def question(i, lang="english", context="The Nile is long. Nile.", text="Nile", start=4):
@@ -103,8 +97,8 @@ def nli(i, label=0):
 
 
 def test_xnli_pairs_rows_by_number(tmp_path):
-    write(tmp_path / "en/test.parquet", [nli(i, i % 3) for i in range(5)])
-    write(tmp_path / "sw/test.parquet", [nli(i + 10, i % 3) for i in range(5)])
+    write_rows(tmp_path / "en/test.parquet", [nli(i, i % 3) for i in range(5)])
+    write_rows(tmp_path / "sw/test.parquet", [nli(i + 10, i % 3) for i in range(5)])
     task = XNLI(data_dir=str(tmp_path), splits={"test": "test[1:4]"})
     swahili = task.load("sw", "test")
     assert [(e.id, e.key, e.label) for e in swahili] == [
@@ -119,7 +113,7 @@ def test_xnli_pairs_rows_by_number(tmp_path):
 
 
 def test_xnli_refuses_unlabelled_rows(tmp_path):
-    write(tmp_path / "sw/test.parquet", [nli(0), nli(1, -1)])
+    write_rows(tmp_path / "sw/test.parquet", [nli(0), nli(1, -1)])
     with pytest.raises(
         UserError,
         match=r"sw/test\.parquet, row 1 \(from 0\), column label: -1 is none of 0\.\.2 \(entail",
@@ -172,13 +166,13 @@ def test_tydiqa_takes_a_language_from_the_hub_before_it_slices(hub):
 
 
 def test_tydiqa_folder_carries_the_language(tmp_path):
-    write(tmp_path / "sw/train.parquet", [question("x", "any"), question("y", "thing")])
+    write_rows(tmp_path / "sw/train.parquet", [question("x", "any"), question("y", "thing")])
     examples = TyDiQA(data_dir=str(tmp_path)).load("sw", "train")
     assert [e.key for e in examples] == ["any-x", "thing-y"]
     assert examples[0].texts == ("The Nile is long. Nile.", "qx?")
     assert examples[0].answers == (Answer("Nile", 4),)
     assert examples[0].label is None
-    write(tmp_path / "sw/train.parquet", [question("x"), question("x")])
+    write_rows(tmp_path / "sw/train.parquet", [question("x"), question("x")])
     with pytest.raises(
         UserError, match=r"train\.parquet: rows 0 and 1 \(from 0\) have the id english-x"
     ):
@@ -208,7 +202,7 @@ def test_an_answer_is_put_back_where_its_text_is(context, text, start, place):
 
 
 def test_a_lost_answer_is_kept_and_counted_once(tmp_path, caplog):
-    write(tmp_path / "sw/train.parquet", [question(0), question(1, text="Congo")])
+    write_rows(tmp_path / "sw/train.parquet", [question(0), question(1, text="Congo")])
     base.warn_once.cache_clear()
     task = TyDiQA(data_dir=str(tmp_path))
     with caplog.at_level(logging.WARNING):
@@ -222,7 +216,7 @@ def test_a_lost_answer_is_kept_and_counted_once(tmp_path, caplog):
 
 def test_english_has_a_test_split_of_its_own(tmp_path):
     for lang, split in (("en", "train"), ("en", "validation"), ("sw", "train")):
-        write(
+        write_rows(
             tmp_path / lang / f"{split}.parquet", [question(i, f"{lang}-{split}") for i in range(4)]
         )
     splits = {
@@ -250,7 +244,7 @@ def test_no_context_is_both_trained_and_selected_on(tmp_path, caplog):
 
     rows = [question(i, f"en{i}") for i in range(8)]
     contexts = [0, 1, 2, 3, 1, 4, 0, 5]
-    write(
+    write_rows(
         tmp_path / "en/train.parquet",
         [
             {**row, "context": f"story {c}", "answers": {"text": ["story"], "answer_start": [0]}}
@@ -258,7 +252,7 @@ def test_no_context_is_both_trained_and_selected_on(tmp_path, caplog):
         ],
     )
     for lang in ("en", "sw"):
-        write(tmp_path / lang / "validation.parquet", rows)
+        write_rows(tmp_path / lang / "validation.parquet", rows)
     splits = {"train": "train[2:]", "validation": "train[:2]", "test": "validation"}
     task = TyDiQA(data_dir=str(tmp_path), splits=splits)
     assert [e.id.rpartition("/")[2] for e in task.load("en", "train")] == ["2", "3", "5", "7"]
@@ -400,9 +394,11 @@ def translated(row, **changes):
 @pytest.fixture
 def xnli(tmp_path):
     rows = [nli(i, i % 3) for i in range(6)]
-    write(tmp_path / "sw/test.parquet", rows)
-    write(tmp_path / "en/test.parquet", [{**r, "premise": f"human {r['premise']}"} for r in rows])
-    write(tmp_path / "mt_sw-en/test.parquet", [translated(r) for r in rows])
+    write_rows(tmp_path / "sw/test.parquet", rows)
+    write_rows(
+        tmp_path / "en/test.parquet", [{**r, "premise": f"human {r['premise']}"} for r in rows]
+    )
+    write_rows(tmp_path / "mt_sw-en/test.parquet", [translated(r) for r in rows])
     return XNLI(data_dir=str(tmp_path), splits={"test": "test[2:5]"})
 
 
@@ -435,7 +431,7 @@ def test_file_gives_its_rows_by_number(xnli, tmp_path):
     ],
 )
 def test_a_file_that_is_not_of_this_split_is_refused(xnli, tmp_path, rows, message):
-    write(tmp_path / "mt_sw-en/test.parquet", rows)
+    write_rows(tmp_path / "mt_sw-en/test.parquet", rows)
     maker = FileTranslator(xnli, tmp_path)
     for use in (maker.translate, maker.identity):
         with pytest.raises(UserError, match=message):
@@ -478,7 +474,7 @@ def test_translations_that_a_benchmark_made_by_machine_are_not_called_human(
     for lang, sign in (("en", ""), ("sw", "kwa ")):
         for split in ("train", "validation", "test"):
             rows = [{**nli(i), "premise": f"{sign}{split} {i}"} for i in range(4)]
-            write(tmp_path / lang / f"{split}.parquet", rows)
+            write_rows(tmp_path / lang / f"{split}.parquet", rows)
     task = XNLI(data_dir=str(tmp_path), splits={"train": train_split})
     english = task.load("en", "train")
     gold = translator(task, "gold")
@@ -509,21 +505,23 @@ def asked(i, texts, starts, **changes):
 
 
 def test_question_answering_files_carry_the_answers(tmp_path):
-    write(tmp_path / "en/train.parquet", [question(i) for i in range(2)])
-    file = write(tmp_path / "mt_en-sw/train.parquet", [asked(0, ["Nile"], [4]), asked(1, [], [])])
+    write_rows(tmp_path / "en/train.parquet", [question(i) for i in range(2)])
+    file = write_rows(
+        tmp_path / "mt_en-sw/train.parquet", [asked(0, ["Nile"], [4]), asked(1, [], [])]
+    )
     task = TyDiQA(data_dir=str(tmp_path))
     examples = task.load("en", "train")
     made = FileTranslator(task, tmp_path).translate(examples, "sw")
     assert made[0].texts == ("Mto Nile ni mrefu.", "lini?")
     assert [m.answers for m in made] == [(Answer("Nile", 4),), ()]
     for text, start in (("Nile", 0), ("mrefu.", -6)):  # the second is there, counted from the end
-        write(file, [asked(0, [text], [start]), asked(1, [], [])])
+        write_rows(file, [asked(0, [text], [start]), asked(1, [], [])])
         with pytest.raises(
             UserError,
             match=rf"train\.parquet, row 0: context_translated has no '{text}' at {start}",
         ):
             FileTranslator(task, tmp_path).translate(examples, "sw")
-    write(
+    write_rows(
         file,
         [
             {k: v for k, v in asked(i, [], []).items() if k != "answers_translated"}
@@ -545,8 +543,8 @@ def stage(task, folder, **mt):
 
 def test_the_stage_keeps_answers_and_follows_the_file_not_its_place(tmp_path):
     for place, answers in (("a", [["Nile"], [4]]), ("b", [["Nile"], [4]]), ("c", [[], []])):
-        write(tmp_path / place / "mt_en-sw/train.parquet", [asked(0, *answers)])
-    write(tmp_path / "en/train.parquet", [question(0)])
+        write_rows(tmp_path / place / "mt_en-sw/train.parquet", [asked(0, *answers)])
+    write_rows(tmp_path / "en/train.parquet", [question(0)])
     task = TyDiQA(data_dir=str(tmp_path))
     examples = task.load("en", "train")
     digests = []
@@ -577,7 +575,7 @@ def job(*overrides):
 @pytest.fixture
 def qa_folder(tmp_path):
     for lang, split in (("en", "train"), ("en", "validation"), ("sw", "validation")):
-        write(
+        write_rows(
             tmp_path / lang / f"{split}.parquet",
             [question(i, f"{lang}{split}") for i in range(402)],
         )
@@ -631,7 +629,7 @@ def parallel_folder(folder, shift=0):
     for number, (split, size) in enumerate({"train": 9, "validation": 9, "test": 9}.items()):
         for lang, more in (("eng", 0), ("ace", shift)):
             rows = [nusax(10 * number + i, (i + more) % 3, lang) for i in range(size)]
-            write(folder / lang / f"{split}.parquet", rows[::-1] if more else rows)
+            write_rows(folder / lang / f"{split}.parquet", rows[::-1] if more else rows)
     return NusaX(data_dir=str(folder))
 
 
@@ -663,7 +661,7 @@ def test_doubtful_data_are_read_and_said_with_counts(tmp_path):
             rows = [{**row, "text": f"{lang} {row['text']}"} for row in rows]
             if lang == "ace" or split == "train":
                 rows[0]["text"] = " \n"
-            write(tmp_path / lang / f"{split}.parquet", rows)
+            write_rows(tmp_path / lang / f"{split}.parquet", rows)
     assert data_notes(pipeline.check_data(NusaX(data_dir=str(tmp_path)), "ace")) == [
         "warning: examples with an empty text: 1 of 6 in eng/train; 1 of 4 in ace/test",
         "warning: a single example, which says nothing: eng/validation",
@@ -672,7 +670,7 @@ def test_doubtful_data_are_read_and_said_with_counts(tmp_path):
     ]
     for lang, split in (("en", "train"), ("en", "validation"), ("sw", "validation")):
         rows = [question(i, f"{lang}{split}", context=f"{lang} {split} {i} Nile") for i in range(3)]
-        write(
+        write_rows(
             tmp_path / lang / f"{split}.parquet",
             [*rows[:2], {**rows[2], "answers": {"text": [""], "answer_start": [0]}}],
         )
@@ -695,12 +693,12 @@ def test_texts_that_were_trained_on_or_are_english_are_counted(tmp_path):
             rows = [
                 {**nusax(100 * number + i, i % 3), "text": f"{lang} {split} {i}"} for i in range(30)
             ]
-            write(tmp_path / lang / f"{split}.parquet", rows)
+            write_rows(tmp_path / lang / f"{split}.parquet", rows)
 
     def change(lang, split, texts):
         rows = pq.read_table(tmp_path / lang / f"{split}.parquet").to_pylist()
         rows = [{**row, "text": texts.get(i, row["text"])} for i, row in enumerate(rows)]
-        write(tmp_path / lang / f"{split}.parquet", rows)
+        write_rows(tmp_path / lang / f"{split}.parquet", rows)
 
     def said():
         return data_notes(pipeline.check_data(NusaX(data_dir=str(tmp_path)), "ace"))
@@ -728,7 +726,7 @@ def test_a_split_without_rows_is_named_by_its_file(tmp_path):
     pq.write_table(schema.empty_table(), tmp_path / "eng" / "train.parquet")
     with pytest.raises(UserError, match=r"eng/train.parquet has no rows$"):
         NusaX(data_dir=str(tmp_path)).load("eng", "train")
-    write(tmp_path / "eng" / "train.parquet", [nusax(i, 0) for i in range(4)])
+    write_rows(tmp_path / "eng" / "train.parquet", [nusax(i, 0) for i in range(4)])
     with pytest.raises(
         UserError,
         match=r"task\.train_split=train\[9:\] of eng holds no example: the split has 4 rows",
@@ -798,7 +796,7 @@ def test_a_bad_cell_is_named_with_file_row_and_column(tmp_path, column, cells, m
     ],
 )
 def test_answers_of_another_form_are_refused(tmp_path, answers):
-    write(tmp_path / "sw/train.parquet", [{**question(0), "answers": answers}])
+    write_rows(tmp_path / "sw/train.parquet", [{**question(0), "answers": answers}])
     with pytest.raises(
         UserError,
         match=r"train\.parquet, row 0 \(from 0\), column answers: .* instead of \{text: \[text",
@@ -923,7 +921,7 @@ def test_200_damaged_tables_end_in_a_message_or_in_success(name, where, tmp_path
     lang = TASKS[name].languages[-1]
     ends = Counter()
     for path, rows in tables.items():
-        write(tmp_path / path, rows)
+        write_rows(tmp_path / path, rows)
     whole = {path: (tmp_path / path).read_bytes() for path in tables}
     wanted = sorted(path for path in tables if path.startswith("mt_") == (where == "translations"))
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tables import write_rows
 
 VARIABLES = {
     "SMALL": "trainer=debug trainer.enable_progress_bar=false task.limit=32 finetune.lr=1e-3 transfer.lr=1e-3",
@@ -93,32 +94,27 @@ def prepare(base: Path) -> None:
     tiny_checkpoint(base / "my_model")
     for split in ("train", "validation", "test"):
         for folder, lang in (("eng", "en"), ("jav", "far")):
-            write(base / f"my_data/{folder}/{split}.parquet",
+            write_rows(base / f"my_data/{folder}/{split}.parquet",
                   [{"id": int(e.key), "text": e.texts[0], "label": e.label} for e in ToySentiment(limit=64).load(lang, split)])
         for folder, lang in (("en", "en"), ("sw", "far")):
-            write(base / f"my_nli/{folder}/{split}.parquet",
+            write_rows(base / f"my_nli/{folder}/{split}.parquet",
                   [{"premise": e.texts[0], "hypothesis": e.texts[1], "label": e.label} for e in ToyNLI(limit=64).load(lang, split)])
-            write(base / f"my_qa/{folder}/{split}.parquet", [
+            write_rows(base / f"my_qa/{folder}/{split}.parquet", [
                 {"id": f"{folder}-{e.key}", "context": e.texts[0], "question": e.texts[1],
                  "answers": {"text": [a.text for a in e.answers], "answer_start": [a.start for a in e.answers]}}
                 for e in ToyQA(limit=64).load(lang, split)])
         for own, other in (("eng", "jav"), ("jav", "eng")):
             pairs = zip(rows(base / f"my_data/{own}/{split}.parquet"), rows(base / f"my_data/{other}/{split}.parquet"), strict=True)
-            write(base / f"my_mt/mt_{own}-{other}/{split}.parquet", [{"text": a["text"], "text_translated": b["text"]} for a, b in pairs])
+            write_rows(base / f"my_mt/mt_{own}-{other}/{split}.parquet", [{"text": a["text"], "text_translated": b["text"]} for a, b in pairs])
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
     return pq.read_table(path).to_pylist()
 
 
-def write(path: Path, table: Sequence[dict[str, Any]] | pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table if isinstance(table, pa.Table) else pa.Table.from_pylist(list(table)), path)
-
-
 def changed(name: str, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> Step:
     """Make a step that changes the rows of a file."""
-    return lambda folder: write(folder / name, change(rows(folder / name)))
+    return lambda folder: write_rows(folder / name, change(rows(folder / name)))
 
 
 def cells(name: str, column: str, value: Callable[[int, Any], Any]) -> Step:
@@ -131,7 +127,7 @@ def column(name: str, which: str, array: Callable[[int], pa.Array]) -> Step:
 
     def step(folder: Path) -> None:
         table = pq.read_table(folder / name)
-        write(folder / name, table.set_column(table.column_names.index(which), which, array(len(table))))
+        write_rows(folder / name, table.set_column(table.column_names.index(which), which, array(len(table))))
 
     return step
 

@@ -40,8 +40,8 @@ from input_rows import (
     unmount,
     weights,
     whole,
-    write,
 )
+from tables import write_rows
 
 RIGHT = "one prediction per example; the accuracy follows from them"
 CLEAN = "$OWN output_dir=clean"
@@ -189,7 +189,7 @@ DATA = [
     told("$OWN", "is not a readable parquet file", about="train.parquet is CSV", first=[text(TRAIN, "id,text,label\n1,good,2\n")]),
     told("$OWN", "is not a readable parquet file", about="train.parquet cut in half", first=[cut(TRAIN)]),
     told("$OWN", "my_data/eng/train.parquet has no rows", about="no row in train.parquet",
-         first=[lambda f: write(f / TRAIN, pa.table({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string()), "label": pa.array([], pa.int64())}))]),
+         first=[lambda f: write_rows(f / TRAIN, pa.table({"id": pa.array([], pa.int64()), "text": pa.array([], pa.string()), "label": pa.array([], pa.int64())}))]),
     told("$OWN", "lacks the column(s) label", "it has id, text, sentiment", about="column sentiment instead of label",
          first=[changed(TRAIN, lambda t: [{"id": r["id"], "text": r["text"], "sentiment": r["label"]} for r in t])]),
     told("$OWN", "row 3 (from 0), column text: null instead of text", about="a null text", first=[cells(TRAIN, "text", lambda i, v: None if i == 3 else v)]),
@@ -204,11 +204,11 @@ DATA = [
     told("$OWN", "another label in jav than in eng", about="labels of jav/test.parquet are shifted by one",
          first=[cells(TEST, "label", lambda i, v: (v + 1) % 3)]),
     Row("$OWN", 0, ["texts of the training data, so that the score is too high: 32 of 32 in eng/test"], "eng/test.parquet is a copy of eng/train.parquet, jav/ too",
-        [lambda f: [write(f / f"my_data/{lang}/test.parquet", rows(f / f"my_data/{lang}/train.parquet")) for lang in ("eng", "jav")] and None],
+        [lambda f: [write_rows(f / f"my_data/{lang}/test.parquet", rows(f / f"my_data/{lang}/train.parquet")) for lang in ("eng", "jav")] and None],
         right=noted("trained", "eng/test", 32), known="the note counts 32"),
     told("$OWN task.train_split=test 'task.test_split=test[:20]' task.validation_split=validation", "they share examples", about="tested on what was trained on"),
     Row("$OWN method=zero_shot", 0, ["texts that are the English ones (are the files of the right language?): 32 of 32 in jav/test"], "jav/test.parquet is a copy of eng/test.parquet",
-        [lambda f: write(f / TEST, rows(f / "my_data/eng/test.parquet"))], right=noted("english", "jav/test", 32), known="the note counts 32"),
+        [lambda f: write_rows(f / TEST, rows(f / "my_data/eng/test.parquet"))], right=noted("english", "jav/test", 32), known="the note counts 32"),
     told("$OWN", "examples have no translation into jav", about="jav/train.parquet lacks a row of eng/train.parquet",
          first=[changed("my_data/jav/train.parquet", lambda t: t[1:])]),
     told("$OWN", "tokenizer", about="all texts in a script that the tokenizer does not know",

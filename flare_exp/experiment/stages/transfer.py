@@ -63,8 +63,7 @@ def transfer(run: RunContext, english: Artifact, mode: PairingMode) -> Artifact:
 def fusion_options(run: RunContext, mode: PairingMode) -> dict[str, Any]:
     """Return the fusion as arguments of `adapter.adapter_config`."""
     f = run.cfg.fusion
-    options = f.options
-    common = {"fusion": f.name, "fusion_options": options, "answer_source": f.answer_source}
+    common = {"fusion": f.name, "fusion_options": f.options, "answer_source": f.answer_source}
     if mode is PairingMode.LATENT:
         return {**common, "source_width": run.mt.encoder_config.d_model}
     return {**common, "source_layer": f.source_layer, "source_state": f.source_state}
