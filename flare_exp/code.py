@@ -46,6 +46,7 @@ CODE = {
         "translation.translators",
     ),
     "noise": ("translation.noise",),
+    "ensemble": ("experiment.stages.ensemble", "tasks.metrics"),
     # preparation of examples, training, answers and scores; the row of the model's family is a part
     # of the key
     "model": (

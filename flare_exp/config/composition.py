@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flare_exp.config.schema import FUSING_METHODS, Config, keys
+from flare_exp.config.methods import fuses
+from flare_exp.config.schema import Config, keys
 
 
 def conf_dir() -> Path:
@@ -102,7 +103,7 @@ def without_fusion(job: Any, overrides: Sequence[str]) -> bool:
 
     Such a job is left out of the grid.
     """
-    return job.method.name not in FUSING_METHODS and explicit_fusion(overrides)
+    return not fuses(job.method) and explicit_fusion(overrides)
 
 
 def expand_grid(overrides: Sequence[Any]) -> Iterator[list[str]]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.config.composition import groups
-from flare_exp.config.methods import METHODS
+from flare_exp.config.methods import ENSEMBLE, fuses, members_of
 from flare_exp.config.mt_schema import MtConfig
-from flare_exp.config.schema import FUSING_METHODS, LEARNED_FUSIONS, Config, FusionConfig
+from flare_exp.config.schema import LEARNED_FUSIONS, SOURCE_METHODS, Config, FusionConfig
 from flare_exp.config.suggestions import allowed
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.tasks import ROLES, TASKS, Slice
@@ -24,8 +24,10 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
     if task is not None:
         yield from _check_task(cfg, task)
     yield from _check_model(cfg)
+    yield from _check_method(cfg, task)
     yield from _check_devices(cfg)
     yield from _check_source(cfg)
+    yield from _check_variants("method", cfg.method)
     yield from _check_variants("fusion", cfg.fusion)
     yield from _check_variants("mt", cfg.mt)
     if cfg.offline and cfg.logger.mode == "online":
@@ -34,9 +36,51 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
         yield f"fusion.heads={cfg.fusion.heads}: must divide adapter.r={cfg.adapter.r}"
 
 
-def _mode(cfg: Config) -> PairingMode | None:
-    """Return what the method reads and fuses; None for an unknown method."""
-    return METHODS[cfg.method.name].mode if cfg.method.name in METHODS else None
+def _modes(cfg: Config) -> list[PairingMode]:
+    """Return what the method, or each member of an ensemble, reads and fuses."""
+    return [method.mode for method in members_of(cfg.method).values()]
+
+
+def _check_method(cfg: Config, task: Any) -> Iterator[str]:
+    """Check the members of an ensemble, and that the weights can be trained as the method asks."""
+    if cfg.method.name == ENSEMBLE:
+        of = f"method.of=[{','.join(cfg.method.of)}]"
+        if not 2 <= len(cfg.method.of) <= 4 or len({*cfg.method.of}) < len(cfg.method.of):
+            yield f"{of}: an ensemble has two to four methods, each once"
+        if task is not None and not task.labels:
+            yield (
+                f"method={ENSEMBLE} with task={task.name}: it averages the probabilities of "
+                "labels, and answers have none; choose a task with labels"
+            )
+        elif cfg.decode.name == "generate":
+            yield (
+                f"method={ENSEMBLE} with decode=generate: generated labels have no "
+                "probabilities; choose decode=score"
+            )
+        if cfg.method.weights == "validation" and cfg.task.validation_split is None:
+            yield (
+                "method.weights=validation with task.validation_split=null: there is nothing to "
+                "choose weights on; choose method.weights=equal"
+            )
+    if any(method.full for method in members_of(cfg.method).values()):
+        yield from _check_full_tuning(cfg, f"method={cfg.method.name}")
+    if cfg.finetune.tuning == "full":
+        yield from _check_full_tuning(cfg, "finetune.tuning=full")
+
+
+def _check_full_tuning(cfg: Config, given: str) -> Iterator[str]:
+    """Check that all weights can be trained. `given`: the option that asks for it."""
+    if cfg.model.quantize:
+        yield (
+            f"{given} with model.quantize={cfg.model.quantize}: 4-bit weights cannot "
+            "be trained; choose lora"
+        )
+    if cfg.model.dtype != "float32":
+        yield (
+            f"{given} with model.dtype={cfg.model.dtype}: trained weights of 16 bits "
+            "lose most of their updates; choose model.dtype=float32 (with "
+            "trainer.precision=bf16-mixed to compute in 16 bits), or lora"
+        )
 
 
 def _check_model(cfg: Config) -> Iterator[str]:
@@ -48,17 +92,6 @@ def _check_model(cfg: Config) -> Iterator[str]:
     ):
         if not Path(cfg.model.path).expanduser().is_dir():
             yield f"model.path={cfg.model.path}: there is no such folder"
-    if cfg.model.quantize and cfg.finetune.tuning == "full":
-        yield (
-            f"finetune.tuning=full with model.quantize={cfg.model.quantize}: 4-bit weights cannot "
-            "be trained; choose lora"
-        )
-    if cfg.model.dtype != "float32" and cfg.finetune.tuning == "full":
-        yield (
-            f"finetune.tuning=full with model.dtype={cfg.model.dtype}: trained weights of 16 bits "
-            "lose most of their updates; choose model.dtype=float32 (with "
-            "trainer.precision=bf16-mixed to compute in 16 bits), or lora"
-        )
     needing = [
         key
         for key, value in (
@@ -89,8 +122,8 @@ def _check_devices(cfg: Config) -> Iterator[str]:
     if cfg.trainer.strategy == "fsdp":
         yield from _check_sharding(cfg)
     several = cfg.trainer.devices * cfg.trainer.nodes > 1
-    learned = cfg.fusion.name in LEARNED_FUSIONS or _mode(cfg) is PairingMode.LATENT
-    if several and cfg.source.empty and learned and cfg.method.name in FUSING_METHODS:
+    learned = cfg.fusion.name in LEARNED_FUSIONS or PairingMode.LATENT in _modes(cfg)
+    if several and cfg.source.empty and learned and fuses(cfg.method):
         yield (
             f"source.empty=true with trainer.strategy={cfg.trainer.strategy}: the fusion's own "
             "weights are never used then, and several processes wait for their gradient; choose "
@@ -103,10 +136,10 @@ def _check_source(cfg: Config) -> Iterator[str]:
     if cfg.source.shuffle and cfg.source.empty:
         yield "source.shuffle=true with source.empty=true: choose one ablation"
     for name in ("shuffle", "empty"):
-        if getattr(cfg.source, name) and cfg.method.name not in FUSING_METHODS:
+        if getattr(cfg.source, name) and not any(mode.pairs for mode in _modes(cfg)):
             yield (
                 f"source.{name}=true with method={cfg.method.name}: only "
-                f"{' and '.join(FUSING_METHODS)} read a source"
+                f"{', '.join(SOURCE_METHODS)} read a source"
             )
 
 
@@ -215,7 +248,7 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
         yield f"mt={mt.name}: mt.path=<hub id or checkpoint folder> is missing"
     if mt.quantization and mt.backend != "ctranslate2":
         yield f"mt.quantization={mt.quantization}: only mt.backend=ctranslate2 has it"
-    if _mode(cfg) is PairingMode.TRANSLATED and mt.kind == "file" and not task.labels:
+    if PairingMode.TRANSLATED in _modes(cfg) and mt.kind == "file" and not task.labels:
         yield (
             f"method={cfg.method.name} with mt=file and task={task.name}: no file can translate "
             f"the answers back; choose mt={' or mt='.join(fitting)}"
@@ -226,15 +259,16 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
     )
     if local and mt.path != cfg.task.data_dir and not Path(str(mt.path)).expanduser().is_dir():
         yield f"mt.path={mt.path}: there is no such folder"
-    if _mode(cfg) is PairingMode.LATENT and mt.kind != "model":
+    if PairingMode.LATENT in _modes(cfg) and mt.kind != "model":
         yield (
             f"method={cfg.method.name} with mt={mt.name}: its source is a translation model's "
             f"encoder; choose mt={' or mt='.join(fitting)}"
         )
     for name in ("source_layer", "source_state"):
-        if _mode(cfg) is PairingMode.LATENT and getattr(cfg.fusion, name) != getattr(
-            FusionConfig(), name
-        ):
+        changed = getattr(cfg.fusion, name) != getattr(FusionConfig(), name)
+        if {*_modes(cfg)} & {PairingMode.PAIRED, PairingMode.LATENT} == {
+            PairingMode.LATENT
+        } and changed:
             yield (
                 f"fusion.{name} with method={cfg.method.name}: every layer fuses the same states "
                 "there; leave it out"

@@ -5,7 +5,9 @@ Without torch, so that a command line can be checked before anything is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from flare_exp.data.pairing_mode import PairingMode
 
@@ -16,11 +18,13 @@ class Method:
 
     Args:
         mode: what the model reads and fuses.
-        trains: whether an adapter is trained on the target language.
+        trains: whether a model is trained on the target language.
+        full: whether all weights are trained there; otherwise an adapter is.
     """
 
     mode: PairingMode
     trains: bool
+    full: bool = False
 
     @property
     def fuses(self) -> bool:
@@ -45,6 +49,30 @@ METHODS = {
     "zero_shot": Method(PairingMode.TARGET, trains=False),
     "translate_test": Method(PairingMode.TRANSLATED, trains=False),
     "lora": Method(PairingMode.TARGET, trains=True),
+    "full": Method(PairingMode.TARGET, trains=True, full=True),
+    "input_fusion": Method(PairingMode.JOINT, trains=True),
     "flare": Method(PairingMode.PAIRED, trains=True),
     "flare_mt": Method(PairingMode.LATENT, trains=True),
 }
+ENSEMBLE = "ensemble"  # combines the probabilities of other methods; has no model of its own
+
+
+class Chosen(Protocol):
+    """The method section of a configuration."""
+
+    name: str
+    of: list[str]
+
+
+def members_of(chosen: Chosen) -> dict[str, Method]:
+    """Return name -> method for the methods that a run trains and tests.
+
+    That is one method, or the members of an ensemble. Unknown names are left out.
+    """
+    names: Sequence[str] = chosen.of if chosen.name == ENSEMBLE else [chosen.name]
+    return {name: METHODS[name] for name in names if name in METHODS}
+
+
+def fuses(chosen: Chosen) -> bool:
+    """Return whether a method, or a member of an ensemble, has a fusion adapter."""
+    return any(method.fuses for method in members_of(chosen).values())

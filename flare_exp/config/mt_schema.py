@@ -33,6 +33,11 @@ class MtConfig:
         default_factory=lambda: list(ERRORS),
         metadata={"help": "kinds of wrong words", "each": ERRORS},
     )
+    noise_in: str = option(
+        "all",
+        "translations with these wrong words: all, those to train on, or those of the test data",
+        choices=("all", "train", "test"),
+    )
     seed: int = option(0, "seed of that noise", min=0, max=2**32 - 1)
     path: str | None = option(
         None,

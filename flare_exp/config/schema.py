@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from flare_exp.config.methods import METHODS
+from flare_exp.config.methods import ENSEMBLE, METHODS
 from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.options import keys_of, option, section
 from flare_exp.config.task_schema import TaskConfig
 
 FUSING_METHODS = tuple(name for name, method in METHODS.items() if method.fuses)
+SOURCE_METHODS = tuple(name for name, method in METHODS.items() if method.mode.pairs)
 LEARNED_FUSIONS = ("cross_attn", "gated")  # fusions with weights of their own
 
 # options of earlier versions -> why they are gone; a run folder may still name them
@@ -163,6 +164,21 @@ class MethodConfig:
     name: str = option("???", "method", group="method")
     # the method with its fusion, if it has one
     label: str = option("${.name}", "", no_effect="a name for curves")
+    of: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "ensemble: the methods whose probabilities are averaged",
+            "each": tuple(METHODS),
+            "may_be_empty": True,
+            "only": (ENSEMBLE,),
+        },
+    )
+    weights: str = option(
+        "validation",
+        "ensemble: of its members; chosen by the validation score, or equal",
+        choices=("validation", "equal"),
+        only=(ENSEMBLE,),
+    )
 
 
 @dataclass

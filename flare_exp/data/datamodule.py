@@ -138,7 +138,11 @@ class PairedDataModule(LightningDataModule):
         if role not in self._datasets:
             training = role == "train"
             made = self._datasets[role] = PairedDataset(
-                self.pairs(role), self.preprocessor, self.source_preprocessor, training
+                self.pairs(role),
+                self.preprocessor,
+                self.source_preprocessor,
+                training,
+                joint=self.mode is PairingMode.JOINT,
             )
             if not made.pairs:
                 raise UserError(
@@ -182,15 +186,16 @@ class PairedDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Build the loader of validation batches, in the benchmark's order."""
-        return self._in_order("validation")
+        return self.in_order("validation")
 
     def test_dataloader(self) -> DataLoader:
         """Build the loader of test batches, in the benchmark's order."""
-        return self._in_order("test")
+        return self.in_order("test")
 
     predict_dataloader = test_dataloader
 
-    def _in_order(self, role: str) -> DataLoader:
+    def in_order(self, role: str) -> DataLoader:
+        """Build the loader of a role's batches, in the benchmark's order."""
         dataset = self.dataset(role)
         return self.loader(
             dataset, BatchSampler(range(len(dataset)), self.batch_size, drop_last=False)

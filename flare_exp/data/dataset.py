@@ -46,6 +46,8 @@ class PairedDataset(Dataset):
         source_preprocessor: encodes the sources; None for `preprocessor`.
         training: leave out the examples whose answers were cut off, since they have no right answer
             to learn.
+        joint: the model reads each target and its source as one input (`Preprocessor.joint`),
+            instead of fusing the source.
 
     Raises:
         ValueError: some pairs have a source and others have none.
@@ -57,6 +59,7 @@ class PairedDataset(Dataset):
         preprocessor: Preprocessor,
         source_preprocessor: Preprocessor | None = None,
         training: bool = False,
+        joint: bool = False,
     ):
         self.preprocessor, self.cache = preprocessor, None
         rows: list[list[Item]] = [[] for _ in pairs]
@@ -77,6 +80,9 @@ class PairedDataset(Dataset):
             raise ValueError("either every pair has a source or none has")
         self.source = (source_preprocessor or preprocessor).encode_sources(known) if known else None
         self.truncated = sum(item["cut"] for item in [*self.target, *(self.source or ())])
+        if joint and self.source is not None:
+            both = zip(self.target, self.source, strict=True)
+            self.target, self.source = [preprocessor.joint(*pair) for pair in both], None
 
     def _source_of_window(self, pair: Pair, item: Item) -> Example | None:
         context = self.preprocessor.task.context
@@ -85,7 +91,11 @@ class PairedDataset(Dataset):
         return same_part(pair.source, pair.target, context, item["window"])
 
     def texts(self, found: Mapping[int, Prediction]) -> list[str]:
-        """Return the text of each pair's best prediction among all of its rows.
+        """Return the text of each pair's best prediction; `found` maps row -> prediction."""
+        return [prediction.text for prediction in self.best(found)]
+
+    def best(self, found: Mapping[int, Prediction]) -> list[Prediction]:
+        """Return the best prediction of each pair among all of its rows.
 
         `found` maps row -> prediction.
         """
@@ -93,7 +103,7 @@ class PairedDataset(Dataset):
         for row, number in enumerate(self.examples):
             if number not in best or found[row].score > best[number].score:
                 best[number] = found[row]
-        return [best[number].text for number in range(len(self.pairs))]
+        return [best[number] for number in range(len(self.pairs))]
 
     cache: SourceStateCache | None
 

@@ -43,9 +43,9 @@ def make_pairs(
     """
     if [(e.key, e.label) for e in english] != [(t.key, t.label) for t in target]:
         raise ValueError("English and target examples are not the same examples in the same order")
-    if not mode.fuses:
+    if not mode.pairs:
         return [Pair(example, None) for example in (english if mode.reads_english else target)]
-    sources = english if mode is PairingMode.PAIRED else target
+    sources = target if mode is PairingMode.LATENT else english
     return [Pair(t, s) for t, s in zip(target, sources, strict=True)]
 
 

@@ -12,6 +12,7 @@ class PairingMode(str, Enum):
     TARGET = "target"  # target-language text alone (zero_shot, lora)
     TRANSLATED = "translated"  # English translation of the target text (translate_test)
     PAIRED = "paired"  # target-language text; fuses its English counterpart (flare)
+    JOINT = "joint"  # target-language text and its English counterpart as one text (input_fusion)
     LATENT = "latent"  # target-language text; fuses itself, read by an MT encoder (flare_mt)
 
     __str__ = str.__str__
@@ -29,4 +30,9 @@ class PairingMode(str, Enum):
     @property
     def translates_tests(self) -> bool:
         """Return whether the target's test data are translated into English."""
-        return self in (PairingMode.TRANSLATED, PairingMode.PAIRED)
+        return self in (PairingMode.TRANSLATED, PairingMode.PAIRED, PairingMode.JOINT)
+
+    @property
+    def pairs(self) -> bool:
+        """Return whether every text has a source, fused or in the same input."""
+        return self.fuses or self is PairingMode.JOINT

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -13,13 +14,21 @@ from flare_exp.errors import UserError
 from flare_exp.tasks import Answer, Example, Task
 
 Item = dict[str, Any]
+P = TypeVar("P", bound="Preprocessor")
 
 
 class Prediction(NamedTuple):
-    """A model's prediction for a row, with a score to compare the rows of one example by."""
+    """A model's prediction for a row.
+
+    Attributes:
+        text: the label or the answer.
+        score: compares the rows of one example.
+        probabilities: of the task's labels, in their order; empty for answers.
+    """
 
     text: str
     score: float = 0.0
+    probabilities: tuple[float, ...] = ()
 
 
 class Preprocessor:
@@ -40,6 +49,12 @@ class Preprocessor:
         """Return the numbers of the task's fields in the order in which the model reads them."""
         return range(len(self.task.fields))
 
+    def with_max_length(self: P, max_length: int) -> P:
+        """Return the same preprocessor with another longest input."""
+        made = copy.copy(self)
+        made.max_length = max_length
+        return made
+
     def encode(self, examples: Sequence[Example]) -> list[Item]:
         """Return one item per example.
 
@@ -53,6 +68,32 @@ class Preprocessor:
     def encode_sources(self, examples: Sequence[Example]) -> list[Item]:
         """Return one item per example; its text is cut where it is too long."""
         return self.encode(examples)
+
+    def joint(self, target: Item, source: Item) -> Item:
+        """Return a target that is read together with its source, as one input (input_fusion).
+
+        The source has the side away from the end that the model answers at: it follows the target
+        in an encoder, and precedes the prompt of a decoder. Each of the two was cut by itself, so
+        that both methods with a source read the same of it. One of the two loses its first special
+        token (`[CLS]`, `<s>`, BOS): an input begins with one.
+        """
+        tokens, beside = target["inputs"], source["inputs"]
+        first = self.tokenizer.padding_side == "left"
+        parts = [beside["input_ids"], tokens["input_ids"]][:: 1 if first else -1]
+        between = self.separator if first else []
+        beginnings = ([self.tokenizer.cls_token_id], [self.tokenizer.bos_token_id])
+        skipped = int(parts[1][:1] in beginnings)
+        ids = [*parts[0], *between, *parts[1][skipped:]]
+        inputs = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        if "token_type_ids" in tokens:
+            added = len(ids) - len(tokens["input_ids"])
+            inputs["token_type_ids"] = [*tokens["token_type_ids"], *[1] * added]
+        return {**target, "inputs": inputs, "cut": target["cut"] or source["cut"]}
+
+    @property
+    def separator(self) -> list[int]:
+        """Return the tokens between a source and the prompt that follows it: an empty line."""
+        return self.tokenizer("\n\n", add_special_tokens=False)["input_ids"]
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
         """Build the batch without its source.

@@ -51,13 +51,30 @@ class ExtractiveQAPreprocessor(Preprocessor):
     ):
         super().__init__(task, tokenizer, max_length)
         self.stride = stride
-        self.room = max_length - tokenizer.num_special_tokens_to_add(pair=True)
-        if stride is not None and self.room < stride + 2:
+        self._check_windows()
+
+    @property
+    def room(self) -> int:
+        """Return the tokens of a window beside the special ones."""
+        return self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
+
+    def _check_windows(self) -> None:
+        if self.stride is not None and self.room < self.stride + 2:
             raise UserError(
-                f"task.doc_stride={stride}: windows of {max_length} tokens have room for "
+                f"task.doc_stride={self.stride}: windows of {self.max_length} tokens have room for "
                 f"{self.room} beside the special ones, "
                 "and a question needs some of it; choose less"
             )
+
+    def with_max_length(self, max_length: int) -> ExtractiveQAPreprocessor:
+        """Return the same preprocessor with other windows.
+
+        Raises:
+            UserError: they are too small for the stride.
+        """
+        made = super().with_max_length(max_length)
+        made._check_windows()
+        return made
 
     @property
     def order(self) -> Sequence[int]:
@@ -144,6 +161,16 @@ class ExtractiveQAPreprocessor(Preprocessor):
             raise self._too_short(example)
         context = self._tokens(self._question_first(example)[1])
         return self._shortened(question, max((self.room - stride) // 2, self.room - context))
+
+    def joint(self, target: Item, source: Item) -> Item:
+        """Return a target that is read together with its source, which has no answer to find.
+
+        All families with a span head are padded on the right, so the target comes first and its
+        positions stay the same.
+        """
+        item = super().joint(target, source)
+        added = len(item["inputs"]["input_ids"]) - len(target["offsets"])
+        return {**item, "offsets": [*target["offsets"], *[(-1, -1)] * added]}
 
     def terms(self, item: Item) -> int:
         """Return 2 (start and end), or 0 for an answer that is cut off or lost."""

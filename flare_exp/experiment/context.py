@@ -87,11 +87,11 @@ class RunContext:
         return self._data[mode]
 
     def _make_data(self, mode: PairingMode) -> PairedDataModule:
-        cfg, source, fuses = self.cfg, self.cfg.source, mode.fuses
+        cfg, source = self.cfg, self.cfg.source
         return PairedDataModule(
             self.task,
             cfg.task.lang,
-            self.preprocessor,
+            self.joint_preprocessor if mode is PairingMode.JOINT else self.preprocessor,
             functools.partial(self.translate, self),
             source_preprocessor=self.make_source_preprocessor(self)
             if mode is PairingMode.LATENT
@@ -103,9 +103,23 @@ class RunContext:
             seed=cfg.seed,
             share=(self.distributed.rank, self.distributed.size),
             scores_originals=self.answers_back(mode) is not None,
-            shuffle_source=fuses and source.shuffle,
-            empty_source=fuses and source.empty,
+            shuffle_source=mode.pairs and source.shuffle,
+            empty_source=mode.pairs and source.empty,
         )
+
+    @functools.cached_property
+    def joint_preprocessor(self) -> Preprocessor:
+        """Return the preprocessor of texts that a model reads together with their sources.
+
+        Each of the two gets as many tokens as where it is read alone (the input is twice as long),
+        but at most half of what the model can read.
+        """
+        whole = self.preprocessor
+        longest = families.longest_input(str(self.backbone.path), self.cfg.model.revision)
+        half = whole.max_length if longest is None else min(whole.max_length, longest // 2)
+        if half < whole.max_length:
+            log.info("input_fusion: text and source get %d tokens each, half of the model's", half)
+        return whole.with_max_length(half)
 
     def answers_back(self, mode: PairingMode) -> MachineTranslator | None:
         """Return the model that translates predicted English answers into the target language.
@@ -131,6 +145,12 @@ class RunContext:
         return replace(stage, epochs=min(stage.epochs, most))
 
     # --- keys ----------------------------------------------------------------------------------
+
+    def reading_of(self, mode: PairingMode) -> dict[str, Any]:
+        """Return what training and testing in a pairing mode depend on, beside data and models."""
+        if mode is not PairingMode.JOINT:
+            return self.reading
+        return {**self.reading, "joint": self.joint_preprocessor.max_length}
 
     @functools.cached_property
     def reading(self) -> dict[str, Any]:

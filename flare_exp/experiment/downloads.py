@@ -9,7 +9,7 @@ from typing import Any
 
 from flare_exp import hub
 from flare_exp.config import schema
-from flare_exp.config.methods import METHODS
+from flare_exp.config.methods import members_of
 from flare_exp.tasks import TASKS, Benchmark
 
 THERE = "there already"
@@ -18,7 +18,7 @@ THERE = "there already"
 def hub_resources(cfg: schema.Config) -> list[hub.HubResource]:
     """Everything that a run of this configuration takes from the hub."""
     models = [("backbone", cfg.model.path, cfg.model.revision)]
-    if METHODS[cfg.method.name].translates and cfg.mt.kind == "model":
+    if any(m.translates for m in members_of(cfg.method).values()) and cfg.mt.kind == "model":
         models.append(("translation model", cfg.mt.path, cfg.mt.revision))
     found: list[hub.HubResource] = [
         hub.Checkpoint(what, path, at)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from yaml import YAMLError
 
 from flare_exp.artifacts import Artifact, ArtifactStore
-from flare_exp.config.methods import METHODS
+from flare_exp.config.methods import ENSEMBLE, METHODS
 from flare_exp.config.schema import RETIRED, Config
 from flare_exp.data.dataset import PairedCollator, PairedDataset
 from flare_exp.data.pairing import Pair
@@ -55,15 +55,15 @@ class LoadedRun:
         Args:
             texts: in the target language; for `translate_test` their English translations. A task
                 with several fields takes a sequence of texts each, for example (context, question).
-            sources: the texts' English translations, which method `flare` fuses. Other methods
-                take none.
+            sources: the texts' English translations, which methods `flare` and `input_fusion`
+                read. Other methods take none.
 
         Raises:
             UserError: sources are missing or not wanted, or their number or a text's fields do
                 not fit.
         """
         targets = self._examples(texts, "texts")
-        if (self.mode is PairingMode.PAIRED) != (sources is not None):
+        if (self.mode in (PairingMode.PAIRED, PairingMode.JOINT)) != (sources is not None):
             wants = "give the texts' English translations" if sources is None else "leave them out"
             raise UserError(f"sources: method {self.run.cfg.method.name}: {wants}")
         read: Sequence[Example | None] = [None] * len(targets)
@@ -75,9 +75,11 @@ class LoadedRun:
             raise UserError(f"sources: {len(read)} for {len(targets)} texts; give one for each")
         if not targets:
             return []
-        source_preprocessor = self.run.data(self.mode).source_preprocessor
+        data = self.run.data(self.mode)
+        source_preprocessor = data.source_preprocessor
         pairs = [Pair(target, source) for target, source in zip(targets, read, strict=True)]
-        dataset = PairedDataset(pairs, self.run.preprocessor, source_preprocessor)
+        joint = self.mode is PairingMode.JOINT
+        dataset = PairedDataset(pairs, data.preprocessor, source_preprocessor, joint=joint)
         loader = DataLoader(
             dataset,
             batch_size=self.run.cfg.data.batch_size,
@@ -127,17 +129,23 @@ def load(folder: str | Path) -> LoadedRun:
     given = stored_config(folder)
     given.trainer.enable_progress_bar = False
     quiet(given)
+    if given.method.name == ENSEMBLE:
+        raise UserError(
+            f"{folder} is an ensemble of {', '.join(given.method.of)}: it has no model of its own; "
+            "load the run of a member"
+        )
     cfg = pipeline.resolve_hardware(given)
     store = ArtifactStore(cfg.cache_dir)
     task, backbone = pipeline.load_task(cfg), prepare_backbone(cfg, store)
     run = pipeline.make_context(cfg, store, task, backbone, Tracker(folder, {}))
-    english, trained = (
-        Artifact(folder / name, name, "", {}, 0.0, True) for name in ("english", "adapter")
+    english, adapter, model = (
+        Artifact(folder / name, name, "", {}, 0.0, True) for name in ("english", "adapter", "model")
     )
+    method = METHODS[cfg.method.name]
     with isolate_rng():  # loading seeds the generators, and the caller's stay as they are
-        if METHODS[cfg.method.name].trains:
-            return LoadedRun(run, *trained_model(run, trained, english))
-        return LoadedRun(run, *trained_model(run, english, None))
+        if method.trains and not method.full:
+            return LoadedRun(run, *trained_model(run, adapter, english))
+        return LoadedRun(run, *trained_model(run, model if method.full else english, None))
 
 
 def stored_config(folder: Path) -> Config:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flare_exp.config.methods import METHODS
+from flare_exp.config.methods import members_of
 from flare_exp.config.schema import Config
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.tasks import TASKS
@@ -33,6 +33,9 @@ def notes(cfg: Config, folder: Path) -> list[str]:
         if facts["artefacts"].get(stage, {}).get("reused")
     ]:
         found.append(f"found in the cache: {', '.join(kept)}")
+    if "weights" in test:
+        given = ", ".join(f"{name} {weight:.2g}" for name, weight in test["weights"].items())
+        found.append(f"weights of the members ({cfg.method.weights}): {given}")
     if test["cut_off"]:
         found.append(
             f"{test['cut_off']} of {test['examples']} gold answers are beyond what the model reads"
@@ -45,9 +48,11 @@ def notes(cfg: Config, folder: Path) -> list[str]:
     found += data_notes(facts["data"])
     said = (translation_note(name, info) for name, info in facts["translations"].items())
     found += [note for note in said if note]
-    if cfg.mt.name == "gold" and METHODS[cfg.method.name].reads_translated_tests:
+    methods = members_of(cfg.method).values()
+    if cfg.mt.name == "gold" and any(m.reads_translated_tests for m in methods):
         found.append("mt=gold: the test sources are human English, so this is an upper bound")
-    if METHODS[cfg.method.name].mode is PairingMode.TRANSLATED and not TASKS[cfg.task.name].labels:
+    translated = any(m.mode is PairingMode.TRANSLATED for m in methods)
+    if translated and not TASKS[cfg.task.name].labels:
         found.append(
             f"answers were translated back into {cfg.task.lang} by mt={cfg.mt.name} and "
             "compared with the original ones"

@@ -19,7 +19,7 @@ import torch
 
 from flare_exp import hub
 from flare_exp.artifacts import Artifact, ArtifactStore
-from flare_exp.config.methods import METHODS, Method
+from flare_exp.config.methods import ENSEMBLE, Method, fuses, members_of
 from flare_exp.config.options import flat
 from flare_exp.config.schema import Config
 from flare_exp.data.pairing_mode import PairingMode
@@ -33,9 +33,10 @@ from flare_exp.experiment.context import (
     make_source_preprocessor,
     task_type_of,
 )
+from flare_exp.experiment.stages.ensemble import ensemble
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.testing import evaluate
-from flare_exp.experiment.stages.transfer import transfer
+from flare_exp.experiment.stages.transfer import trained_by
 from flare_exp.experiment.stages.translation import translate
 from flare_exp.models.backbones import quantization_problem
 from flare_exp.tasks import ROLES, TASKS, Example, Task, fingerprint
@@ -60,7 +61,7 @@ def run(cfg: Config, folder: Path, distributed: DistributedContext | None = None
         UserError: something that the user can correct (data, checkpoint, disk, device).
     """
     start = time.perf_counter()
-    method = METHODS[cfg.method.name]
+    methods = members_of(cfg.method)
     cfg = pinned(resolve_hardware(cfg))
     task = load_task(cfg)
     data = check_data(task, cfg.task.lang)
@@ -68,20 +69,20 @@ def run(cfg: Config, folder: Path, distributed: DistributedContext | None = None
         make_translator(cfg, task, MT(cfg, ArtifactStore(cfg.cache_dir))),
         task,
         cfg.task.lang,
-        method,
+        needed_translations(cfg, task),
     )
     with (
         launch.launch_workers(cfg, folder)
         if distributed is None
         else nullcontext(distributed) as distributed
     ):
-        return _execute_stages(cfg, folder, method, task, data, distributed, start)
+        return _execute_stages(cfg, folder, methods, task, data, distributed, start)
 
 
 def _execute_stages(
     cfg: Config,
     folder: Path,
-    method: Method,
+    methods: Mapping[str, Method],
     task: Task,
     data: Mapping[str, Any],
     distributed: DistributedContext,
@@ -95,7 +96,7 @@ def _execute_stages(
         backbone = prepare_backbone(cfg, store)
         context = make_context(cfg, store, task, backbone, tracker, distributed)
 
-        made = run_stages(context, method)
+        made = run_stages(context, methods)
         if not distributed.is_main:
             return {}
         measured = {
@@ -103,11 +104,11 @@ def _execute_stages(
             "lang": cfg.task.lang,
             "model": cfg.model.name,
             "method": cfg.method.name,
-            "fusion": cfg.fusion.name if method.fuses else None,
+            "fusion": cfg.fusion.name if fuses(cfg.method) else None,
             "mt": cfg.mt.name,
             "seed": cfg.seed,
             "translation": {"noise": cfg.mt.noise, "chrf++": chrf_of(context.translations)},
-            **({"source": asdict(cfg.source)} if method.fuses else {}),
+            **({"source": asdict(cfg.source)} if fuses(cfg.method) else {}),
             "test": made["test"].info["metrics"],
             "english": made["english_test"].info["metrics"],
             "zero_shot": made["zero_shot"].info["metrics"],
@@ -153,8 +154,11 @@ def make_context(
     )
 
 
-def run_stages(run: RunContext, method: Method) -> dict[str, Artifact]:
+def run_stages(run: RunContext, methods: Mapping[str, Method]) -> dict[str, Artifact]:
     """Go through the stages in their order.
+
+    Args:
+        methods: name -> the run's method, or each member of an ensemble.
 
     Returns:
         name in the provenance -> the artifact that a stage leaves.
@@ -166,11 +170,13 @@ def run_stages(run: RunContext, method: Method) -> dict[str, Artifact]:
         "english_test": evaluate(run, english, PairingMode.ENGLISH),
         "zero_shot": evaluate(run, english, PairingMode.TARGET),
     }
-    if method.trains:
-        adapted = transfer(run, english, method.mode)
-        tested = {"transfer": adapted, "test": evaluate(run, adapted, method.mode, english)}
+    if run.cfg.method.name == ENSEMBLE:
+        tested = ensemble(run, english, methods)
     else:
-        tested = {"test": evaluate(run, english, method.mode)}
+        (method,) = methods.values()
+        trained, below = trained_by(run, english, method)
+        tested = {"transfer": trained} if method.trains else {}
+        tested["test"] = evaluate(run, trained, method.mode, below)
     return {**made, **run.translations, **tested}
 
 
@@ -203,10 +209,10 @@ def seconds_of(
 ) -> dict[str, float]:
     """Return the seconds that building each stage took, whenever it was built.
 
-    `total` is this run alone.
+    The stages of an ensemble are those of all its members. `total` is this run alone.
     """
     spent = {
-        stage: made[stage].seconds if stage in made else 0.0
+        stage: sum((a.seconds for name, a in made.items() if stage_of(name) == stage), 0.0)
         for stage in ("backbone", "finetune", "transfer", "test")
     }
     return {
@@ -214,6 +220,11 @@ def seconds_of(
         "translate": round(sum(made[name].seconds for name in translations), 3),
         "total": round(total, 3),
     }
+
+
+def stage_of(name: str) -> str:
+    """Return the stage of an artifact's name: "transfer" of "transfer lora", a member's."""
+    return name.partition(" ")[0]
 
 
 def chrf_of(translations: dict[str, Artifact]) -> dict[str, float | None]:
@@ -274,7 +285,7 @@ def pinned(cfg: Config, required: bool = True) -> Config:
         UserError: a commit is not known, without network or because there is no such checkpoint.
     """
     read: dict[str, Any] = {"model": cfg.model}
-    if METHODS[cfg.method.name].translates and cfg.mt.kind == "model":
+    if any(m.translates for m in members_of(cfg.method).values()) and cfg.mt.kind == "model":
         read["mt"] = cfg.mt
     found: dict[str, Any] = {}
     for name, part in read.items():
@@ -348,14 +359,23 @@ def repeatable(examples: Sequence[Example]) -> set[tuple[str, ...]]:
     return {e.texts for e in examples if any(text.strip() for text in e.texts)}
 
 
-def check_translations(maker: Translator, task: Task, lang: str, method: Method) -> None:
-    """Find out before any model is loaded whether the translations that a method needs can be had.
+def needed_translations(cfg: Config, task: Task) -> list[str]:
+    """Return the roles whose examples a run translates: of the training data, and "test"."""
+    methods = members_of(cfg.method).values()
+    roles = [*task.training_roles] if any(m.trains for m in methods) else []
+    if cfg.method.name == ENSEMBLE and cfg.method.weights == "validation":
+        roles.append("validation")
+    if any(m.reads_translated_tests for m in methods):
+        roles.append("test")
+    return list(dict.fromkeys(roles))
+
+
+def check_translations(maker: Translator, task: Task, lang: str, roles: Sequence[str]) -> None:
+    """Find out before any model is loaded whether the translations of some roles can be had.
 
     Raises:
         UserError: they cannot.
     """
-    needed = [(task.english, role, lang) for role in task.training_roles if method.trains]
-    if method.reads_translated_tests:
-        needed.append((lang, "test", task.english))
-    for own, role, other in needed:
+    for role in roles:
+        own, other = (lang, task.english) if role == "test" else (task.english, lang)
         maker.identity(task.load(own, role), other)

@@ -35,21 +35,19 @@ def write_outputs(
     """
     with _taken_back(folder):
         (folder / "curves").mkdir(exist_ok=True)
-        for name, stage in (("english", "finetune"), ("adapter", "transfer")):
-            if stage in made:
-                saved = next(p for p in made[stage].path.iterdir() if p.is_dir())
-                shutil.copytree(
-                    saved, folder / name, dirs_exist_ok=True, copy_function=link_weights
-                )
-                shutil.copyfile(
-                    made[stage].path / "metrics.csv", folder / "curves" / f"{stage}.csv"
-                )
+        trained = {name: a for name, a in made.items() if a.kind in ("finetune", "transfer")}
+        for name, artifact in trained.items():
+            saved = next(p for p in artifact.path.iterdir() if p.is_dir())
+            place = folder / place_of(name, saved)
+            shutil.copytree(saved, place, dirs_exist_ok=True, copy_function=link_weights)
+            curve = folder / "curves" / f"{name.replace(' ', '_')}.csv"
+            shutil.copyfile(artifact.path / "metrics.csv", curve)
         shutil.copyfile(made["test"].path / "predictions.parquet", folder / "predictions.parquet")
-        trained = {stage: made[stage].info for stage in ("finetune", "transfer") if stage in made}
+        training = {name: artifact.info for name, artifact in trained.items()}
         facts = {
             "data": data,
-            "parameters": list(trained.values())[-1]["parameters"],
-            "training": trained,
+            "parameters": trained_parameters(training),
+            "training": training,
             "test": made["test"].info,
             "translations": {name: a.info for name, a in made.items() if a.kind == "translation"},
             "seconds": measured["seconds"],
@@ -68,6 +66,31 @@ def write_outputs(
         write_json(folder / CHECKSUMS, {**seal(folder), "metrics.json": seal_of(part)})
         write_text(folder / "README.md", run_page(measured, facts, folder))
         part.replace(folder / "metrics.json")
+
+
+def place_of(name: str, saved: Path) -> str:
+    """Return the folder of a run that keeps trained weights.
+
+    Args:
+        name: name of the artifact: `finetune`, `transfer`, or `transfer <member of an ensemble>`.
+        saved: folder of the artifact, whose name is `adapter` or `model`.
+    """
+    stage, _, member = name.partition(" ")
+    place = "english" if stage == "finetune" else saved.name
+    return f"{place}_{member}" if member else place
+
+
+def trained_parameters(training: Mapping[str, Any]) -> dict[str, int]:
+    """Count the parameters that the method trains, and all that it needs to answer.
+
+    Args:
+        training: name -> facts of each training. Those of an ensemble's members add up; English
+            fine-tuning counts if nothing else is trained.
+    """
+    counts = [f["parameters"] for name, f in training.items() if name != "finetune"]
+    counts = counts or [training["finetune"]["parameters"]]
+    total = counts[0]["total"] + sum(c["trainable"] for c in counts[1:])
+    return {"trainable": sum(c["trainable"] for c in counts), "total": total}
 
 
 @contextmanager

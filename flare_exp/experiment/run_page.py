@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flare_exp.config.methods import METHODS
+from flare_exp.config.methods import ENSEMBLE, METHODS
 from flare_exp.data.pairing_mode import PairingMode
 
 FILES = {
     "metrics.json": "scores (fractions) and seconds per stage",
-    "predictions.parquet": "id, gold, prediction, target and source text of every test example",
+    "predictions.parquet": "id, gold, prediction, probabilities of the labels, target and source "
+    "text of every test example",
     "provenance.json": "commit, versions, data fingerprints, parameters, memory, artifacts",
     "config.yaml": "the resolved configuration",
     "english/": "the English model or its adapter",
     "adapter/": "the target language's adapter, in PEFT format",
+    "model/": "the target language's model, in transformers format (method=full)",
     "curves.png": "loss and validation metric of both trainings; curves/ has the numbers",
     "checksums.json": "SHA-256 of the results: a damaged one is noticed, and made again by the "
     "same command",
@@ -61,13 +63,7 @@ def run_page(measured: Mapping[str, Any], facts: Mapping[str, Any], folder: Path
         "",
         f"    python -m flare_exp {shlex.join(facts['command'][1:])}".rstrip(),
         "",
-        "To load the model and use it, from the folder above this one:",
-        "",
-        "    import flare_exp",
-        "",
-        f'    run = flare_exp.load("{folder.name}")',
-        f"    run.predict({_usage(measured['method'])})",
-        "",
+        *_usage(measured["method"], folder),
         "| file | content |",
         "|---|---|",
         *(f"| `{name}` | {FILES[name]} |" for name in listed),
@@ -88,9 +84,20 @@ def _table(measured: Mapping[str, Any], method: str, examples: int) -> list[str]
     return [f"| {' | '.join(row)} |" for row in cells]
 
 
-def _usage(method: str) -> str:
-    """Return the arguments of `predict`, as text."""
+def _usage(method: str, folder: Path) -> list[str]:
+    """Return the lines that say how to load the model; an ensemble has none of its own."""
+    if method == ENSEMBLE:
+        return []
     mode = METHODS[method].mode
-    if mode is PairingMode.PAIRED:
-        return "texts, sources=english_texts"
-    return "english_texts" if mode is PairingMode.TRANSLATED else "texts"
+    arguments = "english_texts" if mode is PairingMode.TRANSLATED else "texts"
+    if mode in (PairingMode.PAIRED, PairingMode.JOINT):
+        arguments = "texts, sources=english_texts"
+    return [
+        "To load the model and use it, from the folder above this one:",
+        "",
+        "    import flare_exp",
+        "",
+        f'    run = flare_exp.load("{folder.name}")',
+        f"    run.predict({arguments})",
+        "",
+    ]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
+from flare_exp.config.methods import METHODS
 from flare_exp.config.schema import Config
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.pairing_mode import PairingMode
@@ -51,7 +52,11 @@ class Estimate:
 
 def _saved(dry: DryRun, name: str, counts: Mapping[str, int]) -> int:
     """Return the bytes of what a training stage leaves, with its two checkpoints on the way."""
-    full = name == "finetune" and dry.run.cfg.finetune.tuning == "full"
+    full = (
+        dry.run.cfg.finetune.tuning == "full"
+        if name == "finetune"
+        else METHODS[dry.run.cfg.method.name].full
+    )
     copies = 3 if dry.run.cfg.task.select == "best" else 1
     return 4 * (copies - 1) * counts["trainable"] + 4 * (
         counts["total"] if full else counts["trainable"]

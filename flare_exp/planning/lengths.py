@@ -48,6 +48,11 @@ class CountingPreprocessor(GenerationPreprocessor):
             for e in examples
         ]
 
+    def joint(self, target: Item, source: Item) -> Item:
+        """Return a target that is as long as it is together with its source."""
+        tokens = sum(len(item["inputs"]["input_ids"]) for item in (target, source))
+        return {**target, "inputs": {"input_ids": range(tokens)}}
+
     def _windows(self, length: int) -> list[tuple[int, int]]:
         """Return first and last token of each window of a text, or of what a cut text keeps."""
         if self.stride is None or length <= self.max_length:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flare_exp.config import composition, schema
+from flare_exp.config.methods import ENSEMBLE, members_of
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.runs import quiet
 
@@ -107,11 +108,13 @@ def looked_up(
 ) -> list[Job]:
     """Return the jobs, with the artifacts that each builds, finds, or shares with an earlier one.
 
-    Jobs that a grid leaves out are left out here, too.
+    Jobs that a grid leaves out are left out here, too. An ensemble is planned as one job for each
+    of its members: averaging their probabilities takes no time.
     """
     found: list[Job] = []
     building: dict[str, int] = {}  # artifact -> the job that builds it
-    for number, (overrides, cfg) in enumerate(_progress(jobs, "looking at")):
+    every = [member for job in jobs for member in _members(*job)]
+    for number, (overrides, cfg) in enumerate(_progress(every, "looking at")):
         if multirun and composition.without_fusion(cfg, overrides):
             continue  # a grid leaves this job out, too
         job = _looked_at(number, overrides, settled(cfg), scratch)
@@ -121,6 +124,16 @@ def looked_up(
                 job.owners[name] = owner if owner != number else None
         found.append(job)
     return found
+
+
+def _members(overrides: list[str], cfg: schema.Config) -> Iterator[tuple[list[str], schema.Config]]:
+    """Yield overrides and configuration of a job, or of each member of an ensemble."""
+    if cfg.method.name != ENSEMBLE:
+        yield overrides, cfg
+        return
+    rest = [o for o in overrides if not o.startswith("method")]
+    for name in cfg.method.of:
+        yield [*rest, f"method={name}"], replace(cfg, method=schema.MethodConfig(name, name))
 
 
 def price(jobs: Sequence[Job], scratch: Path) -> None:
@@ -251,14 +264,13 @@ def settled(cfg: schema.Config) -> schema.Config:
 
 def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: Path) -> Job:
     """Return one job with its artifacts, downloads and data sizes, without any cost."""
-    from flare_exp.config.methods import METHODS
     from flare_exp.experiment import pipeline
     from flare_exp.planning import costs
     from flare_exp.planning.preview import preview
 
-    dry, method = preview(cfg, scratch), METHODS[cfg.method.name]
-    made = pipeline.run_stages(dry.run, method)
-    reads_mt = dry.untranslated or method.mode is PairingMode.LATENT
+    dry, methods = preview(cfg, scratch), members_of(cfg.method)
+    made = pipeline.run_stages(dry.run, methods)
+    reads_mt = dry.untranslated or methods[cfg.method.name].mode is PairingMode.LATENT
     if reads_mt and dry.mt.missing:
         made["mt"] = dry.mt.missing
     names = {dry.run.task.english: "English", cfg.task.lang: "target"}

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from flare_exp.artifacts import Artifact
-from flare_exp.config.methods import METHODS
+from flare_exp.config.methods import members_of
 from flare_exp.config.schema import Config
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
@@ -113,7 +113,7 @@ def shorten(config: PreTrainedConfig, depth: int) -> None:
 def is_sketch(cfg: Config) -> bool:
     """Return True if a model that is trained, or read for its states, is not here."""
     needed = [(cfg.model.path, cfg.model.revision)]
-    if METHODS[cfg.method.name].mode is PairingMode.LATENT:
+    if any(method.mode is PairingMode.LATENT for method in members_of(cfg.method).values()):
         needed.append((cfg.mt.path, cfg.mt.revision))
     return any(path is not None and not weights_here(path, revision) for path, revision in needed)
 

@@ -84,6 +84,8 @@ def build_english(dry: DryRun) -> nn.Module:
 def build_adapted(dry: DryRun, english: Artifact) -> tuple[nn.Module, SourceEncoder | None]:
     """Build the model that is trained in the transfer, and its source if it fuses."""
     method = METHODS[dry.run.cfg.method.name]
+    if method.full:
+        return dry.run.models.english_model(english).model.requires_grad_(True), None
     fusion = fusion_options(dry.run, method.mode) if method.fuses else None
     model = dry.run.models.add_adapter(dry.run.models.english_model(english), **(fusion or {}))
     return model, dry.run.source(model) if fusion else None

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from flare_exp.data.generation import padded_answers
 from flare_exp.data.preprocessing import Prediction
 from flare_exp.flare.source_states import positions
-from flare_exp.training.global_batch import global_mean, real_row_mask, upcast
+from flare_exp.training.global_batch import global_mean, likeliest, real_row_mask, upcast
 from flare_exp.training.modules import FusionModule
 
 
@@ -154,18 +154,19 @@ class GenerationModule(FusionModule):
 
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
         """Return one answer per row: the likeliest candidate or a generated text."""
-        return [
-            Prediction(text)
-            for text in (self.choose(batch) if self.candidates else self.generate(batch))
-        ]
+        if self.candidates:
+            return self.choose(batch)
+        return [Prediction(text) for text in self.generate(batch)]
 
-    def choose(self, batch: dict[str, Any]) -> list[str]:
-        """Return the likeliest candidate of each prompt, scored exactly with EOS."""
+    def choose(self, batch: dict[str, Any]) -> list[Prediction]:
+        """Return the likeliest candidate of each prompt, scored exactly with EOS.
+
+        The probabilities are those of the candidates given that the answer is one of them.
+        """
         rows = len(batch["index"])
         repeated = {name: x.to(self.device).repeat(rows, 1) for name, x in self.candidates.items()}  # type: ignore[union-attr]
         chosen, _ = self(batch, repeated)
-        best = chosen.sum(1).view(rows, -1).argmax(1)
-        return [self.decoding.candidates[i] for i in best.tolist()]
+        return likeliest(chosen.sum(1).view(rows, -1), self.decoding.candidates)
 
     @torch.no_grad()
     def generate(self, batch: dict[str, Any]) -> list[str]:

@@ -1,4 +1,7 @@
-"""Average losses over a global batch, of which this process reads a part, without padding rows."""
+"""Turn outputs into losses over a global batch, of which this process reads a part, and labels.
+
+Padding rows do not count.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,20 @@ from flare_exp.data.preprocessing import Prediction
 def upcast(logits: Tensor) -> Tensor:
     """Return logits in at least float32, the type in which losses are computed."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def likeliest(logits: Tensor, labels: Sequence[str]) -> list[Prediction]:
+    """Return the label with the highest logit of every row, and the probabilities of all labels.
+
+    Args:
+        logits: [B, labels], up to a constant per row.
+        labels: names of the labels.
+    """
+    chosen, probabilities = logits.argmax(-1).tolist(), logits.softmax(-1).tolist()
+    return [
+        Prediction(labels[i], probabilities=tuple(row))
+        for i, row in zip(chosen, probabilities, strict=True)
+    ]
 
 
 def global_mean(total: Tensor, count: Tensor, batch: Mapping[str, Any]) -> Tensor:

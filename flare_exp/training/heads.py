@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flare_exp.data.preprocessing import Prediction
 from flare_exp.data.question_answering import best_spans
-from flare_exp.training.global_batch import global_mean, real_row_mask, upcast
+from flare_exp.training.global_batch import global_mean, likeliest, real_row_mask, upcast
 from flare_exp.training.modules import FusionModule
 
 IGNORED = -100  # label of a row that does not count in the loss
@@ -71,8 +71,8 @@ class ClassificationModule(HeadModule):
         return global_mean(total, (labels != IGNORED).sum(), batch)
 
     def predictions_from_output(self, output: Tensor, batch: dict[str, Any]) -> list[Prediction]:
-        """Return the likeliest label of every row."""
-        return [Prediction(self.labels[i]) for i in output.argmax(-1).tolist()]
+        """Return the likeliest label of every row, with the probabilities of all labels."""
+        return likeliest(upcast(output), self.labels)
 
 
 class SpanModule(HeadModule):

@@ -84,7 +84,7 @@ WRONG = [
         "every layer fuses the same states",
     ),
     (["source.cache=tape"], "source.cache=tape: choose one of off, memory, disk"),
-    (["method.name=flair"], "method.name=flair: choose one of flare, "),
+    (["method.name=flair"], "method.name=flair: choose one of ensemble, flare, "),
     (["decode.name=x"], "decode.name=x: choose one of generate, score"),
     (["optim._partial_=true"], "optim._partial_: is no longer an option"),
     (["task=nusax", "mt=file", "mt.path=/no/such"], "mt.path=/no/such: there is no such folder"),
@@ -99,7 +99,7 @@ WRONG = [
     (["model=custom"], "model.path=<hub id or checkpoint folder> is missing"),
     (["model=custom", "model.path=./no/such"], "there is no such folder"),
     (["source.shuffle=true", "source.empty=true"], "choose one ablation"),
-    (["method=lora", "source.empty=true"], "only flare and flare_mt read a source"),
+    (["method=lora", "source.empty=true"], "only input_fusion, flare, flare_mt read a source"),
     (["trainer.devices=2"], "choose trainer=ddp, fsdp or ddp_cpu"),
     (
         ["trainer=fsdp", "model=llama31"],

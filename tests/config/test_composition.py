@@ -39,17 +39,18 @@ def test_every_pair_of_model_task_and_method_composes(model):
     """Every model with every task, with the next method each time, so that every pair of two groups
     occurs.
     """
-    methods, first = GROUPS["method"], GROUPS["model"].index(model)
-    assert len(methods) <= min(len(GROUPS["task"]), len(GROUPS["model"]))
-    for number, task in enumerate(GROUPS["task"], first):
-        method = methods[number % len(methods)]
-        mt = ["mt=toy_nllb"] if method == "flare_mt" and task.startswith("toy") else []
-        assert (
-            problems(
-                f"model={model}", f"task={task}", f"method={method}", "model.path=org/name", *mt
-            )
-            == []
-        )
+    tasks, methods, first = GROUPS["task"], GROUPS["method"], GROUPS["model"].index(model)
+    assert len(methods) <= len(GROUPS["model"])
+    for number in range(max(len(tasks), len(methods))):
+        task, method = tasks[number % len(tasks)], methods[(number + first) % len(methods)]
+        if method == "ensemble" and task in ("toy_qa", "tydiqa", "xquad"):
+            continue  # it needs labels
+        given = [f"model={model}", f"task={task}", f"method={method}", "model.path=org/name"]
+        if method == "flare_mt" and task.startswith("toy"):
+            given.append("mt=toy_nllb")
+        if method == "full":  # large models are in 4 bits, which cannot be trained
+            given += ["model.quantize=null", "model.dtype=float32"]
+        assert problems(*given) == []
 
 
 def test_a_task_chooses_its_translation_and_the_user_wins():

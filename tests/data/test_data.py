@@ -59,9 +59,10 @@ def test_pairing_modes(task, tokenizer):
     by_mode = {mode: module(task, tokenizer, mode).pairs("test") for mode in PairingMode}
     read = {mode: texts(p.target for p in pairs) for mode, pairs in by_mode.items()}
     assert read["english"] == english
-    assert read["target"] == read["paired"] == far
+    assert read["target"] == read["paired"] == read["joint"] == far
     assert texts(p.source for p in by_mode["paired"]) == read["translated"] != english
-    assert all(p.source is None for mode in PairingMode if not mode.fuses for p in by_mode[mode])
+    assert by_mode["joint"] == by_mode["paired"]
+    assert all(p.source is None for mode in PairingMode if not mode.pairs for p in by_mode[mode])
     assert read["latent"] == texts(p.source for p in by_mode["latent"]) == far  # it reads itself
     # training pairs: the English original as source, its imperfect translation as target
     train = module(task, tokenizer, "paired").pairs("train")

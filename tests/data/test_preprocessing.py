@@ -360,14 +360,18 @@ def test_predictions_are_texts():
         "index": torch.tensor([0, 1]),
     }
     labels = ("negative", "neutral", "positive")
-    assert set(
-        ClassificationModule(random_backbone(("bert", "label")).model, labels).predict(batch)
-    ) <= {(label, 0.0) for label in labels}
+    bert = random_backbone(("bert", "label")).model
+    with torch.no_grad():
+        logits = bert(**batch["target"]).logits
+    for found, row in zip(ClassificationModule(bert, labels).predict(batch), logits, strict=True):
+        assert found.text == labels[row.argmax()]
+        assert found.probabilities == pytest.approx((row.exp() / row.exp().sum()).tolist())
     tokenizer, llama = byte_level(), random_backbone(("llama", "prompt")).model
     encode = {label: [4 + i, 9, 3] for i, label in enumerate(labels)}.__getitem__
-    assert set(
-        GenerationModule(llama, tokenizer, encode, AnswerDecoding(labels)).predict(batch)
-    ) <= {(label, 0.0) for label in labels}
+    for found in GenerationModule(llama, tokenizer, encode, AnswerDecoding(labels)).predict(batch):
+        best = max(range(3), key=found.probabilities.__getitem__)
+        assert found.text == labels[best]
+        assert sum(found.probabilities) == pytest.approx(1)
     free = GenerationModule(llama, tokenizer, encode, AnswerDecoding(max_new_tokens=4)).predict(
         batch
     )
@@ -530,3 +534,65 @@ def test_a_token_that_ends_where_an_answer_begins_is_no_part_of_it():
         2,
         2,
     )
+
+
+def joint(preprocessor, target, source):
+    return preprocessor.joint(preprocessor.encode([target])[0], preprocessor.encode([source])[0])
+
+
+def test_an_encoder_reads_the_target_and_then_its_source():
+    tokenizer = wordpiece()
+    preprocessor = classification.ClassificationPreprocessor(NusaX(), tokenizer, 6)
+    target, source = (
+        Example("nusax/jav/test/0", "0", (text,), 1) for text in ("the soup was good", "bad soup")
+    )
+    item = joint(preprocessor, target, source)
+    expected = tokenizer("the soup was good", "bad soup")  # as two segments of one input
+    assert item["inputs"] == dict(expected)
+    assert (item["label"], item["cut"]) == (1, False)
+    # each of the two has the room that it has alone
+    long = Example("nusax/jav/test/1", "1", ("the soup was good in rome",), 1)
+    cut = joint(preprocessor, target, long)
+    assert cut["cut"]
+    assert len(cut["inputs"]["input_ids"]) == 6 + 5
+
+
+def test_a_decoder_reads_the_source_before_the_prompt():
+    tokenizer = byte_level()
+    preprocessor = generation.GenerationPreprocessor(NusaX(), tokenizer, 100)
+    target, source = (
+        Example("nusax/jav/test/0", "0", (text,), 1) for text in ("enak tenan", "very good")
+    )
+    item = joint(preprocessor, target, source)
+    assert tokenizer.decode(item["inputs"]["input_ids"]) == (
+        "<bos>very good\nSentiment:\n\nenak tenan\nSentiment:"
+    )
+    assert item["answer"] == preprocessor.encode([target])[0]["answer"]
+
+
+@pytest.mark.parametrize("stride", [None, 4])
+def test_the_answer_of_a_joint_input_is_in_the_target(stride):
+    """The source has the answer's word too, and no place of it counts."""
+    tokenizer = wordpiece()
+    room = 64 if stride is None else 20
+    preprocessor = question_answering.ExtractiveQAPreprocessor(TyDiQA(), tokenizer, room, stride)
+    context = "the soup was good and bad in rome on monday . " * (1 if stride is None else 3)
+    target = question(context, "monday")
+    source = question("on monday the soup was bad in rome .", "rome")
+    alone = preprocessor.encode([target])
+    beside = preprocessor.encode_sources([source])[0]
+    for item in alone:
+        both = preprocessor.joint(item, beside)
+        ids, offsets = both["inputs"]["input_ids"], both["offsets"]
+        assert len(ids) == len(offsets) > len(item["offsets"])
+        for i in range(len(ids)):  # every token of the context is the word at its place
+            first, last = offsets[i]
+            if first >= 0:
+                word = tokenizer.convert_ids_to_tokens(ids[i])
+                assert context[first:last].startswith(word.removeprefix("##")[:1])
+        assert sum(o[0] >= 0 for o in offsets) == sum(o[0] >= 0 for o in item["offsets"])
+        if item["span"][0] >= 0 and item["span"][0] != item["null"]:
+            first, last = both["span"]
+            assert context[offsets[first][0] : offsets[last][1]] == "monday"
+        if stride is not None:
+            assert ids[both["null"]] == tokenizer.cls_token_id

@@ -15,7 +15,7 @@ from tables import write_rows
 import flare_exp
 from flare_exp import code
 from flare_exp.config import composition, constraints, schema, validation
-from flare_exp.config.methods import METHODS
+from flare_exp.config.methods import members_of
 from flare_exp.errors import UserError
 from flare_exp.experiment import checkpoints, pipeline
 from flare_exp.models import backbones, families
@@ -68,12 +68,14 @@ RUNS = {
         "trainer=ddp_cpu",
         "task.form=generative",
     ],
+    "ensemble": ["method=ensemble"],
 }
 # Another value of options whose type does not tell one; a list: overrides, where a name alone means
 # nothing.
 ANOTHER = {
     "task.name": ["task=toy_nli"],
     "method.name": ["method=translate_test"],
+    "method.of": ["lora", "zero_shot"],
     "fusion.name": ["fusion=mul"],
     "mt.name": ["mt=gold"],
     "decode.name": "score",
@@ -164,7 +166,7 @@ def digests(place):
                 pipeline.with_device_defaults(cfg, cfg.trainer.accelerator == "gpu")
             )
             dry = preview.preview(cfg, place / "scratch")
-            made = pipeline.run_stages(dry.run, METHODS[cfg.method.name])
+            made = pipeline.run_stages(dry.run, members_of(cfg.method))
             if dry.mt.missing:
                 made["mt"] = dry.mt.missing
             # a translation that is not there goes by its digest

@@ -6,13 +6,14 @@ import weakref
 import pytest
 import torch
 from omegaconf import OmegaConf
+from pyarrow.parquet import read_table
+from runs import last_of_each
 from safetensors.torch import load_file
 from small_checkpoints import tiny_checkpoint, untied
 
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.config import validation
-from flare_exp.config.methods import METHODS
-from flare_exp.data.pairing_mode import PairingMode
+from flare_exp.config.methods import METHODS, members_of
 from flare_exp.experiment import checkpoints, fitting, pipeline
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.testing import evaluate
@@ -58,7 +59,7 @@ def make_run(checkpoint, tmp_path):
             f"output_dir={tmp_path}",
             *overrides,
         ]
-        (composed,), problems = validation.validate(given, False)
+        (composed,), problems = validation.validate(last_of_each(given), False)
         assert problems == []
         cfg = pipeline.resolve_hardware(OmegaConf.to_object(composed))
         store = ArtifactStore(cfg.cache_dir, distributed.SINGLE_PROCESS)
@@ -69,8 +70,8 @@ def make_run(checkpoint, tmp_path):
     return make
 
 
-def transfer(run, mode=PairingMode.PAIRED):
-    return run_transfer(run, finetune(run), mode)
+def transfer(run, method="flare"):
+    return run_transfer(run, finetune(run), METHODS[method])
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_cached_states_are_those_of_a_live_pass(make_run, read_states, precision
         run = make_run(f"trainer.precision={precision}", f"source.cache={cache}", cache=cache)
         english = finetune(run)
         read_states.clear()
-        run_transfer(run, english, PairingMode.PAIRED)
+        run_transfer(run, english, METHODS["flare"])
         found.append(read_states[:4])  # of the first step: two projections of two blocks
     expected, *others = found
     assert len(expected) == 4
@@ -137,7 +138,7 @@ def test_source_states_are_given_up_after_a_stage(make_run, read_states, cache):
     source = run.source
     run.source = lambda model: held.append(source(model)) or held[-1]  # as a module that lives on
     english = finetune(run)
-    adapted = run_transfer(run, english, PairingMode.PAIRED)
+    adapted = run_transfer(run, english, METHODS["flare"])
     assert read_states
     evaluate(run, adapted, "paired", english)
     assert len(held) == 2
@@ -170,7 +171,7 @@ def test_a_translation_model_is_given_up_when_its_work_is_done(make_run, monkeyp
 
     monkeypatch.setattr(fitting, "fit", watched)
     english = finetune(run)
-    adapted = run_transfer(run, english, mode)
+    adapted = run_transfer(run, english, METHODS[method])
     assert {name for name, _ in loaded} == (
         {"engine"} if method == "flare" else {"engine", "encoder"}
     )
@@ -192,7 +193,7 @@ def test_trained_embeddings_of_a_bfloat16_decoder_go_through_the_stages(make_run
     ]
     run = make_run(*chosen, path=path)
     english = finetune(run)
-    adapted = run_transfer(run, english, PairingMode.PAIRED)
+    adapted = run_transfer(run, english, METHODS["flare"])
     evaluate(run, adapted, "paired", english)
     before = load_file(path / "model.safetensors")
     for artifact in (english, adapted):
@@ -202,3 +203,81 @@ def test_trained_embeddings_of_a_bfloat16_decoder_go_through_the_stages(make_run
         assert 0 < (now - before["model.embed_tokens.weight"]).abs().max() < 0.1
         before = {"model.embed_tokens.weight": now}  # the transfer begins with the English ones
         assert "base_model.model.lm_head.weight" in weights
+
+
+def test_full_trains_every_weight_and_its_model_is_the_one_that_is_tested(make_run):
+    run = make_run("method=full", "transfer.lr=1e-3", "finetune.tuning=lora")
+    made = pipeline.run_stages(run, members_of(run.cfg.method))
+    before = load_file(run.backbone.path / "model.safetensors")
+    after = load_file(made["transfer"].path / "model" / "model.safetensors")
+    counts = made["transfer"].info["parameters"]
+    assert counts["trainable"] == counts["total"]
+    unchanged = {k for k in before if k in after and torch.equal(before[k], after[k])}
+    # positions beyond the longest text have no gradient, but weight decay
+    assert unchanged <= {"roberta.embeddings.token_type_embeddings.weight"}
+    assert made["test"].digest != made["zero_shot"].digest
+
+
+def test_an_ensemble_is_the_weighted_mean_of_its_members_probabilities(make_run):
+    """Against the members' own predictions, and weights found by trying all of them by hand."""
+    methods = ["lora", "translate_test"]
+    given = ["method=ensemble", "mt.noise=0.5", "task.limit=40", "finetune.lr=1e-2"]
+    run = make_run(*given)
+    made = pipeline.run_stages(run, members_of(run.cfg.method))
+    for name in methods:
+        alone = make_run(*given[1:], f"method={name}")
+        assert pipeline.run_stages(alone, members_of(alone.cfg.method))["test"].digest == (
+            made[f"test {name}"].digest
+        ), "the members are the runs of these methods"
+
+    def probabilities(kind):
+        tables = [
+            read_table(made[f"{kind} {name}"].path / "predictions.parquet") for name in methods
+        ]
+        assert all(table["id"] == tables[0]["id"] for table in tables)
+        found = [torch.tensor(t["probabilities"].to_pylist(), dtype=torch.float64) for t in tables]
+        assert all(torch.allclose(p.sum(1), torch.ones(len(p)).double()) for p in found)
+        return found, tables[0]["gold"].to_pylist()
+
+    labels, (own, other), gold = run.task.labels, *probabilities("validation")
+
+    def score(weight, own, other, gold):
+        said = [labels[i] for i in (weight * own + (1 - weight) * other).argmax(1)]
+        return said, macro_f1(gold, said)
+
+    scores = {w / 10: score(w / 10, own, other, gold)[1] for w in range(11)}
+    best = min((w for w in scores if scores[w] == max(scores.values())), key=lambda w: abs(w - 0.5))
+    weights = made["test"].info["weights"]
+    assert weights == pytest.approx({"lora": best, "translate_test": 1 - best})
+    (own, other), gold = probabilities("test")
+    said, expected = score(best, own, other, gold)
+    table = read_table(made["test"].path / "predictions.parquet")
+    assert table["prediction"].to_pylist() == said
+    assert made["test"].info["metrics"]["macro_f1"] == pytest.approx(expected)
+    equal = make_run(*given, "method.weights=equal")
+    found = pipeline.run_stages(equal, members_of(equal.cfg.method))
+    assert not any(name.startswith("validation") for name in found)
+    assert found["test"].info["weights"] == {"lora": 0.5, "translate_test": 0.5}
+
+
+def macro_f1(gold, said):
+    classes = sorted({*gold, *said})
+    hits = {c: sum(g == s == c for g, s in zip(gold, said, strict=True)) for c in classes}
+    return sum(2 * hits[c] / (gold.count(c) + said.count(c)) for c in classes) / 3
+
+
+def test_wrong_words_can_be_in_the_test_sources_alone(make_run):
+    """The same adapter is then tested with sources of every quality."""
+    clean, noisy, both = (
+        pipeline.run_stages(run, members_of(run.cfg.method))
+        for run in (
+            make_run("mt.noise=0"),
+            make_run("mt.noise=0.5", "mt.noise_in=test"),
+            make_run("mt.noise=0.5"),
+        )
+    )
+    assert noisy["transfer"].digest == clean["transfer"].digest != both["transfer"].digest
+    assert noisy["test"].digest != clean["test"].digest
+    train = make_run("mt.noise=0.5", "mt.noise_in=train")
+    found = pipeline.run_stages(train, members_of(train.cfg.method))
+    assert found["transfer"].digest == both["transfer"].digest

@@ -517,7 +517,7 @@ def test_candidates_are_scored_as_one_at_a_time(family):
     )
     target, source = batches(kind)
     batch = {"target": target, "source": source, "index": torch.arange(3)}
-    chosen = module.choose(batch)
+    chosen = [found.text for found in module.choose(batch)]
     found, _ = module(batch, {name: x.repeat(3, 1) for name, x in module.candidates.items()})
     for row in range(3):
         alone = [

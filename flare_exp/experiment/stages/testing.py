@@ -10,8 +10,9 @@ from torch import nn
 
 from flare_exp.artifacts import Artifact
 from flare_exp.code import code_of
-from flare_exp.data.datamodule import PairedDataModule
+from flare_exp.data.dataset import PairedDataset
 from flare_exp.data.pairing_mode import PairingMode
+from flare_exp.data.preprocessing import Prediction
 from flare_exp.experiment import fitting
 from flare_exp.experiment.building import saved_weights
 from flare_exp.experiment.context import RunContext, pairs_digest
@@ -23,21 +24,26 @@ from flare_exp.utils import files
 
 
 def evaluate(
-    run: RunContext, trained: Artifact, mode: PairingMode, english: Artifact | None = None
+    run: RunContext,
+    trained: Artifact,
+    mode: PairingMode,
+    english: Artifact | None = None,
+    role: str = "test",
 ) -> Artifact:
-    """Predict and score the test split.
+    """Predict and score a split.
 
     Args:
         trained: the model, or the adapter, that is tested.
         mode: pairing mode of the test data.
         english: the English model below the adapter `trained`; None: `trained` is a model itself.
+        role: "test", or "validation" to choose the weights of an ensemble.
     """
     cfg, data, back = run.cfg, run.data(mode), run.answers_back(mode)
     key: dict[str, Any] = {
         "stage": "test",
         "model": trained.digest,
-        "data": pairs_digest(data, "test"),
-        **run.reading,
+        "data": pairs_digest(data, role),
+        **run.reading_of(mode),
     }
     if back:
         identity = back.texts_identity(run.task.english, cfg.task.lang)
@@ -48,25 +54,31 @@ def evaluate(
         module = fitting.make_module(run, *trained_model(run, trained, english))
         options = {"enable_checkpointing": False, "logger": False}
         trainer = fitting.make_trainer(run, "test", [Interruptible(run.distributed)], **options)
-        outputs: Sequence[Any] = trainer.predict(module, data) or ()
+        outputs: Sequence[Any] = trainer.predict(module, data.in_order(role)) or ()
         found = all_gather_dict({row: text for output in outputs for row, text in output.items()})
         if not run.distributed.is_main:
             return {}
-        said = data.dataset("test").texts(found)
+        best = data.dataset(role).best(found)
+        said = [prediction.text for prediction in best]
         predicted = back.texts(said, run.task.english, cfg.task.lang) if back else said
-        rows = _rows(run, data, predicted, said if back else None)
+        rows = _rows(run, data.dataset(role), predicted, best, said if back else None)
         files.write_parquet(folder / "predictions.parquet", rows)
-        return _facts(run, data, predicted)
+        return _facts(run, data.dataset(role), predicted)
 
     return run.store.get("test", key, build, collective=True)
 
 
 def _rows(
-    run: RunContext, data: PairedDataModule, predicted: Sequence[str], said: Sequence[str] | None
+    run: RunContext,
+    dataset: PairedDataset,
+    predicted: Sequence[str],
+    best: Sequence[Prediction],
+    said: Sequence[str] | None,
 ) -> list[dict[str, Any]]:
     """Return the rows of predictions.parquet. `said`: the English answers before translation."""
     rows = []
-    for i, (pair, text) in enumerate(zip(data.dataset("test").pairs, predicted, strict=True)):
+    for i, (pair, text) in enumerate(zip(dataset.pairs, predicted, strict=True)):
+        probabilities = [*best[i].probabilities]
         gold = run.task.gold(pair.scored)
         rows.append(
             {
@@ -74,6 +86,7 @@ def _rows(
                 "gold": gold[0] if run.task.labels else list(gold),
                 "prediction": text,
                 **({"english_prediction": said[i]} if said is not None else {}),
+                **({"probabilities": probabilities} if probabilities else {}),
                 "target": "\n".join(pair.target.texts),
                 "source": None if pair.source is None else "\n".join(pair.source.texts),
             }
@@ -81,9 +94,9 @@ def _rows(
     return rows
 
 
-def _facts(run: RunContext, data: PairedDataModule, predicted: Sequence[str]) -> dict[str, Any]:
+def _facts(run: RunContext, dataset: PairedDataset, predicted: Sequence[str]) -> dict[str, Any]:
     """Return scores and counts for the manifest."""
-    dataset, labels = data.dataset("test"), run.task.labels
+    labels = run.task.labels
     return {
         "metrics": run.task.score(predicted, [p.scored for p in dataset.pairs]),
         "examples": len(predicted),

@@ -1,4 +1,7 @@
-"""Stage 3: train a new adapter on English-paired translations, on the frozen English model."""
+"""Stage 3: train a new adapter on English-paired translations, on the frozen English model.
+
+Method `full` trains all weights of the English model instead.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 
 from flare_exp.artifacts import Artifact, digest_of
 from flare_exp.code import code_of
+from flare_exp.config.methods import Method
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.source_cache import cached_states
@@ -18,14 +22,24 @@ from flare_exp.experiment.context import RunContext, device_of, pairs_digest
 from flare_exp.flare.source_encoders import MTSourceEncoder, SourceEncoder
 
 
-def transfer(run: RunContext, english: Artifact, mode: PairingMode) -> Artifact:
-    """Train a new adapter (and the head) for the target language.
+def trained_by(
+    run: RunContext, english: Artifact, method: Method
+) -> tuple[Artifact, Artifact | None]:
+    """Return what a method tests, and the English model below it if that is an adapter."""
+    if not method.trains:
+        return english, None
+    return transfer(run, english, method), None if method.full else english
+
+
+def transfer(run: RunContext, english: Artifact, method: Method) -> Artifact:
+    """Train a new adapter (and the head), or all weights, for the target language.
 
     Args:
         english: the fine-tuned English model.
-        mode: pairing mode of the training data.
+        method: says what is read, fused and trained.
     """
-    cfg, data = run.cfg, run.data(mode)
+    cfg, mode = run.cfg, method.mode
+    data = run.data(mode)
     stage = run.capped(cfg.transfer)
     fusion = fusion_options(run, mode) if mode.fuses else None
     key: dict[str, Any] = {
@@ -33,9 +47,10 @@ def transfer(run: RunContext, english: Artifact, mode: PairingMode) -> Artifact:
         "english": english.digest,
         "data": pairs_digest(data, *run.task.training_roles),
         "fusion": fusion and {**fusion, "code": code_of("fusion")},
-        "adapter": asdict(cfg.adapter),
+        "adapter": None if method.full else asdict(cfg.adapter),
         "hyper": asdict(stage),
         **run.recipe,
+        **run.reading_of(mode),
     }
     if fusion and cfg.source.cache != "off" and cfg.source.dtype:
         key["states"] = cfg.source.dtype  # cached states are rounded to it
@@ -48,7 +63,11 @@ def transfer(run: RunContext, english: Artifact, mode: PairingMode) -> Artifact:
 
     def build(folder: Path) -> dict[str, Any]:
         run.mt.release()  # its translations are made
-        model = run.models.add_adapter(run.models.english_model(english), **(fusion or {}))
+        below = run.models.english_model(english)
+        if method.full:
+            model = below.model.requires_grad_(True)
+            return fitting.fit(run, "transfer", model, None, data, stage, folder / "model")
+        model = run.models.add_adapter(below, **(fusion or {}))
         source = run.source(model) if fusion else None
         if source and cfg.source.cache != "off":
             reader = run.mt.encoder_identity if mode is PairingMode.LATENT else english.digest

@@ -1,0 +1,169 @@
+"""Combine methods: a weighted mean of the probabilities that each of them gives to the labels.
+
+An ensemble of a method that reads the target text and one that reads its English translation uses
+the same two texts as a fusion does. A fusion that does not beat it is not worth its training.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from flare_exp.artifacts import Artifact
+from flare_exp.code import code_of
+from flare_exp.config.methods import Method
+from flare_exp.experiment.context import RunContext
+from flare_exp.experiment.stages.testing import evaluate
+from flare_exp.experiment.stages.transfer import trained_by
+from flare_exp.utils import files
+
+PARTS = 10  # weights are multiples of 1 / PARTS
+
+Score = Callable[[Sequence[str]], float]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A method of the ensemble: what it trained, and its predictions.
+
+    Attributes:
+        trained: the adapter or the model; the English model for methods that train nothing.
+        validation: predictions of the validation split; None where the weights are equal.
+        test: predictions of the test split.
+    """
+
+    trained: Artifact
+    validation: Artifact | None
+    test: Artifact
+
+
+def ensemble(
+    run: RunContext, english: Artifact, methods: Mapping[str, Method]
+) -> dict[str, Artifact]:
+    """Train and test every member as in a run of its own, and combine their predictions.
+
+    Args:
+        english: the fine-tuned English model.
+        methods: name -> method of each member.
+
+    Returns:
+        name in the provenance -> artifact; `test` is the ensemble's.
+    """
+    members = {name: _member(run, english, method) for name, method in methods.items()}
+    made: dict[str, Artifact] = {}
+    for name, member in members.items():
+        if methods[name].trains:
+            made[f"transfer {name}"] = member.trained
+        if member.validation:
+            made[f"validation {name}"] = member.validation
+        made[f"test {name}"] = member.test
+    return {**made, "test": _combined(run, members)}
+
+
+def _member(run: RunContext, english: Artifact, method: Method) -> Member:
+    trained, below = trained_by(run, english, method)
+    validation = None
+    if run.cfg.method.weights == "validation":
+        validation = evaluate(run, trained, method.mode, below, role="validation")
+    return Member(trained, validation, evaluate(run, trained, method.mode, below))
+
+
+def _combined(run: RunContext, members: Mapping[str, Member]) -> Artifact:
+    """Combine the members' test predictions."""
+    validated = [m.validation for m in members.values() if m.validation]
+    tested = [m.test for m in members.values()]
+    key = {
+        "stage": "ensemble",
+        "test": [artifact.digest for artifact in tested],
+        "validation": [artifact.digest for artifact in validated],
+        "metric": run.task.metric,
+        "code": code_of("ensemble"),
+    }
+
+    def build(folder: Path) -> dict[str, Any]:
+        weights: Sequence[float] = [1 / len(members)] * len(members)
+        if validated:
+            weights = _weights(run, validated)
+        given, rows = _probabilities(tested)
+        mean = mix(given, weights)
+        predicted = [run.task.labels[i] for i in mean.argmax(-1)]
+        examples = run.task.load(run.cfg.task.lang, "test")
+        for row, example, text, probabilities in zip(
+            rows, examples, predicted, mean.tolist(), strict=True
+        ):
+            row |= {"prediction": text, "probabilities": probabilities}
+            row |= {"target": "\n".join(example.texts), "source": None}
+        files.write_parquet(folder / "predictions.parquet", rows)
+        counts = {kind: sum(a.info[kind] for a in tested) for kind in ("truncated", "cut_off")}
+        return {
+            "metrics": run.task.score(predicted, examples),
+            "weights": dict(zip(members, weights, strict=True)),
+            "members": {name: m.test.info["metrics"] for name, m in members.items()},
+            "examples": len(predicted),
+            "unparsable": 0,
+            **counts,
+        }
+
+    return run.store.get("test", key, build)
+
+
+def _weights(run: RunContext, validated: Sequence[Artifact]) -> Sequence[float]:
+    """Choose the members' weights on their predictions of the validation split."""
+    task, (given, _) = run.task, _probabilities(validated)
+    examples = task.load(task.english, "validation")
+    return choose_weights(given, task.labels, lambda said: task.score(said, examples)[task.metric])
+
+
+def _probabilities(artifacts: Sequence[Artifact]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Read predictions: probabilities [members, examples, labels], and the first member's rows.
+
+    Raises:
+        ValueError: the members did not predict the same examples in the same order.
+    """
+    tables = [pq.read_table(a.path / "predictions.parquet").to_pylist() for a in artifacts]
+    ids = [[(row["id"], row["gold"]) for row in table] for table in tables]
+    if any(other != ids[0] for other in ids):
+        raise ValueError("the members of an ensemble predicted different examples")
+    return np.array([[row["probabilities"] for row in table] for table in tables]), tables[0]
+
+
+def mix(probabilities: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """Return the weighted mean over members: [members, examples, labels] -> [examples, labels]."""
+    return np.einsum("m,mnc->nc", np.asarray(weights), probabilities)
+
+
+def choose_weights(
+    probabilities: np.ndarray, labels: Sequence[str], score: Score
+) -> Sequence[float]:
+    """Return the weights whose mixture has the highest validation score.
+
+    All weights that are multiples of 1 / PARTS and sum to 1 are tried. Of equal scores, the weights
+    that are closest to equal ones win, since a small validation set has many ties.
+
+    Args:
+        probabilities: [members, examples, labels].
+        labels: names of the labels.
+        score: predicted labels -> the metric.
+    """
+    count = len(probabilities)
+
+    def worth(tried: Iterable[float]) -> tuple[float, float]:
+        weights = [*tried]
+        predicted = [labels[i] for i in mix(probabilities, weights).argmax(-1)]
+        distance = sum((w - 1 / count) ** 2 for w in weights)
+        return score(predicted), -round(distance, 9)
+
+    return list(max([*_grid(count)], key=worth))
+
+
+def _grid(count: int) -> Iterator[tuple[float, ...]]:
+    """Yield all weights of `count` members that are multiples of 1 / PARTS and sum to 1."""
+    for parts in itertools.product(range(PARTS + 1), repeat=count - 1):
+        if (left := PARTS - sum(parts)) >= 0:
+            yield tuple(part / PARTS for part in (*parts, left))
