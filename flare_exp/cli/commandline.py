@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from flare_exp.config import composition, schema
 
-# Subcommand -> its flags and its help. Each is a module flare_exp.cli.<name> with a function
-# `main(arguments) -> exit code`.
-COMMANDS = {
+# Subcommand -> its flags (None: it reads its words itself) and its help. Each is a module
+# flare_exp.cli.<name> with a function `main(arguments) -> exit code`.
+COMMANDS: dict[str, tuple[tuple[str, ...] | None, str]] = {
     "plan": (
         ("-m", "--multirun"),
         "what a run or a grid (-m) would build, need and take, without running it",
@@ -20,7 +20,10 @@ COMMANDS = {
         ("-m", "--multirun"),
         "fetch models and data from the hub, for runs without network",
     ),
-    "report": ((), "tables of finished runs: mean and standard deviation over seeds"),
+    "report": (
+        None,
+        "tables of finished runs, with intervals and ranks, also as CSV, LaTeX, HTML",
+    ),
     "status": (("--timeline",), "what has become of the jobs of a grid"),
 }
 SUBMIT = """\

@@ -160,6 +160,8 @@ def _command(name: str, arguments: Sequence[str]) -> int:
         return 0
     known, _ = commandline.COMMANDS[name]
     try:
+        if known is None:
+            return module.main(list(arguments))
         if unknown := [a for a in arguments if a.startswith("-") and a not in known]:
             raise UserError(
                 f"{unknown[0]}: there is no such flag; allowed: {', '.join((*known, '--help'))}"
@@ -260,7 +262,7 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
     states = before | {job.folder: slurm.ended(run_state.read(job.folder)) for job in missing}
     status.print_table(states, {job.folder: list(job.overrides) for job in jobs})
     if any(s.state == "done" for s in states.values()):
-        report.print_report([str(grid.folder)])
+        report.print_report([str(grid.folder)], mixed=True)
     return 0 if all(s.state == "done" for s in states.values()) else 1
 
 
@@ -314,7 +316,8 @@ class _Outcome:
         if self.grid and len(self.failed) < len(self.grid.numbers):
             from flare_exp.cli.report import print_report
 
-            print_report([str(self.grid.folder)])
+            # a grid may well have options of the data; its table says so
+            print_report([str(self.grid.folder)], mixed=True)
         if self.failed and self.grid:
             print(
                 f"{len(self.failed)} of {len(self.grid.numbers)} jobs of the grid failed:",

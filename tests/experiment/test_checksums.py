@@ -9,11 +9,11 @@ import pytest
 from small_checkpoints import tiny_checkpoint
 
 import flare_exp
-from flare_exp.cli import report
 from flare_exp.cli.main import main
 from flare_exp.errors import UserError
 from flare_exp.experiment import checksums, run_state
 from flare_exp.experiment.checksums import CHECKSUMS, damage, seal, seal_of
+from flare_exp.report import runs as report
 
 
 def flip(path, at=None):

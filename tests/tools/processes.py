@@ -37,6 +37,7 @@ PRELOADED = [
     "flare_exp.experiment.pipeline",
     "flare_exp.experiment.notes",
     "flare_exp.cli.report",
+    "flare_exp.report.writers.terminal",
     "flare_exp.cli.prefetch",
     "hydra.main",
     "hydra._internal.hydra",

@@ -1,0 +1,93 @@
+"""Find runs that one table must not compare: other data, splits, checkpoints or code."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from flare_exp.report.runs import Cell, Run
+
+SPLITS = (
+    "task.train_split",
+    "task.validation_split",
+    "task.test_split",
+    "task.english_test_split",
+    "task.limit",
+)
+
+
+def splits(run: Run) -> dict[str, Any]:
+    """Return the options that say which examples a run reads."""
+    return {key: run.options.get(key) for key in SPLITS}
+
+
+def fingerprints(run: Run) -> dict[str, Any]:
+    """Return the fingerprint of each split that a run has read."""
+    found = run.provenance.get("data", {})
+    return {f"data fingerprint of {name}": facts["fingerprint"] for name, facts in found.items()}
+
+
+def checkpoint(run: Run) -> dict[str, Any]:
+    """Return the digest of the backbone, and its commit on the hub."""
+    made = run.provenance.get("artefacts", {}).get("backbone")
+    digest = {"digest of the checkpoint": made["digest"]} if made else {}
+    return {**digest, "model.revision": run.options.get("model.revision")}
+
+
+def code(run: Run) -> dict[str, Any]:
+    """Return the hash of the code behind the result.
+
+    A commit that changes nothing behind it does not count, so the hash is taken, and the commit
+    only where a run has no hash.
+    """
+    made = run.provenance.get("artefacts", {}).get("test")
+    if made and made.get("code"):
+        return {"code version": made["code"]}
+    commit = run.provenance.get("commit")
+    return {"commit": commit["hash"]} if commit else {}
+
+
+def differences(cells: Sequence[Cell]) -> Iterator[str]:
+    """Yield a message for each thing in which runs of one task differ and must not.
+
+    Runs of one language are compared; checkpoints within one model and its options. A run without
+    provenance.json agrees with every other.
+    """
+    by_lang: dict[str, list[Run]] = defaultdict(list)
+    by_model: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    for cell in cells:
+        own = sorted(option for option in cell.changed if option[0].startswith("model."))
+        by_lang[cell.lang] += cell.runs.values()
+        by_model[(cell.model, *own)] += cell.runs.values()
+    for runs in by_lang.values():
+        for facts in (splits, fingerprints, code):
+            yield from _first_difference([(run, facts(run)) for run in runs])
+    for runs in by_model.values():
+        yield from _first_difference([(run, checkpoint(run)) for run in runs])
+
+
+def _first_difference(runs: Sequence[tuple[Run, Mapping[str, Any]]]) -> Iterator[str]:
+    """Yield the first pair of runs that differ in a fact that both have."""
+    seen: dict[str, tuple[Run, Any]] = {}
+    for run, facts in runs:
+        for name, value in facts.items():
+            first, other = seen.setdefault(name, (run, value))
+            if other != value:
+                yield f"{first.folder} and {run.folder} differ in {name}: {other} and {value}"
+                return
+
+
+def code_notes(cells: Sequence[Cell]) -> list[str]:
+    """Return what has to be said about commits, which `differences` does not compare."""
+    commits = [run.provenance.get("commit") for cell in cells for run in cell.runs.values()]
+    hashes = sorted({commit["hash"][:12] for commit in commits if commit})
+    notes = []
+    if len(hashes) > 1:
+        notes.append(
+            f"The runs are of {len(hashes)} commits ({', '.join(hashes)}). The code of models, "
+            "data and scores is the same in all; that of fusion functions was not compared."
+        )
+    if any(commit["dirty"] for commit in commits if commit):
+        notes.append("Some runs were made with changes that were not committed.")
+    return notes

@@ -1,0 +1,147 @@
+"""Make the report of some folders: read, check, compare, and gather the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flare_exp.config.methods import METHODS
+from flare_exp.config.suggestions import nearest
+from flare_exp.report.comparability import code_notes, differences
+from flare_exp.report.comparisons import Comparer, Comparison, Ranking, rankings
+from flare_exp.report.published import published_table
+from flare_exp.report.readings import readings
+from flare_exp.report.runs import Cell, Run, cells_of, read, run_folders
+from flare_exp.report.tables import (
+    Table,
+    differences_table,
+    lacking_notes,
+    ranks_table,
+    runs_table,
+    scores_table,
+)
+from flare_exp.tasks import TASKS
+
+BASELINE = "lora"
+GOLD = (
+    "mt=gold: test sources are the benchmark's own English, so what reads them is an upper bound."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a report says of one task.
+
+    Args:
+        task: its name.
+        cells: its cells, in the order of rows.
+        comparisons: of cells with the baseline.
+        tables: scores by language if there are several, runs, and differences if there are any.
+        sentences: what the tables show, in words.
+    """
+
+    task: str
+    cells: Sequence[Cell]
+    comparisons: Sequence[Comparison]
+    tables: Sequence[Table]
+    sentences: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A section for each task, tables over all tasks, and notes below them."""
+
+    sections: Sequence[Section]
+    tables: Sequence[Table]
+    rankings: Sequence[Ranking]
+    notes: Sequence[str]
+
+    def all_tables(self) -> list[Table]:
+        """Return every table, in order."""
+        return [*(t for section in self.sections for t in section.tables), *self.tables]
+
+
+def make_report(
+    folders: Sequence[str],
+    baseline: str | None = None,
+    mixed: bool = False,
+    published: bool = False,
+) -> tuple[Report, list[str]]:
+    """Read the runs below some folders, and compare them.
+
+    Args:
+        folders: folders of runs, or of grids.
+        baseline: the method that others are compared with; None: LoRA where it is.
+        mixed: show runs that differ in data, split, checkpoint or code in one table, with a note.
+        published: add the paper's numbers.
+
+    Returns:
+        the report, and what keeps it from being shown, a message each.
+    """
+    runs, left_out = _runs(folders)
+    tasks, problems = cells_of(runs)
+    absent = [folder for folder in folders if not Path(folder).is_dir()]
+    problems += [f"{folder}: there is no such folder" for folder in absent]
+    if not runs and not absent:
+        problems = [*left_out, f"there is no finished run in {', '.join(folders)}"]
+    cells = [cell for own in tasks.values() for cell in own]
+    if baseline and runs:
+        problems += _baseline_problems(baseline, cells)
+    if problems:
+        return Report((), (), (), ()), problems
+    notes = code_notes(cells)
+    differing = [line for own in tasks.values() for line in differences(own)]
+    sections = []
+    for task, own in tasks.items():
+        comparer = Comparer(own, baseline or BASELINE)
+        sections.append(_section(task, own, comparer.compare()))
+        differing += [p for p in comparer.problems if not differing]
+        notes += [n for n in comparer.notes if n not in differing]
+    if differing and not mixed:
+        return Report((), (), (), ()), [*differing, MIXED]
+    notes = [*(f"Mixed: {line}." for line in differing), *notes]
+    ranked = rankings(tasks)
+    tables = [table for table in (ranks_table(ranked),) if table]
+    tables += [published_table(tasks)] if published else []
+    notes += [n for r in ranked if not r.ranks for n in lacking_notes(r)]
+    notes += [GOLD] if any(run.options["mt.name"] == "gold" for run in runs) else []
+    return Report(sections, tables, ranked, [*notes, *left_out]), []
+
+
+MIXED = "such runs are not compared; give folders of comparable runs, or add --mixed"
+
+
+def _runs(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """Return the finished runs below some folders, and a line for each that is left out."""
+    runs, left_out = [], []
+    for folder in run_folders(folders):
+        try:
+            runs.append(read(folder))
+        except ValueError as error:
+            left_out.append(f"left out: {folder}: {error}")
+    return runs, left_out
+
+
+def _baseline_problems(baseline: str, cells: Sequence[Cell]) -> list[str]:
+    """Return a message if there is no run of a baseline that was asked for."""
+    there = list(dict.fromkeys(name for cell in cells for name in (cell.method, cell.label)))
+    if baseline in there:
+        return []
+    known = "no run here has this method" if baseline in METHODS else "there is no such method"
+    return [
+        f"--baseline {baseline}: {known}; choose one of {', '.join(there)}"
+        f"{nearest(baseline, there)}"
+    ]
+
+
+def _section(task: str, cells: Sequence[Cell], found: Sequence[Comparison]) -> Section:
+    """Gather the tables and sentences of one task."""
+    metric = TASKS[task].metric
+    tables = []
+    if len({cell.lang for cell in cells}) > 1:
+        tables.append(scores_table(task, cells, metric, found))
+    tables.append(runs_table(task, cells, metric))
+    if found:
+        tables.append(differences_table(task, metric, found))
+    return Section(task, cells, found, tables, readings(cells, metric))

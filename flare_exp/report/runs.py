@@ -1,0 +1,272 @@
+"""Read run folders, and gather the runs that differ in nothing but the seed in one cell."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flare_exp.config import composition, validation
+from flare_exp.config.methods import METHODS
+from flare_exp.config.options import flat
+from flare_exp.errors import first_line
+from flare_exp.experiment import run_state
+from flare_exp.experiment.checksums import damage
+from flare_exp.experiment.runs import VOLATILE
+
+GROUPS = ("model", "task", "mt", "fusion", "method", "decode")
+# options that the first columns of a table show
+NAMED = {*(f"{group}.name" for group in GROUPS if group != "decode"), "task.lang", "mt.noise"}
+ABLATIONS = ("shuffle", "empty")
+TIMED = ("transfer", "test")  # stages whose seconds are shown
+# options of these sections say what is compared on; all others belong to the method
+SETTING = ("model.", "task.", "mt.", "data.", "finetune.", "decode.", "trainer.")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One finished run: its folder, metrics.json, and config.yaml with dotted keys."""
+
+    folder: Path
+    metrics: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    @property
+    def name(self) -> tuple[str, str, str, str]:
+        """Return model, language, translation and method, as a table shows them."""
+        given = self.options
+        noise = f", {given['mt.noise']:.0%} noise" if given.get("mt.noise") else ""
+        method = self.method
+        if self.fuses:
+            ablation = "".join(f", {n} source" for n in ABLATIONS if given.get(f"source.{n}"))
+            method += f" ({given['fusion.name']}{ablation})"
+        return given["model.name"], given["task.lang"], f"{given['mt.name']}{noise}", method
+
+    @property
+    def method(self) -> str:
+        """Return the name of the method, a key of METHODS."""
+        return str(self.options["method.name"])
+
+    @property
+    def fuses(self) -> bool:
+        """Return whether the method fuses source and target."""
+        return METHODS[self.method].fuses
+
+    @functools.cached_property
+    def changed(self) -> dict[str, str]:
+        """Return the options that differ from the shipped ones, without those in `name`."""
+        chosen = [(g, str(self.options.get(f"{g}.name"))) for g in GROUPS]
+        shipped = defaults(
+            *(f"{g}={name}" for g, name in chosen if name in composition.groups()[g])
+        )
+        ignored = VOLATILE | NAMED | {"seed", *(f"source.{name}" for name in ABLATIONS)}
+        sections = () if self.fuses else ("fusion.", "source.")
+        return {
+            key: str(self.options.get(key, shipped.get(key)))
+            for key in {**shipped, **self.options}
+            if key not in ignored and not key.startswith(sections)
+            if self.options.get(key, shipped.get(key)) != shipped.get(key)
+        }
+
+    @property
+    def chrf(self) -> float | None:
+        """Return chrF++ of the translated training data, or else of the translated test data."""
+        scores = (self.metrics.get("translation") or {}).get("chrf++") or {}
+        ordered = [scores.get(self.metrics["lang"]), *scores.values()]
+        return next((score for score in ordered if score is not None), None)
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, Any]:
+        """Return provenance.json; empty if it is missing, unreadable or damaged."""
+        try:
+            if damage(self.folder, only=["provenance.json"]):
+                return {}
+            found = json.loads((self.folder / "provenance.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def trained_parameters(self) -> int | None:
+        """Return the number of parameters that the transfer trained; None: unknown."""
+        if not (training := self.provenance.get("training")):
+            return None
+        found = training.get("transfer", {"parameters": {"trainable": 0}})
+        return int(found["parameters"]["trainable"])
+
+    @property
+    def peak_memory(self) -> int | None:
+        """Return the peak memory of the run in bytes, of the GPU if it used one; None: unknown.
+
+        It is unknown, too, if the run took its transfer from the cache: then the peak is that of
+        testing alone.
+        """
+        facts = self.provenance
+        if facts.get("artefacts", {}).get("transfer", {}).get("reused"):
+            return None
+        return facts.get("peak_gpu_memory_bytes") or facts.get("peak_memory_bytes")
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """The runs that differ in nothing but the seed.
+
+    Args:
+        task: the task.
+        name: model, language, translation and method, as a table shows them.
+        changed: option and value for each option that differs from the shipped ones.
+        runs: seed -> run.
+    """
+
+    task: str
+    name: tuple[str, str, str, str]
+    changed: frozenset[tuple[str, str]]
+    runs: dict[int, Run] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str:
+        """Return the name of the model."""
+        return self.name[0]
+
+    @property
+    def lang(self) -> str:
+        """Return the target language."""
+        return self.name[1]
+
+    @property
+    def mt(self) -> str:
+        """Return the translation system, with its noise."""
+        return self.name[2]
+
+    @property
+    def label(self) -> str:
+        """Return the method with its fusion, as a table shows it."""
+        return self.name[3]
+
+    @property
+    def first(self) -> Run:
+        """Return one of the runs, for what all of them share."""
+        return next(iter(self.runs.values()))
+
+    @property
+    def method(self) -> str:
+        """Return the name of the method, a key of METHODS."""
+        return self.first.method
+
+    def values(self, block: str, metric: str) -> list[float | None]:
+        """Return a metric of every run, in the order of the seeds.
+
+        Args:
+            block: "test", "english" or "zero_shot".
+            metric: name of the metric; a run without it has None.
+        """
+        return [self.runs[seed].metrics[block].get(metric) for seed in sorted(self.runs)]
+
+    def place(self) -> tuple[Any, ...]:
+        """Return the sort key of the cell: model, language, translation, then the method."""
+        model, lang, mt, label = self.name
+        return model, lang, mt, [*METHODS].index(self.method), label, sorted(self.changed)
+
+
+@functools.cache
+def defaults(*groups: str) -> dict[str, Any]:
+    """Return the shipped configuration of some groups' options, with dotted keys."""
+    from omegaconf import OmegaConf
+
+    (job,), problems = validation.validate(groups, multirun=False)
+    if job is None:
+        raise ValueError(problems[0])
+    return flat(OmegaConf.to_container(job, resolve=True))
+
+
+def run_folders(folders: Sequence[str]) -> list[Path]:
+    """Return the folders below `folders` that a run has begun, each once."""
+    found = set()
+    for folder in folders:
+        for place, inside, files in os.walk(Path(folder).resolve()):
+            if {"metrics.json", "config.yaml"}.intersection(files):
+                found.add(Path(place))
+                inside.clear()  # files inside a run, such as W&B's config.yaml, are no runs
+    return sorted(found)
+
+
+def read(folder: Path) -> Run:
+    """Read a finished run.
+
+    Raises:
+        ValueError: the run has no result, or a file is damaged; the message names the file.
+    """
+    if not (folder / "metrics.json").is_file():
+        state = run_state.read(folder)
+        raise ValueError(f"no result ({', '.join(filter(None, (state.state, state.reason)))})")
+    if problems := damage(folder, only=["metrics.json", "config.yaml"]):
+        raise ValueError(f"damaged: {problems[0]}")
+    try:
+        metrics = json.loads((folder / "metrics.json").read_text())
+        _ = metrics["task"], metrics["lang"]
+        _ = {**metrics["test"]}, {**metrics["english"]}, {**metrics["zero_shot"]}
+        _ = [float(metrics["seconds"][stage]) for stage in TIMED], int(metrics["seed"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"metrics.json is damaged ({type(error).__name__}: {error})") from None
+    try:
+        run = Run(folder, metrics, flat(yaml.safe_load((folder / "config.yaml").read_text())))
+        _ = run.name, run.changed
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        reason = first_line(error)
+        raise ValueError(f"config.yaml is damaged ({type(error).__name__}: {reason})") from None
+    return run
+
+
+def cells_of(runs: Sequence[Run]) -> tuple[dict[str, list[Cell]], list[str]]:
+    """Return task -> its cells in order, and a message for every run that repeats a seed."""
+    found: dict[tuple[Any, ...], Cell] = {}
+    problems = []
+    for run in runs:
+        key = (run.metrics["task"], run.name, frozenset(run.changed.items()))
+        cell = found.setdefault(key, Cell(*key))
+        first = cell.runs.setdefault(run.metrics["seed"], run)
+        if first is not run:
+            problems.append(
+                f"{first.folder} and {run.folder}: two runs of one configuration with seed "
+                f"{run.metrics['seed']}; give the folder of one of them"
+            )
+    tasks: dict[str, list[Cell]] = defaultdict(list)
+    for cell in sorted(found.values(), key=lambda cell: (cell.task, *cell.place())):
+        tasks[cell.task].append(cell)
+    return dict(tasks), problems
+
+
+def varying(cells: Sequence[Cell]) -> list[str]:
+    """Return the options that need a column, since they tell some of the cells apart."""
+    changed = [dict(cell.changed) for cell in cells]
+    keys = sorted({key for options in changed for key in options})
+    return [key for key in keys if len({options.get(key) for options in changed}) > 1]
+
+
+def option_of(cell: Cell, key: str) -> str:
+    """Return the value of an option as a table shows it; "-": the run has no such option."""
+    return str(cell.first.options.get(key, "-"))
+
+
+def setting_of(cell: Cell, options: Iterable[str]) -> tuple[str, ...]:
+    """Return what a cell shares with those that it is compared with.
+
+    That is model, translation, and those of `options` that do not belong to the method.
+    """
+    shown = [f"{key}={option_of(cell, key)}" for key in options if key.startswith(SETTING)]
+    return cell.model, cell.mt, *shown
+
+
+def variant_of(cell: Cell, options: Iterable[str]) -> str:
+    """Return the method with those of `options` that belong to it, which name it in a table."""
+    own = [k for k in options if not k.startswith(SETTING) and k in cell.first.options]
+    if not METHODS[cell.method].fuses:
+        own = [k for k in own if not k.startswith(("fusion.", "source."))]
+    return ", ".join([cell.label, *(f"{key}={option_of(cell, key)}" for key in own)])
