@@ -1,44 +1,11 @@
 """The table of runs: which runs share a row, what is left out, and what it says in a sentence."""
 
-import json
 import re
 
 import pytest
-import yaml
+from run_folders import finished
 
 from flare_exp.cli import report
-from flare_exp.cli.commandline import normalized
-from flare_exp.config import schema, validation
-
-
-def as_dict(job):
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(job, resolve=True)
-
-
-def finished(folder, *overrides, score=0.5, metrics=None):
-    """A run folder as a run leaves it, as far as the table reads it."""
-    (job,), problems = validation.validate(normalized(overrides), multirun=False)
-    assert not problems
-    folder.mkdir(parents=True)
-    measured = {
-        "task": job.task.name,
-        "lang": job.task.lang,
-        "model": job.model.name,
-        "mt": job.mt.name,
-        "method": job.method.name,
-        "seed": job.seed,
-        "test": {"accuracy": 0.1, "macro_f1": score},
-        "fusion": job.fusion.name if job.method.name in schema.FUSING_METHODS else None,
-        "english": {"accuracy": 0.9, "macro_f1": 0.9},
-        "zero_shot": {"accuracy": 0.2, "macro_f1": 0.2},
-        "seconds": {"transfer": 1.0, "test": 2.0},
-        **(metrics or {}),
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(job)))
-    (folder / "metrics.json").write_text(json.dumps(measured))
-    return folder
 
 
 def table(capsys, *folders):
