@@ -191,7 +191,6 @@ def _comparison(
         np.array([points[own] - points[other] for own, other in pairs]),
         np.stack([draws[own] - draws[other] for own, other in pairs], axis=1),
     )
-    examples = int(cell.first.provenance.get("test", {}).get("examples", 0))
     return Comparison(cell, base, tuple(seeds), examples, found, found.p)
 
 

@@ -80,12 +80,14 @@ def published_table(tasks: Mapping[str, Sequence[Cell]]) -> Table:
     """Return the published numbers, each beside ours where there are such runs.
 
     Ours is the average over the languages that were run, and names them. Tasks without runs are
-    left out.
+    left out, and so are models without runs, unless none of the paper's models has any.
     """
     columns = [*map(Column, ("task", "model", "method"))]
-    columns += [Column("paper (quoted)", True), Column("its average rank (quoted)", True)]
+    columns += [Column("paper (quoted)", True), Column("its rank (quoted)", True)]
     columns += [Column("ours", True), Column("our languages"), Column("our translation")]
     shown = [q for q in QUOTED if q.task in tasks or q.task == ALL]
+    models = {cell.model for cells in tasks.values() for cell in cells}
+    shown = [q for q in shown if q.model in models] or shown
     rows = []
     for q in sorted(shown, key=lambda q: (q.task == ALL, q.task)):
         rank = Value(MISSING) if q.rank is None else Value(f"{q.rank:.2f}", q.rank, quoted=True)

@@ -80,7 +80,7 @@ class Table:
             return self
         kept = [i for i in range(len(self.columns)) if i not in same]
         shared = ", ".join(f"{self.columns[i].name} {self.rows[0][i].text}" for i in same)
-        return replace(self.part(kept), title=f"{self.title}; {shared}")
+        return replace(self.part(kept), title=f"{self.title}{', ' if '; ' in self.title else '; '}{shared}")
 
     def part(self, places: Sequence[int]) -> Table:
         """Return the table with some of its columns."""
@@ -97,7 +97,10 @@ class Table:
             return [self]
         texts = [i for i, column in enumerate(self.columns) if not column.numeric]
         scores = [i for i in range(len(self.columns)) if i not in costs]
-        return [self.part(scores), replace(self.part([*texts, *costs]), title="costs")]
+        below = self.part([*texts, *costs])
+        _, semicolon, shared = self.title.partition("; ")
+        title = f"costs of the same runs{semicolon}{shared}"
+        return [self.part(scores), replace(below, name=f"{self.name}-costs", title=title)]
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:

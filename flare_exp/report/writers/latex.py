@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 
 from flare_exp.report.making import Report
 from flare_exp.report.tables import Table, Value
 
-WIDE = 8  # columns; wider tables are scaled to the width of the text
+WIDE = 90  # characters; wider tables are scaled to the width of the text
 SPECIAL = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -17,10 +18,11 @@ SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
     "±": r"$\pm$",
     **{sign: f"\\{sign}" for sign in "&%$#_"},
 }
+MINUS = re.compile(r"(?<!\S)-(?=\d)")
 # the file is a document of its own, and can be read by another document, too
 HEAD = r"""% Compile this file, or \input it into a document that loads booktabs and graphicx.
 \makeatletter
@@ -29,7 +31,6 @@ HEAD = r"""% Compile this file, or \input it into a document that loads booktabs
 \makeatother
 \ifreportalone
 \documentclass[a4paper]{article}
-\usepackage[T1]{fontenc}
 \usepackage[margin=2cm]{geometry}
 \usepackage{booktabs,graphicx}
 \begin{document}
@@ -44,7 +45,7 @@ TAIL = r"""
 
 def latex(report: Report) -> str:
     """Return the report in LaTeX."""
-    parts = [_table(table) for table in report.all_tables()]
+    parts = [_table(part) for table in report.all_tables() for part in _narrower(table)]
     sentences = [line for section in report.sections for line in section.sentences]
     parts += [f"\\noindent {escaped(line)}\n" for line in (*sentences, *report.notes)]
     return HEAD + "\n" + "\n".join(parts) + TAIL
@@ -53,9 +54,24 @@ def latex(report: Report) -> str:
 def escaped(text: str) -> str:
     """Escape the special characters of TeX.
 
-    Characters that T1 fonts lack are written as their code points.
+    Other characters than ASCII, which a font may lack, are written as their code points.
     """
-    return "".join(SPECIAL.get(c) or (c if ord(c) < 0x180 else f"U+{ord(c):04X}") for c in text)
+    return "".join(SPECIAL.get(c) or (c if c.isascii() else f"U+{ord(c):04X}") for c in text)
+
+
+def _width(table: Table) -> int:
+    """Return the characters of a line of the table, with two between columns."""
+    lines = [[column.name for column in table.columns]]
+    lines += [[value.text for value in row] for row in table.rows]
+    return sum(max(map(len, column)) + 2 for column in zip(*lines, strict=True))
+
+
+def _narrower(table: Table) -> list[Table]:
+    """Return a table, or the parts of one that is too wide for a page."""
+    if _width(table) <= WIDE:
+        return [table]
+    shorter = table.without_constants("model", "lang", "mt", "seeds")
+    return [shorter] if _width(shorter) <= WIDE else shorter.costs_apart()
 
 
 def _table(table: Table) -> str:
@@ -65,7 +81,7 @@ def _table(table: Table) -> str:
     rows = [" & ".join(map(_value, row)) + r" \\" for row in table.rows]
     body = [f"\\begin{{tabular}}{{{spec}}}", r"\toprule", *_groups(table), heads + r" \\"]
     body += [r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
-    if len(table.columns) > WIDE:
+    if _width(table) > WIDE:
         body = [r"\resizebox{\linewidth}{!}{%", *body[:-1], body[-1] + "}"]
     caption = " ".join([f"{escaped(table.title)}.", *map(escaped, table.notes)])
     return "\n".join(
@@ -98,7 +114,7 @@ def _groups(table: Table) -> list[str]:
 
 def _value(value: Value) -> str:
     """Return a value of a table with its mark."""
-    text = escaped(value.text) + "$^{*}$" * value.star
+    text = MINUS.sub("$-$", escaped(value.text)) + "$^{*}$" * value.star
     if value.quoted:
         text = f"\\textit{{{text}}}"
     return {"best": f"\\textbf{{{text}}}", "second": f"\\underline{{{text}}}"}.get(value.mark, text)

@@ -26,8 +26,8 @@ h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; }
   border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-size: .875rem;
   font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding: .5rem .75rem; font-weight: 600; }
-th, td { padding: .35rem .75rem; text-align: left; white-space: nowrap; }
+caption { text-align: left; padding: .5rem .6rem; font-weight: 600; }
+th, td { padding: .35rem .6rem; text-align: left; white-space: nowrap; }
 thead th { background: var(--head); border-bottom: 1px solid var(--line); }
 thead tr.groups th { text-align: center; font-weight: 500; color: var(--soft); }
 tbody tr + tr td { border-top: 1px solid var(--line); }
@@ -71,6 +71,7 @@ document.querySelectorAll("th button").forEach(function (button) {
 });
 """
 
+SAID = ("model", "seeds")  # columns that the title takes over where they have one value
 HELP = (
     "Bold: the best of a block; underlined: the second. A click on the head of a column sorts "
     "the table."
@@ -87,7 +88,7 @@ def page(report: Report, figures: Mapping[str, str] | None = None) -> str:
     parts = []
     for section in report.sections:
         parts.append(f"<h2>{escape(section.task)}</h2>")
-        parts += [_table(table) for table in section.tables]
+        parts += [_table(t.without_constants(*SAID)) for t in section.tables]
         parts += [f"<p>{escape(line)}</p>" for line in section.sentences]
     if report.tables:
         parts.append("<h2>All tasks</h2>")

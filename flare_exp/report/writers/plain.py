@@ -18,7 +18,7 @@ def markdown(report: Report) -> str:
     parts = []
     for section in report.sections:
         parts.append(f"## {section.task}")
-        parts += [_table(table) for table in section.tables]
+        parts += [_table(t.without_constants("model", "seeds")) for t in section.tables]
         parts += [_escaped(line) for line in section.sentences]
     parts += [_table(table) for table in report.tables]
     parts += [_escaped(line) for line in report.notes]
