@@ -62,9 +62,14 @@ def differences(cells: Sequence[Cell]) -> Iterator[str]:
         by_model[(cell.model, *own)] += cell.runs.values()
     for runs in by_lang.values():
         for facts in (splits, fingerprints, code):
-            yield from _first_difference([(run, facts(run)) for run in runs])
+            yield from _first_difference([(run, facts(run)) for run in _sorted(runs)])
     for runs in by_model.values():
-        yield from _first_difference([(run, checkpoint(run)) for run in runs])
+        yield from _first_difference([(run, checkpoint(run)) for run in _sorted(runs)])
+
+
+def _sorted(runs: Sequence[Run]) -> list[Run]:
+    """Return runs in the order of their folders, so that a message does not depend on the table."""
+    return sorted(runs, key=lambda run: run.folder)
 
 
 def _first_difference(runs: Sequence[tuple[Run, Mapping[str, Any]]]) -> Iterator[str]:

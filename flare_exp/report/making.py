@@ -24,6 +24,7 @@ from flare_exp.report.tables import (
 from flare_exp.tasks import TASKS
 
 BASELINE = "lora"
+SHOWN = 3  # the most differences that a message names
 GOLD = (
     "mt=gold: test sources are the benchmark's own English, so what reads them is an upper bound."
 )
@@ -99,7 +100,7 @@ def make_report(
         differing += [p for p in comparer.problems if not differing]
         notes += [n for n in comparer.notes if n not in differing]
     if differing and not mixed:
-        return Report((), (), (), ()), [*differing, MIXED]
+        return Report((), (), (), ()), [_refusal(differing)]
     notes = [*(f"Mixed: {line}." for line in differing), *notes]
     ranked = rankings(tasks)
     tables = [table for table in (ranks_table(ranked),) if table]
@@ -109,7 +110,13 @@ def make_report(
     return Report(sections, tables, ranked, [*notes, *left_out]), []
 
 
-MIXED = "such runs are not compared; give folders of comparable runs, or add --mixed"
+def _refusal(differing: Sequence[str]) -> str:
+    """Return the message about runs that must not be compared."""
+    more = f"; and {len(differing) - SHOWN} differences more" if len(differing) > SHOWN else ""
+    return (
+        f"{'; '.join(differing[:SHOWN])}{more}. Such runs are not compared: give folders of "
+        "comparable runs, or add --mixed"
+    )
 
 
 def _runs(folders: Sequence[str]) -> tuple[list[Run], list[str]]:

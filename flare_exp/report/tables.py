@@ -80,7 +80,9 @@ class Table:
             return self
         kept = [i for i in range(len(self.columns)) if i not in same]
         shared = ", ".join(f"{self.columns[i].name} {self.rows[0][i].text}" for i in same)
-        return replace(self.part(kept), title=f"{self.title}{', ' if '; ' in self.title else '; '}{shared}")
+        return replace(
+            self.part(kept), title=f"{self.title}{', ' if '; ' in self.title else '; '}{shared}"
+        )
 
     def part(self, places: Sequence[int]) -> Table:
         """Return the table with some of its columns."""

@@ -1,0 +1,263 @@
+"""Which runs are compared, which are refused, and what the comparisons say."""
+
+import json
+
+import pytest
+from run_folders import finished, predicted, traced
+
+from flare_exp.report import predictions
+from flare_exp.report.making import make_report
+from flare_exp.report.published import published_table
+from flare_exp.report.runs import read
+from flare_exp.tasks import metrics
+
+LABELS = ("negative", "neutral", "positive")
+GOLD = ["negative", "neutral", "positive", "neutral"] * 5
+
+
+def nusax(folder, method, lang, seed, wrong, *overrides):
+    """Write a run of NusaX whose first `wrong` predictions are no class."""
+    guess = ["junk"] * wrong + GOLD[wrong:]
+    found = {"test": metrics.classification(guess, GOLD, LABELS)}
+    words = [f"method={method}", "task=nusax", f"task.lang={lang}", f"seed={seed}"]
+    place = finished(folder / f"{lang}{method}{seed}", *words, *overrides, metrics=found)
+    return traced(predicted(place, GOLD, guess))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two languages, two seeds, and methods of which translate_test lacks a language."""
+    folder = tmp_path_factory.mktemp("runs")
+    for lang in ("ace", "jav"):
+        for seed in (0, 1):
+            nusax(folder, "lora", lang, seed, 8 + seed)
+            nusax(folder, "flare", lang, seed, 2)
+    nusax(folder, "translate_test", "ace", 0, 8)
+    return folder
+
+
+def test_comparisons_are_paired_by_seed_and_example(folder):
+    report, problems = make_report([str(folder)])
+    assert not problems
+    found = {(c.cell.lang, c.cell.method): c for c in report.sections[0].comparisons}
+    assert set(found) == {("ace", "flare"), ("jav", "flare"), ("ace", "translate_test")}
+    flare, translated = found["ace", "flare"], found["ace", "translate_test"]
+    assert (flare.seeds, flare.examples) == ((0, 1), 20)
+    assert flare.found.low <= flare.found.mean <= flare.found.high
+    assert flare.found.p < 0.05
+    # the same predictions for the seed that both have
+    assert translated.seeds == (0,)
+    assert (translated.found.mean, translated.found.p) == (0, 1)
+    # two languages with equal p-values: Holm doubles them
+    assert flare.p_holm == pytest.approx(2 * flare.found.p)
+    assert translated.p_holm == translated.found.p
+    again, _ = make_report([str(folder)])
+    assert [c.found for c in again.sections[0].comparisons] == [c.found for c in found.values()]
+
+
+def test_the_baseline_is_chosen_by_method_or_by_method_and_fusion(folder):
+    for name in ("flare", "flare (add_relu)"):
+        report, _ = make_report([str(folder)], baseline=name)
+        found = report.sections[0].comparisons
+        assert {(c.cell.method, c.found.mean < 0) for c in found} == {
+            ("lora", True),
+            ("translate_test", True),
+        }
+    for name, said in (("flair", "no such method"), ("flare_mt", "no run here has this method")):
+        _, (problem,) = make_report([str(folder)], baseline=name)
+        assert problem.startswith(f"--baseline {name}: ")
+        assert said in problem
+        assert "choose one of translate_test, lora, flare, flare (add_relu)" in problem
+
+
+def test_methods_with_every_cell_are_ranked_and_the_others_are_named(folder):
+    report, _ = make_report([str(folder)])
+    (ranking,) = report.rankings
+    assert ranking.cells == (("nusax", "ace"), ("nusax", "jav"))
+    assert ranking.ranks == {"flare (add_relu)": (1, 1, 1), "lora": (2, 2, 2)}
+    assert ranking.lacking == {"translate_test": (("nusax", "jav"),)}
+    (table,) = report.tables
+    (note,) = table.notes
+    assert note.startswith("Not ranked (")
+    assert note.endswith("): translate_test has no nusax/jav.")
+
+
+def test_a_missing_cell_is_shown_and_has_no_average(folder):
+    report, _ = make_report([str(folder)])
+    scores = report.sections[0].tables[0]
+    assert [column.name for column in scores.columns] == ["method", "ace", "jav", "average"]
+    rows = {row[0].text: row[1:] for row in scores.rows}
+    assert [value.text for value in rows["translate_test"][1:]] == ["-", "-"]
+    assert [value.mark for value in rows["flare (add_relu)"]] == ["best"] * 3
+    assert [value.star for value in rows["flare (add_relu)"]] == [True, True, False]
+    assert rows["lora"][2].mark == "second"
+
+
+def test_a_row_has_the_gap_to_english_and_the_costs(folder):
+    report, _ = make_report([str(folder)])
+    runs = report.sections[0].tables[1]
+    names = [column.name for column in runs.columns]
+    row = dict(zip(names, runs.rows[0], strict=True))
+    assert row["method"].text == "translate_test"
+    score = metrics.classification(["junk"] * 8 + GOLD[8:], GOLD, LABELS)["macro_f1"]
+    assert row["gap to English"].number == pytest.approx(100 * (score - 0.9))
+    assert [row[name].text for name in ("trained", "transfer s", "test s", "peak GB")] == [
+        "1,234",
+        "1",
+        "2",
+        "2.00",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (
+            {"data": {"en/train": {"examples": 9, "fingerprint": "f2"}}},
+            "data fingerprint of en/train: f1 and f2",
+        ),
+        (
+            {"artefacts": {"backbone": {"digest": "b2"}, "test": {"code": "code1"}}},
+            "digest of the checkpoint: b1 and b2",
+        ),
+        (
+            {"artefacts": {"backbone": {"digest": "b1"}, "test": {"code": "code2"}}},
+            "code version: code1 and code2",
+        ),
+    ],
+)
+def test_a_mixed_folder_is_refused_with_the_difference(facts, said, tmp_path):
+    first = traced(finished(tmp_path / "0", "method=lora"))
+    second = traced(finished(tmp_path / "1", "method=flare"), **facts)
+    _, problems = make_report([str(tmp_path)])
+    (problem,) = problems
+    assert problem.startswith(f"{first} and {second} differ in {said}. Such runs are not compared")
+    assert "--mixed" in problem
+    report, problems = make_report([str(tmp_path)], mixed=True)
+    assert not problems
+    assert report.notes[0] == f"Mixed: {first} and {second} differ in {said}."
+
+
+def test_another_split_is_refused_and_another_language_or_model_is_not(tmp_path):
+    for number, words in enumerate((["task.lang=far"], ["task.lang=near"], ["model=tiny_decoder"])):
+        data = {"en/train": {"fingerprint": "f1"}, f"{number}/test": {"fingerprint": str(number)}}
+        made = {"backbone": {"digest": "b" + words[0]}, "test": {"code": "c"}}
+        made["backbone"]["digest"] = "other" if "model" in words[0] else "same"
+        traced(finished(tmp_path / f"{number}", *words), data=data, artefacts=made)
+    assert make_report([str(tmp_path)])[1] == []
+    finished(tmp_path / "limited", "method=lora", "task.limit=50")
+    _, (problem,) = make_report([str(tmp_path)])
+    place = tmp_path / "limited"
+    assert f"{tmp_path / '0'} and {place} differ in task.limit: None and 50" in problem
+
+
+def test_commits_whose_code_is_the_same_are_a_note(tmp_path):
+    for name, commit in (("0", "a" * 40), ("1", "b" * 40)):
+        run = finished(tmp_path / name, f"seed={name}")
+        traced(run, commit={"hash": commit, "dirty": name == "1"})
+    report, problems = make_report([str(tmp_path)])
+    assert not problems
+    assert report.notes[0].startswith("The runs are of 2 commits (aaaaaaaaaaaa, bbbbbbbbbbbb).")
+    assert report.notes[1] == "Some runs were made with changes that were not committed."
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda run: predicted(run, GOLD[:-1], GOLD[:-1]), "only in the first: 019"),
+        (lambda run: predicted(run, GOLD[::-1], GOLD[::-1]), "the gold answer differs for: 000"),
+    ],
+)
+def test_other_test_examples_are_refused(change, said, tmp_path):
+    nusax(tmp_path, "lora", "ace", 0, 3)
+    change(nusax(tmp_path, "flare", "ace", 0, 0))
+    _, problems = make_report([str(tmp_path)])
+    assert "differ in test examples" in problems[0]
+    assert said in problems[0]
+    report, problems = make_report([str(tmp_path)], mixed=True)
+    assert not problems
+    assert report.sections[0].comparisons == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda run: (run / predictions.FILE).unlink(), "is missing"),
+        (lambda run: (run / predictions.FILE).write_text("x"), "is unreadable"),
+        (lambda run: predicted(run, GOLD, ["neutral"] * 20), "was scored by other code"),
+    ],
+)
+def test_predictions_that_cannot_be_used_are_a_note(change, said, tmp_path):
+    nusax(tmp_path, "lora", "ace", 0, 3)
+    change(nusax(tmp_path, "flare", "ace", 0, 0))
+    report, problems = make_report([str(tmp_path)])
+    assert not problems
+    assert report.sections[0].comparisons == []
+    (note,) = report.notes
+    assert "flare (add_relu) is not compared: " in note
+    assert said in note
+
+
+def test_answers_are_compared_by_the_metric_of_their_task(tmp_path):
+    """Of two accepted answers either counts; 10 of 20 questions differ between the methods."""
+    gold = [["the cat", "cat"]] * 20
+    for method, guess in (("lora", ["cat"] * 10 + ["dog"] * 10), ("flare", ["Cat!"] * 20)):
+        exact = metrics.answers(guess, gold)
+        run = finished(
+            tmp_path / method, "task=toy_qa", f"method={method}", metrics={"test": exact}
+        )
+        predicted(run, gold, guess)
+    report, problems = make_report([str(tmp_path)])
+    assert not problems
+    (found,) = report.sections[0].comparisons
+    assert found.found.mean == pytest.approx(0.5)
+    assert found.found.p < 0.001
+
+
+def test_rows_with_several_baselines_are_matched_by_their_options(tmp_path):
+    for method in ("lora", "flare"):
+        for lr in ("1e-3", "2e-3"):
+            run = finished(tmp_path / f"{method}{lr}", f"method={method}", f"transfer.lr={lr}")
+            gold = ["positive"] * 10
+            score = metrics.classification(gold, gold, LABELS)
+            stored = json.loads((run / "metrics.json").read_text()) | {"test": score}
+            (run / "metrics.json").write_text(json.dumps(stored))
+            predicted(run, gold, gold)
+    report, _ = make_report([str(tmp_path)])
+    pairs = [(c.cell.first, c.baseline.first) for c in report.sections[0].comparisons]
+    assert {(a.options["transfer.lr"], b.options["transfer.lr"]) for a, b in pairs} == {
+        (0.001, 0.001),
+        (0.002, 0.002),
+    }
+    alone = finished(tmp_path / "third", "method=flare", "transfer.lr=3e-3")
+    predicted(alone, gold, gold)
+    report, _ = make_report([str(tmp_path)])
+    assert len(report.sections[0].comparisons) == 2
+    assert "transfer.lr=0.003 is not compared, because 2 rows are lora" in report.notes[0]
+
+
+def test_peak_memory_is_unknown_if_the_transfer_came_from_the_cache(tmp_path):
+    run = finished(tmp_path / "run")
+    assert (read(run).peak_memory, read(run).trained_parameters) == (None, None)
+    traced(run, peak_gpu_memory_bytes=3)
+    assert (read(run).peak_memory, read(run).trained_parameters) == (3, 1234)
+    traced(run, artefacts={"transfer": {"reused": True}}, training={"finetune": {}})
+    assert (read(run).peak_memory, read(run).trained_parameters) == (None, 0)
+
+
+def test_published_numbers_stand_beside_ours_and_are_marked_as_quoted(tmp_path):
+    nusax(tmp_path, "flare", "ace", 0, 0, "model=xlmr_large")
+    nusax(tmp_path, "flare", "jav", 0, 4, "model=xlmr_large")
+    report, problems = make_report([str(tmp_path)], published=True)
+    assert not problems
+    table = report.tables[-1]
+    rows = {(row[0].text, row[2].text): row for row in table.rows}
+    row = rows["nusax", "flare (add_relu)"]
+    assert (row[3].text, row[3].quoted) == ("79.18", True)
+    runs = [read(tmp_path / f"{lang}flare0") for lang in ("ace", "jav")]
+    mean = sum(run.metrics["test"]["macro_f1"] for run in runs) / 2
+    assert row[5].number == pytest.approx(100 * mean)
+    assert (row[5].quoted, row[6].text) == (False, "ace, jav")
+    assert rows["average", "lora"][5].text == "-"
+    assert {row[1].text for row in table.rows} == {"xlmr_large"}
+    assert published_table({}).notes[-1].startswith("The paper has no numbers")
