@@ -59,7 +59,8 @@ def differences(cells: Sequence[Cell]) -> Iterator[str]:
     for cell in cells:
         own = sorted(option for option in cell.changed if option[0].startswith("model."))
         by_lang[cell.lang] += cell.runs.values()
-        by_model[(cell.model, *own)] += cell.runs.values()
+        model = (cell.model, *own)
+        by_model[model] += cell.runs.values()
     for runs in by_lang.values():
         for facts in (splits, fingerprints, code):
             yield from _first_difference([(run, facts(run)) for run in _sorted(runs)])

@@ -114,5 +114,5 @@ def _quoted(row: Any) -> dict[str, Any]:
     task, model, method, score, rank, *_ = row
     record: dict[str, Any] = {"origin": "quoted", "task": task.text, "model": model.text}
     metric = TASKS[task.text].metric if task.text in TASKS else "average"
-    record |= {"method": method.text, f"test/{metric}/mean": score.number / 100}
+    record |= {"method": method.text, f"test/{metric}/mean": round(score.number / 100, 6)}
     return record | ({"average_rank": rank.number} if rank.number is not None else {})
