@@ -18,7 +18,7 @@ from flare_exp.config.methods import METHODS
 from flare_exp.config.options import flat
 from flare_exp.errors import first_line
 from flare_exp.experiment import run_state
-from flare_exp.experiment.checksums import damage
+from flare_exp.experiment.checksums import CHECKSUMS, damage
 from flare_exp.experiment.runs import VOLATILE
 
 GROUPS = ("model", "task", "mt", "fusion", "method", "decode")
@@ -98,8 +98,9 @@ class Run:
         """Return the number of parameters that the transfer trained; None: unknown."""
         if not (training := self.provenance.get("training")):
             return None
-        found = training.get("transfer", {"parameters": {"trainable": 0}})
-        return int(found["parameters"]["trainable"])
+        if "transfer" not in training:
+            return None if METHODS[self.method].trains else 0
+        return int(training["transfer"]["parameters"]["trainable"])
 
     @property
     def peak_memory(self) -> int | None:
@@ -206,7 +207,8 @@ def read(folder: Path) -> Run:
     if not (folder / "metrics.json").is_file():
         state = run_state.read(folder)
         raise ValueError(f"no result ({', '.join(filter(None, (state.state, state.reason)))})")
-    if problems := damage(folder, only=["metrics.json", "config.yaml"]):
+    sealed = ["provenance.json"] if (folder / CHECKSUMS).is_file() else []
+    if problems := damage(folder, only=["metrics.json", "config.yaml", *sealed]):
         raise ValueError(f"damaged: {problems[0]}")
     try:
         metrics = json.loads((folder / "metrics.json").read_text())

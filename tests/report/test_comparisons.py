@@ -5,11 +5,13 @@ import json
 import pytest
 from run_folders import finished, predicted, traced
 
+from flare_exp.experiment.checksums import CHECKSUMS, seal
 from flare_exp.report import predictions
 from flare_exp.report.making import make_report
 from flare_exp.report.published import published_table
 from flare_exp.report.runs import read
 from flare_exp.tasks import metrics
+from flare_exp.utils.files import write_json
 
 LABELS = ("negative", "neutral", "positive")
 GOLD = ["negative", "neutral", "positive", "neutral"] * 5
@@ -242,7 +244,19 @@ def test_peak_memory_is_unknown_if_the_transfer_came_from_the_cache(tmp_path):
     traced(run, peak_gpu_memory_bytes=3)
     assert (read(run).peak_memory, read(run).trained_parameters) == (3, 1234)
     traced(run, artefacts={"transfer": {"reused": True}}, training={"finetune": {}})
-    assert (read(run).peak_memory, read(run).trained_parameters) == (None, 0)
+    assert (read(run).peak_memory, read(run).trained_parameters) == (None, None)
+    without = traced(finished(tmp_path / "no", "method=zero_shot"), training={"finetune": {}})
+    assert read(without).trained_parameters == 0
+
+
+def test_a_run_whose_provenance_was_changed_is_left_out(tmp_path):
+    """Otherwise a run could be shown beside others that it must not be compared with."""
+    run = traced(finished(tmp_path / "run"))
+    write_json(run / CHECKSUMS, seal(run))
+    assert make_report([str(tmp_path)])[1] == []
+    traced(run, data={})
+    _, (left_out, _) = make_report([str(tmp_path)])
+    assert left_out.startswith(f"left out: {run}: damaged: provenance.json")
 
 
 def test_published_numbers_stand_beside_ours_and_are_marked_as_quoted(tmp_path):
