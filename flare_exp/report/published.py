@@ -1,6 +1,6 @@
 """Put the numbers that the paper printed beside those of runs.
 
-Source: section 5 and appendix of FLARE (arXiv 2501.06892). Scores are in %: accuracy for XNLI,
+Source: the tables of FLARE (arXiv 2501.06892). Scores are in %: accuracy for XNLI,
 exact match for TyDiQA, macro F1 for NusaX, averaged over the languages of the paper. They are
 quoted, not computed.
 """
