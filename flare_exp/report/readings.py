@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flare_exp.config.methods import METHODS
+from flare_exp.config.methods import ENSEMBLE, METHODS
 from flare_exp.report.runs import Cell
 
 TIE = 1.0  # points; smaller differences are called ties
@@ -38,7 +38,11 @@ def _sentence(model: str, lang: str, methods: Mapping[str, Cell], metric: str) -
         for name, cell in methods.items()
         if None not in cell.values("test", metric)
     }
-    fused = [name for name in scores if methods[name].first.fuses and " source)" not in name]
+    fused = [
+        name
+        for name in scores
+        if methods[name].first.fuses and methods[name].method != ENSEMBLE and " source)" not in name
+    ]
     if not fused or "lora" not in scores:
         return ""
     best = max(fused, key=scores.__getitem__)
@@ -50,6 +54,9 @@ def _sentence(model: str, lang: str, methods: Mapping[str, Cell], metric: str) -
         if METHODS[methods[best].method].reads_translated_tests:
             zero_shot = _mean(methods[best], "zero_shot", metric)
             said += f". {_why(scores[best] - scores['translate_test'], zero_shot, lang)}"
+    for name in sorted(scores):
+        if methods[name].method == ENSEMBLE and not methods[name].first.fuses:
+            said += f". {best} has {_against(scores, best, name)}"
     return f"{said}.{_caution(methods[best])}"
 
 

@@ -9,12 +9,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
 
 from flare_exp.config import composition, validation
-from flare_exp.config.methods import METHODS
+from flare_exp.config.methods import ENSEMBLE, METHODS, Method, members_of
 from flare_exp.config.options import flat
 from flare_exp.errors import first_line
 from flare_exp.experiment import run_state
@@ -23,7 +24,10 @@ from flare_exp.experiment.runs import VOLATILE
 
 GROUPS = ("model", "task", "mt", "fusion", "method", "decode")
 # options that the first columns of a table show
-NAMED = {*(f"{group}.name" for group in GROUPS if group != "decode"), "task.lang", "mt.noise"}
+NAMED = {
+    *(f"{group}.name" for group in GROUPS if group != "decode"),
+    *("task.lang", "mt.noise", "mt.noise_in", "method.of"),
+}
 ABLATIONS = ("shuffle", "empty")
 TIMED = ("transfer", "test")  # stages whose seconds are shown
 # options of these sections say what is compared on; all others belong to the method
@@ -43,21 +47,29 @@ class Run:
         """Return model, language, translation and method, as a table shows them."""
         given = self.options
         noise = f", {given['mt.noise']:.0%} noise" if given.get("mt.noise") else ""
-        method = self.method
+        if noise and (where := given.get("mt.noise_in", "all")) != "all":
+            noise += f" in {where}"
+        details = [" + ".join(self.members)] if self.method == ENSEMBLE else []
         if self.fuses:
-            ablation = "".join(f", {n} source" for n in ABLATIONS if given.get(f"source.{n}"))
-            method += f" ({given['fusion.name']}{ablation})"
+            details.append(str(given["fusion.name"]))
+        details += [f"{n} source" for n in ABLATIONS if given.get(f"source.{n}")]
+        method = self.method + (f" ({', '.join(details)})" if details else "")
         return given["model.name"], given["task.lang"], f"{given['mt.name']}{noise}", method
 
     @property
     def method(self) -> str:
-        """Return the name of the method, a key of METHODS."""
+        """Return the name of the method."""
         return str(self.options["method.name"])
+
+    @property
+    def members(self) -> dict[str, Method]:
+        """Return name -> the method, or each member of an ensemble."""
+        return members_of(SimpleNamespace(name=self.method, of=self.options.get("method.of") or []))
 
     @property
     def fuses(self) -> bool:
         """Return whether the method fuses source and target."""
-        return METHODS[self.method].fuses
+        return any(method.fuses for method in self.members.values())
 
     @functools.cached_property
     def changed(self) -> dict[str, str]:
@@ -98,9 +110,10 @@ class Run:
         """Return the number of parameters that the transfer trained; None: unknown."""
         if not (training := self.provenance.get("training")):
             return None
-        if "transfer" not in training:
-            return None if METHODS[self.method].trains else 0
-        return int(training["transfer"]["parameters"]["trainable"])
+        found = [facts for name, facts in training.items() if name.startswith("transfer")]
+        if not found:
+            return None if any(method.trains for method in self.members.values()) else 0
+        return sum(int(facts["parameters"]["trainable"]) for facts in found)
 
     @property
     def peak_memory(self) -> int | None:
@@ -110,7 +123,8 @@ class Run:
         testing alone.
         """
         facts = self.provenance
-        if facts.get("artefacts", {}).get("transfer", {}).get("reused"):
+        made = facts.get("artefacts", {})
+        if any(made[name].get("reused") for name in made if name.startswith("transfer")):
             return None
         return facts.get("peak_gpu_memory_bytes") or facts.get("peak_memory_bytes")
 
@@ -158,7 +172,7 @@ class Cell:
 
     @property
     def method(self) -> str:
-        """Return the name of the method, a key of METHODS."""
+        """Return the name of the method."""
         return self.first.method
 
     def values(self, block: str, metric: str) -> list[float | None]:
@@ -173,7 +187,8 @@ class Cell:
     def place(self) -> tuple[Any, ...]:
         """Return the sort key of the cell: model, language, translation, then the method."""
         model, lang, mt, label = self.name
-        return model, lang, mt, [*METHODS].index(self.method), label, sorted(self.changed)
+        order = [*METHODS, ENSEMBLE]
+        return model, lang, mt, order.index(self.method), label, sorted(self.changed)
 
 
 @functools.cache
@@ -269,6 +284,6 @@ def setting_of(cell: Cell, options: Iterable[str]) -> tuple[str, ...]:
 def variant_of(cell: Cell, options: Iterable[str]) -> str:
     """Return the method with those of `options` that belong to it, which name it in a table."""
     own = [k for k in options if not k.startswith(SETTING) and k in cell.first.options]
-    if not METHODS[cell.method].fuses:
+    if not cell.first.fuses:
         own = [k for k in own if not k.startswith(("fusion.", "source."))]
     return ", ".join([cell.label, *(f"{key}={option_of(cell, key)}" for key in own)])
