@@ -87,7 +87,7 @@ def test_predictions_are_complete_and_give_the_metrics(flare_run):
     out, _ = flare_run
     table = pq.read_table(out / "predictions.parquet").to_pylist()
     assert [r["id"] for r in table] == [f"toy_sentiment/far/test/{i}" for i in range(64)]
-    assert set(table[0]) == {"id", "gold", "prediction", "target", "source"}
+    assert set(table[0]) == {"id", "gold", "prediction", "probabilities", "target", "source"}
     labels = ["negative", "neutral", "positive"]
     gold, guess = ([labels.index(r[k]) for r in table] for k in ("gold", "prediction"))
     assert result(out)["test"]["accuracy"] == pytest.approx(
