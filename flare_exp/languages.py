@@ -56,7 +56,7 @@ LANGUAGES = {
     # the generated world; these codes exist in its own translation model only
     "near": Language("nea_Latn"),
     "far": Language("far_Latn"),
-    # XNLI and TyDiQA
+    # XNLI, TyDiQA and XQuAD
     "en": Language("eng_Latn"),
     "ar": Language("arb_Arab"),
     "bg": Language("bul_Cyrl"),
@@ -69,6 +69,7 @@ LANGUAGES = {
     "hi": Language("hin_Deva"),
     "id": Language("ind_Latn"),
     "ko": Language("kor_Hang"),
+    "ro": Language("ron_Latn"),
     "ru": Language("rus_Cyrl"),
     "sw": Language("swh_Latn"),
     "te": Language("tel_Telu"),

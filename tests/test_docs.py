@@ -23,9 +23,10 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What a reader puts in place of <a folder>: data of two benchmarks, or a checkpoint."""
+    """What a reader puts in place of <a folder>: data of some benchmarks, or a checkpoint."""
     root = tmp_path_factory.mktemp("reader")
-    for place in ("xnli/en", "xnli/sw", "tydiqa/en", "tydiqa/sw"):
+    languages = ("xnli/en", "xnli/sw", "tydiqa/en", "tydiqa/sw", "xquad/en", "xquad/es")
+    for place in (*languages, "sib200/eng_Latn", "sib200/jav_Latn"):
         (root / place).mkdir(parents=True)
     return root
 

@@ -57,7 +57,14 @@ NLLB 3.3B (13 GB)."""
 
 
 # Options whose value is a path, taken literally as the shell passes it.
-PATHS = ("output_dir", "cache_dir", "task.data_dir", "model.path", "mt.path")
+PATHS = (
+    "output_dir",
+    "cache_dir",
+    "task.data_dir",
+    "task.train_data_dir",
+    "model.path",
+    "mt.path",
+)
 
 
 def normalized(argv: Sequence[str], multirun: bool = False) -> list[str]:

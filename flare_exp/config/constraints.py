@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.schema import LEARNED_FUSIONS, SOURCE_METHODS, Config, FusionConfig
 from flare_exp.config.suggestions import allowed
 from flare_exp.data.pairing_mode import PairingMode
-from flare_exp.tasks import ROLES, TASKS, Slice
+from flare_exp.tasks import ROLES, TASKS, Slice, XQuAD
+from flare_exp.translation.lookup import has_split
 
 
 def cross_field_problems(cfg: Config) -> Iterator[str]:
@@ -27,6 +28,7 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
     yield from _check_method(cfg, task)
     yield from _check_devices(cfg)
     yield from _check_source(cfg)
+    yield from _check_variants("task", cfg.task)
     yield from _check_variants("method", cfg.method)
     yield from _check_variants("fusion", cfg.fusion)
     yield from _check_variants("mt", cfg.mt)
@@ -164,31 +166,47 @@ def _check_sharding(cfg: Config) -> Iterator[str]:
 
 def _check_task(cfg: Config, task) -> Iterator[str]:
     """Check the language, data folder, splits and translation of a task."""
-    toy = cfg.task.name.startswith("toy_")
     if cfg.task.lang not in task.languages:
         yield f"task.lang={cfg.task.lang}: {allowed(cfg.task.lang, task.languages)}"
-    if cfg.task.data_dir is not None:
-        folder = Path(cfg.task.data_dir).expanduser()
-        if toy:
-            yield (
-                f"task.data_dir={cfg.task.data_dir}: {cfg.task.name} is generated and reads no "
-                "files"
-            )
-        elif not folder.is_dir():
-            yield f"task.data_dir={cfg.task.data_dir}: there is no such folder"
-        elif not (folder / task.english).is_dir():
-            yield (
-                f"task.data_dir={cfg.task.data_dir}: it has no folder {task.english}/ (expected "
-                "<language>/<split>.parquet)"
-            )
-        elif cfg.task.lang in task.languages and not (folder / cfg.task.lang).is_dir():
-            yield (
-                f"task.data_dir={cfg.task.data_dir}: it has no folder {cfg.task.lang}/ (expected "
-                "<language>/<split>.parquet)"
-            )
+    yield from _check_data(cfg, task)
     yield from _check_windows(cfg, task)
     yield from _check_translation(cfg, task)
     yield from _check_splits(cfg, task)
+
+
+def _check_data(cfg: Config, task) -> Iterator[str]:
+    """Check the folders of a task's data."""
+    own, train = cfg.task.data_dir, cfg.task.train_data_dir
+    if own is not None and cfg.task.name.startswith("toy_"):
+        yield f"task.data_dir={own}: {cfg.task.name} is generated and reads no files"
+    elif own is not None:
+        target = [cfg.task.lang] if cfg.task.lang in task.languages else []
+        yield from _check_folder("task.data_dir", own, [task.english, *target])
+    if not issubclass(task, XQuAD):  # _check_variants refuses its option elsewhere
+        return
+    if train is not None:
+        yield from _check_folder("task.train_data_dir", train, [task.english])
+    if (own is None) != (train is None):
+        given, other, of = "train_data_dir", "data_dir", "XQuAD"
+        if train is None:
+            given, other, of = other, given, "TyDiQA"
+        yield (
+            f"task.{given}={own or train}: {task.name} tests on its own files and trains on "
+            f"TyDiQA's; give task.{other}=<folder of {of}> too, or neither of them"
+        )
+
+
+def _check_folder(key: str, folder: str, languages: Sequence[str]) -> Iterator[str]:
+    """Check that a folder has the folders of some languages; the first problem is named."""
+    if not Path(folder).expanduser().is_dir():
+        yield f"{key}={folder}: there is no such folder"
+        return
+    for lang in languages:
+        if not (Path(folder).expanduser() / lang).is_dir():
+            yield (
+                f"{key}={folder}: it has no folder {lang}/ (expected <language>/<split>.parquet)"
+            )
+            return
 
 
 def _check_windows(cfg: Config, task) -> Iterator[str]:
@@ -242,6 +260,8 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
         )
     if mt.name == "gold" and not task.parallel:
         yield f"mt=gold with task={task.name}: {human}; choose another mt"
+    elif mt.name == "gold":
+        yield from _check_counterparts(cfg, task)
     if mt.fallback == "gold" and not task.parallel:
         yield f"mt.fallback=gold with task={task.name}: {human}; leave it null"
     if mt.name in models and mt.path is None and mt.pretrain is None:
@@ -273,6 +293,21 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
                 f"fusion.{name} with method={cfg.method.name}: every layer fuses the same states "
                 "there; leave it out"
             )
+
+
+def _check_counterparts(cfg: Config, task) -> Iterator[str]:
+    """Check, for mt=gold, that the target language has the splits that training translates."""
+    if cfg.method.name not in METHODS or not METHODS[cfg.method.name].trains:
+        return
+    given = [getattr(cfg.task, f"{role}_split") for role in ROLES[:2]]
+    splits = dict.fromkeys(text.partition("[")[0] for text in given if text is not None)
+    if lacking := [split for split in splits if not has_split(task, split, cfg.task.lang)]:
+        others = [f"method={name}" for name, method in METHODS.items() if not method.trains]
+        yield (
+            f"mt=gold with task={task.name} and method={cfg.method.name}: the benchmark has no "
+            f"{' and '.join(lacking)} in {cfg.task.lang}; choose another mt (mt=file "
+            f"mt.fallback=gold keeps human translations of the tests), or {' or '.join(others)}"
+        )
 
 
 def _check_splits(cfg: Config, task) -> Iterator[str]:

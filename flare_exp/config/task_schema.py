@@ -15,6 +15,11 @@ class TaskConfig:
     name: str = option("???", "name of the benchmark", choices=tuple(TASKS))
     lang: str = option("???", "target language, in the benchmark's own code")
     data_dir: str | None = option(None, "folder of <language>/<split>.parquet instead of the hub")
+    train_data_dir: str | None = option(
+        None,
+        "xquad: folder of TyDiQA's <language>/<split>.parquet, the training data",
+        only=("xquad",),
+    )
     limit: int | None = option(None, "only the first N examples of every split", min=1)
     world_seed: int = option(0, "seed of the generated world (toy tasks)", min=0, max=2**32 - 1)
     form: str = option(

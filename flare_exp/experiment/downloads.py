@@ -10,7 +10,7 @@ from typing import Any
 from flare_exp import hub
 from flare_exp.config import schema
 from flare_exp.config.methods import members_of
-from flare_exp.tasks import TASKS, Benchmark
+from flare_exp.tasks import TASKS, Benchmark, TyDiQA, XQuAD
 
 THERE = "there already"
 
@@ -29,6 +29,9 @@ def hub_resources(cfg: schema.Config) -> list[hub.HubResource]:
     if issubclass(task, Benchmark) and not cfg.task.data_dir:
         configs = dict.fromkeys(task.hub_config(lang) for lang in (task.english, cfg.task.lang))
         found += [hub.DataSet("data set", task.hub_id, task.revision, name) for name in configs]
+        if issubclass(task, XQuAD):
+            name = TyDiQA.hub_config(task.english)
+            found.append(hub.DataSet("training data", TyDiQA.hub_id, TyDiQA.revision, name))
     return found
 
 

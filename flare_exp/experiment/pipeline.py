@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +308,8 @@ def load_task(cfg: Config) -> Task:
     t = cfg.task
     splits = {role: getattr(t, f"{role}_split") for role in (*ROLES, "english_test")}
     own = {"world_seed": t.world_seed} if t.name.startswith("toy_") else {"data_dir": t.data_dir}
+    # an option of one benchmark alone is an argument of its class
+    own |= {f.name: getattr(t, f.name) for f in fields(t) if t.name in f.metadata.get("only", ())}
     return TASKS[t.name](splits=splits, limit=t.limit, **own)
 
 

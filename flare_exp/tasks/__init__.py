@@ -12,9 +12,10 @@ from flare_exp.tasks.sib200 import SIB200
 from flare_exp.tasks.toy import ToyNLI, ToyQA, ToySentiment
 from flare_exp.tasks.tydiqa import TyDiQA
 from flare_exp.tasks.xnli import XNLI
+from flare_exp.tasks.xquad import XQuAD
 
 TASKS: dict[str, type[Task]] = {
-    cls.name: cls for cls in (ToySentiment, ToyNLI, ToyQA, NusaX, SIB200, XNLI, TyDiQA)
+    cls.name: cls for cls in (ToySentiment, ToyNLI, ToyQA, NusaX, SIB200, XNLI, TyDiQA, XQuAD)
 }
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "ToyQA",
     "ToySentiment",
     "TyDiQA",
+    "XQuAD",
     "fingerprint",
 ]

@@ -21,6 +21,15 @@ from flare_exp.tasks.tables import ANSWERS, TEXT, check_row
 from flare_exp.translation.base import Translator
 
 
+def has_split(task: type[Task] | Task, split: str, lang: str) -> bool:
+    """Return whether a benchmark has a split in a language.
+
+    `Benchmark.sizes` says so: a split with rows by language has none in the other languages.
+    """
+    sizes = getattr(task, "sizes", {}).get(split)
+    return not isinstance(sizes, dict) or lang in sizes
+
+
 class ParallelTranslator(Translator):
     """Translator that looks translations up among a parallel benchmark's rows."""
 
@@ -114,10 +123,13 @@ class FileTranslator(Translator):
         file = self.path / f"mt_{own}-{lang}" / f"{split}.parquet"
         if file.is_file():
             return file
-        if self.fallback is None:
+        own_rows = self.task.parallel and has_split(self.task, split, lang)
+        if self.fallback is None or not own_rows:
             also = (
                 ", or mt.fallback=gold for the benchmark's own translations"
-                if self.task.parallel
+                if own_rows
+                else f"; {self.task.name} has no {split} in {lang} that could stand in"
+                if self.fallback
                 else ""
             )
             raise UserError(

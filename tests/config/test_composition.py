@@ -27,11 +27,29 @@ def test_every_option_composes_and_passes_the_check(group, name):
 
 @pytest.mark.parametrize("name", composition.groups()["experiment"])
 def test_every_experiment_composes(name, tmp_path):
-    for lang in ("eng", "ace", "en", "sw"):
+    for lang in ("eng", "ace", "en", "sw", "es", "eng_Latn", "jav_Latn"):
         (tmp_path / lang).mkdir()
-    assert (
-        problems(f"experiment={name}", f"model.path={tmp_path}", f"task.data_dir={tmp_path}") == []
-    )
+    training = [f"task.train_data_dir={tmp_path}"] if name.endswith("xquad") else []
+    folders = [f"model.path={tmp_path}", f"task.data_dir={tmp_path}", *training]
+    assert problems(f"experiment={name}", *folders) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "mt", "train", "epochs", "length"),
+    [
+        ("e5_nusax", "e5_small", "gold", "train", 8, 128),
+        ("e5_sib200", "e5_small", "gold", "train", 8, 128),
+        ("e5_xnli", "e5_small", "gold", "validation[:2000]", 5, 128),
+        ("e5_xquad", "e5_small", "nllb_3b3", "train[:1000]", 2, 384),
+    ],
+)
+def test_the_presets_of_e5_share_a_recipe(name, model, mt, train, epochs, length):
+    ((job,), found) = validation.validate([f"experiment={name}"], False)
+    assert not found
+    assert (job.model.name, job.mt.name, job.task.train_split) == (model, mt, train)
+    assert (job.finetune.tuning, job.finetune.lr, job.transfer.lr) == ("full", 1e-4, 5e-4)
+    assert (job.finetune.epochs, job.transfer.epochs) == (epochs, epochs)
+    assert job.data.max_length == length
 
 
 @pytest.mark.parametrize("model", GROUPS["model"])
@@ -58,7 +76,7 @@ def test_a_task_chooses_its_translation_and_the_user_wins():
         return validation.validate(list(overrides), False)[0][0].mt.name
 
     assert mt() == "toy"
-    assert [mt(f"task={name}") for name in ("nusax", "xnli", "tydiqa")] == ["nllb_3b3"] * 3
+    assert [mt(f"task={name}") for name in ("nusax", "xnli", "tydiqa", "xquad")] == ["nllb_3b3"] * 4
     assert mt("mt=gold") == "gold"
     assert mt("task=nusax", "mt=gold") == "gold"
     assert mt("task=xnli", "mt=file") == "file"

@@ -68,6 +68,16 @@ RUNS = {
         "trainer=ddp_cpu",
         "task.form=generative",
     ],
+    "training data": [
+        "model=custom",
+        "model.path={}/tiny",
+        "task=xquad",
+        "task.data_dir={}/qa",
+        "task.train_data_dir={}/qa",
+        "task.window=48",
+        "task.doc_stride=8",
+        "method=zero_shot",
+    ],
     "ensemble": ["method=ensemble"],
 }
 # Another value of options whose type does not tell one; a list: overrides, where a name alone means
@@ -80,6 +90,7 @@ ANOTHER = {
     "mt.name": ["mt=gold"],
     "decode.name": "score",
     "task.data_dir": "{}/other_data",
+    "task.train_data_dir": "{}/other_qa",
     "task.lang": "near",
     "task.train_split": "train[1:]",
     "task.validation_split": "validation[1:]",
@@ -129,6 +140,19 @@ def place(tmp_path_factory):
                     for i in range(12)
                 ]
                 write_rows(place / data / lang / f"{split}.parquet", rows)
+    for data, word in (("qa", "good"), ("other_qa", "fine")):
+        for file in ("en/train", "en/validation", "en/test", "es/test"):
+            answers = {"text": [word], "answer_start": [0]}
+            rows = [
+                {
+                    "id": str(i),
+                    "context": f"{word} test train validation {file[3:]} {i}",
+                    "question": "test train",
+                    "answers": answers,
+                }
+                for i in range(12)
+            ]
+            write_rows(place / data / f"{file}.parquet", rows)
     for own, other in (("eng", "ace"), ("ace", "eng")):
         for split in ("train", "validation", "test"):
             rows = [
@@ -505,7 +529,9 @@ NOT_HASHED = {
     "config": "its values are in the keys",
     "utils, errors, artifacts, code": "how artifacts are written and found",
     "hub": "what is read is known by commit",
-    "tasks.nusax, tasks.sib200, tasks.toy, tasks.tydiqa, tasks.xnli": "the task of a run is hashed",
+    "tasks.nusax, tasks.sib200, tasks.toy, tasks.tydiqa, tasks.xnli, tasks.xquad": (
+        "the task of a run is hashed; TyDiQA's rows, which XQuAD reads, are in keys as data"
+    ),
     "tasks.tables": "it refuses cells and changes none",
     "training.checkpointing, training.divergence, training.progress, training.tracking": (
         "how a training is kept, watched and shown"
