@@ -88,7 +88,13 @@ CODE = {
         "training.heads",
         "training.modules",
     ),
-    "fusion": ("flare.fusion", "flare.source_encoders", "flare.source_states", "data.source_cache"),
+    "fusion": (
+        "flare.fusion",
+        "flare.mixup",
+        "flare.source_encoders",
+        "flare.source_states",
+        "data.source_cache",
+    ),
     "states": (
         "flare.adapter",
         "flare.peft_method",

@@ -33,11 +33,12 @@ from peft.tuners.lora.layer import Linear, LoraLayer, LoraVariant
 from torch import Tensor, nn
 
 from flare_exp.flare import fusion as fusions
+from flare_exp.flare import mixup
 from flare_exp.flare.source_states import BlockKey, SourceStates, linear_dtype
 
-# Attributes of LoRA layers that hold modules by adapter name: the fusion functions and, on the
-# first fused layer, FLARE MT's map.
-FUSION, SOURCE_MAP = LEARNED = ("flare_fusion", "flare_source")
+# Attributes of LoRA layers that hold modules by adapter name: the fusion functions; on the first
+# fused layer, FLARE MT's map; on the query of a block, its mixing (X-Mixup).
+FUSION, SOURCE_MAP, MIXING = LEARNED = ("flare_fusion", "flare_source", "flare_mixup")
 
 
 class FlarePeftType(str, enum.Enum):
@@ -51,9 +52,10 @@ class FlareConfig(LoraConfig):
     """LoRA's configuration plus the fusion.
 
     Args:
-        fusion: name of the fusion function (`flare_exp.flare.fusion.FUSIONS`), or None for plain
-            LoRA.
-        fusion_options: options of the fusion function.
+        fusion: name of the fusion function (`flare_exp.flare.fusion.FUSIONS`), "x_mixup" for plain
+            LoRA beside blocks that mix (`flare_exp.flare.mixup`), or None for plain LoRA.
+        fusion_options: options of the fusion function. x_mixup: `depths`, the blocks that mix as
+            shares of the depth of the first of `stacks`, and the arguments of `Mixing` but `width`.
         fused_modules: names of the projections that fuse; other targets stay plain LoRA.
         stacks: name -> path of each stack of blocks that fuses, from the base model's root.
         source_layer: see `SourceStates`.
@@ -107,7 +109,7 @@ class FlareVariant(LoraVariant):
         Every fused layer gets a fusion function. The first one of all also gets FLARE MT's linear
         map.
         """
-        self.block = config.block_of(target_name)
+        self.block = None if config.fusion == mixup.NAME else config.block_of(target_name)
         if self.block is None:
             return
         phi = fusions.build(str(config.fusion), module.r[adapter_name], **config.fusion_options)
@@ -255,7 +257,8 @@ class FlareModel(LoraModel):
 
     def _connect(self, config: FlareConfig, adapter_name: str) -> None:
         """Create the adapter's source states and assign them to its layers."""
-        states = SourceStates(
+        kind = mixup.MixupStates if config.fusion == mixup.NAME else SourceStates
+        states = kind(
             config.source_layer, config.source_state, config.padding_side, config.answer_source
         )
         self.__dict__.setdefault("source_states", {})[adapter_name] = states
@@ -266,8 +269,41 @@ class FlareModel(LoraModel):
                 if variant.block is not None and variant.block not in states.blocks:
                     states.blocks.append(variant.block)
         # the module that runs the first fusing stack: the encoder, or the decoder without its head
-        stack = self.model.get_submodule(next(iter(config.stacks.values())).rpartition(".")[0])
-        stack.register_forward_pre_hook(functools.partial(_enter, states), with_kwargs=True)
+        stacks = [self.model.get_submodule(p.rpartition(".")[0]) for p in config.stacks.values()]
+        stacks[0].register_forward_pre_hook(functools.partial(_enter, states), with_kwargs=True)
+        if isinstance(states, mixup.MixupStates):
+            self._mix(config, adapter_name, states)
+            mixup.watch(states, self.model, stacks)
+
+    def _mix(self, config: FlareConfig, adapter_name: str, states: mixup.MixupStates) -> None:
+        """Let the chosen blocks of the first stack mix; their weights are on the block's query.
+
+        Raises:
+            ValueError: the source states are not those between blocks.
+        """
+        if not states.reads_outputs or states.source_layer != "ahead":
+            raise ValueError("x_mixup needs source_state='block_output' and source_layer='ahead'")
+        (first, path), *_, (last, end) = [*config.stacks.items()] * 2
+        options = dict(config.fusion_options)
+        blocks: Any = self.model.get_submodule(path)
+        chosen = [mixup.block_at(depth, len(blocks)) for depth in options.pop("depths")]
+        for key in dict.fromkeys((first, index) for index in chosen):
+            block = blocks[key[1]]
+            query = next(
+                layer
+                for name, layer in block.named_modules()
+                if isinstance(layer, LoraLayer) and name.endswith(config.fused_modules[0])
+            )
+            mixing = mixup.Mixing(int(query.in_features or 0), **options)
+            _learn(query, MIXING, adapter_name, mixing)
+            states.blocks.append(key)
+            block.register_forward_hook(
+                functools.partial(mixup.mix, states, key, query, MIXING, adapter_name)
+            )
+        # the losses read the final states
+        ending: Any = self.model.get_submodule(end)
+        final = (last, len(ending) - 1)
+        states.blocks = [*(key for key in states.blocks if key != final), final]
 
     def merge_and_unload(self, *args, **options) -> nn.Module:
         """Merge the adapters as LoRA does.

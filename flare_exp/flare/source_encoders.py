@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from peft import TaskType
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from flare_exp.flare.mixup import MixupStates
 from flare_exp.flare.peft_method import SOURCE_MAP
 from flare_exp.flare.source_states import SourceStates, linear_dtype, narrowed, positions
 
@@ -171,6 +173,40 @@ class BackboneSourceEncoder(SourceEncoder):
         else:
             last = max(index for name, index in self.states.blocks if name == stack)
             self.states.record((stack, last + 1), output.last_hidden_state)
+
+
+class MixupSourceEncoder(BackboneSourceEncoder):
+    """X-Mixup: a classifier reads the source with its head, whose logits the losses compare.
+
+    The head is the one that is trained, without gradient. Other models read states alone.
+    """
+
+    states: MixupStates
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        self.classifies = model.peft_config["default"].task_type == TaskType.SEQ_CLS  # type: ignore[index, union-attr]
+        if self.classifies:
+            self.backbone = model.get_base_model()  # type: ignore[operator]
+
+    def compute(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Refuse to compute states in advance.
+
+        Raises:
+            ValueError: always; the logits would be those of a head before its training.
+        """
+        raise ValueError("x_mixup reads every source anew: its head is trained")
+
+    def _pass(self, inputs: Mapping[str, Tensor]) -> None:
+        if not self.classifies:
+            super()._pass(inputs)
+            return
+        output = self.backbone(**self._embedded(inputs), output_hidden_states=True)
+        self.states.logits = output.logits
+        for stack in self.stacks:
+            name = f"{stack}_hidden_states" if self.encoder_decoder else "hidden_states"
+            for index, states in enumerate(output[name]):
+                self.states.record((stack, index), states)
 
 
 class MTSourceEncoder(SourceEncoder):

@@ -438,6 +438,7 @@ MACHINE = {
     ("run", "module", "expected"),
     [
         ("label", "flare.fusion", {"transfer", "test"}),
+        ("label", "flare.mixup", {"transfer", "test"}),
         ("label", "flare.source_encoders", {"transfer", "test"}),
         ("label", "flare.adapter", LEARNED),
         ("label", "flare.peft_method", LEARNED),
