@@ -82,6 +82,7 @@ CODE = {
         "tasks.examples",
         "tasks.metrics",
         "tasks.reading",
+        "training.consistency",
         "training.distributed:all_gather_dict",
         "training.generation",
         "training.global_batch",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.config.composition import groups
-from flare_exp.config.methods import ENSEMBLE, fuses, members_of
+from flare_exp.config.methods import ENSEMBLE, METHODS, fuses, members_of
 from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.schema import LEARNED_FUSIONS, SOURCE_METHODS, Config, FusionConfig
 from flare_exp.config.suggestions import allowed
@@ -64,10 +64,29 @@ def _check_method(cfg: Config, task: Any) -> Iterator[str]:
                 "method.weights=validation with task.validation_split=null: there is nothing to "
                 "choose weights on; choose method.weights=equal"
             )
+    yield from _check_mixup(cfg)
     if any(method.full for method in members_of(cfg.method).values()):
         yield from _check_full_tuning(cfg, f"method={cfg.method.name}")
     if cfg.finetune.tuning == "full":
         yield from _check_full_tuning(cfg, "finetune.tuning=full")
+
+
+def _check_mixup(cfg: Config) -> Iterator[str]:
+    """Check the options of x_mixup, and that the method has them."""
+    mixes = any(method.mixes for method in members_of(cfg.method).values())
+    for f in fields(cfg.mixup):
+        value = getattr(cfg.mixup, f.name)
+        if value != f.default and not mixes:
+            yield f"mixup.{f.name}={value} with method={cfg.method.name}: only x_mixup has it"
+    if cfg.mixup.depths is not None and (
+        not cfg.mixup.depths or not all(0 <= depth <= 1 for depth in cfg.mixup.depths)
+    ):
+        yield f"mixup.depths={cfg.mixup.depths}: must be one or more numbers from 0 to 1"
+    if mixes and cfg.trainer.strategy == "fsdp":
+        yield (
+            "method=x_mixup with trainer.strategy=fsdp: it was never tried with sharded weights; "
+            "choose trainer=ddp"
+        )
 
 
 def _check_full_tuning(cfg: Config, given: str) -> Iterator[str]:
@@ -124,8 +143,9 @@ def _check_devices(cfg: Config) -> Iterator[str]:
     if cfg.trainer.strategy == "fsdp":
         yield from _check_sharding(cfg)
     several = cfg.trainer.devices * cfg.trainer.nodes > 1
+    mixes = any(method.mixes for method in members_of(cfg.method).values())
     learned = cfg.fusion.name in LEARNED_FUSIONS or PairingMode.LATENT in _modes(cfg)
-    if several and cfg.source.empty and learned and fuses(cfg.method):
+    if several and cfg.source.empty and (mixes or (learned and fuses(cfg.method))):
         yield (
             f"source.empty=true with trainer.strategy={cfg.trainer.strategy}: the fusion's own "
             "weights are never used then, and several processes wait for their gradient; choose "
@@ -297,7 +317,7 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
 
 def _check_counterparts(cfg: Config, task) -> Iterator[str]:
     """Check, for mt=gold, that the target language has the splits that training translates."""
-    if cfg.method.name not in METHODS or not METHODS[cfg.method.name].trains:
+    if not any(method.trains for method in members_of(cfg.method).values()):
         return
     given = [getattr(cfg.task, f"{role}_split") for role in ROLES[:2]]
     splits = dict.fromkeys(text.partition("[")[0] for text in given if text is not None)

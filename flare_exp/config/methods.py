@@ -20,16 +20,18 @@ class Method:
         mode: what the model reads and fuses.
         trains: whether a model is trained on the target language.
         full: whether all weights are trained there; otherwise an adapter is.
+        mixes: whether blocks mix source and target (X-Mixup), instead of the adapter.
     """
 
     mode: PairingMode
     trains: bool
     full: bool = False
+    mixes: bool = False
 
     @property
     def fuses(self) -> bool:
-        """Return whether the adapter fuses source and target."""
-        return self.mode.fuses
+        """Return whether the adapter fuses source and target by a fusion function."""
+        return self.mode.fuses and not self.mixes
 
     @property
     def reads_translated_tests(self) -> bool:
@@ -51,6 +53,7 @@ METHODS = {
     "lora": Method(PairingMode.TARGET, trains=True),
     "full": Method(PairingMode.TARGET, trains=True, full=True),
     "input_fusion": Method(PairingMode.JOINT, trains=True),
+    "x_mixup": Method(PairingMode.PAIRED, trains=True, mixes=True),
     "flare": Method(PairingMode.PAIRED, trains=True),
     "flare_mt": Method(PairingMode.LATENT, trains=True),
 }

@@ -125,6 +125,23 @@ class FusionConfig:
 
 
 @dataclass
+class MixupConfig:
+    """Method x_mixup: where and how source and target states are mixed."""
+
+    depths: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "blocks that mix, as shares of the depth from 0 to 1; null: the authors' for "
+            "the kind of task",
+        },
+    )
+    rank: int = option(8, "rank of the maps that attend from target to source", min=1)
+    most: float = option(0.5, "largest share of the source in the mixture", above=0, max=1)
+    kl: float = option(1.0, "weight of the loss between the two label distributions", min=0)
+    mse: float = option(1.0, "weight of the loss between the two final states", min=0)
+
+
+@dataclass
 class DecodeConfig:
     """Decoding of a generative model's answers."""
 
@@ -352,6 +369,7 @@ class Config:
     method: MethodConfig = section(MethodConfig)
     decode: DecodeConfig = section(DecodeConfig)
     mt: MtConfig = section(MtConfig)
+    mixup: MixupConfig = section(MixupConfig)
     adapter: AdapterConfig = section(AdapterConfig)
     finetune: FinetuneConfig = section(FinetuneConfig)
     transfer: StageConfig = section(StageConfig)

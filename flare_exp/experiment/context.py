@@ -21,7 +21,13 @@ from flare_exp.data.preprocessors import PREPROCESSORS
 from flare_exp.errors import UserError
 from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import MT
-from flare_exp.flare.source_encoders import BackboneSourceEncoder, MTSourceEncoder, SourceEncoder
+from flare_exp.flare import mixup
+from flare_exp.flare.source_encoders import (
+    BackboneSourceEncoder,
+    MixupSourceEncoder,
+    MTSourceEncoder,
+    SourceEncoder,
+)
 from flare_exp.languages import language
 from flare_exp.models import backbones, families
 from flare_exp.tasks import Example, Task, fingerprint
@@ -135,9 +141,11 @@ class RunContext:
 
     def source(self, model: nn.Module) -> SourceEncoder:
         """Return the encoder that reads the source of a model with a fusion adapter."""
-        if model.peft_config["default"].source_width:  # type: ignore[index, union-attr]
+        config: Any = model.peft_config["default"]  # type: ignore[index]
+        if config.source_width:
             return MTSourceEncoder(model, self.mt.encoder)
-        return BackboneSourceEncoder(model)
+        mixes = config.fusion == mixup.NAME
+        return MixupSourceEncoder(model) if mixes else BackboneSourceEncoder(model)
 
     def capped(self, stage: StageConfig) -> StageConfig:
         """Return the options of a training with no more epochs than `trainer.max_epochs`."""

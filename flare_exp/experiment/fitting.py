@@ -22,9 +22,10 @@ from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.generation import GenerationPreprocessor
 from flare_exp.experiment.building import save_model
 from flare_exp.experiment.context import RunContext
-from flare_exp.flare.source_encoders import SourceEncoder
+from flare_exp.flare.source_encoders import MixupSourceEncoder, SourceEncoder
 from flare_exp.models import backbones
 from flare_exp.training.checkpointing import StepCheckpoint, continued_curves, steps_kept
+from flare_exp.training.consistency import Consistency
 from flare_exp.training.divergence import NotFinite, StopIfNotFinite
 from flare_exp.training.generation import GenerationModule
 from flare_exp.training.heads import ClassificationModule, SpanModule
@@ -204,7 +205,7 @@ def make_module(
     run: RunContext, model: nn.Module, source: SourceEncoder | None, **training: Any
 ) -> FusionModule:
     """Make the LightningModule of the run's task type. `training`: options of FusionModule."""
-    training |= {"source": source}
+    training |= {"source": source, "consistency": consistency_of(run, source)}
     if run.task_type == "label":
         return ClassificationModule(model, run.task.labels, **training)
     if run.task_type == "span":
@@ -213,6 +214,18 @@ def make_module(
     rows = run.cfg.data.micro_batch_size
     prompts = run.preprocessor.tokenizer, run.preprocessor.answer, run.decoding
     return GenerationModule(model, *prompts, rows=rows, **training)
+
+
+def consistency_of(run: RunContext, source: SourceEncoder | None) -> Consistency | None:
+    """Return X-Mixup's consistency losses; None for other methods.
+
+    The first token of a decoder stands for no text, so that the mean is compared there.
+    """
+    if not isinstance(source, MixupSourceEncoder):
+        return None
+    first = run.task_type == "label" and not source.encoder_decoder
+    m = run.cfg.mixup
+    return Consistency(source.states, m.kl, m.mse, "first" if first else "mean")
 
 
 def make_trainer(

@@ -97,6 +97,7 @@ def _execute_stages(
         context = make_context(cfg, store, task, backbone, tracker, distributed)
 
         made = run_stages(context, methods)
+        reads_source = any(method.mode.pairs for method in methods.values())
         if not distributed.is_main:
             return {}
         measured = {
@@ -108,7 +109,7 @@ def _execute_stages(
             "mt": cfg.mt.name,
             "seed": cfg.seed,
             "translation": {"noise": cfg.mt.noise, "chrf++": chrf_of(context.translations)},
-            **({"source": asdict(cfg.source)} if fuses(cfg.method) else {}),
+            **({"source": asdict(cfg.source)} if reads_source else {}),
             "test": made["test"].info["metrics"],
             "english": made["english_test"].info["metrics"],
             "zero_shot": made["zero_shot"].info["metrics"],

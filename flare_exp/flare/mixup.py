@@ -237,8 +237,13 @@ class MixupStates(SourceStates):
         """Return the source's final states [B, S, d] and mask [B, S]; None without a source."""
         return self.states_for(self.blocks[-1])
 
-    def mixed_tokens(self, states: Tensor) -> Tensor:
-        """Return which tokens of the present pass [B, T, d] are mixed: [B, T] bool."""
+    def mixed_tokens(self, states: Tensor) -> Tensor | None:
+        """Return which tokens of the present pass [B, T, d] are mixed: [B, T] bool.
+
+        None: it is a later piece of a decoder's pass, behind the prompt.
+        """
+        if self.padding_side == "left" and self._start >= self._prompt:
+            return None
         batch, length = states.shape[:2]
         mask = self.target_mask
         known = mask is not None and mask.shape == (batch, length)
@@ -270,7 +275,7 @@ def mix(
     states.use(batch)
     found = states.states_for(key)
     tokens = states.mixed_tokens(hidden)
-    if found is None or not tokens.any():
+    if found is None or tokens is None:
         return None
     source, mask = found
     if batch != len(mask):  # candidate answers: successive rows of one source

@@ -79,6 +79,8 @@ class FlareConfig(LoraConfig):
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = FlarePeftType.FLARE
+        # in the order in which they run: a saved configuration has them in alphabetical order
+        self.stacks = dict(sorted(self.stacks.items(), key=lambda stack: stack[0] == "decoder"))
 
     def block_of(self, name: str) -> BlockKey | None:
         """Return (stack, index) of the block with the projection `name`, or None if not fused."""

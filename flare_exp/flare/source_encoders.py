@@ -42,6 +42,8 @@ class SourceEncoder:
         """
         raise NotImplementedError  # pragma: no cover
 
+    # whether states stay the same in training, so that they can be computed once
+    cacheable = True
     # parts of the adapter that the source itself calls, outside the layer that holds them
     called: tuple[nn.Module, ...] = ()
 
@@ -182,6 +184,7 @@ class MixupSourceEncoder(BackboneSourceEncoder):
     """
 
     states: MixupStates
+    cacheable = False
 
     def __init__(self, model: nn.Module):
         super().__init__(model)

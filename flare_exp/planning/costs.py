@@ -105,7 +105,7 @@ def note_sizes(
 def _states(dry: DryRun, model: Any, data: PairedDataModule) -> int:
     """Return the bytes of the cached source states of training."""
     o = dry.run.cfg.source
-    if o.cache == "off" or not data.mode.fuses:
+    if o.cache == "off" or not data.mode.fuses or not dry.run.source(model).cacheable:
         return 0
     config = model.peft_config["default"]
     parts, roles = dry.parts(data.mode), dry.run.task.training_roles

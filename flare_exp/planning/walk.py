@@ -86,7 +86,7 @@ def build_adapted(dry: DryRun, english: Artifact) -> tuple[nn.Module, SourceEnco
     method = METHODS[dry.run.cfg.method.name]
     if method.full:
         return dry.run.models.english_model(english).model.requires_grad_(True), None
-    fusion = fusion_options(dry.run, method.mode) if method.fuses else None
+    fusion = fusion_options(dry.run, method) if method.mode.fuses else None
     model = dry.run.models.add_adapter(dry.run.models.english_model(english), **(fusion or {}))
     return model, dry.run.source(model) if fusion else None
 

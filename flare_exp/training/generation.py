@@ -150,7 +150,8 @@ class GenerationModule(FusionModule):
         """Return the mean negative log-likelihood per answer token, a scalar."""
         chosen, mask = self(batch, batch["answer"])
         mask = mask * real_row_mask(batch)[:, None]
-        return global_mean(-(chosen * mask).sum(), mask.sum(), batch)
+        loss = global_mean(-(chosen * mask).sum(), mask.sum(), batch)
+        return loss + self.consistency.loss(batch) if self.consistency else loss
 
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
         """Return one answer per row: the likeliest candidate or a generated text."""

@@ -49,6 +49,19 @@ def global_mean(total: Tensor, count: Tensor, batch: Mapping[str, Any]) -> Tenso
     return total * whole.parts / max(1, whole.terms)
 
 
+def mean_over_rows(losses: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Return this batch's part of the mean over the examples of the global batch.
+
+    Args:
+        losses: [B], one loss per row; those of padding rows do not count.
+        batch: the batch, as for `global_mean`.
+    """
+    total = (losses * real_row_mask(batch)).sum()
+    if (whole := batch.get("whole")) is None:
+        return total / len(losses)
+    return total * whole.parts / whole.rows
+
+
 def real_row_mask(batch: Mapping[str, Any]) -> Tensor:
     """Return which rows are real examples and no padding rows: [B] bool.
 

@@ -68,7 +68,8 @@ class ClassificationModule(HeadModule):
         total = nn.functional.cross_entropy(
             upcast(output), labels, ignore_index=IGNORED, reduction="sum"
         )
-        return global_mean(total, (labels != IGNORED).sum(), batch)
+        loss = global_mean(total, (labels != IGNORED).sum(), batch)
+        return loss + self.consistency.loss(batch, output) if self.consistency else loss
 
     def predictions_from_output(self, output: Tensor, batch: dict[str, Any]) -> list[Prediction]:
         """Return the likeliest label of every row, with the probabilities of all labels."""
@@ -112,7 +113,8 @@ class SpanModule(HeadModule):
             total = total + nn.functional.cross_entropy(
                 logits[known], wanted[known], reduction="sum"
             )
-        return global_mean(total, 2 * known.sum(), batch)
+        loss = global_mean(total, 2 * known.sum(), batch)
+        return loss + self.consistency.loss(batch) if self.consistency else loss
 
     def predictions_from_output(
         self, output: tuple[Tensor, Tensor], batch: dict[str, Any]

@@ -17,6 +17,7 @@ from flare_exp.data.preprocessing import Prediction
 from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.models.families import blocks
 from flare_exp.training import distributed
+from flare_exp.training.consistency import Consistency
 from flare_exp.training.global_batch import global_batch_size, predictions_by_row
 
 Score = Callable[[Mapping[int, Prediction]], Mapping[str, float]]
@@ -37,6 +38,7 @@ class FusionModule(LightningModule):
         optimizer: parameters -> optimizer (`functools.partial`); needed for training only.
         warmup: share of the steps with a rising learning rate; afterwards it falls linearly to
             zero.
+        consistency: losses that are added to that of the task (X-Mixup); None for other methods.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class FusionModule(LightningModule):
         score: Score | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         warmup: float = 0.1,
+        consistency: Consistency | None = None,
     ):
         super().__init__()
         self.strict_loading = False  # checkpoints hold the trained weights only
@@ -57,6 +60,7 @@ class FusionModule(LightningModule):
             optimizer,
             warmup,
         )
+        self.consistency = consistency
         self.found: dict[int, Prediction] = {}
         self.parts: list[Tensor] = []  # losses of the current global batch
 

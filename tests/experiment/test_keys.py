@@ -79,6 +79,7 @@ RUNS = {
         "method=zero_shot",
     ],
     "ensemble": ["method=ensemble"],
+    "mixup": ["method=x_mixup"],
 }
 # Another value of options whose type does not tell one; a list: overrides, where a name alone means
 # nothing.
@@ -86,6 +87,7 @@ ANOTHER = {
     "task.name": ["task=toy_nli"],
     "method.name": ["method=translate_test"],
     "method.of": ["lora", "zero_shot"],
+    "mixup.depths": [0.5],
     "fusion.name": ["fusion=mul"],
     "mt.name": ["mt=gold"],
     "decode.name": "score",
@@ -265,7 +267,7 @@ def differing(one, other) -> set[str]:
 def perturbed(cfg, key, rules, place):
     """The configuration with another value of `key`; None: this run has no other."""
     other = ANOTHER.get(key)
-    if isinstance(other, list) and "=" in other[0]:
+    if isinstance(other, list) and "=" in str(other[0]):
         return composed([*RUNS["label"], "trainer=cpu", *other], place)
     *parents, name = key.split(".")
     owners = [cfg]
@@ -316,7 +318,7 @@ def test_every_option_is_in_a_key_or_says_why_it_changes_nothing(digests, base, 
         if any(other.startswith(f"{key}.") for other in options):
             continue  # a section
         tried, changed = [], []
-        overrides = isinstance(ANOTHER.get(key), list) and "=" in ANOTHER[key][0]
+        overrides = isinstance(ANOTHER.get(key), list) and "=" in str(ANOTHER[key][0])
         for name in RUNS if not overrides else ["label"]:
             if changed and key not in unchanged:
                 break

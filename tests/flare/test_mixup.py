@@ -215,7 +215,9 @@ def test_gradients_reach_the_mixing_with_and_without_checkpointing():
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", [("xlm-roberta", "label"), ("llama", "prompt")], ids="-".join)
+@pytest.mark.parametrize(
+    "kind", [("xlm-roberta", "label"), ("mt5", "span"), ("llama", "prompt")], ids="-".join
+)
 def test_it_is_saved_and_loaded_with_the_adapter(kind, tmp_path):
     target, source = batches(kind)
     model, stream = mixed_model(kind, depths=(0.0, 0.7))

@@ -19,6 +19,7 @@ from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.source_cache import cached_states
 from flare_exp.experiment import fitting
 from flare_exp.experiment.context import RunContext, device_of, pairs_digest
+from flare_exp.flare import mixup
 from flare_exp.flare.source_encoders import MTSourceEncoder, SourceEncoder
 
 
@@ -41,7 +42,7 @@ def transfer(run: RunContext, english: Artifact, method: Method) -> Artifact:
     cfg, mode = run.cfg, method.mode
     data = run.data(mode)
     stage = run.capped(cfg.transfer)
-    fusion = fusion_options(run, mode) if mode.fuses else None
+    fusion = fusion_options(run, method) if mode.fuses else None
     key: dict[str, Any] = {
         "stage": "transfer",
         "english": english.digest,
@@ -54,6 +55,8 @@ def transfer(run: RunContext, english: Artifact, method: Method) -> Artifact:
     }
     if fusion and cfg.source.cache != "off" and cfg.source.dtype:
         key["states"] = cfg.source.dtype  # cached states are rounded to it
+    if method.mixes:
+        key["consistency"] = [cfg.mixup.kl, cfg.mixup.mse]
     if mode is PairingMode.LATENT:
         assert data.source_preprocessor
         key["encoder"] = {
@@ -69,7 +72,7 @@ def transfer(run: RunContext, english: Artifact, method: Method) -> Artifact:
             return fitting.fit(run, "transfer", model, None, data, stage, folder / "model")
         model = run.models.add_adapter(below, **(fusion or {}))
         source = run.source(model) if fusion else None
-        if source and cfg.source.cache != "off":
+        if source and source.cacheable and cfg.source.cache != "off":
             reader = run.mt.encoder_identity if mode is PairingMode.LATENT else english.digest
             cache_states(run, source, data, reader)
         facts = fitting.fit(run, "transfer", model, source, data, stage, folder / "adapter")
@@ -79,11 +82,19 @@ def transfer(run: RunContext, english: Artifact, method: Method) -> Artifact:
     return run.store.get("transfer", key, build, collective=True, resumable=True)
 
 
-def fusion_options(run: RunContext, mode: PairingMode) -> dict[str, Any]:
-    """Return the fusion as arguments of `adapter.adapter_config`."""
-    f = run.cfg.fusion
+def fusion_options(run: RunContext, method: Method) -> dict[str, Any]:
+    """Return the fusion, or X-Mixup's blocks, as arguments of `adapter.adapter_config`."""
+    f, m = run.cfg.fusion, run.cfg.mixup
+    if method.mixes:
+        depths = m.depths or [mixup.DEPTHS[run.task_type]]
+        return {
+            "fusion": mixup.NAME,
+            "fusion_options": {"depths": depths, "rank": m.rank, "most": m.most},
+            "source_layer": "ahead",
+            "source_state": "block_output",
+        }
     common = {"fusion": f.name, "fusion_options": f.options, "answer_source": f.answer_source}
-    if mode is PairingMode.LATENT:
+    if method.mode is PairingMode.LATENT:
         return {**common, "source_width": run.mt.encoder_config.d_model}
     return {**common, "source_layer": f.source_layer, "source_state": f.source_state}
 
