@@ -35,6 +35,7 @@ CODE = {
         "translation.quality",
         "translation.segmentation",
     ),
+    "command": ("translation.command", "translation.quality"),
     "marks": ("translation.projection",),
     "translation": (
         "experiment.stages.translation:quality",

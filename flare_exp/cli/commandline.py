@@ -57,6 +57,7 @@ NLLB 3.3B (13 GB)."""
 
 
 # Options whose value is a path, taken literally as the shell passes it.
+# options whose values are quoted for Hydra: paths, and the command line of another program
 PATHS = (
     "output_dir",
     "cache_dir",
@@ -64,6 +65,7 @@ PATHS = (
     "task.train_data_dir",
     "model.path",
     "mt.path",
+    "mt.command",
 )
 
 

@@ -15,7 +15,9 @@ from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.schema import LEARNED_FUSIONS, SOURCE_METHODS, Config, FusionConfig
 from flare_exp.config.suggestions import allowed
 from flare_exp.data.pairing_mode import PairingMode
+from flare_exp.errors import UserError
 from flare_exp.tasks import ROLES, TASKS, Slice, XQuAD
+from flare_exp.translation.command import code_of_language, code_problems, command_problems
 from flare_exp.translation.lookup import has_split
 
 
@@ -286,6 +288,8 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
         yield f"mt.fallback=gold with task={task.name}: {human}; leave it null"
     if mt.name in models and mt.path is None and mt.pretrain is None:
         yield f"mt={mt.name}: mt.path=<hub id or checkpoint folder> is missing"
+    if mt.kind == "command":
+        yield from _check_command(cfg, task)
     if mt.quantization and mt.backend != "ctranslate2":
         yield f"mt.quantization={mt.quantization}: only mt.backend=ctranslate2 has it"
     if PairingMode.TRANSLATED in _modes(cfg) and mt.kind == "file" and not task.labels:
@@ -328,6 +332,23 @@ def _check_counterparts(cfg: Config, task) -> Iterator[str]:
             f"{' and '.join(lacking)} in {cfg.task.lang}; choose another mt (mt=file "
             f"mt.fallback=gold keeps human translations of the tests), or {' or '.join(others)}"
         )
+
+
+def _check_command(cfg: Config, task) -> Iterator[str]:
+    """Check the program that translates, and its codes for the languages of the run."""
+    if cfg.mt.command is None:
+        yield (
+            "mt=command: mt.command='<program and its arguments, with {from} and {to}>' is missing"
+        )
+        return
+    yield from command_problems(cfg.mt.command)
+    yield from code_problems(cfg.mt.codes)
+    for lang in (task.english, cfg.task.lang):
+        try:
+            if lang in (task.english, *task.languages):
+                code_of_language(lang, cfg.mt.codes)
+        except UserError as error:
+            yield str(error)
 
 
 def _check_splits(cfg: Config, task) -> Iterator[str]:

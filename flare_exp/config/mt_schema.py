@@ -49,8 +49,33 @@ class MtConfig:
     )
     revision: str | None = option(
         None,
-        "models: commit or branch of the hub checkpoint; null: its newest commit",
-        only=("model",),
+        "models: commit or branch of the hub checkpoint; null: its newest commit. mt=command: "
+        "version of the program and its data, in your own words",
+        only=("model", "command"),
+    )
+    command: str | None = option(
+        None,
+        "mt=command: the program and its arguments, with {from} and {to}; lines in, lines out",
+        only=("command",),
+    )
+    codes: dict[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "help": "mt=command: its codes of languages, e.g. {en: eng, es: spa}; else ISO 639-3",
+            "only": ("command",),
+        },
+    )
+    timeout: float = option(
+        3600.0,
+        "mt=command: most seconds for one shard",
+        above=0,
+        no_effect="what takes longer is an error",
+        only=("command",),
+    )
+    blank_lines: bool = option(
+        True,
+        "mt=command: an empty line after every line, in and out, so that lines stay apart",
+        only=("command",),
     )
     backend: str = option(
         "transformers",
@@ -89,18 +114,25 @@ class MtConfig:
         "quotes",
         "question answering: how an answer is marked in translation",
         choices=("quotes", "brackets", "tags"),
-        only=("model",),
+        only=("model", "command"),
     )
     shard: int = option(
         512,
-        "models: texts between two saved pieces of work",
+        "models and mt=command: texts between two saved pieces of work",
         min=1,
         no_effect="a translation does not depend on the texts beside it",
-        only=("model",),
+        only=("model", "command"),
     )
     pretrain: MtPretrainConfig | None = option(None, "how mt=toy_nllb is built", only=("toy_nllb",))
 
     @property
     def kind(self) -> str:
-        """Return what translates: "benchmark" (its authors), "file" or "model"."""
-        return "benchmark" if self.name in BENCHMARK else "file" if self.name == "file" else "model"
+        """Return what translates: "benchmark" (its authors), "file", "command" or "model"."""
+        if self.name in BENCHMARK:
+            return "benchmark"
+        return self.name if self.name in ("file", "command") else "model"
+
+    @property
+    def translates(self) -> bool:
+        """Return whether a model or a program of this run translates."""
+        return self.kind in ("model", "command")

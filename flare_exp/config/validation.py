@@ -129,6 +129,7 @@ KINDS = {
     "float": "a number",
     "bool": "true or false",
     "list[str]": "a list, e.g. [drop,swap]",
+    "dict[str, str]": "a table, e.g. '{en: eng, es: spa}'",
 }
 
 

@@ -16,12 +16,14 @@ from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
 from flare_exp.code import code_of
 from flare_exp.config.schema import Config
 from flare_exp.hub import files_read, is_commit, looks_local
+from flare_exp.languages import language
 from flare_exp.models import families
 from flare_exp.tasks import Task
 from flare_exp.toy.pretrain import pretrain
 from flare_exp.toy.translation_model import train_mt
 from flare_exp.translation import engines, nllb
 from flare_exp.translation.base import Translator
+from flare_exp.translation.command import CommandEngine
 from flare_exp.translation.machine import MachineTranslator
 from flare_exp.translation.translators import translator
 
@@ -65,6 +67,8 @@ def existing_checkpoint(path: str, revision: str | None) -> Artifact:
 
 class MT:
     """The translation model of a run: its checkpoint, built or found when it is first needed."""
+
+    uncertain = False  # a checkpoint has a list of its languages
 
     def __init__(self, cfg: Config, store: ArtifactStore):
         self.cfg, self.store = cfg.mt, store
@@ -119,6 +123,10 @@ class MT:
     def decoding(self) -> nllb.MTDecoding:
         """Return how translations are decoded."""
         return nllb.MTDecoding(self.cfg.beams, self.cfg.max_length, self.cfg.no_repeat_ngram)
+
+    def code(self, lang: str) -> str:
+        """Return the FLORES-200 code of a language of the benchmark."""
+        return language(lang).flores
 
     def check(self, *codes: str) -> None:
         """UserError when the checkpoint, the backend or a language cannot be had."""
@@ -186,8 +194,26 @@ class MT:
             torch.cuda.empty_cache()  # nothing where there is no GPU
 
     def translator(self, task: Task) -> MachineTranslator:
-        """Make the translator of a task, which loads the model when it is first needed."""
-        return MachineTranslator(task, self, self.store, self.cfg.marker, self.cfg.shard)
+        """Make the translator of a task, which loads the model when it is first needed.
+
+        With mt=command it is a program, and this object has no checkpoint.
+        """
+        return MachineTranslator(
+            task, self.command or self, self.store, self.cfg.marker, self.cfg.shard
+        )
+
+    @property
+    def command(self) -> CommandEngine | None:
+        """Return the program that translates instead of a checkpoint."""
+        if self.cfg.command is None:
+            return None
+        return CommandEngine(
+            self.cfg.command,
+            self.cfg.codes,
+            self.cfg.timeout,
+            self.cfg.blank_lines,
+            self.cfg.revision,
+        )
 
 
 def make_translator(cfg: Config, task: Task, model: MT) -> Translator:

@@ -56,7 +56,7 @@ def notes(cfg: Config, folder: Path) -> list[str]:
         found.append(
             f"answers were translated back into {cfg.task.lang} by mt={cfg.mt.name} and "
             "compared with the original ones"
-            if cfg.mt.kind == "model"
+            if cfg.mt.translates
             else f"mt={cfg.mt.name}: predictions were compared with the English answers, which "
             "makes this an upper bound"
         )
@@ -121,5 +121,5 @@ def translation_note(name: str, info: Mapping[str, Any]) -> str | None:
         said.append(
             f"{info['answers']['kept']:,} of {info['answers']['of']:,} answers carried over{exact}"
         )
-    said += [f"{info[flag]} {flag}" for flag in FLAGS if info.get(flag)]
+    said += [f"{info[flag]} {flag.replace('_', ' ')}" for flag in FLAGS if info.get(flag)]
     return f"{name}: {', '.join(said)}"

@@ -103,8 +103,11 @@ def translation_seconds(dry: DryRun, texts: Sequence[str]) -> float:
     """Estimate the seconds of a translation model for texts.
 
     It takes two FLOPs per parameter and token, in the encoder at once, in the decoder one token
-    after the other. Texts that are not known are as long as data.max_length.
+    after the other. Texts that are not known are as long as data.max_length. How fast a program
+    is (mt=command) is not known: 0.
     """
+    if dry.run.cfg.mt.kind == "command":
+        return 0.0
     o, unknown = dry.run.cfg.mt, dry.run.cfg.data.max_length
     tokens = sum(len(text) / CHARACTERS if text else unknown for text in texts)
     half = mt_parameters(dry.run.cfg) / 2

@@ -93,6 +93,7 @@ def _notes(dry: DryRun) -> list[str]:
         found.append(
             f"translations by mt={cfg.mt.name} are not there yet: the texts themselves stand in "
             "for them, and what is trained "
-            "on them counts as to do; the time of translating is arithmetic."
+            "on them counts as to do; the time of translating is "
+            + ("not known and not counted." if cfg.mt.kind == "command" else "arithmetic.")
         )
     return found

@@ -72,7 +72,7 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
     Raises:
         UserError: where a run would raise it, but not for what could be downloaded.
     """
-    store = ReadOnlyStore(cfg.cache_dir, scratch, cfg.mt.kind == "model")
+    store = ReadOnlyStore(cfg.cache_dir, scratch, cfg.mt.translates)
     task = _task(json.dumps(asdict(replace(cfg.task, lang=""))), max(FEW, cfg.data.batch_size))
     shapes_only = is_sketch(cfg) or bool(task.assumed and cfg.model.path)  # type: ignore[attr-defined]
     backbone = sketched(cfg, scratch) if shapes_only else _prepared(cfg, store, scratch)

@@ -9,7 +9,7 @@ from typing import Any
 from flare_exp.tasks import Example
 
 # signs of a bad translation (flare_exp.translation.quality.flags)
-FLAGS = ("truncated", "empty", "repetitive", "copy")
+FLAGS = ("truncated", "empty", "repetitive", "copy", "wrong_script", "wrong_language")
 Flagged = list[tuple[Example, dict[str, bool]]]
 
 
@@ -36,6 +36,13 @@ class Translator(ABC):
 
         Raises:
             UserError: the translation cannot be obtained.
+        """
+
+    def try_out(self, examples: Sequence[Example], lang: str) -> None:  # noqa: B027
+        """Translate one example now, if only that shows whether the translation can be obtained.
+
+        Raises:
+            UserError: it cannot be obtained.
         """
 
 

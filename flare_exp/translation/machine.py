@@ -21,7 +21,14 @@ log = logging.getLogger(__name__)
 
 
 class MTModel(Protocol):
-    """A translation model that is loaded when the first text is translated."""
+    """A translation model that is loaded when the first text is translated.
+
+    Attributes:
+        uncertain: only a try shows whether it translates between two languages, and it is a cheap
+            one.
+    """
+
+    uncertain: bool
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -33,8 +40,16 @@ class MTModel(Protocol):
         """Load and return the `translation.engines.Engine`."""
         ...
 
+    def code(self, lang: str) -> str:
+        """Return the model's code of a language of the benchmark.
+
+        Raises:
+            UserError: it is not known.
+        """
+        ...
+
     def check(self, *codes: str) -> None:
-        """Check early that the model and the languages (FLORES-200 codes) are available.
+        """Check early that the model and the languages (the model's codes) are available.
 
         Raises:
             UserError: one of them is not.
@@ -85,20 +100,25 @@ class MachineTranslator(Translator):
         Raises:
             UserError: the model or a language is not available.
         """
-        own, other = (language(code) for code in (_lang(examples[0]), lang))
-        self.model.check(own.flores, other.flores)
-        for code, row in ((_lang(examples[0]), own), (lang, other)):
-            if row.proxy:
+        own, other = (self.model.code(code) for code in (_lang(examples[0]), lang))
+        self.model.check(own, other)
+        for name, code in ((_lang(examples[0]), own), (lang, other)):
+            if language(name).proxy and language(name).flores == code:
                 warn_once(
-                    f"the translation model does not know {code}: {row.flores} stands in for it "
+                    f"the translation model does not know {name}: {code} stands in for it "
                     "(flare_exp/languages.py)"
                 )
         return {
             **self.model.identity,
-            "from": own.flores,
-            "to": other.flores,
+            "from": own,
+            "to": other,
             "marker": self.marker if self._marks(lang) else None,
         }
+
+    def try_out(self, examples: Sequence[Example], lang: str) -> None:
+        """Translate one example, if only that shows whether the model knows the languages."""
+        if self.model.uncertain:
+            self.translate(examples[:1], lang)
 
     def translate(self, examples: Sequence[Example], lang: str) -> list[Example]:
         """Return the examples in `lang`, in the order of `examples`."""
@@ -121,7 +141,8 @@ class MachineTranslator(Translator):
 
     def texts_identity(self, own: str, lang: str) -> dict[str, Any]:
         """Return all that the translation of texts depends on besides the texts."""
-        return {**self.model.identity, "from": language(own).flores, "to": language(lang).flores}
+        codes = {"from": self.model.code(own), "to": self.model.code(lang)}
+        return {**self.model.identity, **codes}
 
     def _marks(self, lang: str) -> bool:
         return not self.task.labels and lang != self.task.english
@@ -149,29 +170,27 @@ class MachineTranslator(Translator):
         """Translate each distinct text and map it to its row (original, translation, flags)."""
         from flare_exp.utils import progress
 
-        unique, source, target = (
-            list(dict.fromkeys(texts)),
-            language(own).flores,
-            language(lang).flores,
-        )
+        unique = list(dict.fromkeys(texts))
         rows: dict[str, dict[str, Any]] = {}
         with progress.bar(f"translating {own} -> {lang}", len(unique)) as advance:
             for first in range(0, len(unique), self.shard):
                 part = unique[first : first + self.shard]
-                rows |= {row["original"]: row for row in self._shard(part, source, target, advance)}
+                rows |= {row["original"]: row for row in self._shard(part, own, lang, advance)}
         return rows
 
     def _shard(
-        self, texts: Sequence[str], source: str, target: str, advance: Callable[[int], None]
+        self, texts: Sequence[str], own: str, lang: str, advance: Callable[[int], None]
     ) -> list[dict[str, Any]]:
         from flare_exp.translation import quality
         from flare_exp.utils import files
 
+        source, target, flores = self.model.code(own), self.model.code(lang), language(lang).flores
         protected = None if self.task.labels else [self.marker, code_of("marks")]
         key = {
             **self.model.identity,
             "from": source,
             "to": target,
+            "language": flores,
             "protect": protected,
             "texts": digest_of(list(texts)),
         }
@@ -186,7 +205,7 @@ class MachineTranslator(Translator):
                 texts, source, target, progress=advance, protect=protect
             )
             rows = [
-                {"original": t, "translation": m.text, **quality.flags(t, m)}
+                {"original": t, "translation": m.text, **quality.flags(t, m, flores)}
                 for t, m in zip(texts, made, strict=True)
             ]
             files.write_parquet(folder / "texts.parquet", rows)

@@ -1,8 +1,8 @@
 """Choose who translates: English training data to the target language, test data to English.
 
 There are three sources of translations: a parallel benchmark's own (mt=gold and mt=toy), files
-(mt=file), both in `flare_exp.translation.lookup`, and a translation model (every other mt;
-`flare_exp.translation.machine`).
+(mt=file), both in `flare_exp.translation.lookup`, and a translation model or a program (every other
+mt; `flare_exp.translation.machine`).
 """
 
 from __future__ import annotations
