@@ -32,10 +32,18 @@ def groups() -> dict[str, list[str]]:
 
 
 def register_schema() -> None:
-    """Register the dataclasses as the typed base of conf/config.yaml."""
-    from hydra.core.config_store import ConfigStore
+    """Register the dataclasses as the typed base of conf/config.yaml.
 
-    ConfigStore.instance().store(name="schema", node=Config)
+    A table such as mt.codes takes keys of the user's own.
+    """
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    schema = OmegaConf.structured(Config)
+    for key, f in keys().items():
+        if str(f.type).startswith("dict["):
+            OmegaConf.set_struct(OmegaConf.select(schema, key), False)
+    ConfigStore.instance().store(name="schema", node=schema)
 
 
 def job_overrides(arguments: Sequence[str]) -> list[list[str]]:

@@ -9,6 +9,7 @@ one text is one translation. Nothing heavy is imported here: a command line is c
 from __future__ import annotations
 
 import bisect
+import difflib
 import functools
 import re
 import shlex
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.errors import UserError
-from flare_exp.languages import FLORES, language
+from flare_exp.languages import FLORES, LANGUAGES, language
 from flare_exp.translation.segmentation import Protect, Translation
 
 PLACEHOLDERS = ("{from}", "{to}")
@@ -50,7 +51,14 @@ def command_problems(command: str) -> Iterator[str]:
 def code_problems(codes: Mapping[str, str]) -> Iterator[str]:
     """Yield a message for each code in `mt.codes` that no program can get."""
     for lang, code in codes.items():
-        if not code.strip() or not code.isprintable():
+        if lang not in LANGUAGES:
+            near = difflib.get_close_matches(lang, LANGUAGES, 3)
+            meant = f", e.g. {' or '.join(near)}" if near else ""
+            yield (
+                f"mt.codes: there is no language {lang}; keys are codes of the benchmark or of "
+                f"FLORES-200{meant}"
+            )
+        elif not code.strip() or not code.isprintable():
             yield f"mt.codes: the code of {lang} is {code!r}; leave it out, or give what is read"
 
 
@@ -212,7 +220,7 @@ class CommandEngine:
         words = f"; its last words: {left.last_words}" if left.last_words else "; it said nothing"
         raise UserError(
             f"mt.command={self.command}, from {source} to {target}: the program {problem}{words} "
-            "(finished shards are kept; the same command goes on)"
+            "(finished shards are kept)"
         )
 
     def _read(self, output: bytes, number: int) -> list[str] | str:
