@@ -15,8 +15,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -194,8 +194,9 @@ class ArtifactStore:
         digest = digest_of({"kind": kind, "schema": SCHEMA, "key": plain})[:20]
         return plain, digest, self.root / kind / digest
 
-    def _locked(self, place: Path) -> SoftFileLease:
-        """Acquire the lock of an artifact, and wait while another process builds it."""
+    @contextmanager
+    def _locked(self, place: Path) -> Iterator[SoftFileLease]:
+        """Hold the lock of an artifact, and wait before that while another process builds it."""
         lock = SoftFileLease(place.parent / f"{place.name}.lock", lease_duration=LEASE)
         try:
             lock.acquire(timeout=0.5)
@@ -209,7 +210,10 @@ class ArtifactStore:
                 )
                 with suppress(Timeout):
                     lock.acquire(timeout=2, poll_interval=0.5)
-        return lock
+        try:
+            yield lock
+        finally:
+            lock.release()
 
     def _awaited(self, place: Path, kind: str, key: Mapping[str, Any]) -> dict[str, Any]:
         """Wait until rank 0 has written the artifact, and return its manifest.
