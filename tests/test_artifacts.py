@@ -28,6 +28,16 @@ def builder(calls=None, text="content"):
     return build
 
 
+def test_a_failed_builder_gives_its_lock_back_while_its_error_is_kept(tmp_path):
+    def fail(folder):
+        raise UserError("no")
+
+    with pytest.raises(UserError) as kept:
+        ArtifactStore(tmp_path).get("kind", {"a": 1}, fail)
+    assert not list(tmp_path.glob("kind/*.lock"))
+    assert str(kept.value) == "no"
+
+
 def test_built_once_and_reused(tmp_path):
     calls = []
     first = ArtifactStore(tmp_path).get("kind", {"a": 1, "b": (2, 3)}, builder(calls))
@@ -178,5 +188,7 @@ def test_who_waits_for_another_builder_can_be_stopped(tmp_path, monkeypatch):
     (tmp_path / "kind").mkdir()
     with held:
         monkeypatch.setattr(signals, "pending_signal", lambda: signal.SIGUSR1)
-        with pytest.raises(signals.StopRequested, match="while another process was building kind"):
-            ArtifactStore(tmp_path)._locked(tmp_path / "kind" / "x")
+        waiting = ArtifactStore(tmp_path)._locked(tmp_path / "kind" / "x")
+        stopped = "while another process was building kind"
+        with pytest.raises(signals.StopRequested, match=stopped), waiting:
+            pass

@@ -56,8 +56,7 @@ my_data/<language>/<split>.parquet.
 NLLB 3.3B (13 GB)."""
 
 
-# Options whose value is a path, taken literally as the shell passes it.
-# options whose values are quoted for Hydra: paths, and the command line of another program
+# Options that are taken literally, as the shell passes them: paths, and the command of a program.
 PATHS = (
     "output_dir",
     "cache_dir",

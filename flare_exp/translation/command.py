@@ -69,15 +69,15 @@ def code_of_language(lang: str, codes: Mapping[str, str]) -> str:
     not there goes by its ISO 639-3 code, the first part of its FLORES-200 code.
 
     Raises:
-        UserError: the table lacks the language, and FLORES-200 has it in several scripts or does
-            not have it.
+        UserError: the table lacks the language, and FLORES-200 does not have it, or has it in
+            several scripts while the benchmark's code is another one.
     """
     row = language(lang)
     if code := codes.get(lang) or codes.get(row.flores):
         return code
     iso = row.flores.partition("_")[0]
     several = [name for name in FLORES if name.startswith(f"{iso}_")]
-    if row.proxy or len(several) > 1:
+    if row.proxy or (len(several) > 1 and lang != iso):
         reason = "FLORES-200 lacks it" if row.proxy else f"it could be {' or '.join(several)}"
         raise UserError(
             f"mt.codes: the command's code for the language {lang} is not known ({reason}); give "

@@ -91,7 +91,7 @@ WRONG = [
     (["task=nusax", "mt=gold", "mt.path=/tmp"], "mt.path=/tmp: only mt=file and mt=custom and"),
     (
         ["mt.name=nllb"],
-        "one problem in the command line\n  - mt.name=nllb: choose one of custom, file, gold,",
+        "one problem in the command line\n  - mt.name=nllb: choose one of command, custom, file,",
     ),
     (["task=tydiqa", "task.lang=en"], "choose one of ar, bn, fi, id, ko, ru, sw, te"),
     (["task.select=first"], "choose one of best, last"),

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from flare_exp.cli import commandline
 from flare_exp.config import composition, schema, validation
 
 
@@ -20,6 +21,7 @@ def test_every_option_composes_and_passes_the_check(group, name):
     extra = ["model.path=org/name"] if name == "custom" else []
     extra += ["task=nusax"] if group == "mt" and not name.startswith("toy") else []
     extra += ["mt.path=org/name"] if (group, name) == ("mt", "custom") else []
+    extra += ["mt.command='cat {from} {to}'"] if name == "command" else []
     extra += ["mt=toy_nllb"] if name == "flare_mt" else []
     extra += ["method=flare"] if group == "fusion" else []
     assert problems(f"{group}={name}", *extra) == []
@@ -149,9 +151,45 @@ def test_what_is_tested_is_not_trained_on(overrides, shared):
     "key", [key for key, f in schema.keys().items() if f.type in ("float", "float | None")]
 )
 def test_no_number_is_infinite_or_nan(key, value):
-    needs = {"fusion": "fusion=gated", "mt": "mt=toy_nllb", "mixup": "method=x_mixup"}
-    extra = [needs[section] for section in needs if key.startswith(f"{section}.")]
+    needs = {
+        "fusion": ["fusion=gated"],
+        "mt": ["mt=toy_nllb"],
+        "mt.timeout": ["mt=command", "mt.command='cat {from} {to}'"],
+        "mixup": ["method=x_mixup"],
+    }
+    extra = needs.get(key, needs.get(key.split(".")[0], []))
     assert problems(*extra, f"{key}={value}") == [f"{key}={value}: must be a finite number"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "found"),
+    [
+        ([], ["mt=command: mt.command='<program and its arguments, with {from} and {to}>' is"]),
+        (["mt.command=cat {from} {to}"], []),
+        (["mt.command=cat {from}"], ["mt.command=cat {from}: {to} missing"]),
+        (["mt.command=cat {from} {to}", "mt.codes={ace: ace_ID, en: 1}"], []),
+        (
+            ["mt.command=cat {from} {to}", "mt.codes={q: x, es: ''}"],
+            ["mt.codes: there is no language q", "mt.codes: the code of es is ''"],
+        ),
+        (["mt.command=cat {from} {to}", "mt.codes=[a]"], ["mt.codes=['a']: must be a table, e.g."]),
+        (
+            ["mt.command=cat {from} {to}", "task.lang=bbc"],
+            ["mt.codes: the command's code for the language bbc is not known"],
+        ),
+        (["mt.command=cat {from} {to}", "mt.beams=2"], ["mt.beams=2: only mt=custom and"]),
+        (["mt.command=cat {from} {to}", "method=flare_mt"], ["method=flare_mt with mt=command: "]),
+        (["mt=nllb_600m", "mt.codes={en: x}"], ["mt.codes={'en': 'x'}: only mt=command has it"]),
+    ],
+)
+def test_a_command_is_checked_with_its_codes(overrides, found):
+    """As a shell gives them: nothing inside them is quoted for Hydra."""
+    lang = [] if any(o.startswith("task.lang") for o in overrides) else ["task.lang=ban"]
+    mt = [] if any(o.startswith("mt=") for o in overrides) else ["mt=command"]
+    given = commandline.normalized(["task=nusax", *lang, *mt, *overrides])
+    told = problems(*given)
+    assert len(told) == len(found)
+    assert all(t.startswith(f) for t, f in zip(told, found, strict=True))
 
 
 def test_an_option_may_be_repeated_with_the_same_value():

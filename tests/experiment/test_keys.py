@@ -57,6 +57,11 @@ RUNS = {
         f"mt.revision={COMMIT}",
         "mt.backend=ctranslate2",
     ],
+    "command": [
+        "task=toy_qa",
+        "mt=command",
+        "mt.command='cat {from} {to}'",
+    ],
     "data": [
         "model=custom",
         "model.path={}/seq2seq",
@@ -103,6 +108,8 @@ ANOTHER = {
     "model.attention": "eager",
     "mt.path": "{}/files",
     "mt.revision": OTHER,
+    "mt.command": "sort {from} {to}",
+    "mt.codes": {"far": "fr"},
     "mt.errors": ["drop"],
     "adapter.also_train": ["embeddings"],
     "logger.tags": ["other"],
@@ -459,6 +466,10 @@ MACHINE = {
         ("span", "translation.projection", MACHINE),
         ("span", "toy.translation_model", {"mt", *MACHINE}),
         ("span", "translation.noise", set()),
+        ("span", "translation.command", set()),
+        ("command", "translation.command", MACHINE),
+        ("command", "translation.quality", MACHINE),
+        ("command", "translation.engines", set()),
         ("latent", "toy.translation_model", set()),
         ("prompt", "flare.fusion", set()),
     ],
@@ -530,7 +541,7 @@ NOT_HASHED = {
     "__main__, cli, cluster, report": "what is typed and shown, and where it runs",
     "planning": "it builds nothing",
     "config": "its values are in the keys",
-    "utils, errors, artifacts, code": "how artifacts are written and found",
+    "utils, errors, artifacts, code": "how artifacts are written and found, and programs run",
     "hub": "what is read is known by commit",
     "tasks.nusax, tasks.sib200, tasks.toy, tasks.tydiqa, tasks.xnli, tasks.xquad": (
         "the task of a run is hashed; TyDiQA's rows, which XQuAD reads, are in keys as data"

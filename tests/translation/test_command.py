@@ -156,7 +156,7 @@ def test_a_stopped_run_leaves_no_process_behind(program, tmp_path, monkeypatch, 
 
     threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(KeyboardInterrupt if by == "SIGINT" else signals.StopRequested):
-        CommandEngine(program).translate(["do hang"], "a", "b")
+        CommandEngine(program, timeout=20).translate(["do hang"], "a", "b")
     assert_gone(tmp_path)
 
 
@@ -250,6 +250,7 @@ def test_answers_are_carried_through(program, tmp_path, marker):
     [
         ("en", {}, "eng"),
         ("spa_Latn", {}, "spa"),
+        ("ace", {}, "ace"),
         ("es", {"es": "es-419", "spa_Latn": "x"}, "es-419"),
         ("es", {"spa_Latn": "es_ES"}, "es_ES"),
         ("zh", {"zh": "zh-CN"}, "zh-CN"),

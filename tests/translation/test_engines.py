@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from flare_exp.errors import UserError
 from flare_exp.translation import engines, nllb, quality, segmentation
+from flare_exp.translation.base import FLAGS
 from flare_exp.translation.engines import CTranslate2Engine, TransformersEngine
 from flare_exp.translation.nllb import MTDecoding
 from flare_exp.translation.segmentation import Translation
@@ -313,10 +314,10 @@ def test_segments_are_joined_as_the_target_is_written():
     ],
 )
 def test_signs_of_bad_translations(source, translation, expected):
-    found = quality.flags(source, Translation(translation, False))
+    found = quality.flags(source, Translation(translation, False), "spa_Latn")
     assert {name for name, is_so in found.items() if is_so} == expected
-    assert set(found) == {"truncated", "empty", "repetitive", "copy"}
-    assert quality.flags(source, Translation(translation, True))["truncated"]
+    assert set(found) == {*FLAGS}
+    assert quality.flags(source, Translation(translation, True), "spa_Latn")["truncated"]
 
 
 # --- checkpoints ---------------------------------------------------------------------------------
