@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -331,11 +332,10 @@ APERTIUM = Path("/usr/share/apertium/modes/eng-spa.mode")
 )
 def test_apertium_translates_texts_apart():
     """Its rules reorder words across line breaks: "house is red" ends as "grande es roja"."""
+    engine = CommandEngine("apertium -u {from}-{to}")
     texts = ["The big", "house is red", "a [big] ^house$\twith <b>cats</b>\n{and} @dogs/", "New"]
-    made = CommandEngine("apertium -u {from}-{to}").translate(texts, "eng", "spa")
-    assert [m.text for m in made] == [
-        "El grande",
-        "La casa es roja",
-        "Un [grande] ^casa$\tCon <b>gatos</b>\n{Y} @perros/",
-        "Nuevo",
-    ]
+    made = [m.text for m in engine.translate(texts, "eng", "spa")]
+    assert made[:2] == ["El grande", "La casa es roja"]
+    assert re.sub(r"\w+", "", made[2]) == re.sub(r"\w+", "", texts[2])
+    alone = [m.text for text in texts[2:] for m in engine.translate([text], "eng", "spa")]
+    assert made[2:] == alone
