@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.config.composition import groups
+from flare_exp.config.method_schema import LEARNED_FUSIONS, SOURCE_METHODS, FusionConfig
 from flare_exp.config.methods import ENSEMBLE, METHODS, fuses, members_of
 from flare_exp.config.mt_schema import MtConfig
-from flare_exp.config.schema import LEARNED_FUSIONS, SOURCE_METHODS, Config, FusionConfig
+from flare_exp.config.schema import Config
 from flare_exp.config.suggestions import allowed
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError

@@ -7,18 +7,14 @@ This module is light on purpose: it imports no torch, and Hydra only inside func
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flare_exp.config.methods import ENSEMBLE, METHODS
+from flare_exp.config.method_schema import FusionConfig, MethodConfig, MixupConfig, SourceConfig
 from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.options import keys_of, option, section
 from flare_exp.config.task_schema import TaskConfig
-
-FUSING_METHODS = tuple(name for name, method in METHODS.items() if method.fuses)
-SOURCE_METHODS = tuple(name for name, method in METHODS.items() if method.mode.pairs)
-LEARNED_FUSIONS = ("cross_attn", "gated")  # fusions with weights of their own
 
 # options of earlier versions -> why they are gone; a run folder may still name them
 RETIRED = {
@@ -90,58 +86,6 @@ class ModelConfig:
 
 
 @dataclass
-class FusionConfig:
-    """The fusion function and its inputs."""
-
-    name: str = option("???", "fusion function", group="fusion")
-    source_layer: str = option(
-        "ahead",
-        "block i fuses what block i+1 (ahead) or i (same) reads in the source pass",
-        choices=("ahead", "same"),
-    )
-    source_state: str = option(
-        "layer_input",
-        "what the projections read, or raw hidden states",
-        choices=("layer_input", "block_output"),
-    )
-    answer_source: str = option(
-        "last",
-        "decoders: what answer tokens fuse, the last source prompt state or none",
-        choices=("last", "none"),
-    )
-    query: str | None = option(
-        None, "cross_attn: who asks", choices=("target", "source"), only=("cross_attn",)
-    )
-    heads: int | None = option(
-        None, "cross_attn: heads; must divide adapter.r", min=1, only=("cross_attn",)
-    )
-    bias: float | None = option(None, "gated: initial bias of the gate", only=("gated",))
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Return the options that this fusion function alone has, as far as they are given."""
-        own = [f.name for f in fields(self) if self.name in f.metadata.get("only", ())]
-        return {name: value for name in own if (value := getattr(self, name)) is not None}
-
-
-@dataclass
-class MixupConfig:
-    """Method x_mixup: where and how source and target states are mixed."""
-
-    depths: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "blocks that mix, as shares of the depth from 0 to 1; null: the authors' for "
-            "the kind of task",
-        },
-    )
-    rank: int = option(8, "rank of the maps that attend from target to source", min=1)
-    most: float = option(0.5, "largest share of the source in the mixture", above=0, max=1)
-    kl: float = option(1.0, "weight of the loss between the two label distributions", min=0)
-    mse: float = option(1.0, "weight of the loss between the two final states", min=0)
-
-
-@dataclass
 class DecodeConfig:
     """Decoding of a generative model's answers."""
 
@@ -153,48 +97,6 @@ class DecodeConfig:
         "generation: key-value cache",
         choices=("dynamic", "static"),
         no_effect="the same tokens from other memory",
-    )
-
-
-@dataclass
-class SourceConfig:
-    """The source of a fusion: ablations and the cache of its states."""
-
-    shuffle: bool = option(False, "ablation: every example gets another one's source")
-    empty: bool = option(False, "ablation: no source at all")
-    cache: str = option(
-        "off",
-        "compute the training sources' states once and keep them, or in every epoch anew",
-        choices=("off", "memory", "disk"),
-    )
-    dtype: str | None = option(
-        None,
-        "of cached states; null: as they are read, so that nothing is rounded",
-        choices=("float32", "float16", "bfloat16"),
-    )
-
-
-@dataclass
-class MethodConfig:
-    """The method and its label."""
-
-    name: str = option("???", "method", group="method")
-    # the method with its fusion, if it has one
-    label: str = option("${.name}", "", no_effect="a name for curves")
-    of: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "ensemble: the methods whose probabilities are averaged",
-            "each": tuple(METHODS),
-            "may_be_empty": True,
-            "only": (ENSEMBLE,),
-        },
-    )
-    weights: str = option(
-        "validation",
-        "ensemble: of its members; chosen by the validation score, or equal",
-        choices=("validation", "equal"),
-        only=(ENSEMBLE,),
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from flare_exp.config.composition import compose_cell, expand_grid, groups, without_fusion
 from flare_exp.config.constraints import cross_field_problems
+from flare_exp.config.method_schema import FUSING_METHODS
 from flare_exp.config.mt_schema import MtPretrainConfig
-from flare_exp.config.schema import FUSING_METHODS, RETIRED, Config, PretrainConfig, keys
+from flare_exp.config.schema import RETIRED, Config, PretrainConfig, keys
 from flare_exp.config.suggestions import allowed, nearest, same_name
 from flare_exp.errors import first_line
 

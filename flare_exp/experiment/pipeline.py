@@ -379,8 +379,10 @@ def check_translations(maker: Translator, task: Task, lang: str, roles: Sequence
     Raises:
         UserError: they cannot.
     """
+    directions = {}
     for role in roles:
         own, other = (lang, task.english) if role == "test" else (task.english, lang)
         maker.identity(task.load(own, role), other)
-    for (own, other), role in {(own, other): role for own, role, other in needed}.items():
+        directions[own, other] = role
+    for (own, other), role in directions.items():
         maker.try_out(task.load(own, role), other)

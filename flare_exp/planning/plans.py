@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flare_exp.config import composition, schema
+from flare_exp.config.method_schema import MethodConfig
 from flare_exp.config.methods import ENSEMBLE, members_of
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.runs import quiet
@@ -133,7 +134,7 @@ def _members(overrides: list[str], cfg: schema.Config) -> Iterator[tuple[list[st
         return
     rest = [o for o in overrides if not o.startswith("method")]
     for name in cfg.method.of:
-        yield [*rest, f"method={name}"], replace(cfg, method=schema.MethodConfig(name, name))
+        yield [*rest, f"method={name}"], replace(cfg, method=MethodConfig(name, name))
 
 
 def price(jobs: Sequence[Job], scratch: Path) -> None:

@@ -99,7 +99,10 @@ WRONG = [
     (["model=custom"], "model.path=<hub id or checkpoint folder> is missing"),
     (["model=custom", "model.path=./no/such"], "there is no such folder"),
     (["source.shuffle=true", "source.empty=true"], "choose one ablation"),
-    (["method=lora", "source.empty=true"], "only input_fusion, x_mixup, flare, flare_mt read a source"),
+    (
+        ["method=lora", "source.empty=true"],
+        "only input_fusion, x_mixup, flare, flare_mt read a source",
+    ),
     (["trainer.devices=2"], "choose trainer=ddp, fsdp or ddp_cpu"),
     (
         ["trainer=fsdp", "model=llama31"],

@@ -315,7 +315,7 @@ HINT = """{key}: no artifact's key has it, so another value of it would return a
   It can change a result: put it into a key (context.py, stages/ and checkpoints.py of
   flare_exp/experiment, flare_exp/translation), and if no run of RUNS in this file
   uses it, add one.
-  It cannot: say why in flare_exp/config/schema.py, option(..., no_effect="...")."""
+  It cannot: say why in flare_exp/config/*schema.py, option(..., no_effect="...")."""
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from tables import write_rows
 
 from flare_exp.cli.commandline import normalized
-from flare_exp.config import schema, validation
+from flare_exp.config import method_schema, validation
 from flare_exp.tasks import TASKS
 
 
@@ -31,7 +31,7 @@ def finished(
         "method": job.method.name,
         "seed": job.seed,
         "test": {"accuracy": 0.1, metric: score},
-        "fusion": job.fusion.name if job.method.name in schema.FUSING_METHODS else None,
+        "fusion": job.fusion.name if job.method.name in method_schema.FUSING_METHODS else None,
         "english": {"accuracy": 0.9, metric: 0.9},
         "zero_shot": {"accuracy": 0.2, metric: 0.2},
         "seconds": {"transfer": 1.0, "test": 2.0},
