@@ -137,15 +137,23 @@ def overrides(arguments: Sequence[str]) -> list[str]:
     return list(known.overrides)
 
 
-def unknown_flags(arguments: Sequence[str]) -> list[str]:
-    """Return a message for each flag that Hydra does not have."""
+def flag_problems(arguments: Sequence[str]) -> list[str]:
+    """Return a message for each flag that Hydra does not have, and for flags that exclude others.
+
+    Hydra raises an error for the latter.
+    """
     from hydra._internal.utils import get_args_parser
 
-    _, unknown = get_args_parser().parse_known_args(list(arguments))
-    return [
+    known, unknown = get_args_parser().parse_known_args(list(arguments))
+    problems = [
         f"{flag}: there is no such flag; options are given as key=value, without dashes"
         for flag in unknown
     ]
+    shown = [f"--{name}" for name in ("cfg", "info") if getattr(known, name)]
+    if len(shown) > 1 or (shown and known.multirun):
+        given = " with ".join([*(["-m"] if known.multirun else []), *shown])
+        problems.append(f"{given}: choose one; `plan -m ...` shows the jobs of a grid")
+    return problems
 
 
 def unknown_command(arguments: Sequence[str]) -> str | None:

@@ -84,7 +84,7 @@ def _checked(given: list[str], arguments: list[str], wait: bool) -> int:
     jobs, problems = validation.validate(
         [o for o in overrides if not (unknown and o == given[0])], multirun
     )
-    problems = [*([unknown] if unknown else []), *commandline.unknown_flags(arguments), *problems]
+    problems = [*([unknown] if unknown else []), *commandline.flag_problems(arguments), *problems]
     only_shown = any(f.startswith(("--cfg", "-c", "--info", "-i", "--resolve")) for f in flags)
     if problems:
         return commandline.refuse(problems)

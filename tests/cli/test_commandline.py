@@ -42,6 +42,20 @@ WRONG = [
         "  - --method=lora: there is no such flag; options are given as key=value, without "
         "dashes\n  - -x: ",
     ),
+    (["-m", "--cfg", "job", "method=lora,flare"], "-m with --cfg: choose one"),
+    (["--cfg", "job", "--info", "all"], "--cfg with --info: choose one"),
+    (["method=ensemble", "task=toy_qa"], "answers have none; choose a task with labels"),
+    (["method=ensemble", "method.of=[lora]"], "an ensemble has two to four methods, each once"),
+    (["method=ensemble", "decode=generate"], "generated labels have no probabilities"),
+    (
+        ["method=ensemble", "task.validation_split=null", "task.select=last"],
+        "choose method.weights=equal",
+    ),
+    (["method=lora", "method.of=[lora,flare]"], "only method=ensemble has it, not lora"),
+    (["method=full", "model=llama31"], "method=full with model.quantize=nf4: 4-bit weights"),
+    (["method=lora", "mixup.rank=4"], "only x_mixup has it"),
+    (["method=x_mixup", "mixup.depths=[2]"], "must be one or more numbers from 0 to 1"),
+    (["method=x_mixup", "trainer=fsdp"], "choose trainer=ddp"),
     (["mt.errors=drop"], "mt.errors=drop: must be a list, e.g. [drop,swap]"),
     (["adapter.r=null"], "adapter.r=null: must be a whole number"),
     (
