@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.artifacts import Artifact
+from flare_exp.code import code_of
 from flare_exp.experiment.checksums import CHECKSUMS, seal, seal_of
 from flare_exp.experiment.curves import draw_curves
 from flare_exp.experiment.provenance import provenance
@@ -51,6 +52,7 @@ def write_outputs(
             "test": made["test"].info,
             "translations": {name: a.info for name, a in made.items() if a.kind == "translation"},
             "seconds": measured["seconds"],
+            "code": {"fusion": code_of("fusion")},
             "artefacts": {
                 name: {"kind": a.kind, "digest": a.digest, "reused": a.reused, "code": a.code}
                 for name, a in made.items()

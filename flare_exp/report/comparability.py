@@ -36,16 +36,22 @@ def checkpoint(run: Run) -> dict[str, Any]:
 
 
 def code(run: Run) -> dict[str, Any]:
-    """Return the hash of the code behind the result.
+    """Return the hashes of the code behind the result.
 
-    A commit that changes nothing behind it does not count, so the hash is taken, and the commit
-    only where a run has no hash.
+    A commit that changes nothing behind it does not count, so the hashes are taken, and the commit
+    only where a run has none. Every run has the zero-shot test, whose code is that of all trainings
+    and tests; the code of fusion counts for methods that have a source.
     """
-    made = run.provenance.get("artefacts", {}).get("test")
-    if made and made.get("code"):
-        return {"code version": made["code"]}
-    commit = run.provenance.get("commit")
-    return {"commit": commit["hash"]} if commit else {}
+    made = run.provenance.get("artefacts", {}).get("zero_shot")
+    if not made or not made.get("code"):
+        commit = run.provenance.get("commit")
+        return {"commit": commit["hash"]} if commit else {}
+    fusion = run.provenance.get("code", {}).get("fusion")
+    reads = any(method.mode.fuses for method in run.members.values())
+    return {
+        "code version": made["code"],
+        **({"code version of fusion": fusion} if fusion and reads else {}),
+    }
 
 
 def differences(cells: Sequence[Cell]) -> Iterator[str]:
@@ -92,7 +98,7 @@ def code_notes(cells: Sequence[Cell]) -> list[str]:
     if len(hashes) > 1:
         notes.append(
             f"The runs are of {len(hashes)} commits ({', '.join(hashes)}). The code of models, "
-            "data and scores is the same in all; that of fusion functions was not compared."
+            "data, fusion and scores is the same in all."
         )
     if any(commit["dirty"] for commit in commits if commit):
         notes.append("Some runs were made with changes that were not committed.")

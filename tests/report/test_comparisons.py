@@ -119,18 +119,21 @@ def test_a_row_has_the_gap_to_english_and_the_costs(folder):
             "data fingerprint of en/train: f1 and f2",
         ),
         (
-            {"artefacts": {"backbone": {"digest": "b2"}, "test": {"code": "code1"}}},
+            {"artefacts": {"backbone": {"digest": "b2"}, "zero_shot": {"code": "code1"}}},
             "digest of the checkpoint: b1 and b2",
         ),
         (
-            {"artefacts": {"backbone": {"digest": "b1"}, "test": {"code": "code2"}}},
+            {"artefacts": {"backbone": {"digest": "b1"}, "zero_shot": {"code": "code2"}}},
             "code version: code1 and code2",
         ),
+        ({"code": {"fusion": "fusion2"}}, "code version of fusion: fusion1 and fusion2"),
     ],
 )
 def test_a_mixed_folder_is_refused_with_the_difference(facts, said, tmp_path):
-    first = traced(finished(tmp_path / "0", "method=lora"))
+    first = traced(finished(tmp_path / "0", "method=x_mixup"))
     second = traced(finished(tmp_path / "1", "method=flare"), **facts)
+    # code of fusion says nothing about a method without it, nor the code of an ensemble's mean
+    traced(finished(tmp_path / "2", "method=lora"), code={"fusion": "fusion3"})
     _, problems = make_report([str(tmp_path)])
     (problem,) = problems
     assert problem.startswith(f"{first} and {second} differ in {said}. Such runs are not compared")
@@ -143,7 +146,7 @@ def test_a_mixed_folder_is_refused_with_the_difference(facts, said, tmp_path):
 def test_another_split_is_refused_and_another_language_or_model_is_not(tmp_path):
     for number, words in enumerate((["task.lang=far"], ["task.lang=near"], ["model=tiny_decoder"])):
         data = {"en/train": {"fingerprint": "f1"}, f"{number}/test": {"fingerprint": str(number)}}
-        made = {"backbone": {"digest": "b" + words[0]}, "test": {"code": "c"}}
+        made = {"backbone": {"digest": "b" + words[0]}, "zero_shot": {"code": "c"}}
         made["backbone"]["digest"] = "other" if "model" in words[0] else "same"
         traced(finished(tmp_path / f"{number}", *words), data=data, artefacts=made)
     assert make_report([str(tmp_path)])[1] == []

@@ -61,7 +61,8 @@ def traced(folder: Path, **facts: Any) -> Path:
         "peak_gpu_memory_bytes": None,
         "data": {"en/train": {"examples": 9, "fingerprint": "f1"}},
         "training": {"transfer": {"parameters": {"trainable": 1234, "total": 9999}}},
-        "artefacts": {"backbone": {**artifact, "digest": "b1"}, "test": artifact},
+        "artefacts": {"backbone": {**artifact, "digest": "b1"}, "zero_shot": artifact},
+        "code": {"fusion": "fusion1"},
         **facts,
     }
     (folder / "provenance.json").write_text(json.dumps(whole))
