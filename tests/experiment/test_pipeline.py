@@ -159,6 +159,26 @@ def test_a_run_is_loaded_by_its_folder_and_repeats_its_predictions(flare_run, tm
         flare_exp.load(tmp_path)
 
 
+@pytest.mark.parametrize("method", ["full", "input_fusion"])
+def test_a_run_without_fusion_is_loaded_too(method, flare_run, cache_dir, tmp_path):
+    assert launch(cache_dir, tmp_path / "out", f"method={method}").returncode == 0
+    said, expected = repeated(tmp_path / "out")
+    assert said == expected
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert ("sources=english_texts" in page) == (method == "input_fusion")
+
+
+def test_an_ensemble_has_no_model_of_its_own(flare_run, cache_dir, tmp_path):
+    done = launch(cache_dir, tmp_path, "method=ensemble")
+    assert done.returncode == 0
+    assert "weights of the members (validation): lora" in done.stdout
+    assert not {"adapter", "model"} & {path.name for path in tmp_path.iterdir()}
+    assert (tmp_path / "adapter_lora").is_dir()
+    assert "flare_exp.load" not in (tmp_path / "README.md").read_text()
+    with pytest.raises(UserError, match="is an ensemble of lora, translate_test"):
+        flare_exp.load(tmp_path)
+
+
 def test_the_python_snippets_of_the_pages_run(flare_run, cache_dir):
     out, _ = flare_run
     digest = json.loads((out / "provenance.json").read_text())["artefacts"]["backbone"]["digest"]
