@@ -129,20 +129,25 @@ KINDS = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
-    "list[str]": "a list, e.g. [drop,swap]",
+    "str": "text",
+    "list[str]": "a list, e.g. [a,b]",
+    "list[float]": "a list of numbers, e.g. [0.5]",
     "dict[str, str]": "a table, e.g. '{en: eng, es: spa}'",
 }
 
 
 def _expected(key: str) -> str:
-    """Return a description of the values that an option takes; "" for a text."""
+    """Return a description of the values that an option takes; "" if there is none."""
     known = keys()
     if inside := [
         name for name, f in known.items() if name.startswith(f"{key}.") and f.metadata.get("help")
     ]:
         return f"{key} is a section; its options: {', '.join(inside)}"
     kind, _, null = known[key].type.partition(" | ")
-    return f"must be {KINDS[kind]}{', or null' if null else ''}" if kind in KINDS else ""
+    said = KINDS.get(kind, "")
+    if kind == "list[str]" and (each := known[key].metadata.get("each")):
+        said = f"a list, e.g. [{','.join(each[:2])}]"
+    return f"must be {said}{', or null' if null else ''}" if said else ""
 
 
 def _check_job(

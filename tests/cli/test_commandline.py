@@ -57,6 +57,8 @@ WRONG = [
     (["method=x_mixup", "mixup.depths=[2]"], "must be one or more numbers from 0 to 1"),
     (["method=x_mixup", "trainer=fsdp"], "choose trainer=ddp"),
     (["mt.errors=drop"], "mt.errors=drop: must be a list, e.g. [drop,swap]"),
+    (["mixup.depths=0.5"], "mixup.depths=0.5: must be a list of numbers, e.g. [0.5], or null"),
+    (["task.test_split=null"], "task.test_split=null: must be text"),
     (["adapter.r=null"], "adapter.r=null: must be a whole number"),
     (
         ["optim=adam"],
