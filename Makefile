@@ -8,7 +8,7 @@ PINS   := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.ve
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-slurm test-sweeps setup-sweeps test-newest test-gpu lint types format docs wheel nusax xnli-tydiqa toy-table toy-tasks mt-gain clean
+.PHONY: help setup run test test-fast test-slurm test-sweeps setup-sweeps test-newest test-gpu lint types format docs wheel nusax xnli-tydiqa toy-table toy-tasks mt-gain evidence report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -84,6 +84,17 @@ nusax: setup  ## NusaX with a real checkpoint: make nusax MINILM=<folder> DATA=<
 
 xnli-tydiqa: setup  ## XNLI and TyDiQA with a real checkpoint: make xnli-tydiqa MINILM=<folder> DATA=<folder> (hours; not yet timed)
 	PYTHON=$(BIN)/python MINILM="$(MINILM)" DATA="$(DATA)" sweeps/xnli_tydiqa_minilm.sh
+
+evidence: setup  ## four benchmarks with multilingual-e5-small: make evidence E5=<folder> DATA=<folder>; again: goes on (274 runs; not yet timed)
+	PYTHON=$(BIN)/python E5="$(E5)" DATA="$(DATA)" sweeps/evidence.sh
+
+REPORT     ?= outputs/evidence
+REPORT_OUT ?= docs/report/$(notdir $(REPORT))
+
+report: setup  ## docs/report/evidence.html and .md from the runs of `make evidence`; of others: make report REPORT=<folder>
+	mkdir -p $(dir $(REPORT_OUT))
+	$(BIN)/python -m flare_exp report "$(REPORT)" --out "$(REPORT_OUT).html"
+	$(BIN)/python -m flare_exp report "$(REPORT)" --out "$(REPORT_OUT).md"
 
 lint: setup  ## ruff: style and formatting; import-linter: who may import whom; codespell: spelling
 	$(BIN)/ruff check .

@@ -1,15 +1,20 @@
-"""sweeps/: what a W&B agent would run composes, and the scripts that read runs tell cells apart and
-draw what is there.
+"""sweeps/: every run of a grid and of its twin on the generated world composes, as a W&B agent and
+as multirun.py start it; every command of the scripts does; the scripts that read runs tell cells
+apart and draw what is there.
 """
 
 import importlib.util
-import itertools
 import json
 import os
+import re
+import shlex
+import subprocess
 import sys
 
+import assembly
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from sweep_agent import Agent, sweep_files
 
 from flare_exp.cli.commandline import normalized
@@ -17,21 +22,34 @@ from flare_exp.config import composition, validation
 from flare_exp.config.options import flat
 from flare_exp.tasks import TASKS
 
+pytestmark = pytest.mark.xdist_group("sweeps")  # they share compositions
 
-def cells(parameters):
-    """Values of runs: every combination of groups' options and, along the way, every value of the
-    rest (of a distribution, the ends).
-    """
-    options = {name: choices(rule) for name, rule in parameters.items()}
-    groups = [name for name in options if name in composition.groups()]
-    combinations = list(itertools.product(*(options[name] for name in groups)))
-    for i in range(max(len(combinations), *map(len, options.values()))):
-        along = {name: values[i % len(values)] for name, values in options.items()}
-        yield {**along, **dict(zip(groups, combinations[i % len(combinations)], strict=True))}
+SWEEPS = composition.conf_dir().parent / "sweeps"
 
 
-def choices(rule):
-    return [rule["value"]] if "value" in rule else rule.get("values") or [rule["min"], rule["max"]]
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, SWEEPS / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+multirun = script("multirun")
+GRIDS = [path for path in sweep_files() if yaml.safe_load(path.read_text())["method"] == "grid"]
+TABLES = [path for path in GRIDS if path.stem != "toy"]
+
+
+def values_of(rule):
+    """Values of a parameter; of a distribution, its ends."""
+    return [rule["min"], rule["max"]] if "min" in rule else multirun.choices(rule)
+
+
+def words(parameters):
+    return [f"{k}={','.join(map(str, values_of(rule)))}" for k, rule in parameters.items()]
+
+
+def last(parameters):
+    return {name: values_of(rule)[-1] for name, rule in parameters.items()}
 
 
 def check(process):
@@ -42,26 +60,26 @@ def check(process):
     return job, problems
 
 
+def plain(job):
+    return assembly.comparable(OmegaConf.to_object(job))
+
+
 @pytest.mark.parametrize("path", sweep_files(), ids=lambda path: path.stem)
 def test_every_run_of_a_sweep_composes(path, tmp_path, monkeypatch):
     sweep = yaml.safe_load(path.read_text())
-    agent = Agent(sweep, tmp_path, monkeypatch)
-    for values in cells(sweep["parameters"]):
-        assert None not in values.values(), (
-            "an agent writes None, which is a word for Hydra: use the word null"
-        )
-        job, problems = check(agent.start(values, "run7"))
-        assert not problems
-        assert job.logger.name == "wandb"
-        assert job.output_dir == "outputs/sweeps/run7"
-        for name, value in values.items():
-            assert value == (
-                getattr(job, name).name
-                if name in composition.groups()
-                else flat(as_dict(job))[name]
-            )
-    if "task.lang" in sweep["parameters"]:
-        assert sweep["parameters"]["task.lang"]["values"] == list(TASKS[job.task.name].languages)
+    parameters = sweep["parameters"]
+    assert not any(None in values_of(rule) for rule in parameters.values()), (
+        "an agent writes None, which is a word for Hydra: use the word null"
+    )
+    assert assembly.problems(words(parameters)) == set()
+    values = last(parameters)  # one run as the agent starts it
+    job, problems = check(Agent(sweep, tmp_path, monkeypatch).start(values, "run7"))
+    assert not problems
+    assert job.logger.name == "wandb"
+    assert job.output_dir == "outputs/sweeps/run7"
+    assert plain(job) == assembly.assembled(values)
+    if "task.lang" in parameters:
+        assert parameters["task.lang"]["values"] == list(TASKS[job.task.name].languages)
     searches, main_metric = sweep["method"] != "grid", TASKS[job.task.name].metric
     assert (
         sweep["metric"]["name"] == ("transfer/validation/" if searches else "test/") + main_metric
@@ -69,17 +87,98 @@ def test_every_run_of_a_sweep_composes(path, tmp_path, monkeypatch):
     assert sweep["metric"]["goal"] == "maximize"
 
 
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_every_run_of_a_twin_composes(path):
+    sweep = multirun.read(path)
+    twin = multirun.twin(sweep)
+    parameters = twin["parameters"]
+    assert assembly.problems(words(parameters)) == set()
+    given = [f"{name}={value}" for name, value in last(parameters).items()]
+    (job,), problems = validation.validate(multirun.overrides(twin, "x", given), multirun=True)
+    assert not problems
+    assert plain(job) == assembly.assembled(last(parameters))
+    assert parameters["task.lang"]["values"] == list(TASKS[job.task.name].languages)
+    assert twin["metric"]["name"] == f"test/{TASKS[job.task.name].metric}"
+    for name, rule in sweep["parameters"].items():
+        if name != "task.lang":
+            new = "mt.pretrain.hidden_size" if name == "mt" else name
+            assert len({*values_of(parameters[new])}) == len(values_of(rule))
+    assert (job.task.name[:4], job.model.name[:4]) == ("toy_", "tiny")
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_a_sweep_says_how_many_runs_it_has_and_how_to_start_them(path):
+    lines = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    (count,) = re.findall(r"([\d,]+) runs\.$", lines[0])
+    axes = assembly.axes(multirun.overrides(multirun.read(path), "x"))
+    assert int(count.replace(",", "")) == len(list(assembly.runs(axes)))
+    assert f"wandb sweep sweeps/{path.name}" in "".join(lines)
+    flags = []
+    for line in lines:
+        if "multirun.py" not in line:
+            continue
+        _, _, file, *rest = shlex.split(line.lstrip("# "), comments=True)
+        assert file == f"sweeps/{path.name}"
+        flags.append([text for text in rest if "=" not in text])
+        given = [text for text in rest if "=" in text]
+        assert not assembly.problems(multirun.overrides(multirun.read(path), "x", given))
+    assert flags[:3] == [[], ["--with", "submit"], ["--toy"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (
+            ["fusions_nusax", "task.lang=ace", "mt=gold", "fusion=add,mul"],
+            "-m output_dir=outputs/sweeps/fusions_nusax task=nusax model=xlmr_large seed=0,1,2 "
+            "task.lang=ace mt=gold fusion=add,mul",
+        ),
+        (
+            ["mt_size_xnli", "--toy", "--with", "submit", "seed=0"],
+            "submit output_dir=outputs/sweeps/toy/mt_size_xnli task=toy_nli model=tiny mt=toy_nllb "
+            "mt.pretrain.hidden_size=64,80,96,128 method=lora,flare,flare_mt task.lang=near,far "
+            "seed=0",
+        ),
+    ],
+)
+def test_a_sweep_file_becomes_a_command(arguments, printed, capsys):
+    name, *rest = arguments
+    assert multirun.main([str(SWEEPS / f"{name}.yaml"), *rest, "--print"]) == 0
+    assert capsys.readouterr().out == f"python -m flare_exp {printed}\n"
+
+
+def test_a_twin_is_a_sweep_of_its_own(capsys):
+    assert multirun.main([str(SWEEPS / "rank.yaml"), "--toy", "--print-sweep"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed == multirun.twin(multirun.read(SWEEPS / "rank.yaml"))
+    assert printed["parameters"]["task"] == {"value": "toy_sentiment"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search.yaml"], "only a sweep with `method: grid` can run without W&B"),
+        (["xlni.yaml"], "No such file or directory; files: sweeps/*.yaml"),
+        (["xnli.yaml", "flare"], "flare: not of the form key=value"),
+    ],
+)
+def test_what_cannot_become_a_command_is_refused(arguments, message, capsys):
+    name, *rest = arguments
+    with pytest.raises(SystemExit) as exit:
+        multirun.main([str(SWEEPS / name), *rest])
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_every_table_of_the_paper_has_its_sweeps():
     found = {path.stem for path in sweep_files()}
     benchmarks = {"nusax", "tydiqa", "xnli"}
-    assert found >= benchmarks | {
-        f"{kind}_{task}" for kind in ("fusions", "mt_size") for task in benchmarks
-    }
+    kinds = ("fusions", "mt_size", "flare_mt")
+    assert found >= benchmarks | {f"{kind}_{task}" for kind in kinds for task in benchmarks}
+    assert found >= {"source_layer", "rank"}
 
 
 def as_dict(job):
-    from omegaconf import OmegaConf
-
     return OmegaConf.to_container(job, resolve=True)
 
 
@@ -117,12 +216,83 @@ def test_every_kind_of_value_survives_the_agent(tmp_path, monkeypatch):
     assert os.environ["WANDB_RUN_ID"] == "run1"
 
 
-def script(name):
-    path = composition.conf_dir().parent / "sweeps" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    """A folder of data and checkpoints, with a python that writes its words into $LOG and ends
+    with $CODE where they match $FAILS, and with an apertium.
+    """
+    root = tmp_path_factory.mktemp("reader")
+    for task, languages in {
+        "nusax": ("eng", "ace", "jav", "ban"),
+        "sib200": ("eng_Latn", "jav_Latn", "spa_Latn"),
+        "xnli": ("en", "es", "sw"),
+        "tydiqa": ("en", "sw"),
+        "xquad": ("en", "es"),
+    }.items():
+        for lang in languages:
+            (root / task / lang).mkdir(parents=True)
+    (root / "bin").mkdir()
+    for name, text in {
+        "python": """printf '%s\\037' "$@" >> "$LOG"; echo >> "$LOG"
+case "$*" in *${FAILS:-nothing}*) exit ${CODE:-0};; esac""",
+        "apertium": "cat",
+    }.items():
+        (root / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (root / "bin" / name).chmod(0o755)
+    return root
+
+
+def started(reader, path, tmp_path, **environment):
+    """The process of a script, and the words of each command of flare_exp that it starts."""
+    log, folders = tmp_path / "log", dict.fromkeys(("E5", "MINILM", "DATA"), str(reader))
+    done = subprocess.run(
+        [path],
+        capture_output=True,
+        text=True,
+        env={
+            **folders,
+            "PATH": f"{reader}/bin:{os.environ['PATH']}",
+            "PYTHON": f"{reader}/bin/python",
+            "OUT": str(tmp_path),
+            "LOG": str(log),
+            **environment,
+        },
+    )
+    lines = [line.split("\x1f")[:-1] for line in log.read_text().splitlines()]
+    return done, [words[2:] for words in lines if words[:2] == ["-m", "flare_exp"]]
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.sh")), ids=lambda path: path.stem)
+def test_every_command_of_a_script_composes(path, reader, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{reader}/bin:{os.environ['PATH']}")
+    done, commands = started(reader, path, tmp_path)
+    assert done.returncode == 0, done.stderr
+    folders = []
+    for flag, *words in commands:
+        if flag == "report":
+            continue
+        words = words if flag == "-m" else [flag, *words]
+        problems = assembly.problems(normalized(words, flag == "-m"), multirun=flag == "-m")
+        assert problems == set(), words
+        folders += [word for word in words if word.startswith("output_dir=")]
+    assert folders
+    assert len({*folders}) == len(folders)
+    if path.stem == "evidence":
+        assert f"{len(folders)} runs, one after the other." in path.read_text()
+
+
+def test_the_evidence_goes_on_after_a_failed_run_and_ends_when_it_is_stopped(reader, tmp_path):
+    path, last = SWEEPS / "evidence.sh", "xquad/es_apertium_flare_s0"
+    failed = {"FAILS": "task.lang=spa_Latn", "CODE": "1"}
+    done, commands = started(reader, path, tmp_path, **failed)
+    assert done.returncode == 1
+    assert done.stderr.count("failed: ") == 15
+    assert f"failed: {tmp_path}/sib200/spa_Latn_apertium_ensemble_s2" in done.stderr
+    assert commands[-1][-1] == f"output_dir={tmp_path}/{last}"
+    (tmp_path / "log").unlink()
+    done, commands = started(reader, path, tmp_path, **{**failed, "CODE": "130"})
+    assert done.returncode == 130
+    assert "spa_Latn_apertium_zero_shot_s0" in commands[-1][-1]
 
 
 def run(folder, method, score, mt="gold", noise=0.0, chrf=None, seed=0, **source):

@@ -31,6 +31,7 @@ def groups() -> dict[str, list[str]]:
     }
 
 
+@functools.cache
 def register_schema() -> None:
     """Register the dataclasses as the typed base of conf/config.yaml.
 

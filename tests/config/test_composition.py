@@ -1,8 +1,5 @@
 """Every shipped configuration composes and type-checks; what contradicts itself is refused."""
 
-import re
-import shlex
-
 import pytest
 
 from flare_exp.cli import commandline
@@ -195,35 +192,3 @@ def test_a_command_is_checked_with_its_codes(overrides, found):
 def test_an_option_may_be_repeated_with_the_same_value():
     assert problems("seed=1", "seed=1") == []
     assert "seed is given twice" in problems("seed=0,1", "seed=1", multirun=True)[0]
-
-
-def sweep_commands():
-    """(file, overrides) of every multirun command in sweeps/."""
-    root = composition.conf_dir().parent / "sweeps"
-    for path in sorted(root.glob("*.sh")):
-        for line in path.read_text().replace("\\\n", " ").splitlines():
-            if "output_dir=" in line:
-                yield path.name, [w for w in shlex.split(line) if re.match(r"[a-z_.]+=", w)]
-
-
-@pytest.mark.parametrize(("name", "overrides"), list(sweep_commands()))
-def test_every_command_of_the_sweeps_composes(name, overrides, tmp_path):
-    for folder in (
-        "nusax/eng",
-        "nusax/ace",
-        "nusax/jav",
-        "xnli/en",
-        "xnli/sw",
-        "tydiqa/en",
-        "tydiqa/sw",
-    ):
-        (tmp_path / folder).mkdir(parents=True)
-    filled = [
-        o.replace("$MINILM", str(tmp_path))
-        .replace("$DATA", str(tmp_path))
-        .replace("$out", str(tmp_path))
-        for o in overrides
-    ]
-    jobs, found = validation.validate(filled, multirun=True)
-    assert found == []
-    assert jobs
