@@ -1,5 +1,5 @@
-"""sweeps/*.yaml against W&B's own schema, and the first runs that W&B's own scheduler draws: `make
-test-sweeps`.
+"""sweeps/*.yaml and their twins against W&B's own schema, and the first runs that W&B's own
+scheduler draws: `make test-sweeps`.
 
 Needs the package `sweeps`, which wants another numpy than flare_exp does.
 """
@@ -10,6 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import multirun
 import yaml
 
 warnings.filterwarnings("ignore", category=UserWarning, module="pydantic")
@@ -63,6 +64,8 @@ def main() -> int:
     for path in sorted(Path(__file__).parent.glob("*.yaml")):
         sweep = yaml.safe_load(path.read_text())
         found = problems(sweep)
+        if sweep.get("method") == "grid":
+            found += [f"twin: {problem}" for problem in problems(multirun.twin(sweep))]
         failed = failed or bool(found)
         for problem in found:
             print(f"{path.name}: {problem}", file=sys.stderr)

@@ -120,8 +120,8 @@ def test_a_sweep_says_how_many_runs_it_has_and_how_to_start_them(path):
         _, _, file, *rest = shlex.split(line.lstrip("# "), comments=True)
         assert file == f"sweeps/{path.name}"
         flags.append([text for text in rest if "=" not in text])
-        given = [text for text in rest if "=" in text]
-        assert not assembly.problems(multirun.overrides(multirun.read(path), "x", given))
+        if given := [text for text in rest if "=" in text]:
+            assert not assembly.problems(multirun.overrides(multirun.read(path), "x", given))
     assert flags[:3] == [[], ["--with", "submit"], ["--toy"]]
 
 
@@ -196,6 +196,23 @@ def test_a_mistake_in_a_sweep_is_found(values, problem, tmp_path, monkeypatch):
     )
     assert len(problems) == 1
     assert problem in problems[0]
+    (found,) = assembly.problems(words({name: {"value": v} for name, v in values.items()}))
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("axes", "problem"),
+    [
+        ("task=xnli,tydiqa method=lora,ensemble", "method=ensemble with task=tydiqa: "),
+        ("model=tiny,gemma2 method=full,flare", "method=full with model.quantize=nf4: "),
+        ("task=toy_nli method=lora,flare_mt", "method=flare_mt with mt=toy: "),
+        ("method=lora,flare fusion.source_layer=same,next", "fusion.source_layer=next: "),
+        ("task=nusax task.lang=ace,sw", "task.lang=sw: "),
+        ("task=nusax seed=0,-1", "seed=-1: "),
+    ],
+)
+def test_an_impossible_run_of_a_grid_is_found(axes, problem):
+    assert any(found.startswith(problem) for found in assembly.problems(axes.split()))
 
 
 def test_every_kind_of_value_survives_the_agent(tmp_path, monkeypatch):
@@ -271,10 +288,11 @@ def test_every_command_of_a_script_composes(path, reader, tmp_path, monkeypatch)
     for flag, *words in commands:
         if flag == "report":
             continue
-        words = words if flag == "-m" else [flag, *words]
-        problems = assembly.problems(normalized(words, flag == "-m"), multirun=flag == "-m")
-        assert problems == set(), words
-        folders += [word for word in words if word.startswith("output_dir=")]
+        words = normalized(words if flag == "-m" else [flag, *words], flag == "-m")
+        places = [word for word in words if word.startswith("output_dir=")]
+        folders += places
+        words = [word for word in words if word not in places]
+        assert assembly.problems(words, multirun=flag == "-m") == set(), words
     assert folders
     assert len({*folders}) == len(folders)
     if path.stem == "evidence":

@@ -86,12 +86,20 @@ def runs(axes: dict[str, tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
 
 
 def problems(words: Sequence[str], multirun: bool = False) -> set[str]:
-    """The problems of every run of a command line."""
+    """The problems of every run of a command line.
+
+    No rule joins the seed with anything, so the seeds take turns over the other values.
+    """
     if wrong := {problem for word in words for problem in read(word)[2]}:
         return wrong
+    found = axes(words)
+    seeds = found.pop("seed", (0,))
+    cells = list(runs(found))
     chosen = [word for word in words if word.startswith("fusion")]
     return {
         problem
-        for values in runs(axes(words))
-        for problem in validation.check_config(assembled(values), chosen, multirun)
+        for i in range(max(len(cells), len(seeds)))
+        for problem in validation.check_config(
+            assembled({**cells[i % len(cells)], "seed": seeds[i % len(seeds)]}), chosen, multirun
+        )
     }
