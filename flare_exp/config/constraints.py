@@ -17,7 +17,7 @@ from flare_exp.config.schema import Config
 from flare_exp.config.suggestions import allowed
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
-from flare_exp.tasks import ROLES, TASKS, Slice, XQuAD
+from flare_exp.tasks import ROLES, TASKS, Benchmark, Slice, XQuAD
 from flare_exp.translation.command import code_of_language, code_problems, command_problems
 from flare_exp.translation.lookup import has_split
 
@@ -205,6 +205,11 @@ def _check_data(cfg: Config, task) -> Iterator[str]:
     elif own is not None:
         target = [cfg.task.lang] if cfg.task.lang in task.languages else []
         yield from _check_folder("task.data_dir", own, [task.english, *target])
+    elif issubclass(task, Benchmark) and not hasattr(task, "hub_id"):
+        yield (
+            f"task.data_dir=<folder of <language>/<split>.parquet> is missing: task={task.name} is "
+            "not on the hub"
+        )
     if not issubclass(task, XQuAD):  # _check_variants refuses its option elsewhere
         return
     if train is not None:

@@ -105,10 +105,11 @@ def data_notes(data: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def translation_note(name: str, info: Mapping[str, Any]) -> str | None:
     """Return quality and losses of one translation in a line; None: nothing to say."""
-    if info["by"] in ("human", "file") and "chrf++" not in info:
+    by = info.get("by")
+    if by in ("human", "file") and "chrf++" not in info:
         return None
     said = [f"{info['examples']:,} examples"]
-    if info["by"] == "machine (benchmark)":
+    if by == "machine (benchmark)":
         said.append("the benchmark's own machine translation, not a human one")
     if "chrf++" in info:
         said.append(f"chrF++ {info['chrf++']:.1f}, BLEU {info['bleu']:.1f} against human ones")

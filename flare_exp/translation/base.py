@@ -32,7 +32,8 @@ class Translator(ABC):
     def identity(self, examples: Sequence[Example], lang: str) -> dict[str, Any]:
         """Return all that the translation depends on besides the examples.
 
-        The call also checks at once that the translation can be obtained.
+        `by` says who translated: "human", "file", "machine" or a name; it is only shown. The call
+        also checks at once that the translation can be obtained.
 
         Raises:
             UserError: the translation cannot be obtained.

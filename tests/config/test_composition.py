@@ -1,9 +1,12 @@
 """Every shipped configuration composes and type-checks; what contradicts itself is refused."""
 
 import pytest
+from tables import files_of
 
 from flare_exp.cli import commandline
 from flare_exp.config import composition, schema, validation
+from flare_exp.config.methods import METHODS
+from flare_exp.tasks import NusaX
 
 
 def problems(*overrides, multirun=False):
@@ -14,13 +17,14 @@ GROUPS = {g: o for g, o in composition.groups().items() if g != "experiment"}
 
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in GROUPS.items() for n in names])
-def test_every_option_composes_and_passes_the_check(group, name):
+def test_every_option_composes_and_passes_the_check(group, name, tmp_path):
     extra = ["model.path=org/name"] if name == "custom" else []
     extra += ["task=nusax"] if group == "mt" and not name.startswith("toy") else []
     extra += ["mt.path=org/name"] if (group, name) == ("mt", "custom") else []
     extra += ["mt.command='cat {from} {to}'"] if name == "command" else []
     extra += ["mt=toy_nllb"] if name == "flare_mt" else []
     extra += ["method=flare"] if group == "fusion" else []
+    extra += files_of(name, tmp_path) if group == "task" else []
     assert problems(f"{group}={name}", *extra) == []
 
 
@@ -52,7 +56,7 @@ def test_the_presets_of_e5_share_a_recipe(name, model, mt, train, epochs, length
 
 
 @pytest.mark.parametrize("model", GROUPS["model"])
-def test_every_pair_of_model_task_and_method_composes(model):
+def test_every_pair_of_model_task_and_method_composes(model, tmp_path):
     """Every model with every task, with the next method each time, so that every pair of two groups
     occurs.
     """
@@ -63,11 +67,20 @@ def test_every_pair_of_model_task_and_method_composes(model):
         if method == "ensemble" and task in ("toy_qa", "tydiqa", "xquad"):
             continue  # it needs labels
         given = [f"model={model}", f"task={task}", f"method={method}", "model.path=org/name"]
+        given += files_of(task, tmp_path)
         if method == "flare_mt" and task.startswith("toy"):
             given.append("mt=toy_nllb")
-        if method == "full":  # large models are in 4 bits, which cannot be trained
+        if method in METHODS and METHODS[method].full:
+            # large models are in 4 bits, which cannot be trained
             given += ["model.quantize=null", "model.dtype=float32"]
         assert problems(*given) == []
+
+
+def test_a_task_that_is_not_on_the_hub_asks_for_its_folder(monkeypatch, tmp_path):
+    monkeypatch.delattr(NusaX, "hub_id")
+    (problem,) = problems("task=nusax")
+    assert problem.startswith("task.data_dir=<folder of <language>/<split>.parquet> is missing")
+    assert problems("task=nusax", *files_of("nusax", tmp_path)) == []
 
 
 def test_a_task_chooses_its_translation_and_the_user_wins():

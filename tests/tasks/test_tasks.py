@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tables import write_rows
+from tables import files_of, write_rows
 
 from flare_exp.artifacts import ArtifactStore, digest_of
 from flare_exp.config import schema, validation
@@ -73,7 +73,7 @@ def hub(monkeypatch):
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_every_task_is_whole(task):
+def test_every_task_is_whole(task, tmp_path):
     """What a new task needs beside its class (docs/adding_a_task.md)."""
     assert task.prompt.format(**dict.fromkeys(task.fields, "x")), (
         "its prompt is a template over its fields"
@@ -81,7 +81,8 @@ def test_every_task_is_whole(task):
     assert task.metric in (("accuracy", "macro_f1") if task.labels else ("exact_match", "f1"))
     assert bool(task.labels) != (task.fields == ("context", "question"))
     assert task.english not in task.languages
-    (job,), problems = validation.validate([f"task={task.name}"], multirun=False)
+    given = [f"task={task.name}", *files_of(task.name, tmp_path)]
+    (job,), problems = validation.validate(given, multirun=False)
     assert not problems
     assert job.task.lang in task.languages
     if issubclass(task, Benchmark):
@@ -493,6 +494,10 @@ def test_translations_that_a_benchmark_made_by_machine_are_not_called_human(
     assert f"the benchmark's own {by.split()[0]} translations stand in" in caplog.text
     note = translation_note("translation of xnli/en/train into sw", {"examples": 4, **facts})
     assert ("the benchmark's own machine translation" in (note or "")) == (by != "human")
+
+
+def test_a_translator_need_not_say_who_translated():
+    assert translation_note("translation", {"examples": 4}) == "translation: 4 examples"
 
 
 def asked(i, texts, starts, **changes):
