@@ -13,6 +13,7 @@ from flare_exp.cli import commandline
 from flare_exp.cli.commandline import COMMANDS, help_text, normalized
 from flare_exp.cli.main import main
 from flare_exp.config import composition, validation
+from flare_exp.config.method_schema import SOURCE_METHODS
 from flare_exp.experiment.runs import check_folder
 
 WRONG = [
@@ -117,7 +118,7 @@ WRONG = [
     (["source.shuffle=true", "source.empty=true"], "choose one ablation"),
     (
         ["method=lora", "source.empty=true"],
-        "only input_fusion, x_mixup, flare, flare_mt read a source",
+        f"only {', '.join(SOURCE_METHODS)} read a source",
     ),
     (["trainer.devices=2"], "choose trainer=ddp, fsdp or ddp_cpu"),
     (
