@@ -10,5 +10,4 @@ $run output_dir="$out/nllb_undertrained" mt=toy_nllb mt.pretrain.steps=1050 meth
 $run output_dir="$out/noise" mt=gold mt.noise=0.1,0.2,0.4,0.8 method=lora,flare seed=0,1,2
 $run output_dir="$out/ablations" mt=toy_nllb source.shuffle=true seed=0,1,2
 $run output_dir="$out/ablations_empty" mt=toy_nllb source.empty=true seed=0,1,2
-${PYTHON:-.venv/bin/python} -m flare_exp report "$out" | tee "$out/table.txt"
-${PYTHON:-.venv/bin/python} sweeps/plot_mt.py "$out"
+${PYTHON:-.venv/bin/python} -m flare_exp report "$out" --figures "$out/figures" | tee "$out/table.txt"

@@ -1,10 +1,8 @@
 """sweeps/: every run of a grid and of its twin on the generated world composes, as a W&B agent and
-as multirun.py start it; every command of the scripts does; the scripts that read runs tell cells
-apart and draw what is there.
+as multirun.py start it; every command of the scripts does.
 """
 
 import importlib.util
-import json
 import os
 import re
 import shlex
@@ -311,72 +309,3 @@ def test_the_evidence_goes_on_after_a_failed_run_and_ends_when_it_is_stopped(rea
     done, commands = started(reader, path, tmp_path, **{**failed, "CODE": "130"})
     assert done.returncode == 130
     assert "spa_Latn_apertium_zero_shot_s0" in commands[-1][-1]
-
-
-def run(folder, method, score, mt="gold", noise=0.0, chrf=None, seed=0, **source):
-    metrics = {
-        "task": "toy_sentiment",
-        "lang": "far",
-        "model": "tiny",
-        "method": method,
-        "mt": mt,
-        "seed": seed,
-        "fusion": None if method == "lora" else "add_relu",
-        "test": {"accuracy": 0.1, "macro_f1": score},
-        "english": {"accuracy": 0.9, "macro_f1": 0.9},
-        "seconds": {"transfer": 1.0},
-        "translation": {
-            "noise": noise,
-            "chrf++": {} if chrf is None else {"en": chrf + 5, "far": chrf},
-        },
-        "source": {"shuffle": False, "empty": False, **source},
-    }
-    place = folder / f"{method}-{mt}-{noise}-{chrf}-{seed}-{'-'.join(source)}"
-    place.mkdir(parents=True)
-    (place / "metrics.json").write_text(json.dumps(metrics))
-
-
-@pytest.fixture
-def runs(tmp_path):
-    for seed in (0, 1):
-        run(tmp_path, "lora", 0.4 + seed / 10, seed=seed)
-        run(tmp_path, "flare", 0.8 + seed / 10, seed=seed)
-        for mt_score in (60.0, 90.0):
-            for method, score in (("lora", 0.3), ("flare", 0.6), ("flare_mt", 0.5)):
-                run(tmp_path, method, score, "toy_nllb", chrf=mt_score, seed=seed)
-        run(tmp_path, "flare", 0.35, "toy_nllb", chrf=90.0, seed=seed, shuffle=True)
-        for method, score in (("lora", 0.2), ("flare", 0.5)):
-            run(tmp_path, method, score, noise=0.4, chrf=50.0, seed=seed)
-    return tmp_path
-
-
-def test_gains_are_over_lora_on_the_same_translations_and_seed(runs):
-    plot = script("plot_mt")
-    gains = plot.gains(plot.read(runs))["toy_sentiment"]
-    by_label = {label: points for (_, _, label), points in gains.items()}
-    assert set(by_label) == {"FLARE", "FLARE MT", "FLARE, another example's source"}
-    assert by_label["FLARE"] == {
-        100.0: [pytest.approx(40)] * 2,
-        60.0: [pytest.approx(30)] * 2,
-        90.0: [pytest.approx(30)] * 2,
-    }
-    assert by_label["FLARE MT"][60.0] == [pytest.approx(20)] * 2
-    assert by_label["FLARE, another example's source"][90.0] == [pytest.approx(5)] * 2
-    unmeasured = {"task": "xnli", "lang": "sw", "mt": "gold", "translation": {"chrf++": {}}}
-    assert plot.chrf(unmeasured) is None, "translated by machine, without a human reference"
-    noisy = {
-        label: points
-        for (_, _, label), points in plot.noisy(plot.read(runs))["toy_sentiment"].items()
-    }
-    assert noisy["LoRA"] == {
-        0.0: [pytest.approx(40), pytest.approx(50)],
-        40.0: [pytest.approx(20)] * 2,
-    }
-
-
-def test_the_figures_are_drawn(runs, capsys):
-    pytest.importorskip("matplotlib")
-    script("plot_mt").main(runs)
-    for name in ("gain_by_quality.png", "noise.png"):
-        assert (runs / name).stat().st_size > 5000
-        assert name in capsys.readouterr().out or name == "noise.png"

@@ -10,12 +10,14 @@ of one table that differ in data, split, checkpoint or code.
                       With a fusion: --baseline "flare (add)"
   --format FORMAT     terminal, csv, markdown, latex or html [terminal, or by the ending of --out]
   --out FILE          write to this file (.txt, .csv, .md, .tex, .html)
+  --figures FOLDER    write the figures that the runs allow, as SVG and PNG; HTML has them in it
   --published         put the numbers of the paper (arXiv 2501.06892) beside ours, marked as quoted
   --mixed             show runs that differ in data, split, checkpoint or code, with a note
 
 Examples:
   python -m flare_exp report outputs/grid
   python -m flare_exp report outputs/grid --baseline zero_shot --out table.tex
+  python -m flare_exp report outputs/grid --figures outputs/figures
   python -m flare_exp report outputs/xnli outputs/nusax --published --out report.html
 
 docs/report.md defines every number.
@@ -28,11 +30,14 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from flare_exp.config.suggestions import allowed, nearest
 from flare_exp.errors import UserError
 from flare_exp.report.making import Report, make_report
+
+if TYPE_CHECKING:
+    from flare_exp.report.drawing import Drawing
 
 # ending of a file -> format
 FORMATS = {
@@ -42,7 +47,7 @@ FORMATS = {
     ".tex": "latex",
     ".html": "html",
 }
-VALUES = ("--baseline", "--format", "--out")  # options that take a value
+VALUES = ("--baseline", "--format", "--out", "--figures")  # options that take a value
 FLAGS = ("--published", "--mixed")
 WIDE = 500  # columns of a text that is not shown on a terminal: tables are not folded
 
@@ -78,6 +83,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     problems += [f"{name}: needs a value" for name in VALUES if getattr(given, name[2:]) == ""]
     if given.out:
         problems += _out_problems(Path(given.out), given.format)
+    if given.figures and (problem := folder_problem(Path(given.figures))):
+        problems.append(f"--figures {given.figures}: {problem}")
     if given.format and given.format not in FORMATS.values():
         problems.append(f"--format {given.format}: {allowed(given.format, [*FORMATS.values()])}")
     if problems:
@@ -98,6 +105,13 @@ def _out_problems(path: Path, format: str | None) -> list[str]:
     return []
 
 
+def folder_problem(path: Path) -> str:
+    """Return why a folder cannot be written into; empty: it is there, or the one above it is."""
+    if path.exists() and not path.is_dir():
+        return "is a file; name a folder"
+    return "" if path.parent.is_dir() else f"there is no folder {path.parent}"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Report the runs below the given folders, or below outputs/; return the exit code."""
     given = parse(arguments)
@@ -108,6 +122,7 @@ def main(arguments: Sequence[str]) -> int:
         baseline=given.baseline,
         mixed=given.mixed,
         published=given.published,
+        figures=given.figures,
     )
 
 
@@ -119,8 +134,9 @@ def print_report(
     baseline: str | None = None,
     mixed: bool = False,
     published: bool = False,
+    figures: str | None = None,
 ) -> int:
-    """Print or write a report; return the exit code.
+    """Print or write a report, and its figures into a folder; return the exit code.
 
     The exit code is 2 without a run, with a folder that does not exist, with two runs of one cell
     and seed, or with runs that are not comparable.
@@ -133,13 +149,25 @@ def print_report(
     if format == "csv":  # a table alone has no place for notes
         for note in report.notes:
             print(f"flare_exp report: {note}", file=sys.stderr)
+    drawings = _drawings(report) if figures or format == "html" else []
     if format == "terminal" and out is None:
         _print(report)
-        return 0
-    text = text_of(report, format)
+    else:
+        _write(text_of(report, format, drawings), out)
+    if figures:
+        write_figures(drawings, Path(figures))
+    return 0
+
+
+def _write(text: str, out: str | None) -> None:
+    """Print a text, or write it to a file.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     if out is None:
         print(text, end="")
-        return 0
+        return
     from flare_exp.utils.files import write_text
 
     try:
@@ -147,7 +175,33 @@ def print_report(
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
     print(f"wrote {out}")
-    return 0
+
+
+def _drawings(report: Report) -> list[Drawing]:
+    """Choose the figures of a report; those that it lacks are named on the error output."""
+    from flare_exp.report.figures import figures_of
+
+    drawings, lacking = figures_of(report)
+    if lacking:
+        print(f"flare_exp report: no figure for {'; '.join(lacking)}", file=sys.stderr)
+    return drawings
+
+
+def write_figures(drawings: Sequence[Drawing], folder: Path) -> None:
+    """Write figures into a folder, which is made, and name them on the error output.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    from flare_exp.report import drawing
+
+    try:
+        folder.mkdir(exist_ok=True)
+        for one in drawings:
+            drawing.write(one, folder)
+            print(f"wrote {folder / one.name}.svg and .png: {one.title}", file=sys.stderr)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def _print(report: Report) -> None:
@@ -160,8 +214,8 @@ def _print(report: Report) -> None:
     terminal.write(report, Console(width=None if sys.stdout.isatty() else WIDE))
 
 
-def text_of(report: Report, format: str) -> str:
-    """Return a report as the text of a format."""
+def text_of(report: Report, format: str, drawings: Sequence[Drawing] = ()) -> str:
+    """Return a report as the text of a format; a page has the figures in it."""
     from rich.console import Console
 
     from flare_exp.report.writers import latex, page, plain, terminal
@@ -170,10 +224,18 @@ def text_of(report: Report, format: str) -> str:
         file = io.StringIO()
         terminal.write(report, Console(file=file, width=WIDE))
         return file.getvalue()
-    writers = {
-        "csv": plain.csv_text,
-        "markdown": plain.markdown,
-        "latex": latex.latex,
-        "html": page.page,
-    }
+    if format == "html":
+        return page.page(report, _inline(drawings))
+    writers = {"csv": plain.csv_text, "markdown": plain.markdown, "latex": latex.latex}
     return writers[format](report)
+
+
+def _inline(drawings: Sequence[Drawing]) -> dict[str, str]:
+    """Return title and caption -> SVG element of each figure."""
+    if not drawings:
+        return {}
+    from flare_exp.report.drawing import draw, svg_text
+
+    return {
+        f"{d.title}. {d.caption}": svg_text(draw(d), d.title, d.caption, d.name) for d in drawings
+    }
