@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
 
 from flare_exp.config import composition, schema
+from flare_exp.errors import UserError
 
 # Subcommand -> its flags (None: it reads its words itself) and its help. Each is a module
 # flare_exp.cli.<name> with a function `main(arguments) -> exit code`.
 COMMANDS: dict[str, tuple[tuple[str, ...] | None, str]] = {
+    "analyse": (
+        None,
+        "activations in the bottleneck, and similarity of English and target states, by layer",
+    ),
     "plan": (
         ("-m", "--multirun"),
         "what a run or a grid (-m) would build, need and take, without running it",
@@ -237,3 +245,18 @@ def _comment(group: str, name: str) -> str:
         if line.startswith("# ") and not line.startswith("# @package"):
             return line[2:]
     return ""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are messages of the program."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the mistake instead of printing a usage line."""
+        raise UserError(message)
+
+
+def folder_problem(path: Path) -> str:
+    """Return why a folder cannot be written into; empty: it is there, or the one above it is."""
+    if path.exists() and not path.is_dir():
+        return "is a file; name a folder"
+    return "" if path.parent.is_dir() else f"there is no folder {path.parent}"

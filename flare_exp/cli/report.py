@@ -30,8 +30,9 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
+from flare_exp.cli.commandline import Parser, folder_problem
 from flare_exp.config.suggestions import allowed, nearest
 from flare_exp.errors import UserError
 from flare_exp.report.making import Report, make_report
@@ -52,21 +53,13 @@ FLAGS = ("--published", "--mixed")
 WIDE = 500  # columns of a text that is not shown on a terminal: tables are not folded
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are messages of the program."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the mistake instead of printing a usage line."""
-        raise UserError(message)
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the words of the command line.
 
     Raises:
         UserError: an option or its value is wrong; one message names all mistakes.
     """
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("folders", nargs="*")
     for name in VALUES:
         parser.add_argument(name, nargs="?", const="")
@@ -103,13 +96,6 @@ def _out_problems(path: Path, format: str | None) -> list[str]:
     if format is None and path.suffix not in FORMATS:
         return [f"--out {path}: give --format, or a file that ends in {', '.join(FORMATS)}"]
     return []
-
-
-def folder_problem(path: Path) -> str:
-    """Return why a folder cannot be written into; empty: it is there, or the one above it is."""
-    if path.exists() and not path.is_dir():
-        return "is a file; name a folder"
-    return "" if path.parent.is_dir() else f"there is no folder {path.parent}"
 
 
 def main(arguments: Sequence[str]) -> int:

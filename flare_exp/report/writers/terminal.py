@@ -21,17 +21,17 @@ def write(report: Report, console: Console) -> None:
     """Print tables, the sentences below them, and notes."""
     for section in report.sections:
         for table in section.tables:
-            _show(table, console)
+            show(table, console)
         for line in section.sentences:
             _say(line, console)
     for table in report.tables:
-        _show(table, console)
+        show(table, console)
     for line in report.notes:
         # a folder's name is not broken
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _show(table: Table, console: Console) -> None:
+def show(table: Table, console: Console) -> None:
     """Print one table and its notes; costs come apart where the terminal is too narrow."""
     parts = [table]
     if _width(table, console) > console.width:
