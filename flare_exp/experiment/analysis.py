@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from flare_exp.artifacts import Artifact
 from flare_exp.config.methods import METHODS, Method
+from flare_exp.config.schema import Config
 from flare_exp.data.dataset import PairedCollator, PairedDataset
 from flare_exp.data.pairing import Pair, make_pairs
 from flare_exp.data.pairing_mode import PairingMode
@@ -26,7 +27,7 @@ from flare_exp.data.preprocessing import Preprocessor
 from flare_exp.errors import UserError
 from flare_exp.experiment import fitting
 from flare_exp.experiment.context import RunContext
-from flare_exp.experiment.loading import load
+from flare_exp.experiment.loading import load, stored_config
 from flare_exp.flare.measuring import (
     Activation,
     BottleneckRecorder,
@@ -92,11 +93,12 @@ def analyze(folder: str | Path, rows: int = 100, progress: bool = True) -> Analy
             text and source as one input.
     """
     folder = Path(folder).expanduser()
+    if (folder / "metrics.json").is_file():
+        check(folder, stored_config(folder))
     loaded = load(folder)
     method = METHODS[loaded.run.cfg.method.name]
     trainer = replace(loaded.run.cfg.trainer, devices=1, enable_progress_bar=progress)
     run = replace(loaded.run, cfg=replace(loaded.run.cfg, trainer=trainer))
-    check(folder, run, method)
     examples = english_pairs(run, method, rows)
     activations: list[Activation] = []
     relu, after = False, None
@@ -122,18 +124,19 @@ def analyze(folder: str | Path, rows: int = 100, progress: bool = True) -> Analy
     return Analysis({**facts, "seed": run.cfg.seed}, len(examples), relu, activations, similarities)
 
 
-def check(folder: Path, run: RunContext, method: Method) -> None:
+def check(folder: Path, cfg: Config) -> None:
     """Check that a run has texts and sources that can be compared.
 
     Raises:
         UserError: it has not.
     """
-    if method.mode is PairingMode.JOINT:
+    method = METHODS.get(cfg.method.name)
+    if method and method.mode is PairingMode.JOINT:
         raise UserError(
-            f"{folder}: method={run.cfg.method.name} reads a text and its source as one input, so "
-            "that neither has states of its own; give the run of another method"
+            f"{folder}: method={cfg.method.name} reads a text and its source as one input, so that "
+            "neither has states of its own; give the run of another method"
         )
-    if method.mode.fuses and run.cfg.source.empty:
+    if method and method.mode.fuses and cfg.source.empty:
         raise UserError(
             f"{folder}: with source.empty=true the run read no source, so there is nothing to "
             "analyze; give a run with source.empty=false"

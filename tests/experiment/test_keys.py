@@ -553,6 +553,7 @@ NOT_HASHED = {
     "experiment.checkpoints, experiment.pipeline": "they put parts together that are in the keys",
     "experiment.checksums, experiment.curves, experiment.loading": "of a run folder",
     "experiment.notes, experiment.provenance, experiment.results": "of a run folder",
+    "experiment.analysis, flare.measuring": "they read a finished run",
     "experiment.run_page, experiment.run_state": "of a run folder",
     "experiment.downloads, experiment.launch": "how a run starts",
     "experiment.runs, experiment.worker": "how a run starts",

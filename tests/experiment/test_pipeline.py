@@ -133,6 +133,67 @@ def test_a_run_folders_models_load_with_peft_and_repeat_the_predictions(flare_ru
     assert [labels[i] for i in logits.argmax(-1).tolist()] == [r["prediction"] for r in table]
 
 
+def test_analyse_measures_the_states_of_a_run(flare_run, cache_dir, tmp_path, capsys):
+    """Against means of single rows, of models that transformers and peft alone have loaded."""
+    import torch
+    from peft import PeftModel
+
+    from flare_exp.cli.main import main
+    from flare_exp.flare.source_encoders import BackboneSourceEncoder
+
+    out, _ = flare_run
+    assert main(["analyse", str(out), "--rows", "5", "--out", str(tmp_path / "layers")]) == 0
+    assert "mean activation of the bottleneck after ReLU, 5 examples" in capsys.readouterr().out
+    written = {place.name for place in (tmp_path / "layers").iterdir()}
+    figures = {f"{name}.{end}" for name in ("activation", "similarity") for end in ("svg", "png")}
+    assert written == figures | {"analysis.json"}
+    found = json.loads((tmp_path / "layers" / "analysis.json").read_text())
+    assert (found["examples"], found["run"]["method"]) == (5, "flare")
+
+    digest = json.loads((out / "provenance.json").read_text())["artefacts"]["backbone"]["digest"]
+    checkpoint = str(cache_dir / "backbone" / digest)
+    tokenizer = backbones.load_tokenizer(checkpoint)
+    below = [backbones.load(checkpoint, "label", num_labels=3).model for _ in range(2)]
+    english, flare = (
+        PeftModel.from_pretrained(model, str(out / "english")).merge_and_unload().eval()
+        for model in below
+    )
+    flare = PeftModel.from_pretrained(flare, str(out / "adapter")).eval()
+    encoder = BackboneSourceEncoder(flare)
+    seen = []
+    phi = flare.base_model.model.base_model.encoder.layer[1].attention.self.query.flare_fusion
+    phi["default"].register_forward_pre_hook(lambda _, args: seen.append(args))
+
+    def states(model, text):
+        output = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True)
+        return [layer[0].mean(0) for layer in output.hidden_states]
+
+    rows, cosines = pq.read_table(out / "predictions.parquet").to_pylist()[:5], {}
+    with torch.no_grad():
+        for row in rows:
+            encoder.encode(dict(tokenizer(row["source"], return_tensors="pt")))
+            pair = {"before": states(english, row["target"]), "after": states(flare, row["target"])}
+            for name, layers in pair.items():
+                for layer, both in enumerate(
+                    zip(layers, states(english, row["source"]), strict=True)
+                ):
+                    cosines.setdefault((name, layer), []).append(
+                        float(torch.cosine_similarity(*both, dim=0))
+                    )
+    for layer, one in enumerate(found["similarities"]):
+        for name in ("before", "after"):
+            expected = sum(cosines[name, layer]) / 5
+            assert one[name]["mean"] == pytest.approx(expected, abs=1e-5)
+    assert len(found["similarities"]) == 3
+    sources = torch.cat([args[0][args[2]].relu().flatten() for args in seen])
+    targets = torch.cat([args[1].relu().flatten() for args in seen])
+    (query,) = [
+        one for one in found["activations"] if (one["layer"], one["projection"]) == (2, "query")
+    ]
+    assert query["source"] == pytest.approx(float(sources.mean()), rel=1e-4)
+    assert query["target"] == pytest.approx(float(targets.mean()), rel=1e-4)
+
+
 def repeated(out):
     """Return a model's predictions for its run's own test texts, and the run's predictions."""
     rows = pq.read_table(out / "predictions.parquet").to_pylist()
