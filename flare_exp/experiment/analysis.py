@@ -205,7 +205,7 @@ class _Reader(pl.LightningModule):
         cfg = self.run.cfg
         collate = PairedCollator(self.run.preprocessor, source)
         loader = DataLoader(dataset, batch_size=cfg.data.batch_size, collate_fn=collate)
-        options = {"enable_checkpointing": False, "logger": False}
+        options: dict[str, Any] = {"enable_checkpointing": False, "logger": False}
         trainer = fitting.make_trainer(self.run, stage, **options)
         with self.recorder:
             parts: Sequence[Any] = trainer.predict(self, loader) or ()

@@ -1,7 +1,7 @@
 """Draw lines, bands and points of panels, and write figures as SVG and PNG.
 
 Every line has a color of Okabe and Ito (https://jfly.uni-koeln.de/color), which differ for the
-color-blind too, and its own marker and dashes, which differ in grey. SVG has glyphs as paths: it
+color-blind too, and its own marker and dashes, which differ in gray. SVG has glyphs as paths: it
 looks the same everywhere, and what was laid out without overlap stays so. The same figure gives
 the same bytes.
 """
@@ -257,4 +257,4 @@ def write(drawing: Drawing, folder: Path) -> None:
 
 def _style() -> AbstractContextManager[None]:
     """Return a context with matplotlib's defaults and STYLE, whatever its user has set."""
-    return matplotlib.style.context(["default", STYLE])  # type: ignore[list-item, no-any-return]
+    return matplotlib.style.context(["default", STYLE])

@@ -287,9 +287,10 @@ def learning_curves(own: _Section) -> Drawing:
         if epochs:
             spread = [_spread([100 * one[epoch] for one in curves]) for epoch in epochs]
             y, low, high = ([*ends] for ends in zip(*spread, strict=True))
-            ends = (low, high) if len(curves) > 1 else ((), ())
+            if len(curves) == 1:
+                low, high = [], []
             panels[own.panel(cell)].append(
-                Line(own.variant(cell), epochs, y, *ends, own.style(cell))
+                Line(own.variant(cell), epochs, y, low, high, own.style(cell))
             )
     shown = [
         (title, lines) for title, lines in panels.items() if any(len(line.x) > 1 for line in lines)

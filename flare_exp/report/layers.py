@@ -96,8 +96,8 @@ def tables_of(analysis: Analysis) -> list[Table]:
     title = f"mean activation of the bottleneck{relu}, {analysis.examples} examples"
     rows = [_activation_row(a) for a in analysis.activations]
     made = [Table("activation", title, columns, rows)] if rows else []
-    names = ("stack", "layer", "before", "after", "before, others", "after, others")
-    columns = [Column(name, name != "stack") for name in names]
+    heads = ("stack", "layer", "before", "after", "before, others", "after, others")
+    columns = [Column(name, name != "stack") for name in heads]
     title = f"cosine of English and target states, {analysis.examples} examples"
     rows = [_similarity_row(s) for s in analysis.similarities]
     return [*made, Table("similarity", title, columns, rows)]
@@ -110,7 +110,8 @@ def _activation_row(found: Activation) -> list[Value]:
 
 def _similarity_row(found: Similarity) -> list[Value]:
     before, after = found.before, found.after
-    values = [before.mean, after and after.mean, before.others, after and after.others]
+    own, others = (after.mean, after.others) if after else (None, None)
+    values = [before.mean, own, before.others, others]
     return [Value(found.stack), _number(found.layer, 0), *(_number(v, 3) for v in values)]
 
 
