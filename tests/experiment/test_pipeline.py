@@ -143,7 +143,8 @@ def test_analyse_measures_the_states_of_a_run(flare_run, cache_dir, tmp_path, ca
 
     out, _ = flare_run
     assert main(["analyse", str(out), "--rows", "5", "--out", str(tmp_path / "layers")]) == 0
-    assert "mean activation of the bottleneck after ReLU, 5 examples" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "mean activation of the bottleneck after ReLU, 5 examples" in said
     written = {place.name for place in (tmp_path / "layers").iterdir()}
     figures = {f"{name}.{end}" for name in ("activation", "similarity") for end in ("svg", "png")}
     assert written == figures | {"analysis.json"}
