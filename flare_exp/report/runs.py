@@ -79,13 +79,32 @@ class Run:
             *(f"{g}={name}" for g, name in chosen if name in composition.groups()[g])
         )
         ignored = VOLATILE | NAMED | {"seed", *(f"source.{name}" for name in ABLATIONS)}
-        sections = () if self.fuses else ("fusion.", "source.")
         return {
             key: str(self.options.get(key, shipped.get(key)))
             for key in {**shipped, **self.options}
-            if key not in ignored and not key.startswith(sections)
+            if key not in ignored and self.has(key)
             if self.options.get(key, shipped.get(key)) != shipped.get(key)
         }
+
+    def unused_options_differ(self, other: Run) -> bool:
+        """Return whether two runs of one method differ in an option that the method lacks."""
+        keys = {key for key in {**self.options, **other.options} if not self.has(key)}
+        return any(self.options.get(key) != other.options.get(key) for key in keys)
+
+    def has(self, key: str) -> bool:
+        """Return whether an option can change a run of this method.
+
+        A method without a source has no options of it, and one that trains nothing on the target
+        language none of that training.
+        """
+        methods = self.members.values()
+        section = key.partition(".")[0]
+        return {
+            "fusion": self.fuses,
+            "source": any(method.mode.pairs for method in methods),
+            "mixup": any(method.mixes for method in methods),
+            "transfer": any(method.trains for method in methods),
+        }.get(section, True)
 
     @property
     def chrf(self) -> float | None:
@@ -249,7 +268,8 @@ def cells_of(runs: Sequence[Run]) -> tuple[dict[str, list[Cell]], list[str]]:
         key = (run.metrics["task"], run.name, frozenset(run.changed.items()))
         cell = found.setdefault(key, Cell(*key))
         first = cell.runs.setdefault(run.metrics["seed"], run)
-        if first is not run:
+        # a grid may vary options that this method does not have: its runs are then the same
+        if first is not run and not first.unused_options_differ(run):
             problems.append(
                 f"{first.folder} and {run.folder}: two runs of one configuration with seed "
                 f"{run.metrics['seed']}; give the folder of one of them"
@@ -262,14 +282,17 @@ def cells_of(runs: Sequence[Run]) -> tuple[dict[str, list[Cell]], list[str]]:
 
 def varying(cells: Sequence[Cell]) -> list[str]:
     """Return the options that need a column, since they tell some of the cells apart."""
-    changed = [dict(cell.changed) for cell in cells]
-    keys = sorted({key for options in changed for key in options})
-    return [key for key in keys if len({options.get(key) for options in changed}) > 1]
+    keys = sorted({key for cell in cells for key, _ in cell.changed})
+    return [
+        key
+        for key in keys
+        if len({dict(cell.changed).get(key) for cell in cells if cell.first.has(key)}) > 1
+    ]
 
 
 def option_of(cell: Cell, key: str) -> str:
-    """Return the value of an option as a table shows it; "-": the run has no such option."""
-    return str(cell.first.options.get(key, "-"))
+    """Return the value of an option as a table shows it; "-": the method has no such option."""
+    return str(cell.first.options.get(key, "-")) if cell.first.has(key) else "-"
 
 
 def setting_of(cell: Cell, options: Iterable[str]) -> tuple[str, ...]:
@@ -283,7 +306,9 @@ def setting_of(cell: Cell, options: Iterable[str]) -> tuple[str, ...]:
 
 def variant_of(cell: Cell, options: Iterable[str]) -> str:
     """Return the method with those of `options` that belong to it, which name it in a table."""
-    own = [k for k in options if not k.startswith(SETTING) and k in cell.first.options]
-    if not cell.first.fuses:
-        own = [k for k in own if not k.startswith(("fusion.", "source."))]
+    own = [
+        key
+        for key in options
+        if not key.startswith(SETTING) and key in cell.first.options and cell.first.has(key)
+    ]
     return ", ".join([cell.label, *(f"{key}={option_of(cell, key)}" for key in own)])

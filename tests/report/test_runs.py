@@ -6,6 +6,7 @@ import pytest
 from run_folders import finished
 
 from flare_exp.cli import report
+from flare_exp.report.runs import cells_of, option_of, read, run_folders, varying
 
 
 def table(capsys, *folders):
@@ -140,3 +141,16 @@ def test_a_sentence_compares_flare_with_the_baselines(translate_test, expected, 
 def test_without_lora_or_flare_there_is_no_sentence(tmp_path, capsys):
     assert said(capsys, tmp_path / "a", {"flare": 0.8, "translate_test": 0.8}) == []
     assert said(capsys, tmp_path / "b", {"lora": 0.8, "translate_test": 0.8}) == []
+
+
+def test_options_that_a_method_does_not_have_make_no_difference(tmp_path):
+    """As in a grid over a learning rate, whose baseline trains nothing."""
+    for number, method in enumerate(("zero_shot", "zero_shot", "lora", "lora")):
+        rate = "transfer.lr=1e-3" if number % 2 else "transfer.lr=2e-3"
+        finished(tmp_path / f"{number}", f"method={method}", rate)
+    tasks, problems = cells_of([read(folder) for folder in run_folders([str(tmp_path)])])
+    assert problems == []
+    (cells,) = tasks.values()
+    assert [cell.method for cell in cells] == ["zero_shot", "lora", "lora"]
+    assert varying(cells) == ["transfer.lr"]
+    assert [option_of(cell, "transfer.lr") for cell in cells] == ["-", "0.001", "0.002"]
