@@ -155,9 +155,7 @@ def test_a_disk_that_fills_up_is_said_and_nothing_half_written_is_used(mt_run, c
     import shutil
 
     cache = tmp_path / "cache"
-    shutil.copytree(
-        cache_dir, cache, ignore=shutil.ignore_patterns("translation*", "transfer", "test")
-    )
+    shutil.copytree(cache_dir, cache, ignore=shutil.ignore_patterns("translation*", "transfer"))
     words = command(cache, f"output_dir={tmp_path / 'out'}", *SMALL, "method=lora")
     # the run folder's configuration, or a translation, is too large
     for kilobytes, said in (

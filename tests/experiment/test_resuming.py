@@ -10,6 +10,8 @@ import sys
 import time
 
 import processes
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
@@ -146,7 +148,14 @@ def test_a_step_read_in_micro_batches_is_the_same_step_and_their_size_may_change
     run(checkpoint, tmp_path / "parts", *exact, "data.micro_batch_size=20")
     assert caplog.text.count("goes on after") >= 2
     expected, found = (left(tmp_path / name) for name in ("whole", "parts"))
-    assert found["predictions.parquet"] == expected["predictions.parquet"]
+    # probabilities of other batches are rounded in another way
+    same, other = (
+        pq.read_table(pa.BufferReader(files["predictions.parquet"])) for files in (expected, found)
+    )
+    torch.testing.assert_close(
+        *(torch.tensor(table["probabilities"].to_pylist()) for table in (same, other))
+    )
+    assert other.drop_columns("probabilities") == same.drop_columns("probabilities")
     for name in expected:
         if name.endswith(".safetensors"):
             before, after = (safetensors.torch.load(left[name]) for left in (expected, found))

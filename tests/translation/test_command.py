@@ -146,6 +146,8 @@ def assert_gone(tmp_path):
 @pytest.mark.parametrize("by", ["SIGINT", "SIGTERM"])
 def test_a_stopped_run_leaves_no_process_behind(program, tmp_path, monkeypatch, by):
     started = threading.Event()
+    # a shell starts what it puts in the background with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def stop():
         while not (tmp_path / "PID").exists() or not (tmp_path / "PID").read_text():
@@ -156,8 +158,11 @@ def test_a_stopped_run_leaves_no_process_behind(program, tmp_path, monkeypatch, 
             monkeypatch.setattr(signals, "pending_signal", lambda: signal.SIGTERM)
 
     threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt if by == "SIGINT" else signals.StopRequested):
-        CommandEngine(program, timeout=20).translate(["do hang"], "a", "b")
+    try:
+        with pytest.raises(KeyboardInterrupt if by == "SIGINT" else signals.StopRequested):
+            CommandEngine(program, timeout=20).translate(["do hang"], "a", "b")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert_gone(tmp_path)
 
 
