@@ -18,6 +18,7 @@ from conftest import SHARED
 from omegaconf import OmegaConf
 from runs import last_of_each
 from small_checkpoints import tiny_checkpoint
+from tables import assert_same_predictions
 
 from flare_exp.cluster import slurm
 from flare_exp.config import composition, validation
@@ -205,8 +206,7 @@ def test_two_machines_leave_what_one_leaves(cluster, checkpoint, tmp_path):
             cluster,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    one, two = ((out / "predictions.parquet").read_bytes() for out in outs)
-    assert one == two
+    assert_same_predictions(*(out / "predictions.parquet" for out in outs))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "one_cache", "two", "two_cache"]
 
 

@@ -1,4 +1,4 @@
-"""Write the rows of a benchmark as a parquet file, and the folders that a task asks for."""
+"""Write and compare parquet files: rows of a benchmark, a task's folders, predictions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from flare_exp.tasks import TASKS, Benchmark
 
@@ -28,3 +29,15 @@ def files_of(name: str, root: Path) -> list[str]:
     for lang in (task.english, *task.languages):
         (root / lang).mkdir(exist_ok=True)
     return [f"task.data_dir={root}"]
+
+
+def assert_same_predictions(one: Path, other: Path) -> None:
+    """Assert that two predictions.parquet are equal, with probabilities up to rounding.
+
+    Other parts of a batch, as of other processes or micro-batches, round in another way.
+    """
+    tables = [pq.read_table(path) for path in (one, other)]
+    if "probabilities" in tables[0].column_names:
+        torch.testing.assert_close(*(torch.tensor(t["probabilities"].to_pylist()) for t in tables))
+        tables = [table.drop_columns("probabilities") for table in tables]
+    assert tables[0] == tables[1]
