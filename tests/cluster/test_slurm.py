@@ -206,7 +206,7 @@ def test_two_machines_leave_what_one_leaves(cluster, checkpoint, tmp_path):
             cluster,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    assert_same_predictions(*(out / "predictions.parquet" for out in outs))
+    assert_same_predictions(*(out / "predictions.parquet" for out in outs), atol=1e-3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "one_cache", "two", "two_cache"]
 
 
