@@ -24,15 +24,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flare_exp.cli.commandline import Parser, folder_problem
-from flare_exp.config.suggestions import nearest
+from flare_exp.cli.commandline import folder_problem, parsed
 from flare_exp.errors import UserError
 
 if TYPE_CHECKING:
     from flare_exp.experiment.analysis import Analysis
 
 VALUES = ("--rows", "--out")
-WIDE = 500  # columns of a text that is not shown on a terminal: tables are not folded
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -41,18 +39,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: an option or its value is wrong; one message names all mistakes.
     """
-    parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("runs", nargs="*")
-    for name in VALUES:
-        parser.add_argument(name, nargs="?", const="")
-    given, unknown = parser.parse_known_intermixed_args(list(arguments))
-    known = [*VALUES, "--help"]
-    problems = [
-        f"{word}: there is no such flag; allowed: {', '.join(known)}"
-        f"{nearest(word.partition('=')[0], known)}"
-        for word in unknown
-    ]
-    problems += [f"{name}: needs a value" for name in VALUES if getattr(given, name[2:]) == ""]
+    given, problems = parsed(arguments, "runs", VALUES)
     if len(given.runs) != 1:
         problems.append("name one run: python -m flare_exp analyse <run folder>")
     rows = given.rows or ("100" if given.rows is None else "1")
@@ -82,13 +69,11 @@ def write(analysis: Analysis, folder: Path) -> None:
     Raises:
         UserError: they cannot be written.
     """
-    from rich.console import Console
-
     from flare_exp.report import drawing, layers
     from flare_exp.report.writers import terminal
     from flare_exp.utils.files import write_json
 
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console = terminal.make_console()
     for table in layers.tables_of(analysis):
         terminal.show(table, console)
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from flare_exp.config import composition, schema
+from flare_exp.config.suggestions import nearest
 from flare_exp.errors import UserError
 
 # Subcommand -> its flags (None: it reads its words itself) and its help. Each is a module
@@ -247,12 +248,44 @@ def _comment(group: str, name: str) -> str:
     return ""
 
 
-class Parser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
     """A parser whose mistakes are messages of the program."""
 
     def error(self, message: str) -> NoReturn:
         """Raise the mistake instead of printing a usage line."""
         raise UserError(message)
+
+
+def parsed(
+    arguments: Sequence[str], places: str, values: Sequence[str], flags: Sequence[str] = ()
+) -> tuple[argparse.Namespace, list[str]]:
+    """Read the words of a subcommand that has options with values.
+
+    Args:
+        arguments: the words.
+        places: name under which words that are no options are kept.
+        values: options that take a value; None where they are not given.
+        flags: options that take none.
+
+    Returns:
+        what is given, and a message for each mistake.
+    """
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument(places, nargs="*")
+    for name in values:
+        parser.add_argument(name, nargs="?", const="")
+    for name in flags:
+        parser.add_argument(name, action="store_true")
+    given, unknown = parser.parse_known_intermixed_args(list(arguments))
+    known = [*values, *flags, "--help"]
+    problems = [
+        f"{word}: there is no such flag; allowed: {', '.join(known)}"
+        f"{nearest(word.partition('=')[0], known)}"
+        for word in unknown
+        if word.startswith("-")
+    ]
+    problems += [f"{name}: needs a value" for name in values if getattr(given, name[2:]) == ""]
+    return given, problems
 
 
 def folder_problem(path: Path) -> str:

@@ -32,8 +32,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flare_exp.cli.commandline import Parser, folder_problem
-from flare_exp.config.suggestions import allowed, nearest
+from flare_exp.cli.commandline import folder_problem, parsed
+from flare_exp.config.suggestions import allowed
 from flare_exp.errors import UserError
 from flare_exp.report.making import Report, make_report
 
@@ -50,7 +50,6 @@ FORMATS = {
 }
 VALUES = ("--baseline", "--format", "--out", "--figures")  # options that take a value
 FLAGS = ("--published", "--mixed")
-WIDE = 500  # columns of a text that is not shown on a terminal: tables are not folded
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -59,21 +58,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: an option or its value is wrong; one message names all mistakes.
     """
-    parser = Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("folders", nargs="*")
-    for name in VALUES:
-        parser.add_argument(name, nargs="?", const="")
-    for name in FLAGS:
-        parser.add_argument(name, action="store_true")
-    given, unknown = parser.parse_known_intermixed_args(list(arguments))
-    known = [*VALUES, *FLAGS, "--help"]
-    problems = [
-        f"{word}: there is no such flag; allowed: {', '.join(known)}"
-        f"{nearest(word.partition('=')[0], known)}"
-        for word in unknown
-        if word.startswith("-")
-    ]
-    problems += [f"{name}: needs a value" for name in VALUES if getattr(given, name[2:]) == ""]
+    given, problems = parsed(arguments, "folders", VALUES, FLAGS)
     if given.out:
         problems += _out_problems(Path(given.out), given.format)
     if given.figures and (problem := folder_problem(Path(given.figures))):
@@ -192,23 +177,18 @@ def write_figures(drawings: Sequence[Drawing], folder: Path) -> None:
 
 def _print(report: Report) -> None:
     """Print a report on the terminal."""
-    from rich.console import Console
-
     from flare_exp.report.writers import terminal
 
-    # a table in a file is as wide as it needs to be
-    terminal.write(report, Console(width=None if sys.stdout.isatty() else WIDE))
+    terminal.write(report, terminal.make_console())
 
 
 def text_of(report: Report, format: str, drawings: Sequence[Drawing] = ()) -> str:
     """Return a report as the text of a format; a page has the figures in it."""
-    from rich.console import Console
-
     from flare_exp.report.writers import latex, page, plain, terminal
 
     if format == "terminal":
         file = io.StringIO()
-        terminal.write(report, Console(file=file, width=WIDE))
+        terminal.write(report, terminal.make_console(file))
         return file.getvalue()
     if format == "html":
         return page.page(report, _inline(drawings))

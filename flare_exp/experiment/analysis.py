@@ -17,7 +17,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from flare_exp.artifacts import Artifact
 from flare_exp.config.methods import METHODS, Method
 from flare_exp.config.schema import Config
 from flare_exp.data.dataset import PairedCollator, PairedDataset
@@ -27,7 +26,7 @@ from flare_exp.data.preprocessing import Preprocessor
 from flare_exp.errors import UserError
 from flare_exp.experiment import fitting
 from flare_exp.experiment.context import RunContext
-from flare_exp.experiment.loading import load, stored_config
+from flare_exp.experiment.loading import load, saved, stored_config
 from flare_exp.flare.measuring import (
     Activation,
     BottleneckRecorder,
@@ -63,7 +62,7 @@ class Similarity:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What `analyze` measures.
+    """Hold what `analyze` measures.
 
     Args:
         run: task, lang, model, method, fusion, mt and seed of the run.
@@ -114,7 +113,7 @@ def analyze(folder: str | Path, rows: int = 100, progress: bool = True) -> Analy
     run.mt.release()
     both = PairedDataset(examples, run.preprocessor)
     with isolate_rng():  # loading seeds the generators
-        english = run.models.english_model(_english(folder)).model.eval()
+        english = run.models.english_model(saved(folder, "english")).model.eval()
     before = _Reader(run, english, "target").read(both, "English model, target")
     source = _Reader(run, english, "source").read(both, "English model, English")
     facts = {key: getattr(run.cfg, key).name for key in ("model", "method", "mt")}
@@ -167,11 +166,6 @@ def similarities_of(english: States, before: States, after: States | None) -> li
         for stack, states in english.items()
         for layer in range(states.shape[1])
     ]
-
-
-def _english(folder: Path) -> Artifact:
-    """Return the English model of a run folder."""
-    return Artifact(folder / "english", "english", "", {}, 0.0, True)
 
 
 class _Reader(pl.LightningModule):

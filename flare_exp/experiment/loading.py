@@ -138,14 +138,17 @@ def load(folder: str | Path) -> LoadedRun:
     store = ArtifactStore(cfg.cache_dir)
     task, backbone = pipeline.load_task(cfg), prepare_backbone(cfg, store)
     run = pipeline.make_context(cfg, store, task, backbone, Tracker(folder, {}))
-    english, adapter, model = (
-        Artifact(folder / name, name, "", {}, 0.0, True) for name in ("english", "adapter", "model")
-    )
-    method = METHODS[cfg.method.name]
+    english, method = saved(folder, "english"), METHODS[cfg.method.name]
     with isolate_rng():  # loading seeds the generators, and the caller's stay as they are
         if method.trains and not method.full:
-            return LoadedRun(run, *trained_model(run, adapter, english))
-        return LoadedRun(run, *trained_model(run, model if method.full else english, None))
+            return LoadedRun(run, *trained_model(run, saved(folder, "adapter"), english))
+        model = saved(folder, "model") if method.full else english
+        return LoadedRun(run, *trained_model(run, model, None))
+
+
+def saved(folder: Path, name: str) -> Artifact:
+    """Return the weights that a run folder keeps: `english`, `adapter` or `model`."""
+    return Artifact(folder / name, name, "", {}, 0.0, True)
 
 
 def stored_config(folder: Path) -> Config:

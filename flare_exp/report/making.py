@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flare_exp.config.methods import METHODS
+from flare_exp.config.methods import ENSEMBLE, METHODS
 from flare_exp.config.suggestions import nearest
 from flare_exp.report.comparability import code_notes, differences
 from flare_exp.report.comparisons import Comparer, Comparison, Ranking, rankings
@@ -32,7 +32,7 @@ GOLD = (
 
 @dataclass(frozen=True)
 class Section:
-    """What a report says of one task.
+    """Hold what a report says of one task.
 
     Args:
         task: its name.
@@ -135,7 +135,8 @@ def _baseline_problems(baseline: str, cells: Sequence[Cell]) -> list[str]:
     there = list(dict.fromkeys(name for cell in cells for name in (cell.method, cell.label)))
     if baseline in there:
         return []
-    known = "no run here has this method" if baseline in METHODS else "there is no such method"
+    exists = baseline in (*METHODS, ENSEMBLE)
+    known = "no run here has this method" if exists else "there is no such method"
     return [
         f"--baseline {baseline}: {known}; choose one of {', '.join(there)}"
         f"{nearest(baseline, there)}"

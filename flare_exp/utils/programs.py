@@ -19,7 +19,7 @@ KEPT = 1 << 13  # bytes of standard error that are kept for messages
 
 @dataclass
 class Outcome:
-    """What a program left.
+    """Hold what a program left.
 
     Attributes:
         output: its standard output.

@@ -362,8 +362,10 @@ def assert_several_leave_what_one_leaves(folder, trainer, own, *overrides):
         ["method=flare", "data.batch_size=15", "data.micro_batch_size=3"],
         ["method=flare", "fusion=gated", "task=toy_qa", "data.batch_size=4", "source.cache=disk"],
         ["method=lora", "trainer.devices=3", "data.batch_size=31"],  # the last batch has two rows
+        ["method=x_mixup", "data.batch_size=15", "data.micro_batch_size=3"],
+        ["method=input_fusion", "task=toy_qa", "data.batch_size=4"],
     ],
-    ids=["label", "span", "three"],
+    ids=["label", "span", "three", "mixup", "joint"],
 )
 def test_two_processes_leave_what_one_leaves(checkpoint, tmp_path, overrides):
     own = [o for o in overrides if "devices" in o or "micro" in o]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
+from typing import TextIO
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -12,9 +14,16 @@ from rich.text import Text
 from flare_exp.report.making import Report
 from flare_exp.report.tables import Table, Value
 
+UNFOLDED = 500  # columns where the text is not shown on a terminal: no table is folded
 STYLES = {"": "", "best": "bold", "second": "underline"}
 WIDTH = 100  # of sentences
 WIDE = 1000  # more than any table takes
+
+
+def make_console(file: TextIO | None = None) -> Console:
+    """Return what prints on the terminal, or into a file; other output is as wide as its tables."""
+    shown = file is None and sys.stdout.isatty()
+    return Console(file=file, width=None if shown else UNFOLDED)
 
 
 def write(report: Report, console: Console) -> None:
