@@ -95,6 +95,7 @@ CODE = {
         "flare.mixup",
         "flare.source_encoders",
         "flare.source_states",
+        "data.source_augmentation",
         "data.source_cache",
     ),
     "states": (

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.config.composition import groups
-from flare_exp.config.method_schema import LEARNED_FUSIONS, SOURCE_METHODS, FusionConfig
+from flare_exp.config.method_schema import (
+    FUSING_METHODS,
+    LEARNED_FUSIONS,
+    SOURCE_METHODS,
+    FusionConfig,
+)
 from flare_exp.config.methods import ENSEMBLE, METHODS, fuses, members_of
 from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.schema import Config
@@ -165,6 +170,30 @@ def _check_source(cfg: Config) -> Iterator[str]:
             yield (
                 f"source.{name}=true with method={cfg.method.name}: only "
                 f"{', '.join(SOURCE_METHODS)} read a source"
+            )
+    yield from _check_augmentation(cfg)
+
+
+def _check_augmentation(cfg: Config) -> Iterator[str]:
+    """Check that sources are drawn for a fusion, and that the shares leave room for each other."""
+    source = cfg.source
+    if source.dropout + source.noise > 1:
+        yield (
+            f"source.dropout={source.dropout} with source.noise={source.noise}: their sum must be "
+            "1 or less"
+        )
+    for name in ("dropout", "noise"):
+        mixes = any(method.mixes for method in members_of(cfg.method).values())
+        if (value := getattr(source, name)) and (mixes or not fuses(cfg.method)):
+            yield (
+                f"source.{name}={value} with method={cfg.method.name}: only "
+                f"{' and '.join(FUSING_METHODS)} fuse a source"
+            )
+        elif value and (source.shuffle or source.empty) and source.ablate_in != "test":
+            ablation = "shuffle" if source.shuffle else "empty"
+            yield (
+                f"source.{name}={value} with source.{ablation}=true: the ablation changes the same "
+                "sources; choose source.ablate_in=test"
             )
 
 

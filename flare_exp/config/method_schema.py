@@ -74,10 +74,25 @@ class FusionConfig:
 
 @dataclass
 class SourceConfig:
-    """The source of a fusion: ablations and the cache of its states."""
+    """The source of a fusion: how it is drawn in training, ablations, the cache of its states."""
 
+    dropout: float = option(
+        0.0,
+        "share of training examples that lose their source, drawn in every epoch",
+        min=0,
+        max=1,
+    )
+    noise: float = option(
+        0.0,
+        "share of training examples that get another one's source, drawn in every epoch",
+        min=0,
+        max=1,
+    )
     shuffle: bool = option(False, "ablation: every example gets another one's source")
     empty: bool = option(False, "ablation: no source at all")
+    ablate_in: str = option(
+        "all", "data that shuffle and empty change", choices=("all", "train", "test")
+    )
     cache: str = option(
         "off",
         "compute the training sources' states once and keep them, or in every epoch anew",

@@ -20,6 +20,7 @@ from flare_exp.data.sampling import (
     ResumableDataLoader,
     micro_batches_per_batch,
 )
+from flare_exp.data.source_augmentation import SourceAugmentation
 from flare_exp.errors import UserError
 from flare_exp.tasks import Task
 
@@ -47,6 +48,9 @@ class PairedDataModule(LightningDataModule):
         seed: seed of the batch order.
         shuffle_source: pair every text with another one's source (ablation).
         empty_source: pair every text with no source (ablation).
+        ablate_in: the data that these two ablations change: "all", "train" (training and
+            validation) or "test".
+        augmentation: draws the sources of training examples; None: always their own.
         scores_originals: compare predictions on translations (mode="translated") with the original
             examples.
         share: rank and number of the processes that split the batches.
@@ -67,6 +71,8 @@ class PairedDataModule(LightningDataModule):
         seed: int = 0,
         shuffle_source: bool = False,
         empty_source: bool = False,
+        ablate_in: str = "all",
+        augmentation: SourceAugmentation | None = None,
         scores_originals: bool = False,
         share: tuple[int, int] = (0, 1),
     ):
@@ -76,6 +82,7 @@ class PairedDataModule(LightningDataModule):
         self.source_preprocessor = source_preprocessor
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.shuffle_source, self.empty_source, self.share = shuffle_source, empty_source, share
+        self.ablate_in, self.augmentation = ablate_in, augmentation
         self.scores_originals = scores_originals
         self.passes = micro_batches_per_batch(batch_size, micro_batch_size, share[1])
         self._datasets: dict[str, PairedDataset] = {}
@@ -104,6 +111,8 @@ class PairedDataModule(LightningDataModule):
             ]
         if role == "train":
             pairs = self._answerable(pairs)
+        if self.ablate_in not in ("all", "test" if role == "test" else "train"):
+            return pairs
         if self.empty_source:
             return [replace(p, source=None) for p in pairs]
         return shuffled_sources(pairs, self.seed) if self.shuffle_source else pairs
@@ -143,6 +152,7 @@ class PairedDataModule(LightningDataModule):
                 self.source_preprocessor,
                 training,
                 joint=self.mode is PairingMode.JOINT,
+                augmentation=self.augmentation if training else None,
             )
             if not made.pairs:
                 raise UserError(

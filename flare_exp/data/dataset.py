@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from flare_exp.data.pairing import Pair
 from flare_exp.data.preprocessing import Item, Prediction, Preprocessor, same_part
 from flare_exp.data.sampling import GlobalBatch
+from flare_exp.data.source_augmentation import SourceAugmentation
 from flare_exp.data.source_cache import SourceStateCache, padded_states
 from flare_exp.errors import UserError
 from flare_exp.tasks import Example
@@ -48,9 +49,11 @@ class PairedDataset(Dataset):
             to learn.
         joint: the model reads each target and its source as one input (`Preprocessor.joint`),
             instead of fusing the source.
+        augmentation: draws the sources that rows of a global batch fuse; None: their own.
 
     Raises:
         ValueError: some pairs have a source and others have none.
+        UserError: `augmentation` needs another example's source, and there is one example.
     """
 
     def __init__(
@@ -60,8 +63,9 @@ class PairedDataset(Dataset):
         source_preprocessor: Preprocessor | None = None,
         training: bool = False,
         joint: bool = False,
+        augmentation: SourceAugmentation | None = None,
     ):
-        self.preprocessor, self.cache = preprocessor, None
+        self.preprocessor, self.cache, self.augmentation = preprocessor, None, augmentation
         rows: list[list[Item]] = [[] for _ in pairs]
         for number, item in enumerate(preprocessor.encode([p.target for p in pairs])):
             rows[item.get("example", number)].append(item)
@@ -83,6 +87,8 @@ class PairedDataset(Dataset):
         if joint and self.source is not None:
             both = zip(self.target, self.source, strict=True)
             self.target, self.source = [preprocessor.joint(*pair) for pair in both], None
+        if augmentation and augmentation.noise and len(self.pairs) < 2:
+            raise UserError(f"source.noise={augmentation.noise}: needs at least two examples")
 
     def _source_of_window(self, pair: Pair, item: Item) -> Example | None:
         context = self.preprocessor.task.context
@@ -114,9 +120,17 @@ class PairedDataset(Dataset):
         index, whole = asked if isinstance(asked, tuple) else (asked, None)
         row = index if index >= 0 else ~index
         item = {"index": index, "whole": whole, "target": self.target[row]}
+        if not self.source:
+            return item
+        fused: int | None = row
+        if self.augmentation and whole is not None:
+            fused = self.augmentation.source_of(row, whole.epoch, self.examples)
+        # a row without a source has its own as padding: the collator masks it
+        kept = row if fused is None else fused
+        item["fuses"] = fused is not None
         if self.cache is not None:
-            return {**item, "states": self.cache[row]}
-        return {**item, "source": self.source[row]} if self.source else item
+            return {**item, "states": self.cache[kept]}
+        return {**item, "source": self.source[kept]}
 
     @property
     def lengths(self) -> list[int]:
@@ -180,7 +194,8 @@ class PairedCollator:
     """Collates items to a batch, padding targets and sources to their own longest text.
 
     The batch has what the preprocessor builds of the targets, and
-    `source`: tokenizer output [B, S], or attention_mask [B, S] and states [B, S, n, d];
+    `source`: tokenizer output [B, S], or attention_mask [B, S] and states [B, S, n, d]; the mask
+        of a row without a source is zero;
     `index` [B]: rows of the dataset, below 0 for padding rows;
     `whole`: facts of the global batch that the rows belong to, if any.
     """
@@ -200,6 +215,9 @@ class PairedCollator:
             batch["source"] = padded_states(
                 [item["states"] for item in items], self.source_preprocessor.tokenizer.padding_side
             )
+        if "source" in batch:
+            fuses = torch.tensor([item["fuses"] for item in items])
+            batch["source"]["attention_mask"] *= fuses[:, None]
         if items[0]["whole"] is not None:
             batch["whole"] = items[0]["whole"]
         return {**batch, "index": torch.tensor([item["index"] for item in items])}

@@ -61,12 +61,13 @@ class GlobalBatch(NamedTuple):
     """Facts of the global batch that a row belongs to; the row's loss is divided by them.
 
     terms: loss terms in the global batch (`Preprocessor.terms`); parts: passes that read it, on all
-    processes; rows: its examples.
+    processes; rows: its examples; epoch: number of the pass over the data.
     """
 
     terms: int
     parts: int
     rows: int
+    epoch: int = 0
 
 
 class RankShardBatchSampler(Sampler[list[tuple[int, GlobalBatch]]]):
@@ -116,7 +117,10 @@ class RankShardBatchSampler(Sampler[list[tuple[int, GlobalBatch]]]):
     def __iter__(self) -> Iterator[list[tuple[int, GlobalBatch]]]:
         for batch in self.batches:
             whole = GlobalBatch(
-                sum(self.terms[row] for row in batch), self.size * self.passes, len(batch)
+                sum(self.terms[row] for row in batch),
+                self.size * self.passes,
+                len(batch),
+                getattr(self.sampler, "epoch", 0),
             )
             ends = [len(batch) * n // self.passes for n in range(self.passes + 1)]
             for start, end in itertools.pairwise(ends):

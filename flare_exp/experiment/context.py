@@ -18,6 +18,7 @@ from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.preprocessing import Preprocessor, SourceTextPreprocessor
 from flare_exp.data.preprocessors import PREPROCESSORS
+from flare_exp.data.source_augmentation import SourceAugmentation
 from flare_exp.errors import UserError
 from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import MT
@@ -111,7 +112,15 @@ class RunContext:
             scores_originals=self.answers_back(mode) is not None,
             shuffle_source=mode.pairs and source.shuffle,
             empty_source=mode.pairs and source.empty,
+            ablate_in=source.ablate_in,
+            augmentation=self.augmentation if mode.fuses else None,
         )
+
+    @property
+    def augmentation(self) -> SourceAugmentation | None:
+        """Return what draws the sources of training examples; None: each has its own."""
+        source = self.cfg.source
+        return SourceAugmentation(source.dropout, source.noise, self.cfg.seed) or None
 
     @functools.cached_property
     def joint_preprocessor(self) -> Preprocessor:

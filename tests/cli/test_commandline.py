@@ -120,6 +120,9 @@ WRONG = [
         ["method=lora", "source.empty=true"],
         f"only {', '.join(SOURCE_METHODS)} read a source",
     ),
+    (["source.dropout=0.6", "source.noise=0.6"], "their sum must be 1 or less"),
+    (["method=x_mixup", "source.noise=0.1"], "only flare and flare_mt fuse a source"),
+    (["source.dropout=0.1", "source.empty=true"], "choose source.ablate_in=test"),
     (["trainer.devices=2"], "choose trainer=ddp, fsdp or ddp_cpu"),
     (
         ["trainer=fsdp", "model=llama31"],

@@ -16,6 +16,7 @@ from flare_exp.data.preprocessing import Prediction, SourceTextPreprocessor
 from flare_exp.data.preprocessors import PREPROCESSORS
 from flare_exp.data.question_answering import ExtractiveQAPreprocessor
 from flare_exp.data.sampling import LengthBucketedBatchSampler
+from flare_exp.data.source_augmentation import SourceAugmentation
 from flare_exp.errors import UserError
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSourceEncoder
@@ -208,6 +209,63 @@ def test_empty_source_and_loader_seed(task, tokenizer):
         for s in (0, 0, 1)
     ]
     assert orders[0] == orders[1] != orders[2]
+
+
+def test_sources_are_drawn_in_the_stated_shares():
+    draw, examples = SourceAugmentation(0.2, 0.3, seed=1), [row // 2 for row in range(2000)]
+    drawn = [draw.source_of(row, 0, examples) for row in range(2000)]
+    changed = [(row, other) for row, other in enumerate(drawn) if other not in (row, None)]
+    assert drawn.count(None) / 2000 == pytest.approx(0.2, abs=0.03)
+    assert len(changed) / 2000 == pytest.approx(0.3, abs=0.03)
+    assert all(examples[row] != examples[other] for row, other in changed)
+    assert drawn == [draw.source_of(row, 0, examples) for row in range(2000)]
+    assert drawn != [draw.source_of(row, 1, examples) for row in range(2000)]
+    assert drawn != [
+        SourceAugmentation(0.2, 0.3, seed=2).source_of(row, 0, examples) for row in range(2000)
+    ]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_training_batches_have_the_drawn_sources(task, tokenizer, ranks):
+    """In every epoch anew, and whatever the number of processes."""
+    draw, seen = SourceAugmentation(0.4, 0.4, seed=3), {}
+    for rank in range(ranks):
+        data = module(task, tokenizer, "paired", augmentation=draw, share=(rank, ranks))
+        train = data.dataset("train")
+        loader = data.train_dataloader()
+        for epoch in (0, 1):
+            loader.batch_sampler.set_epoch(epoch)
+            for batch in loader:
+                rows = zip(*batch["source"].values(), strict=True)
+                for index, source in zip(batch["index"].tolist(), rows, strict=True):
+                    seen[epoch, index] = dict(zip(batch["source"], source, strict=True))
+        assert all((b["source"]["attention_mask"].sum(1) > 0).all() for b in data.val_dataloader())
+    for (epoch, row), read in seen.items():
+        drawn = draw.source_of(row, epoch, train.examples)
+        ids = read["input_ids"][read["attention_mask"].bool()].tolist()
+        assert ids == ([] if drawn is None else train.source[drawn]["inputs"]["input_ids"])
+    assert len(seen) == 2 * len(train)
+
+
+def test_another_ones_source_needs_another_example(task, tokenizer):
+    pairs = module(task, tokenizer, "paired").pairs("train")[:1]
+    with pytest.raises(UserError, match=r"source\.noise=0\.5: needs at least two examples"):
+        PairedDataset(
+            pairs,
+            ClassificationPreprocessor(task, tokenizer, 32),
+            augmentation=SourceAugmentation(noise=0.5),
+        )
+
+
+def test_ablations_can_change_test_data_alone(task, tokenizer):
+    plain, empty, shuffled = (
+        module(task, tokenizer, "paired", ablate_in="test", **options)
+        for options in ({}, {"empty_source": True}, {"shuffle_source": True})
+    )
+    for role in ("train", "validation"):
+        assert plain.pairs(role) == empty.pairs(role) == shuffled.pairs(role)
+    assert not any(p.source for p in empty.pairs("test"))
+    assert shuffled.pairs("test") == shuffled_sources(plain.pairs("test"), seed=0)
 
 
 def test_truncation_is_counted(task, tokenizer):

@@ -61,6 +61,7 @@ RUNS = {
         "task=toy_qa",
         "mt=command",
         "mt.command='cat {from} {to}'",
+        "source.shuffle=true",
     ],
     "data": [
         "model=custom",

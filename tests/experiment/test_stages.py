@@ -133,6 +133,21 @@ def test_fusion_functions_share_one_cache_of_source_states(make_run, tmp_path):
 
 
 @pytest.mark.parametrize("cache", ["off", "memory"])
+def test_a_training_whose_sources_are_all_lost_is_one_without_sources(make_run, cache):
+    """Also through a learned fusion, and with adapters that drop some of their input."""
+    options = ["fusion=gated", "adapter.dropout=0.5", "trainer.limit_train_batches=2"]
+    dropped, empty, plain = (
+        transfer(make_run(*options, f"source.cache={cache}", *own))
+        for own in (["source.dropout=1"], ["source.empty=true", "source.ablate_in=train"], [])
+    )
+    dropped, empty, plain = (
+        load_file(a.path / "adapter" / "adapter_model.safetensors") for a in (dropped, empty, plain)
+    )
+    assert all(torch.equal(dropped[name], empty[name]) for name in plain)
+    assert not all(torch.equal(dropped[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("cache", ["off", "memory"])
 def test_source_states_are_given_up_after_a_stage(make_run, read_states, cache):
     run, held = make_run(f"source.cache={cache}"), []
     source = run.source
