@@ -73,6 +73,7 @@ def bytes_of(text: str) -> int:
 def show(jobs: Sequence[Job], left_out: int) -> None:
     """Print the table, the sums and the notes."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(show_lines=True)
@@ -87,7 +88,7 @@ def show(jobs: Sequence[Job], left_out: int) -> None:
         counts = job.parameters
         cells = [
             str(job.number),
-            "\n".join(job.overrides) or "(default)",
+            escape("\n".join(job.overrides)) or "(default)",  # [a,b] is no markup
             *(column(job, name) for name in COLUMNS),
         ]
         cells += [

@@ -24,6 +24,7 @@ def print_table(states: dict[Path, State], overrides: dict[Path, list[str]]) -> 
     """
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     common = set.intersection(*map(set, overrides.values())) if len(overrides) > 1 else set()
@@ -43,7 +44,9 @@ def print_table(states: dict[Path, State], overrides: dict[Path, list[str]]) -> 
         )
         said = "; ".join(filter(None, (found.reason, where, log)))
         own = " ".join(o for o in overrides[folder] if o not in common)
-        table.add_row(folder.name, f"[{STYLES[found.state]}]{found.state}[/]", own, said)
+        # overrides such as [a,b] are no markup
+        state = f"[{STYLES[found.state]}]{found.state}[/]"
+        table.add_row(folder.name, state, escape(own), escape(said))
     console = Console(width=None if os.isatty(1) else 160)
     console.print(table)
     console.print(counts(states))

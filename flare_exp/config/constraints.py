@@ -32,6 +32,7 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
     task = TASKS.get(cfg.task.name)
     if task is not None:
         yield from _check_task(cfg, task)
+        yield from _check_passes(cfg, task)
     yield from _check_model(cfg)
     yield from _check_method(cfg, task)
     yield from _check_devices(cfg)
@@ -195,6 +196,24 @@ def _check_augmentation(cfg: Config) -> Iterator[str]:
                 f"source.{name}={value} with source.{ablation}=true: the ablation changes the same "
                 "sources; choose source.ablate_in=test"
             )
+
+
+def _check_passes(cfg: Config, task: Any) -> Iterator[str]:
+    """Check that the passes of `predict.sources` can be made, and that their answers average."""
+    sources = cfg.predict.sources
+    if sources == ["given"]:
+        return
+    asked = f"predict.sources=[{','.join(sources)}]"
+    if cfg.method.name == ENSEMBLE or not fuses(cfg.method):
+        yield f"{asked} with method={cfg.method.name}: only {' and '.join(FUSING_METHODS)} have it"
+    elif sources == ["none"]:
+        yield f"{asked}: choose source.empty=true source.ablate_in=test for no source alone"
+    elif len(set(sources)) < len(sources):
+        yield f"{asked}: each kind of pass is made once"
+    elif not task.labels:
+        yield f"{asked}: label probabilities are averaged, and task={task.name} has no labels"
+    elif cfg.decode.name == "generate":
+        yield f"{asked}: generated labels have no probabilities; choose decode=score"
 
 
 def _check_sharding(cfg: Config) -> Iterator[str]:

@@ -101,6 +101,20 @@ class DecodeConfig:
 
 
 @dataclass
+class PredictConfig:
+    """Passes of a fusion adapter over a test text."""
+
+    sources: list[str] = field(
+        default_factory=lambda: ["given"],
+        metadata={
+            "help": "passes over each test text, with the given source or with none; of several "
+            "passes the label probabilities are averaged",
+            "each": ("given", "none"),
+        },
+    )
+
+
+@dataclass
 class AdapterConfig:
     """The LoRA adapter."""
 
@@ -270,6 +284,7 @@ class Config:
     source: SourceConfig = section(SourceConfig)
     method: MethodConfig = section(MethodConfig)
     decode: DecodeConfig = section(DecodeConfig)
+    predict: PredictConfig = section(PredictConfig)
     mt: MtConfig = section(MtConfig)
     mixup: MixupConfig = section(MixupConfig)
     adapter: AdapterConfig = section(AdapterConfig)

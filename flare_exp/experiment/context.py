@@ -70,7 +70,7 @@ class RunContext:
     tracker: Tracker | None = None
     distributed: DistributedContext = SINGLE_PROCESS
     translations: dict[str, Artifact] = field(default_factory=dict)
-    _data: dict[str, PairedDataModule] = field(default_factory=dict)
+    _data: dict[tuple[PairingMode, bool], PairedDataModule] = field(default_factory=dict)
 
     @property
     def task_type(self) -> str:
@@ -87,13 +87,17 @@ class RunContext:
 
     # --- data ----------------------------------------------------------------------------------
 
-    def data(self, mode: PairingMode) -> PairedDataModule:
-        """Return the benchmark's DataModule for a pairing mode; it is made once."""
-        if mode not in self._data:
-            self._data[mode] = self._make_data(mode)
-        return self._data[mode]
+    def data(self, mode: PairingMode, sources: bool = True) -> PairedDataModule:
+        """Return the benchmark's DataModule for a pairing mode; it is made once.
 
-    def _make_data(self, mode: PairingMode) -> PairedDataModule:
+        Args:
+            sources: False leaves all sources out.
+        """
+        if (mode, sources) not in self._data:
+            self._data[mode, sources] = self._make_data(mode, sources)
+        return self._data[mode, sources]
+
+    def _make_data(self, mode: PairingMode, sources: bool) -> PairedDataModule:
         cfg, source = self.cfg, self.cfg.source
         return PairedDataModule(
             self.task,
@@ -111,8 +115,8 @@ class RunContext:
             share=(self.distributed.rank, self.distributed.size),
             scores_originals=self.answers_back(mode) is not None,
             shuffle_source=mode.pairs and source.shuffle,
-            empty_source=mode.pairs and source.empty,
-            ablate_in=source.ablate_in,
+            empty_source=mode.pairs and (source.empty or not sources),
+            ablate_in=source.ablate_in if sources else "all",
             augmentation=self.augmentation if mode.fuses else None,
         )
 

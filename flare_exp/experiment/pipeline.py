@@ -33,7 +33,7 @@ from flare_exp.experiment.context import (
     make_source_preprocessor,
     task_type_of,
 )
-from flare_exp.experiment.stages.ensemble import ensemble
+from flare_exp.experiment.stages.ensemble import ensemble, test_passes
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.testing import evaluate
 from flare_exp.experiment.stages.transfer import trained_by
@@ -177,7 +177,7 @@ def run_stages(run: RunContext, methods: Mapping[str, Method]) -> dict[str, Arti
         (method,) = methods.values()
         trained, below = trained_by(run, english, method)
         tested = {"transfer": trained} if method.trains else {}
-        tested["test"] = evaluate(run, trained, method.mode, below)
+        tested |= test_passes(run, trained, below, method)
     return {**made, **run.translations, **tested}
 
 

@@ -56,9 +56,9 @@ def arithmetic(dry: DryRun, todo: set[str]) -> Estimate:
             )
             found.seconds[name] = stage.epochs * epoch / speed
             found.memory = max(found.memory, work.training)
-        for test, mode in tests.items():
+        for test, read in tests.items():
             found.memory = max(found.memory, work.testing)
-            tested, part = dry.run.data(mode).dataset("test"), dry.parts(mode)["test"]
+            tested, part = read.dataset("test"), dry.parts(read.mode)["test"]
             found.seconds[test] = (
                 part
                 * (

@@ -29,7 +29,7 @@ COLUMNS = {
     "finetune": ("finetune",),
     "translate": (),
     "transfer": ("transfer",),
-    "test": ("english_test", "zero_shot", "test"),
+    "test": ("english_test", "zero_shot", "test given", "test none", "test"),
 }
 ELSEWHERE = ("hub", "checkpoint")  # kinds that are never built here
 

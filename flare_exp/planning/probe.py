@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch import Callback
 
 from flare_exp.data.datamodule import PairedDataModule
-from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment import provenance
 from flare_exp.experiment.fitting import make_module, make_optimizer, make_trainer
 from flare_exp.planning.costs import Estimate, note_sizes
@@ -53,8 +52,8 @@ def probe(dry: DryRun, todo: set[str]) -> Estimate:
         ready = time.perf_counter() - started  # loading and tokenising
         if name in todo:
             found.seconds[name] = ready + stage.epochs * _epoch(dry, module, data, loaders)
-        for test, mode in tests.items():
-            found.seconds[test] = _test(dry, module, data, mode)
+        for test, read in tests.items():
+            found.seconds[test] = _test(dry, module, read)
         del module, model, source
         started = time.perf_counter()
     gpu = dry.run.cfg.trainer.accelerator == "gpu"
@@ -90,21 +89,12 @@ def _epoch(
     return epoch
 
 
-def _test(dry: DryRun, module: FusionModule, data: PairedDataModule, mode: PairingMode) -> float:
-    """Measure the seconds of a test.
-
-    Args:
-        dry: the run.
-        module: the tested model.
-        data: the data that the model is trained on.
-        mode: the pairing mode that it is tested on.
-    """
+def _test(dry: DryRun, module: FusionModule, data: PairedDataModule) -> float:
+    """Measure the seconds of a test on `data`."""
     clock = _Clock(data.passes)
     trainer = make_trainer(dry.run, callbacks=[clock], logger=False, enable_checkpointing=False)
-    trainer.predict(module.eval(), _loader(dry, dry.run.data(mode), "test"))
-    batches = dry.parts(mode)["test"] * len(
-        batches_of(dry, dry.run.data(mode).dataset("test"), "test")
-    )
+    trainer.predict(module.eval(), _loader(dry, data, "test"))
+    batches = dry.parts(data.mode)["test"] * len(batches_of(dry, data.dataset("test"), "test"))
     return batches * clock.mean("test")
 
 

@@ -23,17 +23,24 @@ from flare_exp.planning.preview import DryRun
 def iter_stage_models(
     dry: DryRun, todo: set[str]
 ) -> Iterator[
-    tuple[str, nn.Module, SourceEncoder | None, PairedDataModule, dict[str, PairingMode]]
+    tuple[str, nn.Module, SourceEncoder | None, PairedDataModule, dict[str, PairedDataModule]]
 ]:
     """Yield the models of the stages in `todo`.
 
     Yields:
-        name, model, source, data to train on, and artifact -> pairing mode that it is tested on.
+        name, model, source, data to train on, and artifact -> data that it is tested on.
     """
     method = METHODS[dry.run.cfg.method.name]
-    tests = {"english_test": PairingMode.ENGLISH, "zero_shot": PairingMode.TARGET}
-    adapted = {"test": method.mode} if method.trains else {}
-    tests |= {} if method.trains else {"test": method.mode}
+    passes = {"test": True}
+    if len(dry.run.cfg.predict.sources) > 1:
+        passes = {"test given": True, "test none": False}
+    tested = {name: dry.run.data(method.mode, sources) for name, sources in passes.items()}
+    tests = {
+        "english_test": dry.run.data(PairingMode.ENGLISH),
+        "zero_shot": dry.run.data(PairingMode.TARGET),
+        **({} if method.trains else tested),
+    }
+    adapted = tested if method.trains else {}
     trains, transfers = bool(todo & {"finetune", *tests}), bool(todo & {"transfer", *adapted})
     saves = transfers and dry.shapes is None
     model = build_english(dry) if trains or saves else None

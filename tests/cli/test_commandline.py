@@ -122,6 +122,14 @@ WRONG = [
     ),
     (["source.dropout=0.6", "source.noise=0.6"], "their sum must be 1 or less"),
     (["method=x_mixup", "source.noise=0.1"], "only flare and flare_mt fuse a source"),
+    (["method=lora", "predict.sources=[given,none]"], "only flare and flare_mt have it"),
+    (["predict.sources=[none]"], "choose source.empty=true source.ablate_in=test"),
+    (["predict.sources=[none,none]"], "each kind of pass is made once"),
+    (["task=toy_qa", "predict.sources=[given,none]"], "task=toy_qa has no labels"),
+    (
+        ["model=tiny_decoder", "decode=generate", "predict.sources=[given,none]"],
+        "generated labels have no probabilities",
+    ),
     (["source.dropout=0.1", "source.empty=true"], "choose source.ablate_in=test"),
     (["trainer.devices=2"], "choose trainer=ddp, fsdp or ddp_cpu"),
     (

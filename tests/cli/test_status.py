@@ -27,7 +27,7 @@ def dead_process():
 @pytest.fixture
 def grid(tmp_path):
     """A grid with a job in every state."""
-    run_state.write_grid(tmp_path, {n: ["task=nusax", f"seed={n}"] for n in range(7)})
+    run_state.write_grid(tmp_path, {n: ["task=nusax", f"method.of=[lora,m{n}]"] for n in range(7)})
     (tmp_path / "0").mkdir()
     for name in ("metrics.json", "provenance.json"):
         (tmp_path / "0" / name).write_text("{}")
@@ -47,7 +47,7 @@ def test_every_state_is_told_from_the_folders(grid, capsys):
     said = capsys.readouterr().out
     assert "1 done, 1 running, 1 waiting, 1 stopped, 2 failed, 1 missing" in said
     assert "task=nusax" not in said  # all have it
-    assert "seed=4" in said
+    assert "method.of=[lora,m4]" in said
     assert "SLURM job 8_1" in said
     states = [run_state.read(grid / str(n)).state for n in range(7)]
     assert states == ["done", "running", "failed", "waiting", "stopped", "missing", "failed"]

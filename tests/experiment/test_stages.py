@@ -275,6 +275,26 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members_probabilities(make_run)
     assert found["test"].info["weights"] == {"lora": 0.5, "translate_test": 0.5}
 
 
+def test_two_passes_are_the_mean_of_a_pass_with_the_source_and_one_without(make_run):
+    both, given, none = (
+        pipeline.run_stages(run, members_of(run.cfg.method))
+        for run in (
+            make_run("predict.sources=[given,none]"),
+            make_run(),
+            make_run("source.empty=true", "source.ablate_in=test"),
+        )
+    )
+    assert both["transfer"].digest == given["transfer"].digest == none["transfer"].digest
+    assert both["test given"].digest == given["test"].digest
+    assert both["test none"].digest == none["test"].digest
+    p, p_given, p_none = (
+        torch.tensor(read_table(a.path / "predictions.parquet")["probabilities"].to_pylist())
+        for a in (both["test"], given["test"], none["test"])
+    )
+    torch.testing.assert_close(p, (p_given + p_none) / 2)
+    assert not torch.equal(p_given, p_none)
+
+
 def macro_f1(gold, said):
     classes = sorted({*gold, *said})
     hits = {c: sum(g == s == c for g, s in zip(gold, said, strict=True)) for c in classes}

@@ -125,6 +125,7 @@ def test_the_probe_is_within_30_percent_of_a_real_run_and_then_everything_is_bui
         # the peak is that of a step of training: what is only read may be little
         "task.validation_split='validation[:24]'",
         "task.test_split='test[:24]'",
+        "predict.sources=[given,none]",
         f"cache_dir={tmp_path / 'cache'}",
     ]
     (job,) = jobs(*overrides, scratch=tmp_path)
@@ -152,6 +153,7 @@ def test_the_probe_is_within_30_percent_of_a_real_run_and_then_everything_is_bui
     # every key that the plan asks for is one that the run has left
     assert main(["plan", *overrides]) == 0
     shown = capsys.readouterr().out
+    assert "predict.sources=[given,none]" in shown
     assert f"with 0 artifacts to build, 0 shared, {len(job.made)} built" in shown
     assert f"{facts['parameters']['trainable']:,}" in shown
 

@@ -1,4 +1,4 @@
-"""Combine methods: a weighted mean of the probabilities that each of them gives to the labels.
+"""Combine predictions: a weighted mean of the probabilities that each member gives to the labels.
 
 An ensemble of a method that reads the target text and one that reads its English translation uses
 the same two texts as a fusion does. A fusion that does not beat it is not worth its training.
@@ -64,6 +64,30 @@ def ensemble(
             made[f"validation {name}"] = member.validation
         made[f"test {name}"] = member.test
     return {**made, "test": _combined(run, members)}
+
+
+def test_passes(
+    run: RunContext, trained: Artifact, english: Artifact | None, method: Method
+) -> dict[str, Artifact]:
+    """Test what a method trained, in every pass of `predict.sources`.
+
+    Of several passes, the probabilities are averaged: p = (p_given + p_none) / 2. A text without
+    a source is answered by the adapter's own path, which `source.dropout` trains.
+
+    Returns:
+        name in the provenance -> artifact; `test` holds the combined predictions.
+    """
+    passes = run.cfg.predict.sources
+    if passes == ["given"]:
+        return {"test": evaluate(run, trained, method.mode, english)}
+    tested = {
+        name: evaluate(run, trained, method.mode, english, sources=name == "given")
+        for name in passes
+    }
+    members = {name: Member(trained, None, test) for name, test in tested.items()}
+    return {f"test {name}": test for name, test in tested.items()} | {
+        "test": _combined(run, members)
+    }
 
 
 def _member(run: RunContext, english: Artifact, method: Method) -> Member:

@@ -29,6 +29,7 @@ def evaluate(
     mode: PairingMode,
     english: Artifact | None = None,
     role: str = "test",
+    sources: bool = True,
 ) -> Artifact:
     """Predict and score a split.
 
@@ -37,8 +38,9 @@ def evaluate(
         mode: pairing mode of the test data.
         english: the English model below the adapter `trained`; None: `trained` is a model itself.
         role: "test", or "validation" to choose the weights of an ensemble.
+        sources: False leaves all sources out.
     """
-    cfg, data, back = run.cfg, run.data(mode), run.answers_back(mode)
+    cfg, data, back = run.cfg, run.data(mode, sources), run.answers_back(mode)
     key: dict[str, Any] = {
         "stage": "test",
         "model": trained.digest,
