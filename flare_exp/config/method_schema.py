@@ -7,6 +7,7 @@ from typing import Any
 
 from flare_exp.config.methods import ENSEMBLE, METHODS
 from flare_exp.config.options import option
+from flare_exp.data.source_augmentation import KINDS
 
 FUSING_METHODS = tuple(name for name, method in METHODS.items() if method.fuses)
 SOURCE_METHODS = tuple(name for name, method in METHODS.items() if method.mode.pairs)
@@ -84,9 +85,17 @@ class SourceConfig:
     )
     noise: float = option(
         0.0,
-        "share of training examples that get another one's source, drawn in every epoch",
+        "share of training examples that get a wrong source, drawn in every epoch",
         min=0,
         max=1,
+    )
+    noise_kinds: list[str] = field(
+        default_factory=lambda: list(KINDS),
+        metadata={
+            "help": "wrong sources: another example's, or the own one with any share of wrong "
+            "words (mt.errors)",
+            "each": KINDS,
+        },
     )
     shuffle: bool = option(False, "ablation: every example gets another one's source")
     empty: bool = option(False, "ablation: no source at all")

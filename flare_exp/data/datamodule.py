@@ -87,6 +87,11 @@ class PairedDataModule(LightningDataModule):
         self.passes = micro_batches_per_batch(batch_size, micro_batch_size, share[1])
         self._datasets: dict[str, PairedDataset] = {}
 
+    @property
+    def source_lang(self) -> str:
+        """Return the language of the sources."""
+        return self.lang if self.mode is PairingMode.LATENT else self.task.english
+
     def pairs(self, role: str) -> list[Pair]:
         """Return the pairs of a role, in the benchmark's order.
 
@@ -145,14 +150,16 @@ class PairedDataModule(LightningDataModule):
                 (`check_known`).
         """
         if role not in self._datasets:
-            training = role == "train"
+            training, pairs = role == "train", self.pairs(role)
+            drawn = self.augmentation if training else None
             made = self._datasets[role] = PairedDataset(
-                self.pairs(role),
+                pairs,
                 self.preprocessor,
                 self.source_preprocessor,
                 training,
                 joint=self.mode is PairingMode.JOINT,
-                augmentation=self.augmentation if training else None,
+                augmentation=drawn,
+                versions=drawn.versions(pairs, self.source_lang) if drawn else (),
             )
             if not made.pairs:
                 raise UserError(

@@ -38,6 +38,7 @@ class PairedDataset(Dataset):
     relative place (`same_part`). It is cut as any source is.
 
     `examples`: number of the pair that each row belongs to.
+    `source`: encoded sources, one for each row, then those of `versions` in the same order.
     `cache`: the sources' states once they have been computed; None if sources are encoded anew
     every time.
 
@@ -50,6 +51,7 @@ class PairedDataset(Dataset):
         joint: the model reads each target and its source as one input (`Preprocessor.joint`),
             instead of fusing the source.
         augmentation: draws the sources that rows of a global batch fuse; None: their own.
+        versions: the same pairs with other sources (`SourceAugmentation.versions`).
 
     Raises:
         ValueError: some pairs have a source and others have none.
@@ -64,6 +66,7 @@ class PairedDataset(Dataset):
         training: bool = False,
         joint: bool = False,
         augmentation: SourceAugmentation | None = None,
+        versions: Sequence[Sequence[Pair]] = (),
     ):
         self.preprocessor, self.cache, self.augmentation = preprocessor, None, augmentation
         rows: list[list[Item]] = [[] for _ in pairs]
@@ -74,6 +77,29 @@ class PairedDataset(Dataset):
         kept = [i for i in range(len(pairs)) if not (training and i in lost)]
         self.pairs, self.target = [pairs[i] for i in kept], [item for i in kept for item in rows[i]]
         self.examples = [number for number, i in enumerate(kept) for _ in rows[i]]
+        encode = (source_preprocessor or preprocessor).encode_sources
+        own = self._sources(pairs, kept, rows)
+        self.source = encode(own) if own else None
+        self.truncated = sum(item["cut"] for item in [*self.target, *(self.source or ())])
+        if joint and self.source is not None:
+            both = zip(self.target, self.source, strict=True)
+            self.target, self.source = [preprocessor.joint(*pair) for pair in both], None
+        if self.source is not None and augmentation:
+            if augmentation.mixes_examples and len(self.pairs) < 2:
+                raise UserError(f"source.noise={augmentation.noise}: needs at least two examples")
+            for version in versions:
+                self.source += encode(self._sources(version, kept, rows))
+
+    def _sources(
+        self, pairs: Sequence[Pair], kept: Sequence[int], rows: Sequence[Sequence[Item]]
+    ) -> list[Example]:
+        """Return the source of every row; none if the pairs have no sources.
+
+        Args:
+            pairs: all pairs.
+            kept: numbers of the pairs that have rows.
+            rows: items of each pair.
+        """
         sources = [
             pairs[i].source if len(rows[i]) == 1 else self._source_of_window(pairs[i], item)
             for i in kept
@@ -82,13 +108,7 @@ class PairedDataset(Dataset):
         known = [source for source in sources if source is not None]
         if known and len(known) != len(sources):
             raise ValueError("either every pair has a source or none has")
-        self.source = (source_preprocessor or preprocessor).encode_sources(known) if known else None
-        self.truncated = sum(item["cut"] for item in [*self.target, *(self.source or ())])
-        if joint and self.source is not None:
-            both = zip(self.target, self.source, strict=True)
-            self.target, self.source = [preprocessor.joint(*pair) for pair in both], None
-        if augmentation and augmentation.noise and len(self.pairs) < 2:
-            raise UserError(f"source.noise={augmentation.noise}: needs at least two examples")
+        return known
 
     def _source_of_window(self, pair: Pair, item: Item) -> Example | None:
         context = self.preprocessor.task.context
@@ -148,9 +168,8 @@ class PairedDataset(Dataset):
     @property
     def costs(self) -> list[int]:
         """Count the tokens that a model reads for each pair, source included."""
-        sources = [len(item["inputs"]["input_ids"]) for item in self.source or ()] or [0] * len(
-            self
-        )
+        own = (self.source or ())[: len(self)]
+        sources = [len(item["inputs"]["input_ids"]) for item in own] or [0] * len(self)
         return [target + source for target, source in zip(self.lengths, sources, strict=True)]
 
 

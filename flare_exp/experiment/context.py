@@ -123,8 +123,9 @@ class RunContext:
     @property
     def augmentation(self) -> SourceAugmentation | None:
         """Return what draws the sources of training examples; None: each has its own."""
-        source = self.cfg.source
-        return SourceAugmentation(source.dropout, source.noise, self.cfg.seed) or None
+        source, errors = self.cfg.source, tuple(self.cfg.mt.errors)
+        shares = source.dropout, source.noise
+        return SourceAugmentation(*shares, tuple(source.noise_kinds), errors, self.cfg.seed) or None
 
     @functools.cached_property
     def joint_preprocessor(self) -> Preprocessor:

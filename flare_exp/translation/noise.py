@@ -17,12 +17,14 @@ Word = tuple[str, "int | None"]  # a word and its number before corruption; None
 def corrupt_examples(
     examples: Sequence[Example],
     lang: str,
-    rate: float,
+    rate: float | Sequence[float],
     errors: Sequence[str],
-    seed: int,
+    seed: int | str,
     context: int | None = None,
 ) -> list[Example]:
     """Return `examples` with texts in `lang`, each word corrupted with probability `rate`.
+
+    `rate` is one number for all examples, or one for each.
 
     In languages without spaces, each character counts as a word. New words are drawn from the
     examples' own. `context` is the number of the text that holds the answers: an answer moves with
@@ -31,13 +33,12 @@ def corrupt_examples(
     glue = "" if lang in LANGUAGES and not LANGUAGES[lang].spaced else " "
     cut = str.split if glue else list
     vocabulary = sorted({word for e in examples for text in e.texts for word in cut(text)})
+    rates = rate if isinstance(rate, Sequence) else [rate] * len(examples)
     made = []
-    for example in examples:
+    for example, own in zip(examples, rates, strict=True):
         texts, answers = [], example.answers
         for i, text in enumerate(example.texts):
-            words = corrupted(
-                cut(text), rate, vocabulary, f"{seed}|{lang}|{example.id}|{i}", errors
-            )
+            words = corrupted(cut(text), own, vocabulary, f"{seed}|{lang}|{example.id}|{i}", errors)
             texts.append(glue.join(word for word, _ in words))
             if i == context:
                 follow = follow_words if glue else follow_characters

@@ -212,23 +212,30 @@ def test_empty_source_and_loader_seed(task, tokenizer):
 
 
 def test_sources_are_drawn_in_the_stated_shares():
-    draw, examples = SourceAugmentation(0.2, 0.3, seed=1), [row // 2 for row in range(2000)]
-    drawn = [draw.source_of(row, 0, examples) for row in range(2000)]
-    changed = [(row, other) for row, other in enumerate(drawn) if other not in (row, None)]
-    assert drawn.count(None) / 2000 == pytest.approx(0.2, abs=0.03)
-    assert len(changed) / 2000 == pytest.approx(0.3, abs=0.03)
-    assert all(examples[row] != examples[other] for row, other in changed)
-    assert drawn == [draw.source_of(row, 0, examples) for row in range(2000)]
-    assert drawn != [draw.source_of(row, 1, examples) for row in range(2000)]
-    assert drawn != [
-        SourceAugmentation(0.2, 0.3, seed=2).source_of(row, 0, examples) for row in range(2000)
-    ]
+    examples = [row // 2 for row in range(2000)]
+
+    def drawn(epoch=0, **options):
+        draw = SourceAugmentation(0.2, 0.4, **{"seed": 1, **options})
+        return [draw.source_of(row, epoch, examples) for row in range(2000)]
+
+    both, other = drawn(), drawn(kinds=("other",))
+    words = [(row, n) for row, n in enumerate(both) if n is not None and n >= 2000]
+    swapped = [(row, n) for row, n in enumerate(both) if n is not None and row != n < 2000]
+    shares = both.count(None), len(words), len(swapped)
+    assert [n / 2000 for n in shares] == pytest.approx([0.2, 0.2, 0.2], abs=0.03)
+    assert all(examples[row] != examples[n] for row, n in swapped)
+    assert all(n % 2000 == row for row, n in words)
+    assert {n // 2000 for _, n in words} == {1, 2, 3}
+    assert max(n for n in other if n is not None) < 2000
+    assert both == drawn()
+    assert both != drawn(epoch=1)
+    assert both != drawn(seed=2)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_training_batches_have_the_drawn_sources(task, tokenizer, ranks):
     """In every epoch anew, and whatever the number of processes."""
-    draw, seen = SourceAugmentation(0.4, 0.4, seed=3), {}
+    draw, seen = SourceAugmentation(0.3, 0.5, errors=ERRORS, seed=3), {}
     for rank in range(ranks):
         data = module(task, tokenizer, "paired", augmentation=draw, share=(rank, ranks))
         train = data.dataset("train")
@@ -245,6 +252,23 @@ def test_training_batches_have_the_drawn_sources(task, tokenizer, ranks):
         ids = read["input_ids"][read["attention_mask"].bool()].tolist()
         assert ids == ([] if drawn is None else train.source[drawn]["inputs"]["input_ids"])
     assert len(seen) == 2 * len(train)
+
+
+def test_sources_with_wrong_words_are_versions_of_the_own_one(task, tokenizer):
+    plain = module(task, tokenizer, "paired").dataset("train")
+    drawn = SourceAugmentation(noise=0.5, errors=("drop",), seed=4)
+    train = module(task, tokenizer, "paired", augmentation=drawn).dataset("train")
+    assert train.source[: len(train)] == plain.source
+    assert (train.costs, train.truncated) == (plain.costs, plain.truncated)
+    lengths = [[len(s["inputs"]["input_ids"]) for s in train.source[i::40]] for i in range(40)]
+    assert all(len(found) == 4 and max(found) == found[0] for found in lengths)
+    kept = [sum(found[v] for found in lengths) / sum(x[0] for x in lengths) for v in (1, 2, 3)]
+    assert all(0.4 < share < 0.75 for share in kept)  # half of the words, and special tokens
+    for options in ({"kinds": ("other",)}, {"noise": 0.0, "dropout": 0.5}):
+        draw = SourceAugmentation(**{"noise": 0.5, "errors": ("drop",), **options})
+        assert (
+            len(module(task, tokenizer, "paired", augmentation=draw).dataset("train").source) == 40
+        )
 
 
 def test_another_ones_source_needs_another_example(task, tokenizer):

@@ -56,6 +56,7 @@ RUNS = {
         "mt.path=org/mt",
         f"mt.revision={COMMIT}",
         "mt.backend=ctranslate2",
+        "source.noise=0.2",
     ],
     "command": [
         "task=toy_qa",
@@ -95,6 +96,8 @@ ANOTHER = {
     "method.of": ["lora", "zero_shot"],
     "mixup.depths": [0.5],
     "fusion.name": ["fusion=mul"],
+    "source.noise_kinds": ["other"],
+    "predict.sources": ["given", "none"],
     "mt.name": ["mt=gold"],
     "decode.name": "score",
     "task.data_dir": "{}/other_data",

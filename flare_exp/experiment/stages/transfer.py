@@ -56,7 +56,7 @@ def transfer(run: RunContext, english: Artifact, method: Method) -> Artifact:
     if fusion and cfg.source.cache != "off" and cfg.source.dtype:
         key["states"] = cfg.source.dtype  # cached states are rounded to it
     if fusion and data.augmentation:
-        key["augmentation"] = [data.augmentation.dropout, data.augmentation.noise]
+        key["augmentation"] = {**asdict(data.augmentation), "code": code_of("noise")}
     if method.mixes:
         key["consistency"] = [cfg.mixup.kl, cfg.mixup.mse]
     if mode is PairingMode.LATENT:
