@@ -178,7 +178,7 @@ def _check_source(cfg: Config) -> Iterator[str]:
 def _check_augmentation(cfg: Config) -> Iterator[str]:
     """Check that sources are drawn for a fusion, and that the shares leave room for each other."""
     source = cfg.source
-    if source.dropout + source.noise > 1:
+    if max(source.dropout, source.noise) <= 1 < source.dropout + source.noise:
         yield (
             f"source.dropout={source.dropout} with source.noise={source.noise}: their sum must be "
             "1 or less"
