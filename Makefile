@@ -8,7 +8,7 @@ PINS   := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.ve
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-slurm test-sweeps setup-sweeps test-newest test-gpu lint types format docs wheel nusax xnli-tydiqa toy-table toy-tasks mt-gain evidence report clean
+.PHONY: help setup run test test-fast test-slurm test-sweeps setup-sweeps test-newest test-gpu lint types format docs wheel nusax xnli-tydiqa toy-table toy-tasks mt-gain evidence reliability report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -87,6 +87,9 @@ xnli-tydiqa: setup  ## XNLI and TyDiQA with a real checkpoint: make xnli-tydiqa 
 
 evidence: setup  ## four benchmarks with multilingual-e5-small: make evidence E5=<folder> DATA=<folder>; again: goes on (274 runs; not yet timed)
 	PYTHON=$(BIN)/python E5="$(E5)" DATA="$(DATA)" sweeps/evidence.sh
+
+reliability: setup  ## FLARE, robust FLARE and baselines with bad test translations: make reliability E5=<folder> DATA=<folder> (459 runs)
+	PYTHON=$(BIN)/python E5="$(E5)" DATA="$(DATA)" sweeps/reliability.sh
 
 REPORT     ?= outputs/evidence
 REPORT_OUT ?= docs/report/$(notdir $(REPORT))

@@ -47,7 +47,12 @@ CODE = {
         "translation.translators",
     ),
     "noise": ("translation.noise",),
-    "ensemble": ("experiment.stages.ensemble", "tasks.metrics"),
+    "ensemble": (
+        "experiment.stages.ensemble",
+        "experiment.stages.similarity:reliability",
+        "tasks.metrics",
+    ),
+    "similarity": ("experiment.stages.similarity",),
     # preparation of examples, training, answers and scores; the row of the model's family is a part
     # of the key
     "model": (

@@ -293,7 +293,7 @@ def test_every_command_of_a_script_composes(path, reader, tmp_path, monkeypatch)
         assert assembly.problems(words, multirun=flag == "-m") == set(), words
     assert folders
     assert len({*folders}) == len(folders)
-    if path.stem == "evidence":
+    if path.stem in ("evidence", "reliability"):
         assert f"{len(folders)} runs, one after the other." in path.read_text()
 
 

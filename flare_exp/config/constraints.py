@@ -68,11 +68,14 @@ def _check_method(cfg: Config, task: Any) -> Iterator[str]:
                 f"method={ENSEMBLE} with decode=generate: generated labels have no "
                 "probabilities; choose decode=score"
             )
-        if cfg.method.weights == "validation" and cfg.task.validation_split is None:
+        weights = f"method.weights={cfg.method.weights}"
+        if cfg.method.weights != "equal" and cfg.task.validation_split is None:
             yield (
-                "method.weights=validation with task.validation_split=null: there is nothing to "
+                f"{weights} with task.validation_split=null: there is nothing to "
                 "choose weights on; choose method.weights=equal"
             )
+        if cfg.method.weights == "similarity":
+            yield from _check_similarity(cfg, f"{weights} with {of}")
     yield from _check_mixup(cfg)
     if any(method.full for method in members_of(cfg.method).values()):
         yield from _check_full_tuning(cfg, f"method={cfg.method.name}")
@@ -196,6 +199,20 @@ def _check_augmentation(cfg: Config) -> Iterator[str]:
                 f"source.{name}={value} with source.{ablation}=true: the ablation changes the same "
                 "sources; choose source.ablate_in=test"
             )
+
+
+def _check_similarity(cfg: Config, asked: str) -> Iterator[str]:
+    """Check that a source can be weighed against the text alone, and that pairs show how."""
+    if len({mode.translates_tests for mode in _modes(cfg)}) < 2:
+        yield (
+            f"{asked}: it weighs methods that read the translation of a test text against methods "
+            "that do not; name both kinds, e.g. method.of=[lora,flare]"
+        )
+    if (cfg.source.shuffle or cfg.source.empty) and cfg.source.ablate_in != "test":
+        yield (
+            f"{asked}: validation pairs show how similar texts and sources are; choose "
+            "source.ablate_in=test"
+        )
 
 
 def _check_passes(cfg: Config, task: Any) -> Iterator[str]:

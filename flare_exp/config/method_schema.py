@@ -7,7 +7,7 @@ from typing import Any
 
 from flare_exp.config.methods import ENSEMBLE, METHODS
 from flare_exp.config.options import option
-from flare_exp.data.source_augmentation import KINDS
+from flare_exp.data.source_augmentation import KINDS, OTHER
 
 FUSING_METHODS = tuple(name for name, method in METHODS.items() if method.fuses)
 SOURCE_METHODS = tuple(name for name, method in METHODS.items() if method.mode.pairs)
@@ -32,8 +32,9 @@ class MethodConfig:
     )
     weights: str = option(
         "validation",
-        "ensemble: of its members; chosen by the validation score, or equal",
-        choices=("validation", "equal"),
+        "ensemble: of its members; chosen by the validation score, equal, or by the similarity of "
+        "each test text and its translation",
+        choices=("validation", "equal", "similarity"),
         only=(ENSEMBLE,),
     )
 
@@ -90,7 +91,7 @@ class SourceConfig:
         max=1,
     )
     noise_kinds: list[str] = field(
-        default_factory=lambda: list(KINDS),
+        default_factory=lambda: [OTHER],
         metadata={
             "help": "wrong sources: another example's, or the own one with any share of wrong "
             "words (mt.errors)",

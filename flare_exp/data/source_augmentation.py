@@ -35,7 +35,7 @@ class SourceAugmentation:
 
     dropout: float = 0.0
     noise: float = 0.0
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[str, ...] = (OTHER,)
     errors: tuple[str, ...] = ()
     seed: int = 0
 

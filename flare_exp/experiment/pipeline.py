@@ -366,7 +366,7 @@ def needed_translations(cfg: Config, task: Task) -> list[str]:
     """Return the roles whose examples a run translates: of the training data, and "test"."""
     methods = members_of(cfg.method).values()
     roles = [*task.training_roles] if any(m.trains for m in methods) else []
-    if cfg.method.name == ENSEMBLE and cfg.method.weights == "validation":
+    if cfg.method.name == ENSEMBLE and cfg.method.weights != "equal":
         roles.append("validation")
     if any(m.reads_translated_tests for m in methods):
         roles.append("test")

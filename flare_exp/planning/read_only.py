@@ -45,6 +45,7 @@ class ReadOnlyStore(ArtifactStore):
             "backbone",
             "finetune",
             "transfer",
+            "similarity",
             "test",
         ):  # nothing here reads an unbuilt one
             return found

@@ -123,6 +123,19 @@ WRONG = [
     (["source.dropout=0.6", "source.noise=0.6"], "their sum must be 1 or less"),
     (["method=x_mixup", "source.noise=0.1"], "only flare and flare_mt fuse a source"),
     (["method=lora", "predict.sources=[given,none]"], "only flare and flare_mt have it"),
+    (
+        ["method=ensemble", "method.weights=similarity", "method.of=[lora,flare_mt]"],
+        "name both kinds, e.g. method.of=[lora,flare]",
+    ),
+    (
+        [
+            "method=ensemble",
+            "method.weights=similarity",
+            "method.of=[lora,flare]",
+            "source.shuffle=true",
+        ],
+        "choose source.ablate_in=test",
+    ),
     (["predict.sources=[none]"], "choose source.empty=true source.ablate_in=test"),
     (["predict.sources=[none,none]"], "each kind of pass is made once"),
     (["task=toy_qa", "predict.sources=[given,none]"], "task=toy_qa has no labels"),

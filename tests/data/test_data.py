@@ -16,7 +16,7 @@ from flare_exp.data.preprocessing import Prediction, SourceTextPreprocessor
 from flare_exp.data.preprocessors import PREPROCESSORS
 from flare_exp.data.question_answering import ExtractiveQAPreprocessor
 from flare_exp.data.sampling import LengthBucketedBatchSampler
-from flare_exp.data.source_augmentation import SourceAugmentation
+from flare_exp.data.source_augmentation import KINDS, SourceAugmentation
 from flare_exp.errors import UserError
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSourceEncoder
@@ -215,7 +215,7 @@ def test_sources_are_drawn_in_the_stated_shares():
     examples = [row // 2 for row in range(2000)]
 
     def drawn(epoch=0, **options):
-        draw = SourceAugmentation(0.2, 0.4, **{"seed": 1, **options})
+        draw = SourceAugmentation(0.2, 0.4, **{"kinds": KINDS, "seed": 1, **options})
         return [draw.source_of(row, epoch, examples) for row in range(2000)]
 
     both, other = drawn(), drawn(kinds=("other",))
@@ -235,7 +235,7 @@ def test_sources_are_drawn_in_the_stated_shares():
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_training_batches_have_the_drawn_sources(task, tokenizer, ranks):
     """In every epoch anew, and whatever the number of processes."""
-    draw, seen = SourceAugmentation(0.3, 0.5, errors=ERRORS, seed=3), {}
+    draw, seen = SourceAugmentation(0.3, 0.5, KINDS, errors=ERRORS, seed=3), {}
     for rank in range(ranks):
         data = module(task, tokenizer, "paired", augmentation=draw, share=(rank, ranks))
         train = data.dataset("train")
@@ -256,7 +256,7 @@ def test_training_batches_have_the_drawn_sources(task, tokenizer, ranks):
 
 def test_sources_with_wrong_words_are_versions_of_the_own_one(task, tokenizer):
     plain = module(task, tokenizer, "paired").dataset("train")
-    drawn = SourceAugmentation(noise=0.5, errors=("drop",), seed=4)
+    drawn = SourceAugmentation(noise=0.5, kinds=("words",), errors=("drop",), seed=4)
     train = module(task, tokenizer, "paired", augmentation=drawn).dataset("train")
     assert train.source[: len(train)] == plain.source
     assert (train.costs, train.truncated) == (plain.costs, plain.truncated)
@@ -264,8 +264,8 @@ def test_sources_with_wrong_words_are_versions_of_the_own_one(task, tokenizer):
     assert all(len(found) == 4 and max(found) == found[0] for found in lengths)
     kept = [sum(found[v] for found in lengths) / sum(x[0] for x in lengths) for v in (1, 2, 3)]
     assert all(0.4 < share < 0.75 for share in kept)  # half of the words, and special tokens
-    for options in ({"kinds": ("other",)}, {"noise": 0.0, "dropout": 0.5}):
-        draw = SourceAugmentation(**{"noise": 0.5, "errors": ("drop",), **options})
+    for options in ({"noise": 0.5}, {"dropout": 0.5, "kinds": KINDS}):
+        draw = SourceAugmentation(errors=("drop",), **options)
         assert (
             len(module(task, tokenizer, "paired", augmentation=draw).dataset("train").source) == 40
         )

@@ -96,7 +96,7 @@ ANOTHER = {
     "method.of": ["lora", "zero_shot"],
     "mixup.depths": [0.5],
     "fusion.name": ["fusion=mul"],
-    "source.noise_kinds": ["other"],
+    "source.noise_kinds": ["words"],
     "predict.sources": ["given", "none"],
     "mt.name": ["mt=gold"],
     "decode.name": "score",

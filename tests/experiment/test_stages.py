@@ -1,6 +1,7 @@
 """The stages in one process, with a tiny model: what they keep, give up and share in memory."""
 
 import functools
+import math
 import weakref
 
 import pytest
@@ -14,8 +15,10 @@ from small_checkpoints import tiny_checkpoint, untied
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.config import validation
 from flare_exp.config.methods import METHODS, members_of
+from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment import checkpoints, fitting, pipeline
 from flare_exp.experiment.stages.finetune import finetune
+from flare_exp.experiment.stages.similarity import embed
 from flare_exp.experiment.stages.testing import evaluate
 from flare_exp.experiment.stages.transfer import transfer as run_transfer
 from flare_exp.flare.source_states import SourceStates
@@ -273,6 +276,54 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members_probabilities(make_run)
     found = pipeline.run_stages(equal, members_of(equal.cfg.method))
     assert not any(name.startswith("validation") for name in found)
     assert found["test"].info["weights"] == {"lora": 0.5, "translate_test": 0.5}
+
+
+def test_an_ensemble_weighs_each_source_by_its_similarity(make_run):
+    """By hand from similarities and the members' predictions; without a source, it is LoRA."""
+    given = ["method=ensemble", "method.of=[lora,flare]", "method.weights=similarity"]
+    run = make_run(*given, "mt.noise=0.5", "mt.noise_in=test")
+    made = pipeline.run_stages(run, members_of(run.cfg.method))
+    tables = {
+        name: read_table(made[name].path / f"{file}.parquet").to_pydict()
+        for name, file in {
+            "test": "predictions",
+            "test lora": "predictions",
+            "test flare": "predictions",
+            "similarity of test": "similarities",
+            "similarity of validation": "similarities",
+        }.items()
+    }
+    validation = tables["similarity of validation"]
+    own, other = (sum(validation[name]) / 8 for name in ("own", "other"))
+    wins = [a > b for a in validation["own"] for b in validation["other"]]
+    facts = made["similarity of validation"].info
+    assert facts["separation"] == pytest.approx(sum(wins) / len(wins), abs=1e-6)
+    assert tables["similarity of test"]["id"] == tables["test"]["id"]
+    slope = 2 * math.log(0.95 / 0.05) / (own - other)
+    for i, alike in enumerate(tables["similarity of test"]["own"]):
+        trust = 1 / (1 + math.exp(-slope * (alike - (own + other) / 2)))
+        lora, flare, mixed = (
+            tables[name]["probabilities"][i] for name in ("test lora", "test flare", "test")
+        )
+        expected = [(1 - trust) * p + trust * q for p, q in zip(lora, flare, strict=True)]
+        assert mixed == pytest.approx(expected, abs=1e-4)  # the facts have six digits
+        assert 0 < trust < 1
+    empty = make_run(*given, "source.empty=true", "source.ablate_in=test")
+    found = pipeline.run_stages(empty, members_of(empty.cfg.method))
+    assert found["test"].info["weights"] == {"lora": 1.0, "flare": 0.0}
+    assert found["test"].info["metrics"] == found["test lora"].info["metrics"]
+
+
+def test_a_text_is_embedded_alike_in_every_batch(make_run):
+    run = make_run()
+    items = run.data(PairingMode.PAIRED).dataset("test").target
+    encoder = run.models.load(str(run.backbone.path)).model.base_model.eval()
+    one, all_ = (embed(encoder, items, run.preprocessor, size) for size in (1, 8))
+    torch.testing.assert_close(one, all_)
+    with torch.no_grad():
+        tokens = torch.tensor([items[3]["inputs"]["input_ids"]])
+        mean = encoder(tokens).last_hidden_state[0].mean(0)
+    torch.testing.assert_close(one[3], mean / mean.norm())
 
 
 def test_two_passes_are_the_mean_of_a_pass_with_the_source_and_one_without(make_run):

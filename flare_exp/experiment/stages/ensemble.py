@@ -19,6 +19,7 @@ from flare_exp.artifacts import Artifact
 from flare_exp.code import code_of
 from flare_exp.config.methods import Method
 from flare_exp.experiment.context import RunContext
+from flare_exp.experiment.stages.similarity import reliability, similarities
 from flare_exp.experiment.stages.testing import evaluate
 from flare_exp.experiment.stages.transfer import trained_by
 from flare_exp.utils import files
@@ -36,11 +37,13 @@ class Member:
         trained: the adapter or the model; the English model for methods that train nothing.
         validation: predictions of the validation split; None where the weights are equal.
         test: predictions of the test split.
+        reads_source: whether the method reads the translations of the test texts.
     """
 
     trained: Artifact
     validation: Artifact | None
     test: Artifact
+    reads_source: bool
 
 
 def ensemble(
@@ -57,13 +60,17 @@ def ensemble(
     """
     members = {name: _member(run, english, method) for name, method in methods.items()}
     made: dict[str, Artifact] = {}
+    alike: dict[str, Artifact] = {}
+    if run.cfg.method.weights == "similarity":
+        alike = {role: similarities(run, role) for role in ("validation", "test")}
+        made |= {f"similarity of {role}": artifact for role, artifact in alike.items()}
     for name, member in members.items():
         if methods[name].trains:
             made[f"transfer {name}"] = member.trained
         if member.validation:
             made[f"validation {name}"] = member.validation
         made[f"test {name}"] = member.test
-    return {**made, "test": _combined(run, members)}
+    return {**made, "test": _combined(run, members, alike)}
 
 
 def test_passes(
@@ -84,9 +91,9 @@ def test_passes(
         name: evaluate(run, trained, method.mode, english, sources=name == "given")
         for name in passes
     }
-    members = {name: Member(trained, None, test) for name, test in tested.items()}
+    members = {name: Member(trained, None, test, name == "given") for name, test in tested.items()}
     return {f"test {name}": test for name, test in tested.items()} | {
-        "test": _combined(run, members)
+        "test": _combined(run, members, {})
     }
 
 
@@ -95,11 +102,19 @@ def _member(run: RunContext, english: Artifact, method: Method) -> Member:
     validation = None
     if run.cfg.method.weights == "validation":
         validation = evaluate(run, trained, method.mode, below, role="validation")
-    return Member(trained, validation, evaluate(run, trained, method.mode, below))
+    test = evaluate(run, trained, method.mode, below)
+    return Member(trained, validation, test, method.mode.translates_tests)
 
 
-def _combined(run: RunContext, members: Mapping[str, Member]) -> Artifact:
-    """Combine the members' test predictions."""
+def _combined(
+    run: RunContext, members: Mapping[str, Member], alike: Mapping[str, Artifact]
+) -> Artifact:
+    """Combine the members' test predictions.
+
+    Args:
+        members: name -> member.
+        alike: role -> similarities of texts and sources; empty: they do not count.
+    """
     validated = [m.validation for m in members.values() if m.validation]
     tested = [m.test for m in members.values()]
     key = {
@@ -109,11 +124,11 @@ def _combined(run: RunContext, members: Mapping[str, Member]) -> Artifact:
         "metric": run.task.metric,
         "code": code_of("ensemble"),
     }
+    if alike:
+        key["similarity"] = [artifact.digest for artifact in alike.values()]
 
     def build(folder: Path) -> dict[str, Any]:
-        weights: Sequence[float] = [1 / len(members)] * len(members)
-        if validated:
-            weights = _weights(run, validated)
+        weights = _weights(run, members, alike)
         given, rows = _probabilities(tested)
         mean = mix(given, weights)
         predicted = [run.task.labels[i] for i in mean.argmax(-1)]
@@ -127,7 +142,7 @@ def _combined(run: RunContext, members: Mapping[str, Member]) -> Artifact:
         counts = {kind: sum(a.info[kind] for a in tested) for kind in ("truncated", "cut_off")}
         return {
             "metrics": run.task.score(predicted, examples),
-            "weights": dict(zip(members, weights, strict=True)),
+            "weights": dict(zip(members, weights.mean(-1).tolist(), strict=True)),
             "members": {name: m.test.info["metrics"] for name, m in members.items()},
             "examples": len(predicted),
             "unparsable": 0,
@@ -137,11 +152,24 @@ def _combined(run: RunContext, members: Mapping[str, Member]) -> Artifact:
     return run.store.get("test", key, build)
 
 
-def _weights(run: RunContext, validated: Sequence[Artifact]) -> Sequence[float]:
-    """Choose the members' weights on their predictions of the validation split."""
+def _weights(
+    run: RunContext, members: Mapping[str, Member], alike: Mapping[str, Artifact]
+) -> np.ndarray:
+    """Return the weight of each member, for each test example or for all: [members, examples or 1].
+
+    By `alike`, the members that read the source share its reliability, and the others the rest.
+    """
+    if alike:
+        trust = reliability(alike["validation"], alike["test"])
+        reads = np.array([m.reads_source for m in members.values()])[:, None]
+        return np.where(reads, trust / reads.sum(), (1 - trust) / (~reads).sum())
+    validated = [m.validation for m in members.values() if m.validation]
+    if not validated:
+        return np.full((len(members), 1), 1 / len(members))
     task, (given, _) = run.task, _probabilities(validated)
     examples = task.load(task.english, "validation")
-    return choose_weights(given, task.labels, lambda said: task.score(said, examples)[task.metric])
+    score = lambda said: task.score(said, examples)[task.metric]  # noqa: E731
+    return np.array(choose_weights(given, task.labels, score))[:, None]
 
 
 def _probabilities(artifacts: Sequence[Artifact]) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -157,9 +185,17 @@ def _probabilities(artifacts: Sequence[Artifact]) -> tuple[np.ndarray, list[dict
     return np.array([[row["probabilities"] for row in table] for table in tables]), tables[0]
 
 
-def mix(probabilities: np.ndarray, weights: Sequence[float]) -> np.ndarray:
-    """Return the weighted mean over members: [members, examples, labels] -> [examples, labels]."""
-    return np.einsum("m,mnc->nc", np.asarray(weights), probabilities)
+def mix(probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the weighted mean over members.
+
+    Args:
+        probabilities: [members, examples, labels].
+        weights: [members, examples], or [members, 1] for the same weights everywhere.
+
+    Returns:
+        [examples, labels].
+    """
+    return (weights[..., None] * probabilities).sum(0)
 
 
 def choose_weights(
@@ -179,7 +215,8 @@ def choose_weights(
 
     def worth(tried: Iterable[float]) -> tuple[float, float]:
         weights = [*tried]
-        predicted = [labels[i] for i in mix(probabilities, weights).argmax(-1)]
+        mixed = mix(probabilities, np.array(weights)[:, None])
+        predicted = [labels[i] for i in mixed.argmax(-1)]
         distance = sum((w - 1 / count) ** 2 for w in weights)
         return score(predicted), -round(distance, 9)
 
