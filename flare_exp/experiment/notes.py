@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flare_exp.config.methods import members_of
+from flare_exp.config.methods import ENSEMBLE, members_of
 from flare_exp.config.schema import Config
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.tasks import TASKS
@@ -19,6 +19,8 @@ from flare_exp.translation.base import FLAGS
 # share of test texts that are English from which on that is said; a few are names, or words of
 # both languages
 MANY = 0.1
+# separation of translations from other texts below which similarities say little
+SEPARATES = 0.9
 
 
 def notes(cfg: Config, folder: Path) -> list[str]:
@@ -35,7 +37,13 @@ def notes(cfg: Config, folder: Path) -> list[str]:
         found.append(f"found in the cache: {', '.join(kept)}")
     if "weights" in test:
         given = ", ".join(f"{name} {weight:.2g}" for name, weight in test["weights"].items())
-        found.append(f"weights of the members ({cfg.method.weights}): {given}")
+        combined = "passes" if cfg.method.name != ENSEMBLE else f"members ({cfg.method.weights})"
+        found.append(f"weights of the {combined}: {given}")
+    if (separation := test.get("separation")) is not None:
+        found.append(
+            f"{'warning: ' if separation < SEPARATES else ''}a validation text is more similar to "
+            f"its own translation than to another text's with probability {separation:.2f}"
+        )
     if test["cut_off"]:
         found.append(
             f"{test['cut_off']} of {test['examples']} gold answers are beyond what the model reads"

@@ -146,6 +146,7 @@ def _combined(
             "members": {name: m.test.info["metrics"] for name, m in members.items()},
             "examples": len(predicted),
             "unparsable": 0,
+            **({"separation": alike["validation"].info["separation"]} if alike else {}),
             **counts,
         }
 
