@@ -1,8 +1,11 @@
 """The stages in one process, with a tiny model: what they keep, give up and share in memory."""
 
 import functools
+import itertools
 import math
+import re
 import weakref
+from collections import Counter
 
 import pytest
 import torch
@@ -12,16 +15,20 @@ from runs import last_of_each
 from safetensors.torch import load_file
 from small_checkpoints import tiny_checkpoint, untied
 
+import flare_exp
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.config import validation
 from flare_exp.config.methods import METHODS, members_of
 from flare_exp.data.pairing_mode import PairingMode
-from flare_exp.experiment import checkpoints, fitting, pipeline
+from flare_exp.errors import UserError
+from flare_exp.experiment import checkpoints, fitting, pipeline, results
+from flare_exp.experiment.analysis import analyze
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.similarity import embed
 from flare_exp.experiment.stages.testing import evaluate
 from flare_exp.experiment.stages.transfer import transfer as run_transfer
 from flare_exp.flare.source_states import SourceStates
+from flare_exp.report.making import make_report
 from flare_exp.training import distributed
 from flare_exp.training.tracking import Tracker
 
@@ -367,3 +374,153 @@ def test_wrong_words_can_be_in_the_test_sources_alone(make_run):
     train = make_run("mt.noise=0.5", "mt.noise_in=train")
     found = pipeline.run_stages(train, members_of(train.cfg.method))
     assert found["transfer"].digest == both["transfer"].digest
+
+
+# --- several languages ----------------------------------------------------------------------------
+
+
+def stages_of(run):
+    return pipeline.run_stages(run, members_of(run.cfg.method))
+
+
+def predictions_by_language(rows):
+    found = {}
+    for row in rows:
+        found.setdefault(row["id"].split("/")[1], []).append((row["gold"], row["prediction"]))
+    return found
+
+
+def test_a_list_of_one_language_is_that_language(make_run):
+    alone, listed = (make_run(f"task.lang={lang}", "task.limit=12") for lang in ("near", "[near]"))
+    assert listed.cfg == alone.cfg
+    made, again = stages_of(alone), stages_of(listed)
+    assert {name: a.digest for name, a in again.items()} == {
+        name: a.digest for name, a in made.items()
+    }
+    assert all(a.reused for a in again.values())
+
+
+def test_one_adapter_is_trained_and_tested_on_two_languages(make_run, tmp_path, capsys):
+    """Scores against the predictions, by hand; then what reads the run folder."""
+    given = ["method=flare", "task.limit=24", "finetune.lr=1e-2", "transfer.lr=1e-2"]
+    run, out = make_run(*given, "task.lang=[near,far]", "task.temperature=3"), tmp_path / "out"
+    out.mkdir()
+    (out / "config.yaml").write_text(OmegaConf.to_yaml(run.cfg))
+    measured = pipeline.run(run.cfg, out)
+
+    rows = read_table(out / "predictions.parquet").to_pylist()
+    assert [row["id"] for row in rows] == [
+        f"toy_sentiment/{lang}/test/{i}" for lang in ("near", "far") for i in range(24)
+    ]
+    own = measured["languages"]
+    assert measured["lang"] == [*own] == ["near", "far"]
+    for lang, pairs in predictions_by_language(rows).items():
+        assert own[lang]["unseen"] is False
+        hits = sum(gold == said for gold, said in pairs)
+        assert own[lang]["test"]["accuracy"] == pytest.approx(hits / 24, abs=1e-6)
+        f1 = macro_f1(*map(list, zip(*pairs, strict=True)))
+        assert own[lang]["test"]["macro_f1"] == pytest.approx(f1, abs=1e-6)
+    for block, metric in itertools.product(("test", "zero_shot"), ("accuracy", "macro_f1")):
+        mean = (own["near"][block][metric] + own["far"][block][metric]) / 2
+        assert measured[block][metric] == pytest.approx(mean, abs=1e-6)
+
+    # both languages are read in training, and their mean selects the epoch
+    made = stages_of(run)
+    assert made["transfer"].reused
+    train = run.data(METHODS["flare"].mode).dataset("train").pairs
+    assert Counter(pair.target.lang for pair in train) == {"near": 24, "far": 24}
+    assert len({pair.target.id for pair in train}) == 48
+    texts = [[p.target.texts for p in train if p.target.lang == lang] for lang in own]
+    assert texts[0] != texts[1]
+    validated = evaluate(
+        run, made["transfer"], METHODS["flare"].mode, made["finetune"], role="validation"
+    )
+    found = predictions_by_language(
+        read_table(validated.path / "predictions.parquet").to_pylist()
+    ).values()
+    mean = sum(macro_f1(*map(list, zip(*pairs, strict=True))) for pairs in found) / 2
+    assert made["transfer"].info["best"]["validation/macro_f1"] == pytest.approx(mean, abs=1e-5)
+
+    # the zero-shot test of a language is that of a run with this language alone
+    single = make_run(*given, "task.lang=far", "method=zero_shot")
+    assert stages_of(single)["zero_shot"].digest == made["zero_shot far"].digest
+    other = make_run(*given, "task.lang=[near,far]")
+    assert stages_of(other)["transfer"].digest != made["transfer"].digest, "another temperature"
+
+    results.print_table(measured, [], out)
+    assert re.findall("flare .add_relu. +│ (.*?) test", capsys.readouterr().out) == [
+        "near",
+        "far",
+        "mean of near+far",
+    ]
+    page = (out / "README.md").read_text()
+    assert "# flare (add_relu) on toy_sentiment, near+far\n" in page
+    assert "| **flare (add_relu)**, on far (24 examples) | " in page
+    assert (
+        f"| zero-shot, on mean of near+far | {100 * measured['zero_shot']['accuracy']:.1f} " in page
+    )
+    loaded = flare_exp.load(out)
+    far = [row for row in rows if "/far/" in row["id"]]
+    said = loaded.predict([row["target"] for row in far], [row["source"] for row in far])
+    assert said == [row["prediction"] for row in far]
+    with pytest.raises(UserError, match=r"lang=fra: choose one of near, far"):
+        loaded.predict(["x"], ["y"], lang="fra")
+    with pytest.raises(UserError, match="the run has several languages; choose one: --lang near"):
+        analyze(out)
+    assert analyze(out, 3, False, "far").run["lang"] == "far"
+
+    # a report has a row for each language, and for the mean
+    report, problems = make_report([str(out)])
+    assert not problems
+    label = "flare (add_relu, trained on near+far)"
+    (section,) = report.sections
+    assert [(cell.lang, cell.label) for cell in section.cells] == [("far", label), ("near", label)]
+    (table,) = [table for table in section.tables if table.name == "toy_sentiment-runs"]
+    places = [column.name for column in table.columns]
+    lang, score = places.index("lang"), places.index("macro_f1")
+    assert {row[lang].text: row[score].text for row in table.rows} == {
+        **{name: f"{100 * scores['test']['macro_f1']:.1f}" for name, scores in own.items()},
+        "mean of near+far": f"{100 * measured['test']['macro_f1']:.1f}",
+    }
+
+
+def test_an_unseen_language_is_tested_and_never_trained_on(make_run, tmp_path):
+    given = ["method=flare", "task.lang=near"]
+    run, out = make_run(*given, "task.unseen=[far]"), tmp_path / "out"
+    out.mkdir()
+    measured = pipeline.run(run.cfg, out)
+    alone = stages_of(make_run(*given))
+    made = stages_of(run)
+    assert made["transfer"].digest == alone["transfer"].digest
+    assert made["test near"].digest == alone["test"].digest
+    assert {name.rpartition(" ")[2] for name in made if name.startswith("translation")} == {
+        "near",
+        "en",
+    }
+    assert {lang: own["unseen"] for lang, own in measured["languages"].items()} == {
+        "near": False,
+        "far": True,
+    }
+    assert measured["lang"] == "near"
+    for block, name in (("test", "test near"), ("zero_shot", "zero_shot near")):
+        assert measured[block] == made[name].info["metrics"], "the unseen one is not in the mean"
+    assert "on far (unseen) (8 examples)" in (out / "README.md").read_text()
+
+
+def test_flare_mt_tells_the_encoder_the_language_of_each_row(make_run):
+    run = make_run(*TINY_MT, "method=flare_mt", "task.lang=[near,far]")
+    mode, codes = METHODS["flare_mt"].mode, {"near": "nea_Latn", "far": "far_Latn"}
+
+    def first_tokens(data, role):
+        dataset = data.dataset(role)
+        return Counter(
+            (dataset.pairs[number].target.lang, item["inputs"]["input_ids"][0])
+            for number, item in zip(dataset.examples, dataset.source, strict=True)
+        )
+
+    ids = {lang: run.mt.tokenizer.convert_tokens_to_ids(code) for lang, code in codes.items()}
+    assert ids["near"] != ids["far"]
+    tests = {lang: run.data(mode, lang=lang) for lang in codes}  # they share the tokenizer
+    assert first_tokens(run.data(mode), "train") == {(lang, ids[lang]): 8 for lang in codes}
+    for lang, data in tests.items():
+        assert first_tokens(data, "test") == {(lang, ids[lang]): 8}
