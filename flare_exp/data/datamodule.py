@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -93,11 +94,6 @@ class PairedDataModule(LightningDataModule):
         self.passes = micro_batches_per_batch(batch_size, micro_batch_size, share[1])
         self._datasets: dict[str, PairedDataset] = {}
 
-    @property
-    def source_lang(self) -> str:
-        """Return the language of the sources."""
-        return self.lang if self.mode is PairingMode.LATENT else self.task.english
-
     def pairs(self, role: str) -> list[Pair]:
         """Return the pairs of a role, language by language in the benchmark's order.
 
@@ -175,7 +171,7 @@ class PairedDataModule(LightningDataModule):
                 training,
                 joint=self.mode is PairingMode.JOINT,
                 augmentation=drawn,
-                versions=drawn.versions(pairs, self.source_lang) if drawn else (),
+                versions=self._versions(drawn, pairs) if drawn else (),
             )
             self._check(made)
             if made.truncated or made.cut_off:
@@ -191,6 +187,17 @@ class PairedDataModule(LightningDataModule):
                     *(made.cut_off, ": left out" if training and made.cut_off else ""),
                 )
         return self._datasets[role]
+
+    def _versions(self, drawn: SourceAugmentation, pairs: Sequence[Pair]) -> list[list[Pair]]:
+        """Return the training pairs with wrong words in their sources, in each version."""
+        if self.mode is not PairingMode.LATENT:
+            return drawn.versions(pairs, self.task.english)
+        if len(self.langs) == 1:
+            return drawn.versions(pairs, self.langs[0])
+        # the sources are texts of the target languages, one language after the other
+        own = [[p for p in pairs if p.target.lang == lang] for lang in self.langs]
+        made = [drawn.versions(part, lang) for part, lang in zip(own, self.langs, strict=True)]
+        return [[*itertools.chain(*parts)] for parts in zip(*made, strict=True)]
 
     def _check(self, made: PairedDataset) -> None:
         """Check that the rows of each language can be learned from.
