@@ -59,23 +59,27 @@ def checkpoint(tmp_path_factory):
     return tiny_checkpoint(folder)
 
 
+def run_of(checkpoint, folder, *overrides, cache="cache"):
+    given = [
+        *TINY,
+        f"model.path={checkpoint}",
+        f"cache_dir={folder / cache}",
+        f"output_dir={folder}",
+        *overrides,
+    ]
+    (composed,), problems = validation.validate(last_of_each(given), False)
+    assert problems == []
+    cfg = pipeline.resolve_hardware(OmegaConf.to_object(composed))
+    store = ArtifactStore(cfg.cache_dir, distributed.SINGLE_PROCESS)
+    tracker = Tracker(folder / "run", {}, None)
+    backbone = checkpoints.prepare_backbone(cfg, store)
+    return pipeline.make_context(cfg, store, pipeline.load_task(cfg), backbone, tracker)
+
+
 @pytest.fixture
 def make_run(checkpoint, tmp_path):
     def make(*overrides, cache="cache", path=checkpoint):
-        given = [
-            *TINY,
-            f"model.path={path}",
-            f"cache_dir={tmp_path / cache}",
-            f"output_dir={tmp_path}",
-            *overrides,
-        ]
-        (composed,), problems = validation.validate(last_of_each(given), False)
-        assert problems == []
-        cfg = pipeline.resolve_hardware(OmegaConf.to_object(composed))
-        store = ArtifactStore(cfg.cache_dir, distributed.SINGLE_PROCESS)
-        tracker = Tracker(tmp_path / "run", {}, None)
-        backbone = checkpoints.prepare_backbone(cfg, store)
-        return pipeline.make_context(cfg, store, pipeline.load_task(cfg), backbone, tracker)
+        return run_of(path, tmp_path, *overrides, cache=cache)
 
     return make
 
@@ -378,16 +382,37 @@ def test_wrong_words_can_be_in_the_test_sources_alone(make_run):
 
 # --- several languages ----------------------------------------------------------------------------
 
+together = pytest.mark.xdist_group("languages")  # one worker: they share a run
+LEARNING = ["method=flare", "task.limit=24", "finetune.lr=1e-2", "transfer.lr=1e-2"]
+
+
+@pytest.fixture(scope="module")
+def two_languages(checkpoint, tmp_path_factory):
+    """A run with one adapter for two languages, its folder, and its metrics.json."""
+    folder = tmp_path_factory.mktemp("languages")
+    run = run_of(checkpoint, folder, *LEARNING, "task.lang=[near,far]", "task.temperature=3")
+    out = folder / "out"
+    out.mkdir()
+    (out / "config.yaml").write_text(OmegaConf.to_yaml(run.cfg))
+    return run, out, pipeline.run(run.cfg, out)
+
 
 def stages_of(run):
     return pipeline.run_stages(run, members_of(run.cfg.method))
 
 
-def predictions_by_language(rows):
+def rows_of(folder):
+    return read_table(folder / "predictions.parquet").to_pylist()
+
+
+def by_language(rows):
+    """Language -> gold labels and predictions, in the order of the rows."""
     found = {}
     for row in rows:
         found.setdefault(row["id"].split("/")[1], []).append((row["gold"], row["prediction"]))
-    return found
+    return {
+        lang: [list(column) for column in zip(*own, strict=True)] for lang, own in found.items()
+    }
 
 
 def test_a_list_of_one_language_is_that_language(make_run):
@@ -400,53 +425,54 @@ def test_a_list_of_one_language_is_that_language(make_run):
     assert all(a.reused for a in again.values())
 
 
-def test_one_adapter_is_trained_and_tested_on_two_languages(make_run, tmp_path, capsys):
-    """Scores against the predictions, by hand; then what reads the run folder."""
-    given = ["method=flare", "task.limit=24", "finetune.lr=1e-2", "transfer.lr=1e-2"]
-    run, out = make_run(*given, "task.lang=[near,far]", "task.temperature=3"), tmp_path / "out"
-    out.mkdir()
-    (out / "config.yaml").write_text(OmegaConf.to_yaml(run.cfg))
-    measured = pipeline.run(run.cfg, out)
-
-    rows = read_table(out / "predictions.parquet").to_pylist()
+@together
+def test_one_adapter_is_tested_on_each_language_and_scored_by_the_mean(two_languages):
+    """Against the predictions, by hand."""
+    _, out, measured = two_languages
+    rows, own = rows_of(out), measured["languages"]
     assert [row["id"] for row in rows] == [
         f"toy_sentiment/{lang}/test/{i}" for lang in ("near", "far") for i in range(24)
     ]
-    own = measured["languages"]
     assert measured["lang"] == [*own] == ["near", "far"]
-    for lang, pairs in predictions_by_language(rows).items():
+    for lang, (gold, said) in by_language(rows).items():
         assert own[lang]["unseen"] is False
-        hits = sum(gold == said for gold, said in pairs)
+        hits = sum(a == b for a, b in zip(gold, said, strict=True))
         assert own[lang]["test"]["accuracy"] == pytest.approx(hits / 24, abs=1e-6)
-        f1 = macro_f1(*map(list, zip(*pairs, strict=True)))
-        assert own[lang]["test"]["macro_f1"] == pytest.approx(f1, abs=1e-6)
+        assert own[lang]["test"]["macro_f1"] == pytest.approx(macro_f1(gold, said), abs=1e-6)
     for block, metric in itertools.product(("test", "zero_shot"), ("accuracy", "macro_f1")):
         mean = (own["near"][block][metric] + own["far"][block][metric]) / 2
         assert measured[block][metric] == pytest.approx(mean, abs=1e-6)
 
-    # both languages are read in training, and their mean selects the epoch
-    made = stages_of(run)
+
+@together
+def test_it_is_trained_on_both_languages_and_their_mean_selects_the_epoch(
+    two_languages, checkpoint
+):
+    run, out, _ = two_languages
+    made, mode = stages_of(run), METHODS["flare"].mode
     assert made["transfer"].reused
-    train = run.data(METHODS["flare"].mode).dataset("train").pairs
+    train = run.data(mode).dataset("train").pairs
     assert Counter(pair.target.lang for pair in train) == {"near": 24, "far": 24}
     assert len({pair.target.id for pair in train}) == 48
-    texts = [[p.target.texts for p in train if p.target.lang == lang] for lang in own]
-    assert texts[0] != texts[1]
-    validated = evaluate(
-        run, made["transfer"], METHODS["flare"].mode, made["finetune"], role="validation"
-    )
-    found = predictions_by_language(
-        read_table(validated.path / "predictions.parquet").to_pylist()
-    ).values()
-    mean = sum(macro_f1(*map(list, zip(*pairs, strict=True))) for pairs in found) / 2
-    assert made["transfer"].info["best"]["validation/macro_f1"] == pytest.approx(mean, abs=1e-5)
-
+    near, far = ([p.target.texts for p in train if p.target.lang == x] for x in ("near", "far"))
+    assert near != far
+    validated = evaluate(run, made["transfer"], mode, made["finetune"], role="validation")
+    scores = [macro_f1(*own) for own in by_language(rows_of(validated.path)).values()]
+    best = made["transfer"].info["best"]["validation/macro_f1"]
+    assert best == pytest.approx(sum(scores) / 2, abs=1e-5)
+    assert scores[0] != scores[1]
     # the zero-shot test of a language is that of a run with this language alone
-    single = make_run(*given, "task.lang=far", "method=zero_shot")
-    assert stages_of(single)["zero_shot"].digest == made["zero_shot far"].digest
-    other = make_run(*given, "task.lang=[near,far]")
-    assert stages_of(other)["transfer"].digest != made["transfer"].digest, "another temperature"
+    single, other = (
+        stages_of(run_of(checkpoint, out.parent, *LEARNING, *given))
+        for given in (["task.lang=far", "method=zero_shot"], ["task.lang=[near,far]"])
+    )
+    assert single["zero_shot"].digest == made["zero_shot far"].digest
+    assert other["transfer"].digest != made["transfer"].digest, "another temperature"
 
+
+@together
+def test_table_and_page_have_each_language_and_the_mean(two_languages, capsys):
+    _, out, measured = two_languages
     results.print_table(measured, [], out)
     assert re.findall("flare .add_relu. +│ (.*?) test", capsys.readouterr().out) == [
         "near",
@@ -456,20 +482,27 @@ def test_one_adapter_is_trained_and_tested_on_two_languages(make_run, tmp_path, 
     page = (out / "README.md").read_text()
     assert "# flare (add_relu) on toy_sentiment, near+far\n" in page
     assert "| **flare (add_relu)**, on far (24 examples) | " in page
-    assert (
-        f"| zero-shot, on mean of near+far | {100 * measured['zero_shot']['accuracy']:.1f} " in page
-    )
+    mean = f"{100 * measured['zero_shot']['accuracy']:.1f}"
+    assert f"| zero-shot, on mean of near+far | {mean} " in page
+
+
+@together
+def test_a_model_of_two_languages_is_loaded_and_analyzed(two_languages):
+    _, out, _ = two_languages
     loaded = flare_exp.load(out)
-    far = [row for row in rows if "/far/" in row["id"]]
+    far = [row for row in rows_of(out) if "/far/" in row["id"]]
     said = loaded.predict([row["target"] for row in far], [row["source"] for row in far])
     assert said == [row["prediction"] for row in far]
-    with pytest.raises(UserError, match=r"lang=fra: choose one of near, far"):
+    with pytest.raises(UserError, match="lang=fra: choose one of near, far"):
         loaded.predict(["x"], ["y"], lang="fra")
     with pytest.raises(UserError, match="the run has several languages; choose one: --lang near"):
         analyze(out)
     assert analyze(out, 3, False, "far").run["lang"] == "far"
 
-    # a report has a row for each language, and for the mean
+
+@together
+def test_a_report_has_a_row_for_each_language_and_for_the_mean(two_languages):
+    _, out, measured = two_languages
     report, problems = make_report([str(out)])
     assert not problems
     label = "flare (add_relu, trained on near+far)"
@@ -479,8 +512,8 @@ def test_one_adapter_is_trained_and_tested_on_two_languages(make_run, tmp_path, 
     places = [column.name for column in table.columns]
     lang, score = places.index("lang"), places.index("macro_f1")
     assert {row[lang].text: row[score].text for row in table.rows} == {
-        **{name: f"{100 * scores['test']['macro_f1']:.1f}" for name, scores in own.items()},
-        "mean of near+far": f"{100 * measured['test']['macro_f1']:.1f}",
+        name: f"{100 * scores['test']['macro_f1']:.1f}"
+        for name, scores in {**measured["languages"], "mean of near+far": measured}.items()
     }
 
 
