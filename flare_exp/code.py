@@ -66,6 +66,7 @@ CODE = {
         "data.preprocessors",
         "data.question_answering",
         "data.sampling",
+        "data.temperature",
         "experiment.building",
         "experiment.context",
         "experiment.fitting",

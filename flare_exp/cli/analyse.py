@@ -6,6 +6,7 @@ cosine similarity of English and target states, before and after the transfer. M
 nothing have the similarities alone.
 
   --rows N        test examples to read, from the first on [100]
+  --lang LANG     language of the test examples, for a run with several
   --out FOLDER    where analysis.json and the figures go [RUN/analysis]
 
 Examples:
@@ -30,7 +31,7 @@ from flare_exp.errors import UserError
 if TYPE_CHECKING:
     from flare_exp.experiment.analysis import Analysis
 
-VALUES = ("--rows", "--out")
+VALUES = ("--rows", "--lang", "--out")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parse(arguments)
     from flare_exp.experiment.analysis import analyze
 
-    write(analyze(given.run, given.rows, progress=sys.stdout.isatty()), given.out)
+    write(analyze(given.run, given.rows, sys.stdout.isatty(), given.lang), given.out)
     return 0
 
 

@@ -291,7 +291,7 @@ class _Outcome:
         """Run one of Hydra's jobs; a failure is printed and recorded."""
         from hydra.core.hydra_config import HydraConfig
 
-        hydra_cfg = HydraConfig.get()
+        hydra_cfg, cfg = HydraConfig.get(), composition.with_simple_language(cfg)
         folder = Path(hydra_cfg.runtime.output_dir)
         if self.grid is None:
             try:

@@ -17,6 +17,7 @@ from typing import Any
 
 from flare_exp.cli import commandline
 from flare_exp.config import composition, schema, validation
+from flare_exp.experiment.tested import stage_of
 from flare_exp.planning.plans import COLUMNS, Job, fitting, looked_up, price, quietly
 
 
@@ -111,7 +112,10 @@ def show(jobs: Sequence[Job], left_out: int) -> None:
 def column(job: Job, name: str) -> str:
     """Return the states and the time of the artifacts of one column of a job."""
     every = {n for names in COLUMNS.values() for n in names}
-    names = [n for n in job.made if (n in COLUMNS[name] if COLUMNS[name] else n not in every)]
+    stages = {n: stage_of(n) for n in job.made}
+    names = [
+        n for n, s in stages.items() if (s in COLUMNS[name] if COLUMNS[name] else s not in every)
+    ]
     if not names:
         return "-"
     states = [job.state(n) for n in names]

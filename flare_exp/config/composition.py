@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from flare_exp.config.languages import joined, simplified
 from flare_exp.config.methods import fuses
 from flare_exp.config.schema import Config, keys
 
@@ -33,9 +34,10 @@ def groups() -> dict[str, list[str]]:
 
 @functools.cache
 def register_schema() -> None:
-    """Register the dataclasses as the typed base of conf/config.yaml.
+    """Register the dataclasses as the typed base of conf/config.yaml, and its resolver.
 
-    A table such as mt.codes takes keys of the user's own.
+    A table such as mt.codes takes keys of the user's own. `${languages:${task.lang}}` is the name
+    of one or several languages.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
@@ -45,6 +47,7 @@ def register_schema() -> None:
         if str(f.type).startswith("dict["):
             OmegaConf.set_struct(OmegaConf.select(schema, key), False)
     ConfigStore.instance().store(name="schema", node=schema)
+    OmegaConf.register_new_resolver("languages", joined, replace=True)
 
 
 def job_overrides(arguments: Sequence[str]) -> list[list[str]]:
@@ -99,6 +102,12 @@ def compose_cell(overrides: Sequence[str], bases: dict[tuple[str, ...], Any]) ->
         bases[chosen] = _compose(chosen)
     composed = copy.deepcopy(bases[chosen])
     ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+    return with_simple_language(composed)
+
+
+def with_simple_language(composed: Any) -> Any:
+    """Turn a list of one language into that language, in place; return the configuration."""
+    composed.task.lang = simplified(composed.task.lang)
     return composed
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.config.composition import groups
+from flare_exp.config.language_rules import language_problems
 from flare_exp.config.method_schema import (
     FUSING_METHODS,
     LEARNED_FUSIONS,
@@ -19,7 +20,6 @@ from flare_exp.config.method_schema import (
 from flare_exp.config.methods import ENSEMBLE, METHODS, fuses, members_of
 from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.schema import Config
-from flare_exp.config.suggestions import allowed
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
 from flare_exp.tasks import ROLES, TASKS, Benchmark, Slice, XQuAD
@@ -253,9 +253,8 @@ def _check_sharding(cfg: Config) -> Iterator[str]:
 
 
 def _check_task(cfg: Config, task) -> Iterator[str]:
-    """Check the language, data folder, splits and translation of a task."""
-    if cfg.task.lang not in task.languages:
-        yield f"task.lang={cfg.task.lang}: {allowed(cfg.task.lang, task.languages)}"
+    """Check the languages, data folder, splits and translation of a task."""
+    yield from language_problems(cfg, task)
     yield from _check_data(cfg, task)
     yield from _check_windows(cfg, task)
     yield from _check_translation(cfg, task)
@@ -268,8 +267,8 @@ def _check_data(cfg: Config, task) -> Iterator[str]:
     if own is not None and cfg.task.name.startswith("toy_"):
         yield f"task.data_dir={own}: {cfg.task.name} is generated and reads no files"
     elif own is not None:
-        target = [cfg.task.lang] if cfg.task.lang in task.languages else []
-        yield from _check_folder("task.data_dir", own, [task.english, *target])
+        targets = [lang for lang in cfg.task.langs if lang in task.languages]
+        yield from _check_folder("task.data_dir", own, [task.english, *targets])
     elif issubclass(task, Benchmark) and not hasattr(task, "hub_id"):
         yield (
             f"task.data_dir=<folder of <language>/<split>.parquet> is missing: task={task.name} is "
@@ -391,18 +390,19 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
 
 
 def _check_counterparts(cfg: Config, task) -> Iterator[str]:
-    """Check, for mt=gold, that the target language has the splits that training translates."""
+    """Check, for mt=gold, that target languages have the splits that training translates."""
     if not any(method.trains for method in members_of(cfg.method).values()):
         return
     given = [getattr(cfg.task, f"{role}_split") for role in ROLES[:2]]
     splits = dict.fromkeys(text.partition("[")[0] for text in given if text is not None)
-    if lacking := [split for split in splits if not has_split(task, split, cfg.task.lang)]:
-        others = [f"method={name}" for name, method in METHODS.items() if not method.trains]
-        yield (
-            f"mt=gold with task={task.name} and method={cfg.method.name}: the benchmark has no "
-            f"{' and '.join(lacking)} in {cfg.task.lang}; choose another mt (mt=file "
-            f"mt.fallback=gold keeps human translations of the tests), or {' or '.join(others)}"
-        )
+    for lang in cfg.task.langs:
+        if lacking := [split for split in splits if not has_split(task, split, lang)]:
+            others = [f"method={name}" for name, method in METHODS.items() if not method.trains]
+            yield (
+                f"mt=gold with task={task.name} and method={cfg.method.name}: the benchmark has no "
+                f"{' and '.join(lacking)} in {lang}; choose another mt (mt=file "
+                f"mt.fallback=gold keeps human translations of the tests), or {' or '.join(others)}"
+            )
 
 
 def _check_command(cfg: Config, task) -> Iterator[str]:
@@ -414,7 +414,7 @@ def _check_command(cfg: Config, task) -> Iterator[str]:
         return
     yield from command_problems(cfg.mt.command)
     yield from code_problems(cfg.mt.codes)
-    for lang in (task.english, cfg.task.lang):
+    for lang in (task.english, *cfg.task.tested):
         try:
             if lang in (task.english, *task.languages):
                 code_of_language(lang, cfg.mt.codes)

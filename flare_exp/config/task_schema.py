@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+from flare_exp.config.languages import as_list, simplified
 from flare_exp.config.options import option
 from flare_exp.tasks import TASKS
 
 
 @dataclass
 class TaskConfig:
-    """The benchmark, its target language and its splits."""
+    """The benchmark, its target languages and its splits."""
 
     name: str = option("???", "name of the benchmark", choices=tuple(TASKS))
-    lang: str = option("???", "target language, in the benchmark's own code")
+    # one language is text, as most runs have it; OmegaConf has no union of text and list
+    lang: Any = option(
+        "???",
+        "target language, in the benchmark's own code; [a,b]: one adapter for several",
+    )
+    unseen: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "further languages to test on, which the adapter is not trained on",
+            "may_be_empty": True,
+        },
+    )
+    temperature: float | None = option(
+        None,
+        "several languages: an epoch draws each with a probability proportional to "
+        "rows^(1/temperature) (null: it reads every row of all of them once)",
+        above=0,
+    )
     data_dir: str | None = option(None, "folder of <language>/<split>.parquet instead of the hub")
     train_data_dir: str | None = option(
         None,
@@ -52,3 +71,17 @@ class TaskConfig:
         "which epoch's weights are kept: best on validation, or last",
         choices=("best", "last"),
     )
+
+    def __post_init__(self) -> None:
+        """Read a list of one language as that language."""
+        self.lang = simplified(self.lang)
+
+    @property
+    def langs(self) -> list[str]:
+        """Return the languages that are trained on, and tested."""
+        return as_list(self.lang)
+
+    @property
+    def tested(self) -> list[str]:
+        """Return the languages that are tested, the unseen ones last."""
+        return [*self.langs, *self.unseen]

@@ -43,7 +43,7 @@ def validate(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[
             continue
         given.setdefault(override.key_or_group, []).append(override)
         found = (
-            [f"{text}: several values need -m (multirun)"]
+            [f"{text}: several values need -m (multirun){_as_one_run(override)}"]
             if override.is_sweep_override() and not multirun
             else []
         )
@@ -59,6 +59,15 @@ def validate(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[
         problems += [p for p in found if p not in problems]
         jobs.append(job)
     return jobs, problems
+
+
+def _as_one_run(override: Any) -> str:
+    """Return how a single run takes several values of an option; "" if it takes one."""
+    f = keys().get(override.key_or_group)
+    values = ",".join(override.sweep_string_iterator())
+    if f is None or f.type != "Any" or "[" in values:
+        return ""
+    return f"; one run of all of them: {override.key_or_group}=[{values}]"
 
 
 def _check_repeated(given: dict[str, list[Any]]) -> Iterator[str]:
@@ -130,9 +139,17 @@ def _check_type(key: str, value: Any) -> Iterator[str]:
         # OmegaConf would take any other number for true
         if keys()[key].type == "bool" and isinstance(value, int) and value not in (0, 1):
             raise ValueError
+        if keys()[key].type == "Any" and not _is_text_or_list(value):
+            raise ValueError
         OmegaConf.update(typed, key, value.text if isinstance(value, QuotedString) else value)
     except (OmegaConfBaseException, ValueError) as error:
         yield f"{key}={'null' if value is None else value}: {_expected(key) or first_line(error)}"
+
+
+def _is_text_or_list(value: Any) -> bool:
+    """Return whether a value is text, or a list of texts."""
+    items = value if isinstance(value, list) else [value]
+    return all(isinstance(item, str) for item in items)
 
 
 # type of an option -> description of its values
@@ -141,6 +158,7 @@ KINDS = {
     "float": "a number",
     "bool": "true or false",
     "str": "text",
+    "Any": "text, or a list of texts, e.g. [a,b]",
     "list[str]": "a list, e.g. [a,b]",
     "list[float]": "a list of numbers, e.g. [0.5]",
     "dict[str, str]": "a table, e.g. '{en: eng, es: spa}'",

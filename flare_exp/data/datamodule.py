@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +23,9 @@ from flare_exp.data.sampling import (
     micro_batches_per_batch,
 )
 from flare_exp.data.source_augmentation import SourceAugmentation
+from flare_exp.data.temperature import TemperatureBatchSampler
 from flare_exp.errors import UserError
-from flare_exp.tasks import Task
+from flare_exp.tasks import Example, Task
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +33,13 @@ log = logging.getLogger(__name__)
 class PairedDataModule(LightningDataModule):
     """Loads a benchmark's English data, pairs it with translations and serves batches.
 
-    Train and validation: the English original and its translation into `lang`. Test: the original
-    text of `lang` and its translation into English. The paper calls this translate-train. With
-    mode="english" all three roles are English originals.
+    Train and validation: the English original and its translation into each of `langs`. Test: the
+    original text of `langs` and its translation into English. The paper calls this translate-train.
+    With mode="english" all three roles are English originals.
 
     Args:
         task: the benchmark.
-        lang: the target language.
+        langs: the target language, or several, whose rows follow one another.
         preprocessor: encodes the examples (flare_exp.data.question_answering, for example).
         translate: (examples, language) -> the same examples in that language.
         source_preprocessor: encodes the sources, if they need another preprocessor.
@@ -54,12 +57,14 @@ class PairedDataModule(LightningDataModule):
         scores_originals: compare predictions on translations (mode="translated") with the original
             examples.
         share: rank and number of the processes that split the batches.
+        temperature: draws the training rows of several languages
+            (`flare_exp.data.temperature`); None reads every row once per epoch.
     """
 
     def __init__(
         self,
         task: Task,
-        lang: str,
+        langs: str | Sequence[str],
         preprocessor: Preprocessor,
         translate: Translate,
         *,
@@ -75,9 +80,11 @@ class PairedDataModule(LightningDataModule):
         augmentation: SourceAugmentation | None = None,
         scores_originals: bool = False,
         share: tuple[int, int] = (0, 1),
+        temperature: float | None = None,
     ):
         super().__init__()
-        self.task, self.lang, self.mode = task, lang, PairingMode(mode)
+        self.task, self.mode, self.temperature = task, PairingMode(mode), temperature
+        self.langs = [langs] if isinstance(langs, str) else [*langs]
         self.preprocessor, self.translate = preprocessor, translate
         self.source_preprocessor = source_preprocessor
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
@@ -87,42 +94,47 @@ class PairedDataModule(LightningDataModule):
         self.passes = micro_batches_per_batch(batch_size, micro_batch_size, share[1])
         self._datasets: dict[str, PairedDataset] = {}
 
-    @property
-    def source_lang(self) -> str:
-        """Return the language of the sources."""
-        return self.lang if self.mode is PairingMode.LATENT else self.task.english
-
     def pairs(self, role: str) -> list[Pair]:
-        """Return the pairs of a role, in the benchmark's order.
+        """Return the pairs of a role, language by language in the benchmark's order.
 
         Raises:
-            UserError: no training example keeps its answer.
+            UserError: no training example of a language keeps its answer.
         """
-        if self.mode is PairingMode.ENGLISH:
-            english = target = self.task.load(self.task.english, role)
-        elif role == "test":
-            target = self.task.load(self.lang, role)
-            # zero_shot, lora and flare_mt read no translation of the test text, so none is made
-            english = (
-                self.translate(target, self.task.english) if self.mode.translates_tests else target
-            )
-        else:
-            english = self.task.load(self.task.english, role)
-            target = self.translate(english, self.lang)
+        langs = [self.task.english] if self.mode is PairingMode.ENGLISH else self.langs
+        return [pair for lang in langs for pair in self._pairs_of(role, lang)]
+
+    def _pairs_of(self, role: str, lang: str) -> list[Pair]:
+        """Return the pairs of a role in one language."""
+        english, target = self._both(role, lang)
         pairs = make_pairs(english, target, self.mode)
         if self.scores_originals:
             pairs = [
                 replace(p, original=original) for p, original in zip(pairs, target, strict=True)
             ]
         if role == "train":
-            pairs = self._answerable(pairs)
+            pairs = self._answerable(pairs, lang)
         if self.ablate_in not in ("all", "test" if role == "test" else "train"):
             return pairs
         if self.empty_source:
             return [replace(p, source=None) for p in pairs]
         return shuffled_sources(pairs, self.seed) if self.shuffle_source else pairs
 
-    def _answerable(self, pairs: list[Pair]) -> list[Pair]:
+    def _both(self, role: str, lang: str) -> tuple[Sequence[Example], Sequence[Example]]:
+        """Return the same examples of a role in English and in a language."""
+        if self.mode is PairingMode.ENGLISH:
+            english = self.task.load(self.task.english, role)
+            return english, english
+        if role == "test":
+            target = self.task.load(lang, role)
+            # zero_shot, lora and flare_mt read no translation of the test text, so none is made
+            translates = self.mode.translates_tests
+            return (self.translate(target, self.task.english) if translates else target), target
+        english = self.task.load(self.task.english, role)
+        target = self.translate(english, lang)
+        # a translation has the id of its original, which several languages share
+        return english, [e.into(lang) for e in target] if len(self.langs) > 1 else target
+
+    def _answerable(self, pairs: list[Pair], lang: str) -> list[Pair]:
         """Return the training pairs whose answer survived translation.
 
         Test examples are never left out.
@@ -131,13 +143,13 @@ class PairedDataModule(LightningDataModule):
         if lost := len(pairs) - len(kept):
             log.warning(
                 "%s: %d of %d training examples lost their answer in translation: left out",
-                self.lang,
+                lang,
                 lost,
                 len(pairs),
             )
         if not kept:
             raise UserError(
-                f"{self.lang}: no training example kept its answer in translation; try another mt "
+                f"{lang}: no training example kept its answer in translation; try another mt "
                 "or mt.marker"
             )
         return kept
@@ -159,26 +171,15 @@ class PairedDataModule(LightningDataModule):
                 training,
                 joint=self.mode is PairingMode.JOINT,
                 augmentation=drawn,
-                versions=drawn.versions(pairs, self.source_lang) if drawn else (),
+                versions=self._versions(drawn, pairs) if drawn else (),
             )
-            if not made.pairs:
-                raise UserError(
-                    f"data.max_length={self.preprocessor.max_length}: every training example's "
-                    "answer is cut off; choose more"
-                )
-            place = f"{made.pairs[0].target.id.rpartition('/')[0]} ({self.mode})"
-            check_known(made.target, self.preprocessor.tokenizer, place)
-            check_known(
-                made.source or (),
-                (self.source_preprocessor or self.preprocessor).tokenizer,
-                f"{place}, sources",
-            )
+            self._check(made)
             if made.truncated or made.cut_off:
                 log.warning(
                     "%s (%s): %d texts are longer than %d tokens and were cut; %d examples lost "
                     "their answer by that%s",
                     *(
-                        made.pairs[0].target.id.rpartition("/")[0],
+                        ", ".join(_places(made)),
                         self.mode,
                         made.truncated,
                         self.preprocessor.max_length,
@@ -186,6 +187,41 @@ class PairedDataModule(LightningDataModule):
                     *(made.cut_off, ": left out" if training and made.cut_off else ""),
                 )
         return self._datasets[role]
+
+    def _versions(self, drawn: SourceAugmentation, pairs: Sequence[Pair]) -> list[list[Pair]]:
+        """Return the training pairs with wrong words in their sources, in each version."""
+        if self.mode is not PairingMode.LATENT:
+            return drawn.versions(pairs, self.task.english)
+        if len(self.langs) == 1:
+            return drawn.versions(pairs, self.langs[0])
+        # the sources are texts of the target languages, one language after the other
+        own = [[p for p in pairs if p.target.lang == lang] for lang in self.langs]
+        made = [drawn.versions(part, lang) for part, lang in zip(own, self.langs, strict=True)]
+        return [[*itertools.chain(*parts)] for parts in zip(*made, strict=True)]
+
+    def _check(self, made: PairedDataset) -> None:
+        """Check that the rows of each language can be learned from.
+
+        Raises:
+            UserError: they cannot.
+        """
+        there = {pair.target.lang for pair in made.pairs}
+        # with one language, the ids of its training data name English
+        lost = [lang for lang in self.langs if lang not in there] if len(self.langs) > 1 else []
+        if (self.mode is not PairingMode.ENGLISH and lost) or not there:
+            raise UserError(
+                f"data.max_length={self.preprocessor.max_length}: every training example's "
+                f"answer is cut off{f' in {lost[0]}' if lost else ''}; choose more"
+            )
+        source = (self.source_preprocessor or self.preprocessor).tokenizer
+        for place, rows in _places(made).items():
+            place = f"{place} ({self.mode})"
+            check_known([made.target[row] for row in rows], self.preprocessor.tokenizer, place)
+            check_known(
+                [made.source[row] for row in rows] if made.source else (),
+                source,
+                f"{place}, sources",
+            )
 
     def drop_states(self) -> None:
         """Drop the computed states of the sources."""
@@ -195,11 +231,15 @@ class PairedDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Build the loader of training batches, which a resumed run can continue."""
         dataset = self.dataset("train")
-        return self.loader(
-            dataset,
-            LengthBucketedBatchSampler(dataset.lengths, self.batch_size, self.seed),
-            ResumableDataLoader,
-        )
+        return self.loader(dataset, self.training_batches(dataset), ResumableDataLoader)
+
+    def training_batches(self, dataset: PairedDataset) -> LengthBucketedBatchSampler:
+        """Return the sampler of training batches."""
+        how = dataset.lengths, self.batch_size, self.seed
+        if self.temperature is None or len(self.langs) < 2 or self.mode is PairingMode.ENGLISH:
+            return LengthBucketedBatchSampler(*how)
+        langs = [dataset.pairs[number].target.lang for number in dataset.examples]
+        return TemperatureBatchSampler(*how, langs, self.temperature)
 
     def val_dataloader(self) -> DataLoader:
         """Build the loader of validation batches, in the benchmark's order."""
@@ -230,3 +270,12 @@ class PairedDataModule(LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _places(dataset: PairedDataset) -> dict[str, list[int]]:
+    """Return `<task>/<lang>/<split>` -> its rows of a dataset."""
+    found: dict[str, list[int]] = {}
+    for row, number in enumerate(dataset.examples):
+        place = dataset.pairs[number].target.id.rpartition("/")[0]
+        found.setdefault(place, []).append(row)
+    return found

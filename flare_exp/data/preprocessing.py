@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -247,13 +247,20 @@ class SourceTextPreprocessor(Preprocessor):
         tokenizer: as of any `Preprocessor`.
         max_length: as of any `Preprocessor`.
         order: field order of the target's preprocessor.
+        codes: language -> the tokenizer's code of it. With several, the id of an example names its
+            language.
     """
 
     def __init__(
-        self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int, order: Sequence[int]
+        self,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        order: Sequence[int],
+        codes: Mapping[str, str] | None = None,
     ):
         super().__init__(task, tokenizer, max_length)
-        self._order = order
+        self._order, self.codes = order, codes or {}
 
     @property
     def order(self) -> Sequence[int]:
@@ -266,10 +273,24 @@ class SourceTextPreprocessor(Preprocessor):
         Raises:
             UserError: not even empty texts fit.
         """
+        if len(self.codes) < 2:
+            return self._encoded(examples, *self.codes.values())
+        found: dict[int, Item] = {}
+        for lang, code in self.codes.items():
+            own = [i for i, e in enumerate(examples) if e.lang == lang]
+            items = self._encoded([examples[i] for i in own], code) if own else []
+            found |= dict(zip(own, items, strict=True))
+        return [found[i] for i in range(len(examples))]
+
+    def _encoded(self, examples: Sequence[Example], code: str | None = None) -> list[Item]:
+        """Return one item per example. `code`: the tokenizer's code of their language."""
 
         def joined(texts: Sequence[str]) -> str:
             return " ".join(texts[i] for i in self.order)
 
+        if code:
+            # other preprocessors may share the tokenizer
+            self.tokenizer.src_lang = code
         fitted = self._fitted(examples, joined)
         return [
             {"inputs": inputs, "cut": texts != e.texts}

@@ -38,13 +38,18 @@ class LengthBucketedBatchSampler(Sampler[list[int]]):
         """Start the next pass within an epoch, at batch `start`."""
         self.epoch, self.start = epoch, start
 
+    def drawn(self, rng: random.Random) -> list[int]:
+        """Return the rows of an epoch in random order."""
+        order = list(range(len(self.lengths)))
+        rng.shuffle(order)
+        return order
+
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = random.Random(f"{self.seed}-{self.epoch}")
-        order = list(range(len(self.lengths)))
-        rng.shuffle(order)
+        order = self.drawn(rng)
         span = self.window * self.batch_size
         order = [
             i

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from flare_exp.config.methods import METHODS, Method
 from flare_exp.config.schema import Config
+from flare_exp.config.suggestions import allowed
 from flare_exp.data.dataset import PairedCollator, PairedDataset
 from flare_exp.data.pairing import Pair, make_pairs
 from flare_exp.data.pairing_mode import PairingMode
@@ -79,25 +80,31 @@ class Analysis:
     similarities: Sequence[Similarity]
 
 
-def analyze(folder: str | Path, rows: int = 100, progress: bool = True) -> Analysis:
+def analyze(
+    folder: str | Path, rows: int = 100, progress: bool = True, lang: str | None = None
+) -> Analysis:
     """Analyze a finished run.
 
     Args:
         folder: the run folder.
         rows: number of test examples that are read, from the first on.
         progress: whether to show progress bars on a terminal.
+        lang: the language whose test examples are read; None: that of a run with one.
 
     Raises:
         UserError: the run cannot be loaded, read no source though its method fuses one, or reads
-            text and source as one input.
+            text and source as one input, or the language is missing or not one of the run's.
     """
     folder = Path(folder).expanduser()
     if (folder / "metrics.json").is_file():
-        check(folder, stored_config(folder))
+        check(folder, stored_config(folder), lang)
     loaded = load(folder)
-    method = METHODS[loaded.run.cfg.method.name]
-    trainer = replace(loaded.run.cfg.trainer, devices=1, enable_progress_bar=progress)
-    run = replace(loaded.run, cfg=replace(loaded.run.cfg, trainer=trainer))
+    cfg = loaded.run.cfg
+    method, lang = METHODS[cfg.method.name], lang or cfg.task.langs[0]
+    trainer = replace(cfg.trainer, devices=1, enable_progress_bar=progress)
+    # tests are of one language, whatever the model was trained on
+    task = replace(cfg.task, lang=lang, unseen=[])
+    run = replace(loaded.run, cfg=replace(cfg, trainer=trainer, task=task))
     examples = english_pairs(run, method, rows)
     activations: list[Activation] = []
     relu, after = False, None
@@ -118,17 +125,22 @@ def analyze(folder: str | Path, rows: int = 100, progress: bool = True) -> Analy
     source = _Reader(run, english, "source").read(both, "English model, English")
     facts = {key: getattr(run.cfg, key).name for key in ("model", "method", "mt")}
     fusion = run.cfg.fusion.name if method.fuses else None
-    facts = {"task": run.task.name, "lang": run.cfg.task.lang, **facts, "fusion": fusion}
+    facts = {"task": run.task.name, "lang": lang, **facts, "fusion": fusion}
     similarities = similarities_of(source, before, after)
     return Analysis({**facts, "seed": run.cfg.seed}, len(examples), relu, activations, similarities)
 
 
-def check(folder: Path, cfg: Config) -> None:
-    """Check that a run has texts and sources that can be compared.
+def check(folder: Path, cfg: Config, lang: str | None) -> None:
+    """Check that a run has texts of a language, and sources that can be compared.
 
     Raises:
         UserError: it has not.
     """
+    tested = cfg.task.tested
+    if lang is None and len(tested) > 1:
+        raise UserError(f"{folder}: the run has several languages; choose one: --lang {tested[0]}")
+    if lang is not None and lang not in tested:
+        raise UserError(f"{folder}: --lang {lang}: {allowed(lang, tested)}")
     method = METHODS.get(cfg.method.name)
     if method and method.mode is PairingMode.JOINT:
         raise UserError(
@@ -148,7 +160,8 @@ def english_pairs(run: RunContext, method: Method, rows: int) -> list[Pair]:
     The English text is the run's translation, whose key is of the whole test set. Where a method
     reads none, only these examples are translated.
     """
-    target = run.task.load(run.cfg.task.lang, "test")
+    (lang,) = run.cfg.task.langs
+    target = run.task.load(lang, "test")
     read = target if method.reads_translated_tests else target[:rows]
     english = run.translate(run, read, run.task.english)[:rows]
     return make_pairs(english, target[:rows], PairingMode.PAIRED)

@@ -51,7 +51,8 @@ class RunContext:
         preprocessor: turns examples into the backbone's inputs.
         mt: the translation model, loaded when it is first needed.
         translate: the stage that translates; arguments: context, examples, language.
-        make_source_preprocessor: makes the preprocessing of the translation model's encoder.
+        make_source_preprocessor: makes the preprocessing of the translation model's encoder, for
+            texts of some languages.
         tracker: writes what training logs; None where nothing is trained.
         distributed: the processes that train together.
         translations: name of a translation -> its artifact, as the stages ask for them.
@@ -66,11 +67,13 @@ class RunContext:
     mt: MT
     translator: Translator
     translate: Callable[[RunContext, Sequence[Example], str], list[Example]]
-    make_source_preprocessor: Callable[[RunContext], Preprocessor]
+    make_source_preprocessor: Callable[[RunContext, Sequence[str]], Preprocessor]
     tracker: Tracker | None = None
     distributed: DistributedContext = SINGLE_PROCESS
     translations: dict[str, Artifact] = field(default_factory=dict)
-    _data: dict[tuple[PairingMode, bool], PairedDataModule] = field(default_factory=dict)
+    _data: dict[tuple[PairingMode, tuple[str, ...], bool], PairedDataModule] = field(
+        default_factory=dict
+    )
 
     @property
     def task_type(self) -> str:
@@ -87,24 +90,32 @@ class RunContext:
 
     # --- data ----------------------------------------------------------------------------------
 
-    def data(self, mode: PairingMode, sources: bool = True) -> PairedDataModule:
+    def data(
+        self, mode: PairingMode, sources: bool = True, lang: str | None = None
+    ) -> PairedDataModule:
         """Return the benchmark's DataModule for a pairing mode; it is made once.
 
         Args:
+            mode: what the model reads and fuses.
             sources: False leaves all sources out.
+            lang: one language, to test on; None: all that are trained on.
         """
-        if (mode, sources) not in self._data:
-            self._data[mode, sources] = self._make_data(mode, sources)
-        return self._data[mode, sources]
+        langs = tuple(self.cfg.task.langs) if lang is None else (lang,)
+        key = mode, langs, sources
+        if key not in self._data:
+            self._data[key] = self._make_data(*key)
+        return self._data[key]
 
-    def _make_data(self, mode: PairingMode, sources: bool) -> PairedDataModule:
+    def _make_data(
+        self, mode: PairingMode, langs: Sequence[str], sources: bool
+    ) -> PairedDataModule:
         cfg, source = self.cfg, self.cfg.source
         return PairedDataModule(
             self.task,
-            cfg.task.lang,
+            langs,
             self.joint_preprocessor if mode is PairingMode.JOINT else self.preprocessor,
             functools.partial(self.translate, self),
-            source_preprocessor=self.make_source_preprocessor(self)
+            source_preprocessor=self.make_source_preprocessor(self, langs)
             if mode is PairingMode.LATENT
             else None,
             mode=mode,
@@ -118,6 +129,7 @@ class RunContext:
             empty_source=mode.pairs and (source.empty or not sources),
             ablate_in=source.ablate_in if sources else "all",
             augmentation=self.augmentation if mode.fuses else None,
+            temperature=cfg.task.temperature,
         )
 
     @property
@@ -150,6 +162,13 @@ class RunContext:
         if mode is not PairingMode.TRANSLATED or self.task.labels:
             return None
         return self.translator if isinstance(self.translator, MachineTranslator) else None
+
+    @property
+    def mixture(self) -> dict[str, Any]:
+        """Return what a training on several languages depends on, beside their data."""
+        task = self.cfg.task
+        several = {"langs": task.langs, "temperature": task.temperature}
+        return several if len(task.langs) > 1 else {}
 
     # --- models --------------------------------------------------------------------------------
 
@@ -251,16 +270,16 @@ def preprocessor_of(
     return PREPROCESSORS[task_type](task, tokenizer, longest, **options)
 
 
-def make_source_preprocessor(run: RunContext) -> Preprocessor:
-    """Make what prepares target texts for the translation model's encoder.
+def make_source_preprocessor(run: RunContext, langs: Sequence[str]) -> Preprocessor:
+    """Make what prepares texts of some target languages for the translation model's encoder.
 
     Texts are padded and cut on the side where the backbone's texts are.
     """
     tokenizer, own = run.mt.tokenizer, run.preprocessor.tokenizer
-    tokenizer.src_lang = language(run.cfg.task.lang).flores
+    codes = {lang: language(lang).flores for lang in langs}
     tokenizer.padding_side, tokenizer.truncation_side = own.padding_side, own.truncation_side
     longest = min(run.cfg.data.max_length, run.mt.encoder_config.max_position_embeddings)
-    return SourceTextPreprocessor(run.task, tokenizer, longest, run.preprocessor.order)
+    return SourceTextPreprocessor(run.task, tokenizer, longest, run.preprocessor.order, codes)
 
 
 def stride_of(cfg: Config, task_type: str) -> int | None:

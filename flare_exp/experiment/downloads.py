@@ -27,7 +27,7 @@ def hub_resources(cfg: schema.Config) -> list[hub.HubResource]:
     ]
     task = TASKS[cfg.task.name]
     if issubclass(task, Benchmark) and not cfg.task.data_dir:
-        configs = dict.fromkeys(task.hub_config(lang) for lang in (task.english, cfg.task.lang))
+        configs = dict.fromkeys(task.hub_config(lang) for lang in (task.english, *cfg.task.tested))
         found += [hub.DataSet("data set", task.hub_id, task.revision, name) for name in configs]
         if issubclass(task, XQuAD):
             name = TyDiQA.hub_config(task.english)

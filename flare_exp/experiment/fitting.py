@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from flare_exp.config.schema import StageConfig
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.generation import GenerationPreprocessor
+from flare_exp.data.preprocessing import Prediction
 from flare_exp.experiment.building import save_model
 from flare_exp.experiment.context import RunContext
 from flare_exp.flare.source_encoders import MixupSourceEncoder, SourceEncoder
 from flare_exp.models import backbones
+from flare_exp.tasks.metrics import mean_of
 from flare_exp.training.checkpointing import StepCheckpoint, continued_curves, steps_kept
 from flare_exp.training.consistency import Consistency
 from flare_exp.training.divergence import NotFinite, StopIfNotFinite
@@ -178,10 +180,24 @@ def _take_best(best: ModelCheckpoint) -> tuple[Tensor | None, int, dict[str, Ten
 
 
 def _validation_score(run: RunContext, data: PairedDataModule) -> Score:
-    """Return the function that scores predictions of the validation set."""
+    """Return the function that scores predictions of the validation set.
+
+    Of several languages it is the mean of their scores, so that each counts the same.
+    """
     dataset = data.dataset("validation")
-    examples = [p.scored for p in dataset.pairs]
-    return lambda found: run.task.score(dataset.texts(found), examples)
+    parts: dict[str, list[int]] = {}
+    for number, pair in enumerate(dataset.pairs):
+        parts.setdefault(pair.target.lang, []).append(number)
+
+    def score(found: Mapping[int, Prediction]) -> dict[str, float]:
+        texts = dataset.texts(found)
+        scored = [
+            run.task.score([texts[i] for i in own], [dataset.pairs[i].scored for i in own])
+            for own in parts.values()
+        ]
+        return mean_of(scored)
+
+    return score
 
 
 def _causes_of_divergence(run: RunContext, name: str, stage: StageConfig) -> str:

@@ -15,6 +15,7 @@ from yaml import YAMLError
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.config.methods import ENSEMBLE, METHODS
 from flare_exp.config.schema import RETIRED, Config
+from flare_exp.config.suggestions import allowed
 from flare_exp.data.dataset import PairedCollator, PairedDataset
 from flare_exp.data.pairing import Pair
 from flare_exp.data.pairing_mode import PairingMode
@@ -49,7 +50,12 @@ class LoadedRun:
         self.task, self.tokenizer = run.task, run.preprocessor.tokenizer
         self.mode = METHODS[run.cfg.method.name].mode
 
-    def predict(self, texts: Sequence[Text], sources: Sequence[Text] | None = None) -> list[str]:
+    def predict(
+        self,
+        texts: Sequence[Text],
+        sources: Sequence[Text] | None = None,
+        lang: str | None = None,
+    ) -> list[str]:
         """Return one label or answer per text.
 
         Args:
@@ -57,11 +63,13 @@ class LoadedRun:
                 with several fields takes a sequence of texts each, for example (context, question).
             sources: the texts' English translations, which methods `flare` and `input_fusion`
                 read. Other methods take none.
+            lang: the language of the texts, which `flare_mt` needs in a run with several.
 
         Raises:
-            UserError: sources are missing or not wanted, or their number or a text's fields do
-                not fit.
+            UserError: sources are missing or not wanted, their number or a text's fields do not
+                fit, or the language is missing or unknown.
         """
+        lang = self._language(lang)
         targets = self._examples(texts, "texts")
         if (self.mode in (PairingMode.PAIRED, PairingMode.JOINT)) != (sources is not None):
             wants = "give the texts' English translations" if sources is None else "leave them out"
@@ -75,7 +83,7 @@ class LoadedRun:
             raise UserError(f"sources: {len(read)} for {len(targets)} texts; give one for each")
         if not targets:
             return []
-        data = self.run.data(self.mode)
+        data = self.run.data(self.mode, lang=lang)
         source_preprocessor = data.source_preprocessor
         pairs = [Pair(target, source) for target, source in zip(targets, read, strict=True)]
         joint = self.mode is PairingMode.JOINT
@@ -90,6 +98,22 @@ class LoadedRun:
         outputs: Sequence[Any] = trainer.predict(module, loader) or ()
         found = {row: one for output in outputs for row, one in output.items()}
         return dataset.texts(found)
+
+    def _language(self, lang: str | None) -> str:
+        """Return the language of texts; where the model does not depend on it, any of the run's.
+
+        Raises:
+            UserError: it is missing, or no language of the benchmark.
+        """
+        langs = self.run.cfg.task.langs
+        if lang is None and self.mode is PairingMode.LATENT and len(langs) > 1:
+            raise UserError(
+                f"lang: method {self.run.cfg.method.name} needs the language of the texts; give "
+                f"one of {', '.join(self.run.cfg.task.tested)}"
+            )
+        if lang is not None and lang not in self.task.languages:
+            raise UserError(f"lang={lang}: {allowed(lang, self.task.languages)}")
+        return lang or langs[0]
 
     def _examples(self, texts: Sequence[Text], name: str) -> list[Example]:
         found = []

@@ -6,13 +6,15 @@ Nothing heavy is imported here, so that a stored result is shown at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flare_exp.config.languages import joined
 from flare_exp.config.methods import ENSEMBLE, members_of
 from flare_exp.config.schema import Config
 from flare_exp.data.pairing_mode import PairingMode
+from flare_exp.experiment.tested import name_of_test
 from flare_exp.tasks import TASKS
 from flare_exp.translation.base import FLAGS
 
@@ -32,7 +34,7 @@ def notes(cfg: Config, folder: Path) -> list[str]:
     if kept := [
         stage
         for stage in ("finetune", "transfer", "test")
-        if facts["artefacts"].get(stage, {}).get("reused")
+        if _reused(facts["artefacts"], stage, cfg.task.tested)
     ]:
         found.append(f"found in the cache: {', '.join(kept)}")
     if "weights" in test:
@@ -62,7 +64,7 @@ def notes(cfg: Config, folder: Path) -> list[str]:
     translated = any(m.mode is PairingMode.TRANSLATED for m in methods)
     if translated and not TASKS[cfg.task.name].labels:
         found.append(
-            f"answers were translated back into {cfg.task.lang} by mt={cfg.mt.name} and "
+            f"answers were translated back into {joined(cfg.task.tested)} by mt={cfg.mt.name} and "
             "compared with the original ones"
             if cfg.mt.translates
             else f"mt={cfg.mt.name}: predictions were compared with the English answers, which "
@@ -76,6 +78,13 @@ def notes(cfg: Config, folder: Path) -> list[str]:
     if cfg.source.shuffle or cfg.source.empty:
         found.append(f"ablation: source.{'shuffle' if cfg.source.shuffle else 'empty'}=true")
     return found
+
+
+def _reused(artifacts: Mapping[str, Any], stage: str, tested: Sequence[str]) -> bool:
+    """Return whether a stage was found in the cache, with its tests of all languages."""
+    names = {stage, *(name_of_test(stage, lang, tested) for lang in tested)}
+    own = [artifact for name, artifact in artifacts.items() if name in names]
+    return bool(own) and all(artifact["reused"] for artifact in own)
 
 
 def data_notes(data: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ model x task x seed, for every method.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -33,17 +33,17 @@ from flare_exp.experiment.context import (
     make_source_preprocessor,
     task_type_of,
 )
+from flare_exp.experiment.data_checks import check_data, check_every_translation
 from flare_exp.experiment.stages.ensemble import ensemble, test_passes
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.testing import evaluate
 from flare_exp.experiment.stages.transfer import trained_by
 from flare_exp.experiment.stages.translation import translate
+from flare_exp.experiment.tested import name_of_test, scores_of, stage_of, tests_of
 from flare_exp.models.backbones import quantization_problem
-from flare_exp.tasks import ROLES, TASKS, Example, Task, fingerprint
-from flare_exp.tasks.base import check_labels, doubts
+from flare_exp.tasks import ROLES, TASKS, Task
 from flare_exp.training.distributed import SINGLE_PROCESS, DistributedContext
 from flare_exp.training.tracking import Tracker
-from flare_exp.translation.base import Translator
 
 
 def run(cfg: Config, folder: Path, distributed: DistributedContext | None = None) -> dict[str, Any]:
@@ -64,13 +64,9 @@ def run(cfg: Config, folder: Path, distributed: DistributedContext | None = None
     methods = members_of(cfg.method)
     cfg = pinned(resolve_hardware(cfg))
     task = load_task(cfg)
-    data = check_data(task, cfg.task.lang)
-    check_translations(
-        make_translator(cfg, task, MT(cfg, ArtifactStore(cfg.cache_dir))),
-        task,
-        cfg.task.lang,
-        needed_translations(cfg, task),
-    )
+    data = check_data(task, *cfg.task.tested)
+    maker = make_translator(cfg, task, MT(cfg, ArtifactStore(cfg.cache_dir)))
+    check_every_translation(cfg, task, maker)
     with (
         launch.launch_workers(cfg, folder)
         if distributed is None
@@ -100,6 +96,7 @@ def _execute_stages(
         reads_source = any(method.mode.pairs for method in methods.values())
         if not distributed.is_main:
             return {}
+        scores = scores_of(cfg.task, made)
         measured = {
             "task": task.name,
             "lang": cfg.task.lang,
@@ -110,21 +107,15 @@ def _execute_stages(
             "seed": cfg.seed,
             "translation": {"noise": cfg.mt.noise, "chrf++": chrf_of(context.translations)},
             **({"source": asdict(cfg.source)} if reads_source else {}),
-            "test": made["test"].info["metrics"],
+            "test": scores.pop("test"),
             "english": made["english_test"].info["metrics"],
-            "zero_shot": made["zero_shot"].info["metrics"],
+            **scores,
             "seconds": seconds_of(made, list(context.translations), time.perf_counter() - start),
         }
         # before the results: a folder that has them is never taken up again
-        tracker.summary(
-            {
-                f"{block}/{k}": v
-                for block in ("test", "english", "zero_shot")
-                for k, v in measured[block].items()
-            }
-            | selected(made)
-        )
-        results.write_outputs(folder, measured, made, data, task.metric)
+        tracker.summary(summary_of(measured) | selected(made))
+        tests = tests_of(made, "test", cfg.task.tested)
+        results.write_outputs(folder, measured, made, tests, data, task.metric)
     return measured
 
 
@@ -164,12 +155,18 @@ def run_stages(run: RunContext, methods: Mapping[str, Method]) -> dict[str, Arti
     Returns:
         name in the provenance -> the artifact that a stage leaves.
     """
-    english = finetune(run)
+    english, langs = finetune(run), run.cfg.task.tested
+
     made = {
         "backbone": run.backbone,
         "finetune": english,
         "english_test": evaluate(run, english, PairingMode.ENGLISH),
-        "zero_shot": evaluate(run, english, PairingMode.TARGET),
+        **{
+            name_of_test("zero_shot", lang, langs): evaluate(
+                run, english, PairingMode.TARGET, lang=lang
+            )
+            for lang in langs
+        },
     }
     if run.cfg.method.name == ENSEMBLE:
         tested = ensemble(run, english, methods)
@@ -177,7 +174,9 @@ def run_stages(run: RunContext, methods: Mapping[str, Method]) -> dict[str, Arti
         (method,) = methods.values()
         trained, below = trained_by(run, english, method)
         tested = {"transfer": trained} if method.trains else {}
-        tested |= test_passes(run, trained, below, method)
+        for lang in langs:
+            passes = test_passes(run, trained, below, method, lang)
+            tested |= {name_of_test(name, lang, langs): test for name, test in passes.items()}
     return {**made, **run.translations, **tested}
 
 
@@ -191,6 +190,17 @@ def wandb_options(cfg: Config) -> dict[str, Any] | None:
         **{k: given[k] for k in ("project", "entity", "group", "job_type", "tags")},
         "name": given["run_name"],
         "mode": mode,
+    }
+
+
+def summary_of(measured: Mapping[str, Any]) -> dict[str, float]:
+    """Return `<block>/<metric>` of the scores, and `<block>/<language>/<metric>` of several."""
+    own = {f"/{lang}": blocks for lang, blocks in measured.get("languages", {}).items()}
+    return {
+        f"{block}{place}/{name}": value
+        for place, blocks in {"": measured, **own}.items()
+        for block in ("test", "english", "zero_shot")
+        for name, value in blocks.get(block, {}).items()
     }
 
 
@@ -221,11 +231,6 @@ def seconds_of(
         "translate": round(sum(made[name].seconds for name in translations), 3),
         "total": round(total, 3),
     }
-
-
-def stage_of(name: str) -> str:
-    """Return the stage of an artifact's name: "transfer" of "transfer lora", a member's."""
-    return name.partition(" ")[0]
 
 
 def chrf_of(translations: dict[str, Artifact]) -> dict[str, float | None]:
@@ -312,77 +317,3 @@ def load_task(cfg: Config) -> Task:
     # an option of one benchmark alone is an argument of its class
     own |= {f.name: getattr(t, f.name) for f in fields(t) if t.name in f.metadata.get("only", ())}
     return TASKS[t.name](splits=splits, limit=t.limit, **own)
-
-
-def check_data(task: Task, lang: str) -> dict[str, dict[str, Any]]:
-    """Load every split before any model; returns sizes, fingerprints and doubts.
-
-    Raises:
-        UserError: unreadable data, or (in a parallel benchmark) test examples among the training
-            examples, or labels that differ between translations of one another.
-    """
-    needed = [*((task.english, role) for role in (*task.training_roles, "test")), (lang, "test")]
-    loaded = {f"{own}/{role}": task.load(own, role) for own, role in needed}
-    if task.parallel:
-        trained = {
-            (e.id.split("/")[2], e.key)
-            for role in task.training_roles
-            for e in loaded[f"{task.english}/{role}"]
-        }
-        if leaked := [
-            e.id for e in loaded[f"{lang}/test"] if (e.id.split("/")[2], e.key) in trained
-        ]:
-            raise UserError(
-                f"{len(leaked)} test examples are translations of training or validation "
-                f"examples, e.g. {leaked[0]}"
-            )
-        check_labels(task, loaded[f"{lang}/test"], loaded[f"{task.english}/test"])
-    facts: dict[str, dict[str, Any]] = {
-        name: {"examples": len(rows), "fingerprint": fingerprint(rows), **doubts(task, rows)}
-        for name, rows in loaded.items()
-    }
-    if left_out := len(task.shared(task.english)):
-        facts[f"{task.english}/train"]["left_out"] = left_out
-    train, english = (repeatable(loaded[f"{task.english}/{role}"]) for role in ("train", "test"))
-    for name, rows in loaded.items():
-        if name != f"{task.english}/train" and (
-            repeated := len([e for e in rows if e.texts in train])
-        ):
-            facts[name]["trained"] = repeated
-    if same := len([e for e in loaded[f"{lang}/test"] if e.texts in english]):
-        facts[f"{lang}/test"]["english"] = same
-    return facts
-
-
-def repeatable(examples: Sequence[Example]) -> set[tuple[str, ...]]:
-    """Return the texts of some examples, without empty ones.
-
-    That another example has an empty text too means nothing.
-    """
-    return {e.texts for e in examples if any(text.strip() for text in e.texts)}
-
-
-def needed_translations(cfg: Config, task: Task) -> list[str]:
-    """Return the roles whose examples a run translates: of the training data, and "test"."""
-    methods = members_of(cfg.method).values()
-    roles = [*task.training_roles] if any(m.trains for m in methods) else []
-    if cfg.method.name == ENSEMBLE and cfg.method.weights != "equal":
-        roles.append("validation")
-    if any(m.reads_translated_tests for m in methods):
-        roles.append("test")
-    return list(dict.fromkeys(roles))
-
-
-def check_translations(maker: Translator, task: Task, lang: str, roles: Sequence[str]) -> None:
-    """Find out before any model is loaded whether the translations of some roles can be had.
-
-    Raises:
-        UserError: they cannot.
-    """
-    directions = {}
-    for role in roles:
-        own, other = (lang, task.english) if role == "test" else (task.english, lang)
-        maker.identity(task.load(own, role), other)
-        directions[own, other] = role
-    for (own, other), role in directions.items():
-        maker.try_out(task.load(own, role), other)

@@ -12,10 +12,12 @@ from typing import Any
 
 from flare_exp.artifacts import Artifact
 from flare_exp.code import code_of
+from flare_exp.config.languages import joined
 from flare_exp.experiment.checksums import CHECKSUMS, seal, seal_of
 from flare_exp.experiment.curves import draw_curves
 from flare_exp.experiment.provenance import provenance
-from flare_exp.experiment.run_page import label_of, run_page
+from flare_exp.experiment.run_page import label_of, places_of, run_page
+from flare_exp.experiment.tested import facts_of, write_predictions
 from flare_exp.utils.files import write_json, write_text
 
 LINKED_FROM = 50_000_000  # bytes; smaller files are copied
@@ -25,10 +27,11 @@ def write_outputs(
     folder: Path,
     measured: Mapping[str, Any],
     made: Mapping[str, Artifact],
+    tests: Sequence[Artifact],
     data: Mapping[str, Any],
     metric: str,
 ) -> None:
-    """Fill a run folder from the artifacts of its stages.
+    """Fill a run folder from the artifacts of its stages; `tests` are those of its languages.
 
     metrics.json comes last: it says that the run is complete. `adapter/` and `english/` are the
     transfer and the English model as saved (PEFT or transformers format). `curves/` has their
@@ -43,13 +46,13 @@ def write_outputs(
             shutil.copytree(saved, place, dirs_exist_ok=True, copy_function=link_weights)
             curve = folder / "curves" / f"{name.replace(' ', '_')}.csv"
             shutil.copyfile(artifact.path / "metrics.csv", curve)
-        shutil.copyfile(made["test"].path / "predictions.parquet", folder / "predictions.parquet")
+        write_predictions(tests, folder / "predictions.parquet")
         training = {name: artifact.info for name, artifact in trained.items()}
         facts = {
             "data": data,
             "parameters": trained_parameters(training),
             "training": training,
-            "test": made["test"].info,
+            "test": facts_of(tests),
             "translations": {name: a.info for name, a in made.items() if a.kind == "translation"},
             "seconds": measured["seconds"],
             "code": {"fusion": code_of("fusion")},
@@ -60,7 +63,7 @@ def write_outputs(
         }
         facts = {**provenance(), **facts}
         write_json(folder / "provenance.json", facts)
-        draw_curves(folder / "curves", folder / "curves.png", metric, measured["lang"])
+        draw_curves(folder / "curves", folder / "curves.png", metric, joined(measured["lang"]))
         (folder / "metrics.json").unlink(missing_ok=True)
         part = folder / ".metrics.json"
         write_json(part, measured)
@@ -136,7 +139,7 @@ def one_line(metrics: Mapping[str, Any]) -> str:
     """Return a run's result in a line."""
     scores = ", ".join(f"{name} {100 * value:.1f}" for name, value in metrics["test"].items())
     return (
-        f"{label_of(metrics)}, {metrics['lang']}, seed {metrics['seed']}: {scores} "
+        f"{label_of(metrics)}, {joined(metrics['lang'])}, seed {metrics['seed']}: {scores} "
         f"({metrics['seconds']['total']:.0f} s)"
     )
 
@@ -147,17 +150,18 @@ def print_table(metrics: Mapping[str, Any], notes: Sequence[str], folder: Path) 
     from rich.table import Table
 
     label, seconds = label_of(metrics), metrics["seconds"]
-    rows = [
-        ("English fine-tuning", "English test", metrics["english"], seconds["finetune"]),
-        ("zero-shot", f"{metrics['lang']} test", metrics["zero_shot"], None),
-    ]
+    places = places_of(metrics)
+    rows = [("English fine-tuning", "English test", metrics["english"], seconds["finetune"])]
+    rows += [("zero-shot", f"{p.name} test", p.scores["zero_shot"], None) for p in places]
     if metrics["method"] != "zero_shot":
-        rows.append((label, f"{metrics['lang']} test", metrics["test"], seconds["transfer"]))
+        spent = [seconds["transfer"], *[None] * (len(places) - 1)]
+        rows += [
+            (label, f"{p.name} test", p.scores["test"], own)
+            for p, own in zip(places, spent, strict=True)
+        ]
     names = list(metrics["test"])
-    table = Table(
-        title=f"{metrics['task']} · {metrics['lang']} · {metrics['model']} · mt={metrics['mt']} · "
-        f"seed {metrics['seed']}"
-    )
+    what = [metrics["task"], joined(metrics["lang"]), metrics["model"], f"mt={metrics['mt']}"]
+    table = Table(title=" · ".join([*what, f"seed {metrics['seed']}"]))
     table.add_column("method", no_wrap=True)
     table.add_column("scored on")
     for name in [*names, "training seconds"]:

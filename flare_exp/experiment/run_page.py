@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from flare_exp.config.languages import joined
 from flare_exp.config.methods import ENSEMBLE, METHODS
 from flare_exp.data.pairing_mode import PairingMode
 
@@ -31,6 +32,38 @@ def label_of(measured: Mapping[str, Any]) -> str:
     return measured["method"] + (f" ({measured['fusion']})" if measured["fusion"] else "")
 
 
+class Place(NamedTuple):
+    """Hold what scores are on.
+
+    Attributes:
+        name: as tables show it.
+        scores: has the blocks `test` and `zero_shot`.
+        lang: the language; None for a mean over several.
+    """
+
+    name: str
+    scores: Mapping[str, Any]
+    lang: str | None
+
+
+def places_of(measured: Mapping[str, Any]) -> list[Place]:
+    """Return what a run's scores are on: its language, or each of several and their mean.
+
+    Unseen languages come last.
+    """
+    languages = measured.get("languages")
+    if not languages:
+        return [Place(measured["lang"], measured, measured["lang"])]
+    seen = [lang for lang in languages if not languages[lang]["unseen"]]
+    mean = [Place(f"mean of {joined(seen)}", measured, None)] if len(seen) > 1 else []
+    unseen = [lang for lang in languages if lang not in seen]
+    return [
+        *(Place(lang, languages[lang], lang) for lang in seen),
+        *mean,
+        *(Place(f"{lang} (unseen)", languages[lang], lang) for lang in unseen),
+    ]
+
+
 def run_page(measured: Mapping[str, Any], facts: Mapping[str, Any], folder: Path) -> str:
     """Return the page in Markdown.
 
@@ -48,14 +81,14 @@ def run_page(measured: Mapping[str, Any], facts: Mapping[str, Any], folder: Path
         else commit["hash"][:12] + (" with local changes" if commit["dirty"] else "")
     )
     lines = [
-        f"# {method} on {measured['task']}, {measured['lang']}",
+        f"# {method} on {measured['task']}, {joined(measured['lang'])}",
         "",
         f"Model {measured['model']}, translation {measured['mt']}, seed {measured['seed']}; "
         f"{counts['trainable']:,} of {counts['total']:,} parameters trained.",
         f"Made by flare_exp {facts['packages']['flare-exp']} ({code}) on {facts['device']}, "
         f"{measured['seconds']['total']:.0f} s.",
         "",
-        *_table(measured, method, facts["test"]["examples"]),
+        *_table(measured, method, facts["data"]),
         "",
         "It was a job of this grid:"
         if {"-m", "--multirun"} & {*facts["command"]}
@@ -71,14 +104,14 @@ def run_page(measured: Mapping[str, Any], facts: Mapping[str, Any], folder: Path
     return "\n".join(lines) + "\n"
 
 
-def _table(measured: Mapping[str, Any], method: str, examples: int) -> list[str]:
-    """Return the scores in percent."""
-    names = list(measured["test"])
-    rows = {
-        "English, on the English test set": measured["english"],
-        f"zero-shot, on {measured['lang']}": measured["zero_shot"],
-        f"**{method}**, on {measured['lang']} ({examples:,} examples)": measured["test"],
-    }
+def _table(measured: Mapping[str, Any], method: str, data: Mapping[str, Any]) -> list[str]:
+    """Return the scores in percent. `data`: facts of each split."""
+    names, places = list(measured["test"]), places_of(measured)
+    rows = {"English, on the English test set": measured["english"]}
+    rows |= {f"zero-shot, on {place.name}": place.scores["zero_shot"] for place in places}
+    for place in places:
+        count = f" ({data[f'{place.lang}/test']['examples']:,} examples)" if place.lang else ""
+        rows[f"**{method}**, on {place.name}{count}"] = place.scores["test"]
     cells = [["scores in %", *names], ["---", *("---:" for _ in names)]]
     cells += [[row, *(f"{100 * values[n]:.1f}" for n in names)] for row, values in rows.items()]
     return [f"| {' | '.join(row)} |" for row in cells]

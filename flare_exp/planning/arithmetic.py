@@ -42,7 +42,7 @@ def arithmetic(dry: DryRun, todo: set[str]) -> Estimate:
     speed = throughput(dry.run.cfg.trainer.accelerator)[1] * ASSUMED_MFU
     for name, model, source, data, tests in iter_stage_models(dry, todo):
         note_sizes(found, dry, name, model, data)
-        stage, parts = stage_options(dry, name), dry.parts(data.mode)
+        stage, parts = stage_options(dry, name), dry.parts(data)
         work = work_of(dry.run, model, source, data, functools.partial(_of_depth, dry, name))
         if name in todo:
             tokens = {
@@ -58,7 +58,7 @@ def arithmetic(dry: DryRun, todo: set[str]) -> Estimate:
             found.memory = max(found.memory, work.training)
         for test, read in tests.items():
             found.memory = max(found.memory, work.testing)
-            tested, part = read.dataset("test"), dry.parts(read.mode)["test"]
+            tested, part = read.dataset("test"), dry.parts(read)["test"]
             found.seconds[test] = (
                 part
                 * (

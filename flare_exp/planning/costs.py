@@ -108,7 +108,7 @@ def _states(dry: DryRun, model: Any, data: PairedDataModule) -> int:
     if o.cache == "off" or not data.mode.fuses or not dry.run.source(model).cacheable:
         return 0
     config = model.peft_config["default"]
-    parts, roles = dry.parts(data.mode), dry.run.task.training_roles
+    parts, roles = dry.parts(data), dry.run.task.training_roles
     tokens = sum(
         parts[role] * sum(len(i["inputs"]["input_ids"]) for i in data.dataset(role).source or ())
         for role in roles

@@ -17,6 +17,7 @@ from flare_exp.config.method_schema import MethodConfig
 from flare_exp.config.methods import ENSEMBLE, members_of
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.runs import quiet
+from flare_exp.experiment.tested import stage_of
 
 if TYPE_CHECKING:
     from flare_exp.artifacts import Artifact
@@ -274,7 +275,9 @@ def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: P
     reads_mt = dry.untranslated or methods[cfg.method.name].mode is PairingMode.LATENT
     if reads_mt and dry.mt.missing:
         made["mt"] = dry.mt.missing
-    names = {dry.run.task.english: "English", cfg.task.lang: "target"}
+    tested = cfg.task.tested
+    targets = {lang: f"target {place}" for place, lang in enumerate(tested)}
+    names = {dry.run.task.english: "English", **targets}
     assumed = dry.run.task.assumed if cfg.mt.name != "file" else {}  # type: ignore[attr-defined]
     sizes = sorted(
         (names[lang], role, rows) for (lang, role), rows in assumed.items() if lang in names
@@ -302,7 +305,7 @@ def _estimate(cfg: schema.Config, scratch: Path, todo: set[str]) -> Estimate:
     found = estimates.estimate(alone, scratch, todo)
     together = {*COLUMNS["finetune"], *COLUMNS["transfer"], *COLUMNS["test"]}
     found.seconds = {
-        name: taken / devices if name in together else taken
+        name: taken / devices if stage_of(name) in together else taken
         for name, taken in found.seconds.items()
     }
     return found

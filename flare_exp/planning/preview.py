@@ -17,6 +17,7 @@ from typing import Any
 
 from flare_exp.artifacts import Artifact
 from flare_exp.config.schema import Config
+from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import make_translator, prepare_backbone
@@ -55,13 +56,16 @@ class DryRun:
     shapes: ShapeBuilder | None
     untranslated: dict[str, tuple[Sequence[Example], float]]
 
-    def parts(self, mode: PairingMode) -> dict[str, float]:
-        """Return role -> how many of the benchmark's rows each row of its data stands for."""
-        task, lang = self.run.task, self.run.cfg.task.lang
+    def parts(self, data: PairedDataModule) -> dict[str, float]:
+        """Return role -> how many of the benchmark's rows each row of its data stands for.
+
+        A test is of one language.
+        """
+        task = self.run.task
         roles = (*task.training_roles, "test")
         if not task.assumed:  # type: ignore[attr-defined]
             return dict.fromkeys(roles, 1.0)
-        langs = {"test": lang} if mode is not PairingMode.ENGLISH else {}
+        langs = {"test": data.langs[0]} if data.mode is not PairingMode.ENGLISH else {}
         rows = {role: task.load(langs.get(role, task.english), role) for role in roles}
         return {role: getattr(found, "times", 1.0) for role, found in rows.items()}
 
@@ -73,7 +77,9 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
         UserError: where a run would raise it, but not for what could be downloaded.
     """
     store = ReadOnlyStore(cfg.cache_dir, scratch, cfg.mt.translates)
-    task = _task(json.dumps(asdict(replace(cfg.task, lang=""))), max(FEW, cfg.data.batch_size))
+    task = _task(
+        json.dumps(asdict(replace(cfg.task, lang="", unseen=[]))), max(FEW, cfg.data.batch_size)
+    )
     shapes_only = is_sketch(cfg) or bool(task.assumed and cfg.model.path)  # type: ignore[attr-defined]
     backbone = sketched(cfg, scratch) if shapes_only else _prepared(cfg, store, scratch)
     task_type, mt = task_type_of(cfg, task, str(backbone.path)), PreviewMT(cfg, store)
@@ -103,7 +109,7 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
         translator=make_translator(cfg, task, mt),
         translate=translate_or_note,
         # lengths need no tokenizer of the translation model
-        make_source_preprocessor=(lambda run: run.preprocessor)
+        make_source_preprocessor=(lambda run, langs: run.preprocessor)
         if shapes_only
         else make_source_preprocessor,
     )

@@ -48,7 +48,7 @@ def probe(dry: DryRun, todo: set[str]) -> Estimate:
             optimizer=make_optimizer(dry.run, stage.lr),
             warmup=stage.warmup,
         )
-        loaders = {role: _loader(dry, data, role) for role in dry.run.task.training_roles}
+        loaders = {role: _loader(data, role) for role in dry.run.task.training_roles}
         ready = time.perf_counter() - started  # loading and tokenising
         if name in todo:
             found.seconds[name] = ready + stage.epochs * _epoch(dry, module, data, loaders)
@@ -69,7 +69,7 @@ def _epoch(
     dry: DryRun, module: FusionModule, data: PairedDataModule, loaders: Mapping[str, Any]
 ) -> float:
     """Measure the seconds of an epoch of training, with its validation."""
-    clock, parts = _Clock(data.passes), dry.parts(data.mode)
+    clock, parts = _Clock(data.passes), dry.parts(data)
     make_trainer(
         dry.run,
         max_epochs=1,
@@ -83,25 +83,25 @@ def _epoch(
     epoch = steps_per_epoch(dry, rows) * clock.mean("train")
     if "validation" in loaders:
         batches = parts["validation"] * len(
-            batches_of(dry, data.dataset("validation"), "validation")
+            batches_of(data, data.dataset("validation"), "validation")
         )
         epoch += batches * clock.mean("validation")
     return epoch
 
 
 def _test(dry: DryRun, module: FusionModule, data: PairedDataModule) -> float:
-    """Measure the seconds of a test on `data`."""
+    """Measure the seconds of a test. `data`: what the model is tested on."""
     clock = _Clock(data.passes)
     trainer = make_trainer(dry.run, callbacks=[clock], logger=False, enable_checkpointing=False)
-    trainer.predict(module.eval(), _loader(dry, data, "test"))
-    batches = dry.parts(data.mode)["test"] * len(batches_of(dry, data.dataset("test"), "test"))
+    trainer.predict(module.eval(), _loader(data, "test"))
+    batches = dry.parts(data)["test"] * len(batches_of(data, data.dataset("test"), "test"))
     return batches * clock.mean("test")
 
 
-def _loader(dry: DryRun, data: PairedDataModule, role: str) -> Any:
+def _loader(data: PairedDataModule, role: str) -> Any:
     """Return the costliest batch first, as a warm-up, then two rounds of three typical ones."""
     dataset = data.dataset(role)
-    batches = batches_of(dry, dataset, role)
+    batches = batches_of(data, dataset, role)
     full = [rows for rows in batches if len(rows) == max(map(len, batches))]
     full.sort(key=lambda rows: max(dataset.costs[i] for i in rows))
     typical = [full[len(full) * sixth // 6] for sixth in (1, 3, 5)]

@@ -13,9 +13,9 @@ from flare_exp.config.schema import StageConfig
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.dataset import PairedDataset
 from flare_exp.data.pairing_mode import PairingMode
-from flare_exp.data.sampling import LengthBucketedBatchSampler
 from flare_exp.experiment.building import save_model
 from flare_exp.experiment.stages.transfer import fusion_options
+from flare_exp.experiment.tested import name_of_test
 from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.planning.preview import DryRun
 
@@ -30,17 +30,19 @@ def iter_stage_models(
     Yields:
         name, model, source, data to train on, and artifact -> data that it is tested on.
     """
-    method = METHODS[dry.run.cfg.method.name]
+    method, task = METHODS[dry.run.cfg.method.name], dry.run.cfg.task
     passes = {"test": True}
     if len(dry.run.cfg.predict.sources) > 1:
         passes = {"test given": True, "test none": False}
-    tested = {name: dry.run.data(method.mode, sources) for name, sources in passes.items()}
-    tests = {
-        "english_test": dry.run.data(PairingMode.ENGLISH),
-        "zero_shot": dry.run.data(PairingMode.TARGET),
-        **({} if method.trains else tested),
-    }
+    tests, tested = {"english_test": dry.run.data(PairingMode.ENGLISH)}, {}
+    for lang in task.tested:
+        zero_shot = name_of_test("zero_shot", lang, task.tested)
+        tests[zero_shot] = dry.run.data(PairingMode.TARGET, lang=lang)
+        for name, sources in passes.items():
+            own = name_of_test(name, lang, task.tested)
+            tested[own] = dry.run.data(method.mode, sources, lang)
     adapted = tested if method.trains else {}
+    tests |= {} if method.trains else tested
     trains, transfers = bool(todo & {"finetune", *tests}), bool(todo & {"transfer", *adapted})
     saves = transfers and dry.shapes is None
     model = build_english(dry) if trains or saves else None
@@ -104,11 +106,11 @@ def width_of(model: Any) -> int:
     return getattr(config, "hidden_size", None) or config.d_model
 
 
-def batches_of(dry: DryRun, dataset: PairedDataset, role: str) -> list[list[int]]:
+def batches_of(data: PairedDataModule, dataset: PairedDataset, role: str) -> list[list[int]]:
     """Return the batches of a data set, as rows, in the order of the first epoch."""
-    size = dry.run.cfg.data.batch_size
+    size = data.batch_size
     if role == "train":
-        return list(LengthBucketedBatchSampler(dataset.lengths, size, dry.run.cfg.seed))
+        return list(data.training_batches(dataset))
     return [list(range(i, min(i + size, len(dataset)))) for i in range(0, len(dataset), size)]
 
 

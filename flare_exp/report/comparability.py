@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from flare_exp.experiment.tested import stage_of
 from flare_exp.report.runs import Cell, Run
 
 SPLITS = (
@@ -42,7 +43,8 @@ def code(run: Run) -> dict[str, Any]:
     only where a run has none. Every run has the zero-shot test, whose code is that of all trainings
     and tests; the code of fusion counts for methods that have a source.
     """
-    made = run.provenance.get("artefacts", {}).get("zero_shot")
+    found = run.provenance.get("artefacts", {})
+    made = next((found[name] for name in found if stage_of(name) == "zero_shot"), None)
     if not made or not made.get("code"):
         commit = run.provenance.get("commit")
         return {"commit": commit["hash"]} if commit else {}

@@ -88,6 +88,7 @@ class Comparer:
             and other.lang == cell.lang
             and setting_of(other, self.options) == setting
         ]
+        there = _trained_alike(cell, there)
         own = {
             option for option in cell.changed if not option[0].startswith(("fusion.", "source."))
         }
@@ -160,6 +161,15 @@ class Comparer:
                 family, statistics.holm(np.array([c.found.p for c in family])), strict=True
             )
         ]
+
+
+def _trained_alike(cell: Cell, others: Sequence[Cell]) -> list[Cell]:
+    """Return those that were trained on the same languages, or that train on none.
+
+    A cell that trains on none is compared with others, if none was trained on its language alone.
+    """
+    same = [other for other in others if other.trained_on == cell.trained_on]
+    return same or [o for o in others if not (cell.first.trains and o.first.trains)]
 
 
 def _resampled(

@@ -17,7 +17,7 @@ from typing import Any
 from flare_exp.report.comparisons import Comparison
 from flare_exp.report.drawing import Drawing, Line
 from flare_exp.report.making import Report
-from flare_exp.report.runs import SETTING, TIMED, Cell, Run, option_of, variant_of, varying
+from flare_exp.report.runs import TIMED, Cell, Run, is_setting, option_of, variant_of, varying
 from flare_exp.tasks import TASKS
 from flare_exp.translation.translators import BENCHMARK
 
@@ -87,7 +87,7 @@ class _Section:
         if without("mt.noise") and where != "all":
             noise = f"noise in {where}"
         name = "" if without("mt.name") else option_of(cell, "mt.name")
-        kept = [key for key in self.options if key.startswith(SETTING) and not without(key)]
+        kept = [key for key in self.options if is_setting(key) and not without(key)]
         more = [f"{key}={option_of(cell, key)}" for key in kept]
         return ", ".join(filter(None, [cell.model, cell.lang, name, noise, *more]))
 
@@ -281,7 +281,8 @@ def learning_curves(own: _Section) -> Drawing:
         Lacking: no method has two epochs.
     """
     panels: dict[str, list[Line]] = defaultdict(list)
-    for cell in own.cells:
+    # a training on several languages has one curve, of their mean
+    for cell in (cell for cell in own.cells if "languages" not in cell.first.metrics):
         curves = [curve(run, own.metric) for run in _runs(cell)]
         epochs = sorted(set.intersection(*map(set, curves)))
         if epochs:

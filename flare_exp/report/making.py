@@ -12,7 +12,15 @@ from flare_exp.report.comparability import code_notes, differences
 from flare_exp.report.comparisons import Comparer, Comparison, Ranking, rankings
 from flare_exp.report.published import published_table
 from flare_exp.report.readings import readings
-from flare_exp.report.runs import Cell, Run, cells_of, read, run_folders
+from flare_exp.report.runs import (
+    Cell,
+    Run,
+    by_language,
+    cells_of,
+    mean_of_languages,
+    read,
+    run_folders,
+)
 from flare_exp.report.tables import (
     Table,
     differences_table,
@@ -80,8 +88,10 @@ def make_report(
     Returns:
         the report, and what keeps it from being shown, a message each.
     """
-    runs, left_out = _runs(folders)
+    whole, left_out = _runs(folders)
+    runs = [own for run in whole for own in by_language(run)]
     tasks, problems = cells_of(runs)
+    means, _ = cells_of([mean for run in whole if (mean := mean_of_languages(run))])
     absent = [folder for folder in folders if not Path(folder).is_dir()]
     problems += [f"{folder}: there is no such folder" for folder in absent]
     if not runs and not absent:
@@ -96,7 +106,7 @@ def make_report(
     sections = []
     for task, own in tasks.items():
         comparer = Comparer(own, baseline or BASELINE)
-        sections.append(_section(task, own, comparer.compare()))
+        sections.append(_section(task, own, means.get(task, ()), comparer.compare()))
         differing += [p for p in comparer.problems if not differing]
         notes += [n for n in comparer.notes if n not in differing]
     if differing and not mixed:
@@ -143,13 +153,15 @@ def _baseline_problems(baseline: str, cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _section(task: str, cells: Sequence[Cell], found: Sequence[Comparison]) -> Section:
-    """Gather the tables and sentences of one task."""
+def _section(
+    task: str, cells: Sequence[Cell], means: Sequence[Cell], found: Sequence[Comparison]
+) -> Section:
+    """Gather the tables and sentences of one task. `means`: of runs with several languages."""
     metric = TASKS[task].metric
     tables = []
     if len({cell.lang for cell in cells}) > 1:
         tables.append(scores_table(task, cells, metric, found))
-    tables.append(runs_table(task, cells, metric))
+    tables.append(runs_table(task, [*cells, *means], metric))
     if found:
         tables.append(differences_table(task, metric, found))
     return Section(task, cells, found, tables, readings(cells, metric))

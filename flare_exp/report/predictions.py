@@ -34,7 +34,7 @@ class Predictions:
 
 
 def read_predictions(run: Run) -> Predictions:
-    """Read predictions.parquet of a run.
+    """Read predictions.parquet of a run; of several languages, those of its own.
 
     Raises:
         ValueError: the file is missing, damaged or has other columns; the message names it.
@@ -51,6 +51,8 @@ def read_predictions(run: Run) -> Predictions:
         rows = pq.read_table(path, columns=["id", "gold", "prediction"]).to_pylist()
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"{path} is unreadable ({error})") from None
+    if "languages" in run.metrics:
+        rows = [row for row in rows if row["id"].split("/")[1] == run.lang]
     rows.sort(key=lambda row: row["id"])
     ids, gold, predicted = ([row[c] for row in rows] for c in ("id", "gold", "prediction"))
     return Predictions(ids, gold, predicted)

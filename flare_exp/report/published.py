@@ -128,7 +128,8 @@ def _averages_of(
     found: dict[str, dict[str, float]] = {}
     for cell in cells:
         score = mean_of(cell.values("test", TASKS[task].metric))
-        named = quoted.method in (cell.label, cell.method)
+        # the paper trains on each language alone
+        named = quoted.method in (cell.label, cell.method) and not cell.trained_on
         if cell.model == quoted.model and named and score is not None:
             extra = variant_of(cell, options).removeprefix(cell.label)
             found.setdefault(cell.mt + extra, {})[cell.lang] = 100 * score

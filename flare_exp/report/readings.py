@@ -17,10 +17,10 @@ def readings(cells: Sequence[Cell], metric: str) -> list[str]:
     """Return a sentence per language and translation that compares fusion with the baselines.
 
     Differences of at most TIE points count as ties. Rows without a method that fuses, or without
-    LoRA, are left out.
+    LoRA, are left out, and so are those that were trained on other languages, too.
     """
     groups: dict[tuple[Any, ...], dict[str, Cell]] = defaultdict(dict)
-    for cell in cells:
+    for cell in (cell for cell in cells if not cell.trained_on):
         fusing = sorted((k, v) for k, v in cell.changed if k.startswith(("fusion.", "source.")))
         name = ", ".join([cell.label, *(f"{key}={value}" for key, value in fusing)])
         groups[cell.model, cell.lang, cell.mt, cell.changed - {*fusing}][name] = cell

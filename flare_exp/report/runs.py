@@ -7,7 +7,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from flare_exp.config import composition, validation
+from flare_exp.config.languages import as_list, joined
 from flare_exp.config.methods import ENSEMBLE, METHODS, Method, members_of
 from flare_exp.config.options import flat
 from flare_exp.errors import first_line
@@ -26,17 +27,20 @@ GROUPS = ("model", "task", "mt", "fusion", "method", "decode")
 # options that the first columns of a table show
 NAMED = {
     *(f"{group}.name" for group in GROUPS if group != "decode"),
-    *("task.lang", "mt.noise", "mt.noise_in", "method.of"),
+    *("task.lang", "task.unseen", "mt.noise", "mt.noise_in", "method.of"),
 }
 ABLATIONS = ("shuffle", "empty")
 TIMED = ("transfer", "test")  # stages whose seconds are shown
-# options of these sections say what is compared on; all others belong to the method
+# sections of options that say what is compared on (`is_setting`)
 SETTING = ("model.", "task.", "mt.", "data.", "finetune.", "decode.", "trainer.")
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One finished run: its folder, metrics.json, and config.yaml with dotted keys."""
+    """One finished run: its folder, metrics.json, and config.yaml with dotted keys.
+
+    A run with several languages is divided into one for each (`by_language`).
+    """
 
     folder: Path
     metrics: Mapping[str, Any]
@@ -53,13 +57,30 @@ class Run:
         if self.fuses:
             details.append(str(given["fusion.name"]))
         details += [f"{n} source" for n in ABLATIONS if given.get(f"source.{n}")]
+        details += [f"trained on {joined(self.trained_on)}"] if self.trained_on else []
         method = self.method + (f" ({', '.join(details)})" if details else "")
-        return given["model.name"], given["task.lang"], f"{given['mt.name']}{noise}", method
+        return given["model.name"], self.lang, f"{given['mt.name']}{noise}", method
+
+    @property
+    def lang(self) -> str:
+        """Return the language that the scores are on."""
+        return joined(self.metrics["lang"])
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Return the languages that were trained on; empty: that of the scores alone, or none."""
+        langs = as_list(self.options["task.lang"])
+        return tuple(langs) if self.trains and langs != [self.lang] else ()
 
     @property
     def method(self) -> str:
         """Return the name of the method."""
         return str(self.options["method.name"])
+
+    @property
+    def trains(self) -> bool:
+        """Return whether the method, or a member of an ensemble, trains on target languages."""
+        return any(method.trains for method in self.members.values())
 
     @property
     def members(self) -> dict[str, Method]:
@@ -95,22 +116,34 @@ class Run:
         """Return whether an option can change a run of this method.
 
         A method without a source has no options of it, and one that trains nothing on the target
-        language none of that training.
+        language none of that training. Its scores on a language do not depend on the others.
         """
         methods = self.members.values()
+        several = len(as_list(self.options["task.lang"])) > 1
+        languages = {
+            "task.lang": self.trains,
+            "task.unseen": False,
+            "task.temperature": self.trains and several,
+        }
+        if key in languages:
+            return languages[key]
         section = key.partition(".")[0]
         return {
             "fusion": self.fuses,
             "source": any(method.mode.pairs for method in methods),
             "mixup": any(method.mixes for method in methods),
-            "transfer": any(method.trains for method in methods),
+            "transfer": self.trains,
         }.get(section, True)
 
     @property
     def chrf(self) -> float | None:
-        """Return chrF++ of the translated training data, or else of the translated test data."""
+        """Return chrF++ of the translated training data, or else of the translated test data.
+
+        Of several languages, it is that of the training data in this one.
+        """
         scores = (self.metrics.get("translation") or {}).get("chrf++") or {}
-        ordered = [scores.get(self.metrics["lang"]), *scores.values()]
+        others = () if "languages" in self.metrics else scores.values()
+        ordered = [scores.get(self.lang), *others]
         return next((score for score in ordered if score is not None), None)
 
     @functools.cached_property
@@ -131,7 +164,7 @@ class Run:
             return None
         found = [facts for name, facts in training.items() if name.startswith("transfer")]
         if not found:
-            return None if any(method.trains for method in self.members.values()) else 0
+            return None if self.trains else 0
         return sum(int(facts["parameters"]["trainable"]) for facts in found)
 
     @property
@@ -183,6 +216,11 @@ class Cell:
     def label(self) -> str:
         """Return the method with its fusion, as a table shows it."""
         return self.name[3]
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Return the languages that were trained on; empty: its own alone, or none."""
+        return self.first.trained_on
 
     @property
     def first(self) -> Run:
@@ -249,6 +287,7 @@ def read(folder: Path) -> Run:
         _ = metrics["task"], metrics["lang"]
         _ = {**metrics["test"]}, {**metrics["english"]}, {**metrics["zero_shot"]}
         _ = [float(metrics["seconds"][stage]) for stage in TIMED], int(metrics["seed"])
+        _ = [({**own["test"]}, {**own["zero_shot"]}) for own in _languages(metrics).values()]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"metrics.json is damaged ({type(error).__name__}: {error})") from None
     try:
@@ -260,13 +299,35 @@ def read(folder: Path) -> Run:
     return run
 
 
+def _languages(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return language -> its own scores, of a run with several."""
+    return metrics.get("languages", {})
+
+
+def by_language(run: Run) -> list[Run]:
+    """Divide a run with several languages into one for each; another one is returned as it is."""
+    return [
+        replace(run, metrics={**run.metrics, **own, "lang": lang})
+        for lang, own in _languages(run.metrics).items()
+    ] or [run]
+
+
+def mean_of_languages(run: Run) -> Run | None:
+    """Return the mean over the languages that a run trained on; None: it has one language."""
+    langs = run.metrics["lang"]
+    if isinstance(langs, str):
+        return None
+    return replace(run, metrics={**run.metrics, "lang": f"mean of {joined(langs)}"})
+
+
 def cells_of(runs: Sequence[Run]) -> tuple[dict[str, list[Cell]], list[str]]:
     """Return task -> its cells in order, and a message for every run that repeats a seed."""
     found: dict[tuple[Any, ...], Cell] = {}
     problems = []
     for run in runs:
         key = (run.metrics["task"], run.name, frozenset(run.changed.items()))
-        cell = found.setdefault(key, Cell(*key))
+        # the name has the first of many languages alone
+        cell = found.setdefault((*key, run.trained_on), Cell(*key))
         first = cell.runs.setdefault(run.metrics["seed"], run)
         # a grid may vary options that this method does not have: its runs are then the same
         if first is not run and not first.unused_options_differ(run):
@@ -295,12 +356,17 @@ def option_of(cell: Cell, key: str) -> str:
     return str(cell.first.options.get(key, "-")) if cell.first.has(key) else "-"
 
 
+def is_setting(key: str) -> bool:
+    """Return whether an option says what is compared on; all others belong to the method."""
+    return key.startswith(SETTING) and key != "task.temperature"
+
+
 def setting_of(cell: Cell, options: Iterable[str]) -> tuple[str, ...]:
     """Return what a cell shares with those that it is compared with.
 
     That is model, translation, and those of `options` that do not belong to the method.
     """
-    shown = [f"{key}={option_of(cell, key)}" for key in options if key.startswith(SETTING)]
+    shown = [f"{key}={option_of(cell, key)}" for key in options if is_setting(key)]
     return cell.model, cell.mt, *shown
 
 
@@ -309,6 +375,6 @@ def variant_of(cell: Cell, options: Iterable[str]) -> str:
     own = [
         key
         for key in options
-        if not key.startswith(SETTING) and key in cell.first.options and cell.first.has(key)
+        if not is_setting(key) and key in cell.first.options and cell.first.has(key)
     ]
     return ", ".join([cell.label, *(f"{key}={option_of(cell, key)}" for key in own)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flare_exp.artifacts import digest_of
@@ -32,6 +32,16 @@ class Example:
     texts: tuple[str, ...]
     label: int | None = None
     answers: tuple[Answer, ...] = ()
+
+    @property
+    def lang(self) -> str:
+        """Return the language that the id names."""
+        return self.id.split("/")[1]
+
+    def into(self, lang: str) -> Example:
+        """Return a translation with an id that names its language, not that of its original."""
+        task, own, split, row = self.id.split("/")
+        return replace(self, id=f"{task}/{lang}/{split}/{row} of {own}")
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

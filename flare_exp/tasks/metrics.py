@@ -8,7 +8,7 @@ from __future__ import annotations
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,6 +72,11 @@ def squad(predictions: Sequence[str], gold: Sequence[Sequence[str]]) -> dict[str
         f"squad_{name}": round(float(value) / 100 * len(known) / len(gold), 6)
         for name, value in found.items()
     }
+
+
+def mean_of(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each metric over languages, which count the same whatever their size."""
+    return {name: round(sum(one[name] for one in scores) / len(scores), 6) for name in scores[0]}
 
 
 def normalize(text: str) -> str:

@@ -21,7 +21,7 @@ def test_all_mistakes_of_a_command_line_are_in_one_message(tmp_path, capsys):
     line = said(capsys, "a", "b", "--row=3", "--rows", "0", "--out", tmp_path / "file")
     assert line.split("; ") == [
         "--row=3: there is no such flag",
-        "allowed: --rows, --out, --help",
+        "allowed: --rows, --lang, --out, --help",
         "did you mean --rows?",
         "name one run: python -m flare_exp analyse <run folder>",
         "--rows 0: must be a whole number, 1 or more",
@@ -43,6 +43,7 @@ def test_the_numbers_go_into_the_run_folder_unless_another_is_named(tmp_path):
         (None, "there is no finished run (metrics.json) in this folder"),
         (["method=ensemble", "method.of=[lora,flare]"], "is an ensemble of lora, flare"),
         (["source.empty=true"], "with source.empty=true the run read no source"),
+        (["task.unseen=[near]"], "the run has several languages; choose one: --lang far"),
         (["method=input_fusion"], "method=input_fusion reads a text and its source as one input"),
     ],
 )

@@ -1,5 +1,7 @@
 """Every shipped configuration composes and type-checks; what contradicts itself is refused."""
 
+import re
+
 import pytest
 from tables import files_of
 
@@ -205,3 +207,29 @@ def test_a_command_is_checked_with_its_codes(overrides, found):
 def test_an_option_may_be_repeated_with_the_same_value():
     assert problems("seed=1", "seed=1") == []
     assert "seed is given twice" in problems("seed=0,1", "seed=1", multirun=True)[0]
+
+
+def test_a_list_of_languages_is_one_run_and_a_sweep_over_lists_is_several(tmp_path):
+    words = ["task=nusax", "task.lang=[jav,ban],[ace],sun", "logger=wandb"]
+    jobs, problems = validation.validate(words, multirun=True)
+    assert problems == []
+    assert [job.task.lang for job in jobs] == [["jav", "ban"], "ace", "sun"]
+    names = [re.sub("outputs/[^n]*", "", job.output_dir) for job in jobs]
+    assert names == ["nusax_jav+ban_flare", "nusax_ace_flare", "nusax_sun_flare"]
+    assert jobs[0].logger.group == "nusax-jav+ban-tiny"
+    many = [lang for lang in NusaX.languages if lang != "sun"]
+    (job,), _ = validation.validate(["task=nusax", f"task.lang=[{','.join(many)}]"], multirun=False)
+    assert job.output_dir.endswith("nusax_ace+ban+bbc+bjn+bug+ind+4more_flare")
+
+
+def test_the_files_of_every_language_must_be_there(tmp_path):
+    for lang in ("eng", "jav", "ban", "ace"):
+        (tmp_path / lang).mkdir()
+    (tmp_path / "ban" / "test.parquet").touch()
+    words = ["task=nusax", f"task.data_dir={tmp_path}", "task.lang=[jav,sun]"]
+    _, problems = validation.validate([*words, "task.unseen=[ban,ace]"], multirun=False)
+    assert problems == [
+        f"task.unseen=[ban,ace]: there is no {tmp_path}/ace/test.parquet to test ace on; choose "
+        "languages that have a test split",
+        f"task.data_dir={tmp_path}: it has no folder sun/ (expected <language>/<split>.parquet)",
+    ]

@@ -87,6 +87,7 @@ RUNS = {
     ],
     "ensemble": ["method=ensemble"],
     "mixup": ["method=x_mixup"],
+    "languages": ["task.lang=[near,far]", "method=lora", "task.temperature=2"],
 }
 # Another value of options whose type does not tell one; a list: overrides, where a name alone means
 # nothing.
@@ -103,6 +104,7 @@ ANOTHER = {
     "task.data_dir": "{}/other_data",
     "task.train_data_dir": "{}/other_qa",
     "task.lang": "near",
+    "task.unseen": ["near"],
     "task.train_split": "train[1:]",
     "task.validation_split": "validation[1:]",
     "task.test_split": "test[1:]",
@@ -555,6 +557,8 @@ NOT_HASHED = {
         "how a training is kept, watched and shown"
     ),
     "experiment.checkpoints, experiment.pipeline": "they put parts together that are in the keys",
+    "experiment.data_checks": "it refuses data and changes none",
+    "experiment.tested": "it gathers finished tests",
     "experiment.checksums, experiment.curves, experiment.loading": "of a run folder",
     "experiment.notes, experiment.provenance, experiment.results": "of a run folder",
     "experiment.analysis, flare.measuring": "they read a finished run",

@@ -33,7 +33,7 @@ FACTS = {
     "commit": {"hash": "0123456789abcdef", "dirty": True},
     "packages": {"flare-exp": "0.1.0"},
     "device": "cpu",
-    "test": {"examples": 1000},
+    "data": {"far/test": {"examples": 1000}},
     "command": ["/somewhere/__main__.py", "seed=3", "task.train_split=train[:9]"],
 }
 CURVES = """epoch,step,train/loss_step,validation/f1,validation/loss

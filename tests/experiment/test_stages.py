@@ -1,8 +1,11 @@
 """The stages in one process, with a tiny model: what they keep, give up and share in memory."""
 
 import functools
+import itertools
 import math
+import re
 import weakref
+from collections import Counter
 
 import pytest
 import torch
@@ -12,16 +15,20 @@ from runs import last_of_each
 from safetensors.torch import load_file
 from small_checkpoints import tiny_checkpoint, untied
 
+import flare_exp
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.config import validation
 from flare_exp.config.methods import METHODS, members_of
 from flare_exp.data.pairing_mode import PairingMode
-from flare_exp.experiment import checkpoints, fitting, pipeline
+from flare_exp.errors import UserError
+from flare_exp.experiment import checkpoints, fitting, pipeline, results
+from flare_exp.experiment.analysis import analyze
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.similarity import embed
 from flare_exp.experiment.stages.testing import evaluate
 from flare_exp.experiment.stages.transfer import transfer as run_transfer
 from flare_exp.flare.source_states import SourceStates
+from flare_exp.report.making import make_report
 from flare_exp.training import distributed
 from flare_exp.training.tracking import Tracker
 
@@ -52,23 +59,27 @@ def checkpoint(tmp_path_factory):
     return tiny_checkpoint(folder)
 
 
+def run_of(checkpoint, folder, *overrides, cache="cache"):
+    given = [
+        *TINY,
+        f"model.path={checkpoint}",
+        f"cache_dir={folder / cache}",
+        f"output_dir={folder}",
+        *overrides,
+    ]
+    (composed,), problems = validation.validate(last_of_each(given), False)
+    assert problems == []
+    cfg = pipeline.resolve_hardware(OmegaConf.to_object(composed))
+    store = ArtifactStore(cfg.cache_dir, distributed.SINGLE_PROCESS)
+    tracker = Tracker(folder / "run", {}, None)
+    backbone = checkpoints.prepare_backbone(cfg, store)
+    return pipeline.make_context(cfg, store, pipeline.load_task(cfg), backbone, tracker)
+
+
 @pytest.fixture
 def make_run(checkpoint, tmp_path):
     def make(*overrides, cache="cache", path=checkpoint):
-        given = [
-            *TINY,
-            f"model.path={path}",
-            f"cache_dir={tmp_path / cache}",
-            f"output_dir={tmp_path}",
-            *overrides,
-        ]
-        (composed,), problems = validation.validate(last_of_each(given), False)
-        assert problems == []
-        cfg = pipeline.resolve_hardware(OmegaConf.to_object(composed))
-        store = ArtifactStore(cfg.cache_dir, distributed.SINGLE_PROCESS)
-        tracker = Tracker(tmp_path / "run", {}, None)
-        backbone = checkpoints.prepare_backbone(cfg, store)
-        return pipeline.make_context(cfg, store, pipeline.load_task(cfg), backbone, tracker)
+        return run_of(path, tmp_path, *overrides, cache=cache)
 
     return make
 
@@ -367,3 +378,182 @@ def test_wrong_words_can_be_in_the_test_sources_alone(make_run):
     train = make_run("mt.noise=0.5", "mt.noise_in=train")
     found = pipeline.run_stages(train, members_of(train.cfg.method))
     assert found["transfer"].digest == both["transfer"].digest
+
+
+# --- several languages ----------------------------------------------------------------------------
+
+together = pytest.mark.xdist_group("languages")  # one worker: they share a run
+LEARNING = ["method=flare", "task.limit=24", "finetune.lr=1e-2", "transfer.lr=1e-2"]
+
+
+@pytest.fixture(scope="module")
+def two_languages(checkpoint, tmp_path_factory):
+    """A run with one adapter for two languages, its folder, and its metrics.json."""
+    folder = tmp_path_factory.mktemp("languages")
+    run = run_of(checkpoint, folder, *LEARNING, "task.lang=[near,far]", "task.temperature=3")
+    out = folder / "out"
+    out.mkdir()
+    (out / "config.yaml").write_text(OmegaConf.to_yaml(run.cfg))
+    return run, out, pipeline.run(run.cfg, out)
+
+
+def stages_of(run):
+    return pipeline.run_stages(run, members_of(run.cfg.method))
+
+
+def rows_of(folder):
+    return read_table(folder / "predictions.parquet").to_pylist()
+
+
+def by_language(rows):
+    """Language -> gold labels and predictions, in the order of the rows."""
+    found = {}
+    for row in rows:
+        found.setdefault(row["id"].split("/")[1], []).append((row["gold"], row["prediction"]))
+    return {
+        lang: [list(column) for column in zip(*own, strict=True)] for lang, own in found.items()
+    }
+
+
+def test_a_list_of_one_language_is_that_language(make_run):
+    alone, listed = (make_run(f"task.lang={lang}", "task.limit=12") for lang in ("near", "[near]"))
+    assert listed.cfg == alone.cfg
+    made, again = stages_of(alone), stages_of(listed)
+    assert {name: a.digest for name, a in again.items()} == {
+        name: a.digest for name, a in made.items()
+    }
+    assert all(a.reused for a in again.values())
+
+
+@together
+def test_one_adapter_is_tested_on_each_language_and_scored_by_the_mean(two_languages):
+    """Against the predictions, by hand."""
+    _, out, measured = two_languages
+    rows, own = rows_of(out), measured["languages"]
+    assert [row["id"] for row in rows] == [
+        f"toy_sentiment/{lang}/test/{i}" for lang in ("near", "far") for i in range(24)
+    ]
+    assert measured["lang"] == [*own] == ["near", "far"]
+    for lang, (gold, said) in by_language(rows).items():
+        assert own[lang]["unseen"] is False
+        hits = sum(a == b for a, b in zip(gold, said, strict=True))
+        assert own[lang]["test"]["accuracy"] == pytest.approx(hits / 24, abs=1e-6)
+        assert own[lang]["test"]["macro_f1"] == pytest.approx(macro_f1(gold, said), abs=1e-6)
+    for block, metric in itertools.product(("test", "zero_shot"), ("accuracy", "macro_f1")):
+        mean = (own["near"][block][metric] + own["far"][block][metric]) / 2
+        assert measured[block][metric] == pytest.approx(mean, abs=1e-6)
+
+
+@together
+def test_it_is_trained_on_both_languages_and_their_mean_selects_the_epoch(
+    two_languages, checkpoint
+):
+    run, out, _ = two_languages
+    made, mode = stages_of(run), METHODS["flare"].mode
+    assert made["transfer"].reused
+    train = run.data(mode).dataset("train").pairs
+    assert Counter(pair.target.lang for pair in train) == {"near": 24, "far": 24}
+    assert len({pair.target.id for pair in train}) == 48
+    near, far = ([p.target.texts for p in train if p.target.lang == x] for x in ("near", "far"))
+    assert near != far
+    validated = evaluate(run, made["transfer"], mode, made["finetune"], role="validation")
+    scores = [macro_f1(*own) for own in by_language(rows_of(validated.path)).values()]
+    best = made["transfer"].info["best"]["validation/macro_f1"]
+    assert best == pytest.approx(sum(scores) / 2, abs=1e-5)
+    assert scores[0] != scores[1]
+    # the zero-shot test of a language is that of a run with this language alone
+    single, other = (
+        stages_of(run_of(checkpoint, out.parent, *LEARNING, *given))
+        for given in (["task.lang=far", "method=zero_shot"], ["task.lang=[near,far]"])
+    )
+    assert single["zero_shot"].digest == made["zero_shot far"].digest
+    assert other["transfer"].digest != made["transfer"].digest, "another temperature"
+
+
+@together
+def test_table_and_page_have_each_language_and_the_mean(two_languages, capsys):
+    _, out, measured = two_languages
+    results.print_table(measured, [], out)
+    assert re.findall("flare .add_relu. +│ (.*?) test", capsys.readouterr().out) == [
+        "near",
+        "far",
+        "mean of near+far",
+    ]
+    page = (out / "README.md").read_text()
+    assert "# flare (add_relu) on toy_sentiment, near+far\n" in page
+    assert "| **flare (add_relu)**, on far (24 examples) | " in page
+    mean = f"{100 * measured['zero_shot']['accuracy']:.1f}"
+    assert f"| zero-shot, on mean of near+far | {mean} " in page
+
+
+@together
+def test_a_model_of_two_languages_is_loaded_and_analyzed(two_languages):
+    _, out, _ = two_languages
+    loaded = flare_exp.load(out)
+    far = [row for row in rows_of(out) if "/far/" in row["id"]]
+    said = loaded.predict([row["target"] for row in far], [row["source"] for row in far])
+    assert said == [row["prediction"] for row in far]
+    with pytest.raises(UserError, match="lang=fra: choose one of near, far"):
+        loaded.predict(["x"], ["y"], lang="fra")
+    with pytest.raises(UserError, match="the run has several languages; choose one: --lang near"):
+        analyze(out)
+    assert analyze(out, 3, False, "far").run["lang"] == "far"
+
+
+@together
+def test_a_report_has_a_row_for_each_language_and_for_the_mean(two_languages):
+    _, out, measured = two_languages
+    report, problems = make_report([str(out)])
+    assert not problems
+    label = "flare (add_relu, trained on near+far)"
+    (section,) = report.sections
+    assert [(cell.lang, cell.label) for cell in section.cells] == [("far", label), ("near", label)]
+    (table,) = [table for table in section.tables if table.name == "toy_sentiment-runs"]
+    places = [column.name for column in table.columns]
+    lang, score = places.index("lang"), places.index("macro_f1")
+    assert {row[lang].text: row[score].text for row in table.rows} == {
+        name: f"{100 * scores['test']['macro_f1']:.1f}"
+        for name, scores in {**measured["languages"], "mean of near+far": measured}.items()
+    }
+
+
+def test_an_unseen_language_is_tested_and_never_trained_on(make_run, tmp_path):
+    given = ["method=flare", "task.lang=near"]
+    run, out = make_run(*given, "task.unseen=[far]"), tmp_path / "out"
+    out.mkdir()
+    measured = pipeline.run(run.cfg, out)
+    alone = stages_of(make_run(*given))
+    made = stages_of(run)
+    assert made["transfer"].digest == alone["transfer"].digest
+    assert made["test near"].digest == alone["test"].digest
+    assert {name.rpartition(" ")[2] for name in made if name.startswith("translation")} == {
+        "near",
+        "en",
+    }
+    assert {lang: own["unseen"] for lang, own in measured["languages"].items()} == {
+        "near": False,
+        "far": True,
+    }
+    assert measured["lang"] == "near"
+    for block, name in (("test", "test near"), ("zero_shot", "zero_shot near")):
+        assert measured[block] == made[name].info["metrics"], "the unseen one is not in the mean"
+    assert "on far (unseen) (8 examples)" in (out / "README.md").read_text()
+
+
+def test_flare_mt_tells_the_encoder_the_language_of_each_row(make_run):
+    run = make_run(*TINY_MT, "method=flare_mt", "task.lang=[near,far]")
+    mode, codes = METHODS["flare_mt"].mode, {"near": "nea_Latn", "far": "far_Latn"}
+
+    def first_tokens(data, role):
+        dataset = data.dataset(role)
+        return Counter(
+            (dataset.pairs[number].target.lang, item["inputs"]["input_ids"][0])
+            for number, item in zip(dataset.examples, dataset.source, strict=True)
+        )
+
+    ids = {lang: run.mt.tokenizer.convert_tokens_to_ids(code) for lang, code in codes.items()}
+    assert ids["near"] != ids["far"]
+    tests = {lang: run.data(mode, lang=lang) for lang in codes}  # they share the tokenizer
+    assert first_tokens(run.data(mode), "train") == {(lang, ids[lang]): 8 for lang in codes}
+    for lang, data in tests.items():
+        assert first_tokens(data, "test") == {(lang, ids[lang]): 8}

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from run_folders import finished, predicted, traced
+from tables import write_rows
 
 from flare_exp.experiment.checksums import CHECKSUMS, seal
 from flare_exp.report import predictions
@@ -278,3 +279,63 @@ def test_published_numbers_stand_beside_ours_and_are_marked_as_quoted(tmp_path):
     assert rows["average", "lora"][5].text == "-"
     assert {row[1].text for row in table.rows} == {"xlmr_large"}
     assert published_table({}).notes[-1].startswith("The paper has no numbers")
+
+
+def several(folder, method, wrong, *overrides):
+    """Write a run that trained on ace and jav, with wrong predictions in each language."""
+    guesses = {lang: ["junk"] * n + GOLD[n:] for lang, n in wrong.items()}
+    own = {
+        lang: {
+            "unseen": False,
+            "test": metrics.classification(guess, GOLD, LABELS),
+            "zero_shot": {"accuracy": 0.2, "macro_f1": 0.2},
+        }
+        for lang, guess in guesses.items()
+    }
+    mean = metrics.mean_of([scores["test"] for scores in own.values()])
+    found = {"lang": [*wrong], "languages": own, "test": mean}
+    words = [f"method={method}", "task=nusax", f"task.lang=[{','.join(wrong)}]"]
+    place = finished(folder / f"several_{method}", *words, *overrides, metrics=found)
+    rows = [
+        {"id": f"nusax/{lang}/test/{i:03}", "gold": gold, "prediction": said}
+        for lang, guess in guesses.items()
+        for i, (gold, said) in enumerate(zip(GOLD, guess, strict=True))
+    ]
+    write_rows(place / "predictions.parquet", rows)
+    return traced(place)
+
+
+def test_runs_on_several_languages_are_rows_of_their_own(tmp_path):
+    """They are compared with runs on the same languages, and with what trains on none."""
+    nusax(tmp_path, "lora", "jav", 0, 9)
+    nusax(tmp_path, "flare", "jav", 0, 7)
+    nusax(tmp_path, "zero_shot", "jav", 0, 12)
+    several(tmp_path, "lora", {"jav": 4, "ace": 8})
+    several(tmp_path, "flare", {"jav": 2, "ace": 6})
+    several(tmp_path, "zero_shot", {"jav": 12, "ace": 12})
+    report, problems = make_report([str(tmp_path)], mixed=True)
+    assert problems == [], "zero_shot on jav is the same run twice"
+    (section,) = report.sections
+    suffix = "trained on jav+ace"
+    labels = {lang: [c.label for c in section.cells if c.lang == lang] for lang in ("ace", "jav")}
+    both = [f"lora ({suffix})", f"flare (add_relu, {suffix})"]
+    assert labels["ace"] == ["zero_shot", *both]
+    assert sorted(labels["jav"]) == sorted(["zero_shot", "lora", "flare (add_relu)", *both])
+    found = {(c.cell.lang, c.cell.label): c for c in section.comparisons}
+    baselines = {key: c.baseline.label for key, c in found.items() if key[0] == "jav"}
+    assert baselines == {
+        ("jav", "zero_shot"): "lora",
+        ("jav", "flare (add_relu)"): "lora",
+        ("jav", both[1]): both[0],
+    }
+    assert {c.examples for c in found.values()} == {20}
+    guesses = [["junk"] * n + GOLD[n:] for n in (2, 4)]
+    flare, lora = (metrics.classification(guess, GOLD, LABELS)["macro_f1"] for guess in guesses)
+    assert found["jav", both[1]].found.mean == pytest.approx(flare - lora, abs=1e-5)
+    (scores, runs, _) = section.tables
+    rows = {row[0].text: [value.text for value in row[1:]] for row in scores.rows}
+    assert rows["lora"][0] == "-", "no run on ace alone"
+    assert rows[both[1]][1] == f"{100 * flare:.1f}"
+    langs = [column.name for column in runs.columns].index("lang")
+    assert [row[langs].text for row in runs.rows][-3:] == ["mean of jav+ace"] * 3
+    assert not [line for line in section.sentences if suffix in line]

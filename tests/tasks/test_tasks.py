@@ -241,7 +241,7 @@ def test_english_has_a_test_split_of_its_own(tmp_path):
 
 def test_no_context_is_both_trained_and_selected_on(tmp_path, caplog):
     """Where validation is a part of the same split; what is left out is in the provenance."""
-    from flare_exp.experiment import pipeline
+    from flare_exp.experiment import data_checks
 
     rows = [question(i, f"en{i}") for i in range(8)]
     contexts = [0, 1, 2, 3, 1, 4, 0, 5]
@@ -258,14 +258,14 @@ def test_no_context_is_both_trained_and_selected_on(tmp_path, caplog):
     task = TyDiQA(data_dir=str(tmp_path), splits=splits)
     assert [e.id.rpartition("/")[2] for e in task.load("en", "train")] == ["2", "3", "5", "7"]
     assert len(task.load("en", "validation")) == 2
-    facts = pipeline.check_data(task, "sw")
+    facts = data_checks.check_data(task, "sw")
     assert (facts["en/train"]["examples"], facts["en/train"]["left_out"]) == (4, 2)
     assert "left_out" not in facts["en/validation"]
     assert "2 training examples ask about a context of validation" in caplog.text
     alone = TyDiQA(data_dir=str(tmp_path), splits={**splits, "train": "train", "validation": None})
     assert alone.training_roles == ("train",)
     assert len(alone.load("en", "train")) == 8
-    assert list(pipeline.check_data(alone, "sw")) == ["en/train", "en/test", "sw/test"]
+    assert list(data_checks.check_data(alone, "sw")) == ["en/train", "en/test", "sw/test"]
 
 
 # --- answers through corruption ------------------------------------------------------------------
@@ -588,7 +588,7 @@ def qa_folder(tmp_path):
 
 
 def test_translations_are_missed_before_any_model(qa_folder):
-    from flare_exp.experiment import pipeline
+    from flare_exp.experiment import data_checks, pipeline
     from flare_exp.experiment.checkpoints import make_translator
 
     needs = {
@@ -611,10 +611,10 @@ def test_translations_are_missed_before_any_model(qa_folder):
 
         def check(cfg=cfg, task=task):
             maker = make_translator(cfg, task, None)
-            roles = pipeline.needed_translations(cfg, task)
-            pipeline.check_translations(maker, task, "sw", roles)
+            roles = data_checks.needed_translations(cfg, task)
+            data_checks.check_translations(maker, task, "sw", roles)
 
-        assert pipeline.check_data(task, "sw")["en/train"]["examples"] == 402
+        assert data_checks.check_data(task, "sw")["en/train"]["examples"] == 402
         if folder is None:
             check()
             continue
@@ -642,7 +642,7 @@ def parallel_folder(folder, shift=0):
 
 
 def test_labels_of_translations_that_disagree_are_refused(tmp_path):
-    from flare_exp.experiment import pipeline
+    from flare_exp.experiment import data_checks
 
     task = parallel_folder(tmp_path, shift=1)
     said = (
@@ -650,17 +650,17 @@ def test_labels_of_translations_that_disagree_are_refused(tmp_path):
         r"test 28 \(negative in ace, positive in eng\), .*test 24 "
     )
     with pytest.raises(UserError, match=said):
-        pipeline.check_data(task, "ace")
+        data_checks.check_data(task, "ace")
     for use in (ParallelTranslator(task).translate, ParallelTranslator(task).identity):
         with pytest.raises(UserError, match="9 of 9 rows have another label in eng than in ace"):
             use(task.load("eng", "train"), "ace")
     same = parallel_folder(tmp_path)
-    pipeline.check_data(same, "ace")
+    data_checks.check_data(same, "ace")
     ParallelTranslator(same).translate(same.load("eng", "train"), "ace")
 
 
 def test_doubtful_data_are_read_and_said_with_counts(tmp_path):
-    from flare_exp.experiment import pipeline
+    from flare_exp.experiment import data_checks
     from flare_exp.experiment.notes import data_notes
 
     for number, (split, size) in enumerate({"train": 6, "validation": 1, "test": 4}.items()):
@@ -670,7 +670,7 @@ def test_doubtful_data_are_read_and_said_with_counts(tmp_path):
             if lang == "ace" or split == "train":
                 rows[0]["text"] = " \n"
             write_rows(tmp_path / lang / f"{split}.parquet", rows)
-    assert data_notes(pipeline.check_data(NusaX(data_dir=str(tmp_path)), "ace")) == [
+    assert data_notes(data_checks.check_data(NusaX(data_dir=str(tmp_path)), "ace")) == [
         "warning: examples with an empty text: 1 of 6 in eng/train; 1 of 4 in ace/test",
         "warning: a single example, which says nothing: eng/validation",
         "warning: classes without an example: neutral, positive in eng/validation (0 of 1); "
@@ -684,16 +684,16 @@ def test_doubtful_data_are_read_and_said_with_counts(tmp_path):
         )
     splits = {"test": "validation", "validation": "train[:1]", "train": "train[1:]"}
     task = TyDiQA(data_dir=str(tmp_path), splits=splits)
-    (said,) = (note for note in data_notes(pipeline.check_data(task, "sw")) if "answer" in note)
+    (said,) = (note for note in data_notes(data_checks.check_data(task, "sw")) if "answer" in note)
     assert said == (
         "warning: examples without an answer: 1 of 2 in en/train; 1 of 3 in en/test; 1 of 3 "
         "in sw/test"
     )
-    assert data_notes(pipeline.check_data(TASKS["toy_sentiment"](limit=64), "far")) == []
+    assert data_notes(data_checks.check_data(TASKS["toy_sentiment"](limit=64), "far")) == []
 
 
 def test_texts_that_were_trained_on_or_are_english_are_counted(tmp_path):
-    from flare_exp.experiment import pipeline
+    from flare_exp.experiment import data_checks
     from flare_exp.experiment.notes import data_notes
 
     for lang in ("eng", "ace"):
@@ -709,7 +709,7 @@ def test_texts_that_were_trained_on_or_are_english_are_counted(tmp_path):
         write_rows(tmp_path / lang / f"{split}.parquet", rows)
 
     def said():
-        return data_notes(pipeline.check_data(NusaX(data_dir=str(tmp_path)), "ace"))
+        return data_notes(data_checks.check_data(NusaX(data_dir=str(tmp_path)), "ace"))
 
     assert said() == []
     change("eng", "train", {0: ""})
@@ -923,7 +923,7 @@ def benchmark_tables(name):
 @pytest.mark.parametrize("name", ["nusax", "xnli", "tydiqa"])
 def test_200_damaged_tables_end_in_a_message_or_in_success(name, where, tmp_path, characters):
     """Every reading, pairing and encoding of a run, without its models."""
-    from flare_exp.experiment import pipeline
+    from flare_exp.experiment import data_checks
 
     tables = dict(benchmark_tables(name))
     lang = TASKS[name].languages[-1]
@@ -940,8 +940,8 @@ def test_200_damaged_tables_end_in_a_message_or_in_success(name, where, tmp_path
             if where == "translations" or not task.parallel
             else ParallelTranslator(task)
         )
-        pipeline.check_data(task, lang)
-        pipeline.check_translations(maker, task, lang, [*task.training_roles, "test"])
+        data_checks.check_data(task, lang)
+        data_checks.check_translations(maker, task, lang, [*task.training_roles, "test"])
         preprocessor = (ClassificationPreprocessor if task.labels else ExtractiveQAPreprocessor)(
             task, characters, 64
         )

@@ -5,7 +5,7 @@ from tables import write_rows
 
 from flare_exp.config import validation
 from flare_exp.errors import UserError
-from flare_exp.experiment import pipeline
+from flare_exp.experiment import data_checks
 from flare_exp.experiment.downloads import hub_resources_of_jobs
 from flare_exp.tasks import Answer, XQuAD
 from flare_exp.translation.lookup import FileTranslator, ParallelTranslator
@@ -58,7 +58,7 @@ def test_tests_are_paired_by_id_and_texts_stay_as_they_are(task):
 
 
 def test_training_data_are_tydiqas_english(task):
-    facts = pipeline.check_data(task, "es")
+    facts = data_checks.check_data(task, "es")
     assert {name: fact["examples"] for name, fact in facts.items()} == {
         "en/train": 4,
         "en/validation": 4,

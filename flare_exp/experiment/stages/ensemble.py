@@ -70,13 +70,13 @@ def ensemble(
         if member.validation:
             made[f"validation {name}"] = member.validation
         made[f"test {name}"] = member.test
-    return {**made, "test": _combined(run, members, alike)}
+    return {**made, "test": _combined(run, members, run.cfg.task.lang, alike)}
 
 
 def test_passes(
-    run: RunContext, trained: Artifact, english: Artifact | None, method: Method
+    run: RunContext, trained: Artifact, english: Artifact | None, method: Method, lang: str
 ) -> dict[str, Artifact]:
-    """Test what a method trained, in every pass of `predict.sources`.
+    """Test what a method trained on a language, in every pass of `predict.sources`.
 
     Of several passes, the probabilities are averaged: p = (p_given + p_none) / 2. A text without
     a source is answered by the adapter's own path, which `source.dropout` trains.
@@ -86,14 +86,14 @@ def test_passes(
     """
     passes = run.cfg.predict.sources
     if passes == ["given"]:
-        return {"test": evaluate(run, trained, method.mode, english)}
+        return {"test": evaluate(run, trained, method.mode, english, lang=lang)}
     tested = {
-        name: evaluate(run, trained, method.mode, english, sources=name == "given")
+        name: evaluate(run, trained, method.mode, english, sources=name == "given", lang=lang)
         for name in passes
     }
     members = {name: Member(trained, None, test, name == "given") for name, test in tested.items()}
     return {f"test {name}": test for name, test in tested.items()} | {
-        "test": _combined(run, members, {})
+        "test": _combined(run, members, lang, {})
     }
 
 
@@ -107,12 +107,13 @@ def _member(run: RunContext, english: Artifact, method: Method) -> Member:
 
 
 def _combined(
-    run: RunContext, members: Mapping[str, Member], alike: Mapping[str, Artifact]
+    run: RunContext, members: Mapping[str, Member], lang: str, alike: Mapping[str, Artifact]
 ) -> Artifact:
-    """Combine the members' test predictions.
+    """Combine the members' predictions of a language's test set.
 
     Args:
         members: name -> member.
+        lang: the language.
         alike: role -> similarities of texts and sources; empty: they do not count.
     """
     validated = [m.validation for m in members.values() if m.validation]
@@ -132,7 +133,7 @@ def _combined(
         given, rows = _probabilities(tested)
         mean = mix(given, weights)
         predicted = [run.task.labels[i] for i in mean.argmax(-1)]
-        examples = run.task.load(run.cfg.task.lang, "test")
+        examples = run.task.load(lang, "test")
         for row, example, text, probabilities in zip(
             rows, examples, predicted, mean.tolist(), strict=True
         ):

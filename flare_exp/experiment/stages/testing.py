@@ -30,6 +30,7 @@ def evaluate(
     english: Artifact | None = None,
     role: str = "test",
     sources: bool = True,
+    lang: str | None = None,
 ) -> Artifact:
     """Predict and score a split.
 
@@ -39,8 +40,9 @@ def evaluate(
         english: the English model below the adapter `trained`; None: `trained` is a model itself.
         role: "test", or "validation" to choose the weights of an ensemble.
         sources: False leaves all sources out.
+        lang: the target language that is tested; None: that of a run with one.
     """
-    cfg, data, back = run.cfg, run.data(mode, sources), run.answers_back(mode)
+    data, back = run.data(mode, sources, lang), run.answers_back(mode)
     key: dict[str, Any] = {
         "stage": "test",
         "model": trained.digest,
@@ -48,7 +50,7 @@ def evaluate(
         **run.reading_of(mode),
     }
     if back:
-        identity = back.texts_identity(run.task.english, cfg.task.lang)
+        identity = back.texts_identity(run.task.english, data.langs[0])
         key["back"] = {**identity, "code": code_of("translation")}
 
     def build(folder: Path) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def evaluate(
             return {}
         best = data.dataset(role).best(found)
         said = [prediction.text for prediction in best]
-        predicted = back.texts(said, run.task.english, cfg.task.lang) if back else said
+        predicted = back.texts(said, run.task.english, data.langs[0]) if back else said
         rows = _rows(run, data.dataset(role), predicted, best, said if back else None)
         files.write_parquet(folder / "predictions.parquet", rows)
         return _facts(run, data.dataset(role), predicted)

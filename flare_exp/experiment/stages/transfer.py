@@ -33,7 +33,7 @@ def trained_by(
 
 
 def transfer(run: RunContext, english: Artifact, method: Method) -> Artifact:
-    """Train a new adapter (and the head), or all weights, for the target language.
+    """Train a new adapter (and the head), or all weights, for the target languages.
 
     Args:
         english: the fine-tuned English model.
@@ -47,6 +47,7 @@ def transfer(run: RunContext, english: Artifact, method: Method) -> Artifact:
         "stage": "transfer",
         "english": english.digest,
         "data": pairs_digest(data, *run.task.training_roles),
+        **run.mixture,
         "fusion": fusion and {**fusion, "code": code_of("fusion")},
         "adapter": None if method.full else asdict(cfg.adapter),
         "hyper": asdict(stage),

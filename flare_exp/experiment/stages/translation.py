@@ -1,4 +1,4 @@
-"""Stage 2: translate training data into the target language, and test data into English."""
+"""Stage 2: translate training data into each target language, and test data into English."""
 
 from __future__ import annotations
 

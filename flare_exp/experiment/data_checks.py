@@ -1,0 +1,114 @@
+"""Check the data of a run and its translations before any model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flare_exp.config.methods import ENSEMBLE, members_of
+from flare_exp.config.schema import Config
+from flare_exp.errors import UserError
+from flare_exp.tasks import Example, Task, fingerprint
+from flare_exp.tasks.base import check_labels, doubts
+from flare_exp.translation.base import Translator
+
+
+def check_data(task: Task, *langs: str) -> dict[str, dict[str, Any]]:
+    """Load every split before any model; returns sizes, fingerprints and doubts.
+
+    Args:
+        task: the benchmark.
+        *langs: the languages that are tested.
+
+    Raises:
+        UserError: unreadable data, or (in a parallel benchmark) test examples among the training
+            examples, or labels that differ between translations of one another.
+    """
+    english = [(task.english, role) for role in (*task.training_roles, "test")]
+    needed = [*english, *((lang, "test") for lang in langs)]
+    loaded = {f"{own}/{role}": task.load(own, role) for own, role in needed}
+    if task.parallel:
+        for lang in langs:
+            _check_parallel(task, loaded, f"{lang}/test")
+    facts: dict[str, dict[str, Any]] = {
+        name: {"examples": len(rows), "fingerprint": fingerprint(rows), **doubts(task, rows)}
+        for name, rows in loaded.items()
+    }
+    if left_out := len(task.shared(task.english)):
+        facts[f"{task.english}/train"]["left_out"] = left_out
+    train, tests = (repeatable(loaded[f"{task.english}/{role}"]) for role in ("train", "test"))
+    for name, rows in loaded.items():
+        if name != f"{task.english}/train" and (
+            repeated := len([e for e in rows if e.texts in train])
+        ):
+            facts[name]["trained"] = repeated
+    for name in (f"{lang}/test" for lang in langs):
+        if same := len([e for e in loaded[name] if e.texts in tests]):
+            facts[name]["english"] = same
+    return facts
+
+
+def _check_parallel(task: Task, loaded: Mapping[str, Sequence[Example]], name: str) -> None:
+    """Check one test set of a parallel benchmark against its English data.
+
+    Raises:
+        UserError: a test example translates a training example, or labels differ.
+    """
+    trained = {
+        (e.id.split("/")[2], e.key)
+        for role in task.training_roles
+        for e in loaded[f"{task.english}/{role}"]
+    }
+    if leaked := [e.id for e in loaded[name] if (e.id.split("/")[2], e.key) in trained]:
+        raise UserError(
+            f"{len(leaked)} test examples are translations of training or validation "
+            f"examples, e.g. {leaked[0]}"
+        )
+    check_labels(task, loaded[name], loaded[f"{task.english}/test"])
+
+
+def repeatable(examples: Sequence[Example]) -> set[tuple[str, ...]]:
+    """Return the texts of some examples, without empty ones.
+
+    That another example has an empty text too means nothing.
+    """
+    return {e.texts for e in examples if any(text.strip() for text in e.texts)}
+
+
+def needed_translations(cfg: Config, task: Task) -> list[str]:
+    """Return the roles whose examples a run translates: of the training data, and "test"."""
+    methods = members_of(cfg.method).values()
+    roles = [*task.training_roles] if any(m.trains for m in methods) else []
+    if cfg.method.name == ENSEMBLE and cfg.method.weights != "equal":
+        roles.append("validation")
+    if any(m.reads_translated_tests for m in methods):
+        roles.append("test")
+    return list(dict.fromkeys(roles))
+
+
+def check_every_translation(cfg: Config, task: Task, maker: Translator) -> None:
+    """Find out whether all translations of a run can be had; of unseen languages, those of tests.
+
+    Raises:
+        UserError: they cannot.
+    """
+    roles = needed_translations(cfg, task)
+    for lang in cfg.task.langs:
+        check_translations(maker, task, lang, roles)
+    for lang in cfg.task.unseen:
+        check_translations(maker, task, lang, [role for role in roles if role == "test"])
+
+
+def check_translations(maker: Translator, task: Task, lang: str, roles: Sequence[str]) -> None:
+    """Find out before any model is loaded whether the translations of some roles can be had.
+
+    Raises:
+        UserError: they cannot.
+    """
+    directions = {}
+    for role in roles:
+        own, other = (lang, task.english) if role == "test" else (task.english, lang)
+        maker.identity(task.load(own, role), other)
+        directions[own, other] = role
+    for (own, other), role in directions.items():
+        maker.try_out(task.load(own, role), other)
