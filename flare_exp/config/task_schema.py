@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flare_exp.config.options import option
-from flare_exp.tasks import TASKS
+from flare_exp.tasks import CUSTOM, TASKS
 
 
 @dataclass
 class TaskConfig:
     """The benchmark, its target language and its splits."""
 
-    name: str = option("???", "name of the benchmark", choices=tuple(TASKS))
-    lang: str = option("???", "target language, in the benchmark's own code")
+    name: str = option("???", "name of the benchmark", choices=(*TASKS, CUSTOM))
+    lang: str = option("???", "target language, in the benchmark's own code", may_be_empty=True)
+    spec: str | None = option(
+        None, "custom: YAML file that describes your data (docs/your-data.md)", only=("custom",)
+    )
     data_dir: str | None = option(None, "folder of <language>/<split>.parquet instead of the hub")
     train_data_dir: str | None = option(
         None,
