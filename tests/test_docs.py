@@ -30,7 +30,9 @@ def folder(tmp_path_factory) -> Path:
     languages = ("xnli/en", "xnli/sw", "tydiqa/en", "tydiqa/sw", "xquad/en", "xquad/es")
     for place in (*languages, "sib200/eng_Latn", "sib200/jav_Latn"):
         (root / place).mkdir(parents=True)
-    own_data(root).rename(root / "reviews.yaml")
+    splits = {split: f"{split}.csv" for split in ("train", "validation", "test")}
+    own = own_data(root, files={"en": splits, "far": splits}, id="id", parallel="true")
+    own.rename(root / "reviews.yaml")
     return root
 
 

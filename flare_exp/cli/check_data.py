@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 from flare_exp.cli.commandline import normalized, parsed
 from flare_exp.config import validation
 from flare_exp.errors import UserError
+from flare_exp.tasks import CUSTOM, ROLES, task_class
 from flare_exp.tasks.custom import CustomTask, Examined, examined
 from flare_exp.tasks.records import Problem, columns_of, read_records
 from flare_exp.tasks.spec import Columns, file_problem
@@ -126,11 +127,11 @@ def main(arguments: Sequence[str]) -> int:
     problems = [problem for part in parts for problem in part.problems]
     for table in _tables(parts, labels, repeated, counted, skipped, problems):
         terminal.show(table, console)
-    return _verdict(problems)
+    return _verdict(problems, given.files[0] if described else None)
 
 
-def _verdict(problems: Sequence[Problem]) -> int:
-    """Print whether a run would take the data; return the exit code."""
+def _verdict(problems: Sequence[Problem], description: Path | None) -> int:
+    """Print whether a run would take the data, and what comes next; return the exit code."""
     wrong = sum(problem.fatal for problem in problems)
     doubtful = len(problems) - wrong
     warned = f"{doubtful} warning{'s' * (doubtful != 1)}"
@@ -138,6 +139,10 @@ def _verdict(problems: Sequence[Problem]) -> int:
         print(f"{wrong} error{'s' * (wrong != 1)}, {warned}: a run refuses these data.")
         return 1
     print(f"No errors, {warned}: a run takes these data.")
+    if description is None:
+        print("Next: describe them in a YAML file; docs/your-data.md shows one.")
+    else:
+        print(f"Next: python -m flare_exp task=custom task.spec={description} task.lang=<language>")
     return 0
 
 
@@ -146,9 +151,7 @@ def _verdict(problems: Sequence[Problem]) -> int:
 
 def _of_description(path: Path) -> tuple[list[Part], tuple[str, ...]]:
     """Read every split of a description, the training data first."""
-    from flare_exp.tasks import task_class
-
-    cls = task_class("custom", str(path))
+    cls = task_class(CUSTOM, str(path))
     assert issubclass(cls, CustomTask)
     task, columns = cls(), cls.spec.columns
     found: dict[tuple[str, str], Examined] = {}
@@ -158,7 +161,18 @@ def _of_description(path: Path) -> tuple[list[Part], tuple[str, ...]]:
             if task.parallel and lang != task.english and (task.english, split) in found:
                 task.check_partners(found[lang, split], found[task.english, split].examples)
     parts = [_part(f"{lang}/{split}", part, columns, lang) for (lang, split), part in found.items()]
+    parts[0].problems += _missing_splits(path, task)
     return parts, task.labels
+
+
+def _missing_splits(path: Path, task: CustomTask) -> Iterator[Problem]:
+    """Yield a warning for each split that a run reads unless an option names another one."""
+    needed = dict.fromkeys(task.languages, ("test",)) | {task.english: ROLES}
+    for lang, splits in needed.items():
+        for split in splits:
+            if split not in task.spec.files[lang]:
+                said = f"{lang} has no {split}; a run needs another one: task.{split}_split=..."
+                yield Problem(str(path), said, fatal=False)
 
 
 def _of_files(given: argparse.Namespace) -> tuple[list[Part], tuple[str, ...]]:
@@ -320,7 +334,8 @@ def _repeated_table(train: Part, repeated: Sequence[Repeated]) -> Table:
 
 
 def _problems_table(problems: Sequence[Problem]) -> Table:
-    ordered = sorted(problems, key=lambda problem: not problem.fatal)
+    places = list(dict.fromkeys(problem.place for problem in problems))
+    ordered = sorted(problems, key=lambda p: (not p.fatal, places.index(p.place), p.row or 0))
     rows = [
         [
             "error" if p.fatal else "warning",

@@ -261,7 +261,7 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
         )
     if mt.name == "gold" and not task.parallel:
         yield f"mt=gold with task={cfg.task.name}: {human}; choose another mt"
-    elif mt.name == "gold":
+    elif mt.name == "gold" and cfg.task.lang in task.languages:
         yield from _check_counterparts(cfg, task)
     if mt.fallback == "gold" and not task.parallel:
         yield f"mt.fallback=gold with task={cfg.task.name}: {human}; leave it null"

@@ -156,7 +156,7 @@ def refusal(problems: Sequence[Problem]) -> str:
     return "\n  - ".join(
         [
             f"{problems[0].place} cannot be used: {_count(len(problems), 'problem')}",
-            *map(str, problems[:LISTED]),
+            *map(str, sorted(problems, key=lambda problem: problem.row or 0)[:LISTED]),
             *([f"... and {more} more (python -m flare_exp check-data)"] if more > 0 else []),
         ]
     )

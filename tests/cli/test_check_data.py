@@ -28,6 +28,15 @@ def test_good_data_are_counted(check, tmp_path):
     assert ["far/test", "LATIN 100%", "3.0", "3", "0"] in rows
     assert "Tokens were not counted: no model is given" in said
     assert "No errors, 0 warnings: a run takes these data." in said
+    assert f"Next: python -m flare_exp task=custom task.spec={tmp_path}/mine.yaml" in said
+
+
+def test_a_split_that_a_run_needs_is_missed(check, tmp_path):
+    english = {split: f"{split}.csv" for split in ("train", "test")}
+    code, _, said = check(own_data(tmp_path, files={"en": english, "far": {"dev": "far.csv"}}))
+    assert code == 0
+    assert "en has no validation; a run needs another one: task.validation_split=..." in said
+    assert "far has no test; a run needs another one: task.test_split=..." in said
 
 
 def test_errors_come_first_with_file_row_line_and_column(check, tmp_path):
