@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from page import PAGES
+from tables import own_data
 
-from flare_exp.cli import analyse, commandline, report
+from flare_exp.cli import analyse, check_data, commandline, report
 from flare_exp.config import composition, validation
 
 ROOT = composition.conf_dir().parent
+PARSED = {"analyse": analyse, "check-data": check_data, "report": report}
 START = re.compile(r"^ {4,}(?:\$ |srun )?python -m flare_exp ?")
 
 
@@ -28,11 +30,18 @@ def folder(tmp_path_factory) -> Path:
     languages = ("xnli/en", "xnli/sw", "tydiqa/en", "tydiqa/sw", "xquad/en", "xquad/es")
     for place in (*languages, "sib200/eng_Latn", "sib200/jav_Latn"):
         (root / place).mkdir(parents=True)
+    splits = {split: f"{split}.csv" for split in ("train", "validation", "test")}
+    own = own_data(root, files={"en": splits, "far": splits}, id="id", parallel="true")
+    own.rename(root / "reviews.yaml")
+    (root / "outputs").mkdir()
+    for name in ("en_train.csv", "far_test.csv"):
+        (root / name).touch()
     return root
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_commands_of_a_page_are_taken(page, folder):
+def test_the_commands_of_a_page_are_taken(page, folder, monkeypatch):
+    monkeypatch.chdir(folder)  # where the descriptions of a reader's own data are
     for text in commands(page):
         if (
             "=<name>" in text or "<overrides" in text
@@ -45,9 +54,9 @@ def test_the_commands_of_a_page_are_taken(page, folder):
             command, arguments = first, rest
         else:
             command, arguments = "run", [first, *rest]
-        if command in ("analyse", "report"):
-            {"analyse": analyse, "report": report}[command].parse(arguments)
-        if command in ("status", "analyse", "report"):
+        if command in PARSED:
+            PARSED[command].parse(arguments)
+        if command in ("status", *PARSED):
             continue
         if command == "plan":
             arguments = [a for a in arguments if not a.startswith("memory=")]

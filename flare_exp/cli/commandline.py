@@ -21,6 +21,10 @@ COMMANDS: dict[str, tuple[tuple[str, ...] | None, str]] = {
         None,
         "activations in the bottleneck, and similarity of English and target states, by layer",
     ),
+    "check-data": (
+        None,
+        "look at your own data (task=custom): labels, scripts, repeated rows, every problem",
+    ),
     "plan": (
         ("-m", "--multirun"),
         "what a run or a grid (-m) would build, need and take, without running it",
@@ -71,6 +75,7 @@ PATHS = (
     "cache_dir",
     "task.data_dir",
     "task.train_data_dir",
+    "task.spec",
     "model.path",
     "mt.path",
     "mt.command",
@@ -284,7 +289,11 @@ def parsed(
         for word in unknown
         if word.startswith("-")
     ]
-    problems += [f"{name}: needs a value" for name in values if getattr(given, name[2:]) == ""]
+    problems += [
+        f"{name}: needs a value"
+        for name in values
+        if getattr(given, name[2:].replace("-", "_")) == ""
+    ]
     return given, problems
 
 

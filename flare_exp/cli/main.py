@@ -154,7 +154,7 @@ def _command(name: str, arguments: Sequence[str]) -> int:
     """Run a subcommand; a user's mistake is printed as one message, with exit code 2."""
     import importlib
 
-    module = importlib.import_module(f"flare_exp.cli.{name}")
+    module = importlib.import_module(f"flare_exp.cli.{name.replace('-', '_')}")
     if {"--help", "-h"}.intersection(arguments):
         print(str(module.__doc__).strip())
         return 0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from flare_exp.config.composition import groups
+from flare_exp.config.data_constraints import data_problems
 from flare_exp.config.language_rules import language_problems
 from flare_exp.config.method_schema import (
     FUSING_METHODS,
@@ -22,14 +23,19 @@ from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.schema import Config
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
-from flare_exp.tasks import ROLES, TASKS, Benchmark, Slice, XQuAD
+from flare_exp.tasks import CUSTOM, ROLES, TASKS, CustomTask, Slice, SpecError, task_class
 from flare_exp.translation.command import code_of_language, code_problems, command_problems
 from flare_exp.translation.lookup import has_split
 
 
 def cross_field_problems(cfg: Config) -> Iterator[str]:
     """Check constraints that span options: paths, languages, incompatible combinations."""
-    task = TASKS.get(cfg.task.name)
+    task: Any = TASKS.get(cfg.task.name)
+    if cfg.task.name == CUSTOM:
+        try:
+            task = task_class(CUSTOM, cfg.task.spec)
+        except SpecError as error:
+            yield from error.problems
     if task is not None:
         yield from _check_task(cfg, task)
         yield from _check_passes(cfg, task)
@@ -60,7 +66,7 @@ def _check_method(cfg: Config, task: Any) -> Iterator[str]:
             yield f"{of}: an ensemble has two to four methods, each once"
         if task is not None and not task.labels:
             yield (
-                f"method={ENSEMBLE} with task={task.name}: it averages the probabilities of "
+                f"method={ENSEMBLE} with task={cfg.task.name}: it averages the probabilities of "
                 "labels, and answers have none; choose a task with labels"
             )
         elif cfg.decode.name == "generate":
@@ -255,50 +261,10 @@ def _check_sharding(cfg: Config) -> Iterator[str]:
 def _check_task(cfg: Config, task) -> Iterator[str]:
     """Check the languages, data folder, splits and translation of a task."""
     yield from language_problems(cfg, task)
-    yield from _check_data(cfg, task)
+    yield from data_problems(cfg, task)
     yield from _check_windows(cfg, task)
     yield from _check_translation(cfg, task)
     yield from _check_splits(cfg, task)
-
-
-def _check_data(cfg: Config, task) -> Iterator[str]:
-    """Check the folders of a task's data."""
-    own, train = cfg.task.data_dir, cfg.task.train_data_dir
-    if own is not None and cfg.task.name.startswith("toy_"):
-        yield f"task.data_dir={own}: {cfg.task.name} is generated and reads no files"
-    elif own is not None:
-        targets = [lang for lang in cfg.task.langs if lang in task.languages]
-        yield from _check_folder("task.data_dir", own, [task.english, *targets])
-    elif issubclass(task, Benchmark) and not hasattr(task, "hub_id"):
-        yield (
-            f"task.data_dir=<folder of <language>/<split>.parquet> is missing: task={task.name} is "
-            "not on the hub"
-        )
-    if not issubclass(task, XQuAD):  # _check_variants refuses its option elsewhere
-        return
-    if train is not None:
-        yield from _check_folder("task.train_data_dir", train, [task.english])
-    if (own is None) != (train is None):
-        given, other, of = "train_data_dir", "data_dir", "XQuAD"
-        if train is None:
-            given, other, of = other, given, "TyDiQA"
-        yield (
-            f"task.{given}={own or train}: {task.name} tests on its own files and trains on "
-            f"TyDiQA's; give task.{other}=<folder of {of}> too, or neither of them"
-        )
-
-
-def _check_folder(key: str, folder: str, languages: Sequence[str]) -> Iterator[str]:
-    """Check that a folder has the folders of some languages; the first problem is named."""
-    if not Path(folder).expanduser().is_dir():
-        yield f"{key}={folder}: there is no such folder"
-        return
-    for lang in languages:
-        if not (Path(folder).expanduser() / lang).is_dir():
-            yield (
-                f"{key}={folder}: it has no folder {lang}/ (expected <language>/<split>.parquet)"
-            )
-            return
 
 
 def _check_windows(cfg: Config, task) -> Iterator[str]:
@@ -309,7 +275,7 @@ def _check_windows(cfg: Config, task) -> Iterator[str]:
     )
     if stride is not None and task.labels:
         yield (
-            f"task.doc_stride={stride} with task={task.name}: only question answering reads in "
+            f"task.doc_stride={stride} with task={cfg.task.name}: only question answering reads in "
             "windows; leave it null"
         )
     elif stride is not None and stride >= longest:
@@ -340,22 +306,28 @@ def _named(section: str, cls: type, owner: str) -> list[str]:
 
 def _check_translation(cfg: Config, task) -> Iterator[str]:
     """Check that the translation fits the task and the method."""
-    mt, human, toy = cfg.mt, "the benchmark has no human translations", task.name.startswith("toy_")
+    mt, toy = cfg.mt, _generated(cfg, task)
+    human = "the benchmark has no human translations"
+    if issubclass(task, CustomTask):
+        human = f"{cfg.task.spec} does not say parallel: true"
     models = _named("mt", MtConfig, "model")
     fitting = [n for n in models if (n == "toy_nllb") == toy]
-    if mt.name == "toy" and not toy:
-        yield f"mt=toy with task={task.name}: it translates generated text only; choose another mt"
+    if mt.name == "toy" and not cfg.task.name.startswith("toy_"):
+        yield (
+            f"mt=toy with task={cfg.task.name}: it translates generated text only; choose another "
+            "mt"
+        )
     if mt.name == "toy_nllb" and mt.path is None and not toy:
         yield (
-            f"mt=toy_nllb with task={task.name}: it knows the generated languages only; choose "
+            f"mt=toy_nllb with task={cfg.task.name}: it knows the generated languages only; choose "
             "another mt"
         )
     if mt.name == "gold" and not task.parallel:
-        yield f"mt=gold with task={task.name}: {human}; choose another mt"
-    elif mt.name == "gold":
+        yield f"mt=gold with task={cfg.task.name}: {human}; choose another mt"
+    elif mt.name == "gold" and cfg.task.lang in task.languages:
         yield from _check_counterparts(cfg, task)
     if mt.fallback == "gold" and not task.parallel:
-        yield f"mt.fallback=gold with task={task.name}: {human}; leave it null"
+        yield f"mt.fallback=gold with task={cfg.task.name}: {human}; leave it null"
     if mt.name in models and mt.path is None and mt.pretrain is None:
         yield f"mt={mt.name}: mt.path=<hub id or checkpoint folder> is missing"
     if mt.kind == "command":
@@ -364,8 +336,8 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
         yield f"mt.quantization={mt.quantization}: only mt.backend=ctranslate2 has it"
     if PairingMode.TRANSLATED in _modes(cfg) and mt.kind == "file" and not task.labels:
         yield (
-            f"method={cfg.method.name} with mt=file and task={task.name}: no file can translate "
-            f"the answers back; choose mt={' or mt='.join(fitting)}"
+            f"method={cfg.method.name} with mt=file and task={cfg.task.name}: no file can "
+            f"translate the answers back; choose mt={' or mt='.join(fitting)}"
         )
     # a folder that is also task.data_dir has been checked as such
     local = mt.path is not None and (
@@ -389,6 +361,17 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
             )
 
 
+def _generated(cfg: Config, task: Any) -> bool:
+    """Return whether the texts are in the languages of the generated world."""
+    toy = TASKS["toy_sentiment"]
+    own = (
+        issubclass(task, CustomTask)
+        and task.english == toy.english
+        and {*cfg.task.tested} <= {*toy.languages}
+    )
+    return own or cfg.task.name.startswith("toy_")
+
+
 def _check_counterparts(cfg: Config, task) -> Iterator[str]:
     """Check, for mt=gold, that target languages have the splits that training translates."""
     if not any(method.trains for method in members_of(cfg.method).values()):
@@ -399,8 +382,8 @@ def _check_counterparts(cfg: Config, task) -> Iterator[str]:
         if lacking := [split for split in splits if not has_split(task, split, lang)]:
             others = [f"method={name}" for name, method in METHODS.items() if not method.trains]
             yield (
-                f"mt=gold with task={task.name} and method={cfg.method.name}: the benchmark has no "
-                f"{' and '.join(lacking)} in {lang}; choose another mt (mt=file "
+                f"mt=gold with task={cfg.task.name} and method={cfg.method.name}: the benchmark "
+                f"has no {' and '.join(lacking)} in {lang}; choose another mt (mt=file "
                 f"mt.fallback=gold keeps human translations of the tests), or {' or '.join(others)}"
             )
 

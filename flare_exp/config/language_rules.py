@@ -36,6 +36,9 @@ def language_problems(cfg: Config, task: Any) -> Iterator[str]:
 def _codes_problems(given: str, value: Any, known: Sequence[str]) -> Iterator[str]:
     """Check that each language is known, and named once. `given`: the option and its value."""
     codes = as_list(value)
+    if value == "":
+        yield f"{given}<target language> is missing: {allowed('', known)}"
+        return
     for code in dict.fromkeys(codes):
         if code not in known:
             which = "" if isinstance(value, str) else f" {code}:"

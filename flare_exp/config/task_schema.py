@@ -7,18 +7,22 @@ from typing import Any
 
 from flare_exp.config.languages import as_list, simplified
 from flare_exp.config.options import option
-from flare_exp.tasks import TASKS
+from flare_exp.tasks import CUSTOM, TASKS
 
 
 @dataclass
 class TaskConfig:
     """The benchmark, its target languages and its splits."""
 
-    name: str = option("???", "name of the benchmark", choices=tuple(TASKS))
+    name: str = option("???", "name of the benchmark", choices=(*TASKS, CUSTOM))
     # one language is text, as most runs have it; OmegaConf has no union of text and list
     lang: Any = option(
         "???",
         "target language, in the benchmark's own code; [a,b]: one adapter for several",
+        may_be_empty=True,
+    )
+    spec: str | None = option(
+        None, "custom: YAML file that describes your data (docs/your-data.md)", only=("custom",)
     )
     unseen: list[str] = field(
         default_factory=list,

@@ -239,10 +239,10 @@ def _check_rules(cfg: Any, prefix: str = "") -> Iterator[str]:
             yield f"{key}={value}: {allowed(str(value), groups()[rules['group']])}"
         elif "choices" in rules and value not in rules["choices"]:
             yield f"{key}={value}: {allowed(str(value), rules['choices'])}"
+        elif value in ("", []) and "may_be_empty" in rules:
+            continue
         elif value == "":
             yield f"{key}=: must not be empty"
-        elif value == [] and "may_be_empty" in rules:
-            continue
         elif "each" in rules and (
             wrong := [v for v in value if v not in rules["each"]] or ([] if value else ["[]"])
         ):

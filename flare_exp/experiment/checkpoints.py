@@ -34,14 +34,26 @@ def prepare_backbone(cfg: Config, store: ArtifactStore) -> Artifact:
     model=tiny is built on first use; any other model is where model.path points.
     """
     if cfg.model.path is None:
-        options = {**asdict(cfg.model.pretrain), "world_seed": cfg.task.world_seed}  # type: ignore[arg-type]
-        key = {**options, "code": code_of("backbone")}
+        options = pretraining(cfg)
         return store.get(
-            "backbone", key, lambda folder: pretrain(folder, **options), resumable=True
+            "backbone",
+            pretraining_key(cfg),
+            lambda folder: pretrain(folder, **options),
+            resumable=True,
         )
     if looks_local(cfg.model.path):
         families.family_of(cfg.model.path)
     return existing_checkpoint(cfg.model.path, cfg.model.revision)
+
+
+def pretraining(cfg: Config) -> dict[str, Any]:
+    """Return the options that an embedded model is built from."""
+    return {**asdict(cfg.model.pretrain), "world_seed": cfg.task.world_seed}  # type: ignore[arg-type]
+
+
+def pretraining_key(cfg: Config) -> dict[str, Any]:
+    """Return the key of an embedded model's artifact."""
+    return {**pretraining(cfg), "code": code_of("backbone")}
 
 
 def existing_checkpoint(path: str, revision: str | None) -> Artifact:

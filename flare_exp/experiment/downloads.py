@@ -10,7 +10,8 @@ from typing import Any
 from flare_exp import hub
 from flare_exp.config import schema
 from flare_exp.config.methods import members_of
-from flare_exp.tasks import TASKS, Benchmark, TyDiQA, XQuAD
+from flare_exp.tasks import Benchmark, CustomTask, TyDiQA, XQuAD, task_class
+from flare_exp.tasks.spec import hub_splits
 
 THERE = "there already"
 
@@ -25,8 +26,11 @@ def hub_resources(cfg: schema.Config) -> list[hub.HubResource]:
         for what, path, at in models
         if path and not hub.looks_local(path)
     ]
-    task = TASKS[cfg.task.name]
-    if issubclass(task, Benchmark) and not cfg.task.data_dir:
+    task = task_class(cfg.task.name, cfg.task.spec)
+    if issubclass(task, CustomTask):
+        used = hub_splits(task.spec, (task.english, *cfg.task.tested))
+        found += [hub.DataSet("data set", s.hub_id, s.revision, s.config) for s in used]
+    elif issubclass(task, Benchmark) and not cfg.task.data_dir:
         configs = dict.fromkeys(task.hub_config(lang) for lang in (task.english, *cfg.task.tested))
         found += [hub.DataSet("data set", task.hub_id, task.revision, name) for name in configs]
         if issubclass(task, XQuAD):

@@ -15,7 +15,6 @@ from flare_exp.config.methods import ENSEMBLE, members_of
 from flare_exp.config.schema import Config
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.tested import name_of_test
-from flare_exp.tasks import TASKS
 from flare_exp.translation.base import FLAGS
 
 # share of test texts that are English from which on that is said; a few are names, or words of
@@ -62,7 +61,7 @@ def notes(cfg: Config, folder: Path) -> list[str]:
     if cfg.mt.name == "gold" and any(m.reads_translated_tests for m in methods):
         found.append("mt=gold: the test sources are human English, so this is an upper bound")
     translated = any(m.mode is PairingMode.TRANSLATED for m in methods)
-    if translated and not TASKS[cfg.task.name].labels:
+    if translated and "exact_match" in test["metrics"]:
         found.append(
             f"answers were translated back into {joined(cfg.task.tested)} by mt={cfg.mt.name} and "
             "compared with the original ones"

@@ -41,7 +41,7 @@ from flare_exp.experiment.stages.transfer import trained_by
 from flare_exp.experiment.stages.translation import translate
 from flare_exp.experiment.tested import name_of_test, scores_of, stage_of, tests_of
 from flare_exp.models.backbones import quantization_problem
-from flare_exp.tasks import ROLES, TASKS, Task
+from flare_exp.tasks import CUSTOM, ROLES, Task, task_class
 from flare_exp.training.distributed import SINGLE_PROCESS, DistributedContext
 from flare_exp.training.tracking import Tracker
 
@@ -105,6 +105,7 @@ def _execute_stages(
             "fusion": cfg.fusion.name if fuses(cfg.method) else None,
             "mt": cfg.mt.name,
             "seed": cfg.seed,
+            **own_facts(cfg, task),
             "translation": {"noise": cfg.mt.noise, "chrf++": chrf_of(context.translations)},
             **({"source": asdict(cfg.source)} if reads_source else {}),
             "test": scores.pop("test"),
@@ -178,6 +179,13 @@ def run_stages(run: RunContext, methods: Mapping[str, Method]) -> dict[str, Arti
             passes = test_passes(run, trained, below, method, lang)
             tested |= {name_of_test(name, lang, langs): test for name, test in passes.items()}
     return {**made, **run.translations, **tested}
+
+
+def own_facts(cfg: Config, task: Task) -> dict[str, Any]:
+    """Return what only the description of a user's data says, for reports."""
+    if cfg.task.name != CUSTOM:
+        return {}
+    return {"metric": task.metric, "labels": list(task.labels)}
 
 
 def wandb_options(cfg: Config) -> dict[str, Any] | None:
@@ -310,10 +318,12 @@ def pinned(cfg: Config, required: bool = True) -> Config:
 
 
 def load_task(cfg: Config) -> Task:
-    """Make the benchmark of a configuration."""
+    """Make the benchmark of a configuration, or the data set that it describes."""
     t = cfg.task
     splits = {role: getattr(t, f"{role}_split") for role in (*ROLES, "english_test")}
+    if t.name == CUSTOM:
+        return task_class(t.name, t.spec)(splits=splits, limit=t.limit)
     own = {"world_seed": t.world_seed} if t.name.startswith("toy_") else {"data_dir": t.data_dir}
     # an option of one benchmark alone is an argument of its class
     own |= {f.name: getattr(t, f.name) for f in fields(t) if t.name in f.metadata.get("only", ())}
-    return TASKS[t.name](splits=splits, limit=t.limit, **own)
+    return task_class(t.name)(splits=splits, limit=t.limit, **own)

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from flare_exp.artifacts import Artifact
 from flare_exp.config.schema import Config
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.building import ModelBuilder
-from flare_exp.experiment.checkpoints import make_translator, prepare_backbone
+from flare_exp.experiment.checkpoints import make_translator, prepare_backbone, pretraining
 from flare_exp.experiment.context import (
     RunContext,
     make_preprocessor,
@@ -125,11 +124,6 @@ def _prepared(cfg: Config, store: ReadOnlyStore, scratch: Path) -> Artifact:
 
     folder = scratch / "backbone" / backbone.digest
     return replace(backbone, path=read_only.first_step(folder, pretrain, pretraining(cfg)))
-
-
-def pretraining(cfg: Config) -> dict[str, Any]:
-    """Return the options that an embedded model is built from."""
-    return {**asdict(cfg.model.pretrain), "world_seed": cfg.task.world_seed}  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -14,9 +14,10 @@ from lightning.pytorch import Callback
 
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.experiment import provenance
+from flare_exp.experiment.checkpoints import pretraining
 from flare_exp.experiment.fitting import make_module, make_optimizer, make_trainer
 from flare_exp.planning.costs import Estimate, note_sizes
-from flare_exp.planning.preview import DryRun, pretraining
+from flare_exp.planning.preview import DryRun
 from flare_exp.planning.walk import batches_of, iter_stage_models, stage_options, steps_per_epoch
 from flare_exp.toy.translation_model import train_mt
 from flare_exp.training.modules import FusionModule

@@ -19,7 +19,6 @@ from flare_exp.report.predictions import (
 )
 from flare_exp.report.runs import Cell, Run, setting_of, variant_of, varying
 from flare_exp.report.statistics import Array, Difference, Metric
-from flare_exp.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ class Comparer:
             message = f"{base.folder} and {run.folder} differ in test examples: {problem}"
             self.problems.append(message)
             raise ValueError(message)
-        metric = metric_of(run.metrics["task"], found)
+        metric = metric_of(run, found)
         check_score(run, float(metric(np.ones((1, len(found.ids))))[0]))
         return metric
 
@@ -231,7 +230,7 @@ def rankings(tasks: Mapping[str, Sequence[Cell]]) -> list[Ranking]:
     for task, cells in tasks.items():
         options = varying(cells)
         for cell in cells:
-            values = [v for v in cell.values("test", TASKS[task].metric) if v is not None]
+            values = [v for v in cell.values("test", cell.first.metric) if v is not None]
             methods = scores.setdefault(setting_of(cell, options), {})
             if len(values) == len(cell.runs):
                 own = methods.setdefault(variant_of(cell, options), {})

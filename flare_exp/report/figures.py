@@ -60,7 +60,7 @@ class _Section:
     @property
     def metric(self) -> str:
         """Return the task's main metric."""
-        return TASKS[self.task].metric
+        return self.cells[0].first.metric
 
     @property
     def options(self) -> list[str]:
@@ -162,7 +162,9 @@ def _quality(cell: Cell) -> float | None:
     if known:
         return statistics.mean(known) if len(known) == len(scores) else None
     clean = not cell.first.options.get("mt.noise")
-    human = option_of(cell, "mt.name") in BENCHMARK and not TASKS[cell.task].machine_splits
+    human = option_of(cell, "mt.name") in BENCHMARK and not getattr(
+        TASKS.get(cell.task), "machine_splits", ()
+    )
     return HUMAN if human and clean else None
 
 

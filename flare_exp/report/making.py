@@ -29,7 +29,6 @@ from flare_exp.report.tables import (
     runs_table,
     scores_table,
 )
-from flare_exp.tasks import TASKS
 
 BASELINE = "lora"
 SHOWN = 3  # the most differences that a message names
@@ -157,7 +156,7 @@ def _section(
     task: str, cells: Sequence[Cell], means: Sequence[Cell], found: Sequence[Comparison]
 ) -> Section:
     """Gather the tables and sentences of one task. `means`: of runs with several languages."""
-    metric = TASKS[task].metric
+    metric = cells[0].first.metric
     tables = []
     if len({cell.lang for cell in cells}) > 1:
         tables.append(scores_table(task, cells, metric, found))

@@ -11,7 +11,6 @@ import numpy as np
 from flare_exp.experiment.checksums import damage
 from flare_exp.report.runs import Run
 from flare_exp.report.statistics import Metric, macro_f1_metric, mean_metric
-from flare_exp.tasks import TASKS
 
 FILE = "predictions.parquet"
 SHOWN = 3  # the most ids that a message lists
@@ -75,13 +74,13 @@ def _listed(ids: Sequence[str]) -> str:
     return (", ".join(ids[:SHOWN]) or "none") + more
 
 
-def metric_of(task: str, found: Predictions) -> Metric:
+def metric_of(run: Run, found: Predictions) -> Metric:
     """Return the task's metric on resampled examples of a run.
 
     Raises:
         ValueError: the metric is none that can be computed on resampled examples.
     """
-    name, labels = TASKS[task].metric, TASKS[task].labels
+    name, labels, task = run.metric, run.labels, run.metrics["task"]
     if name == "accuracy":
         return mean_metric(np.array(found.gold) == np.array(found.predicted))
     if name == "macro_f1":
@@ -105,7 +104,7 @@ def check_score(run: Run, value: float) -> None:
     Raises:
         ValueError: they have another one.
     """
-    name = TASKS[run.metrics["task"]].metric
+    name = run.metric
     stored = run.metrics["test"][name]
     if abs(value - stored) > ROUNDED:
         raise ValueError(

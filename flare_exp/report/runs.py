@@ -22,6 +22,7 @@ from flare_exp.errors import first_line
 from flare_exp.experiment import run_state
 from flare_exp.experiment.checksums import CHECKSUMS, damage
 from flare_exp.experiment.runs import VOLATILE
+from flare_exp.tasks import TASKS
 
 GROUPS = ("model", "task", "mt", "fusion", "method", "decode")
 # options that the first columns of a table show
@@ -71,6 +72,17 @@ class Run:
         """Return the languages that were trained on; empty: that of the scores alone, or none."""
         langs = as_list(self.options["task.lang"])
         return tuple(langs) if self.trains and langs != [self.lang] else ()
+
+    @property
+    def metric(self) -> str:
+        """Return the task's main metric. Results on a user's own data (task=custom) hold it."""
+        return str(self.metrics.get("metric") or TASKS[self.metrics["task"]].metric)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the names of the task's labels. Results on a user's own data hold them."""
+        given = self.metrics.get("labels")
+        return TASKS[self.metrics["task"]].labels if given is None else tuple(given)
 
     @property
     def method(self) -> str:

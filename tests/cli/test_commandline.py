@@ -25,7 +25,7 @@ WRONG = [
     (["train.max_epochs=3"], "did you mean trainer.max_epochs?"),
     (
         ["pan", "model=xlmr_base"],
-        "pan: not of the form key=value, and no command; commands: analyse, plan, prefetch, "
+        "pan: not of the form key=value, and no command; commands: analyse, check-data, plan, prefetch, "
         "report, status, submit; did you mean plan?",
     ),
     (["seed=x"], "seed=x: must be a whole number"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from small_checkpoints import COMMIT, put, tiny_checkpoint
-from tables import write_rows
+from tables import own_data, write_rows
 
 import flare_exp
 from flare_exp import code
@@ -85,6 +85,15 @@ RUNS = {
         "task.doc_stride=8",
         "method=zero_shot",
     ],
+    "own data": [
+        "model=custom",
+        "model.path={}/tiny",
+        "task=custom",
+        "task.spec={}/own/mine.yaml",
+        "task.lang=far",
+        "mt=toy_nllb",
+        "method=zero_shot",
+    ],
     "ensemble": ["method=ensemble"],
     "mixup": ["method=x_mixup"],
     "languages": ["task.lang=[near,far]", "method=lora", "task.temperature=2"],
@@ -103,6 +112,7 @@ ANOTHER = {
     "decode.name": "score",
     "task.data_dir": "{}/other_data",
     "task.train_data_dir": "{}/other_qa",
+    "task.spec": "{}/other_own/mine.yaml",
     "task.lang": "near",
     "task.unseen": ["near"],
     "task.train_split": "train[1:]",
@@ -176,6 +186,9 @@ def place(tmp_path_factory):
             ]
             write_rows(place / "files" / f"mt_{own}-{other}" / f"{split}.parquet", rows)
     (place / "none").mkdir()
+    for data, changes in (("own", {}), ("other_own", {"labels": ["positive", "negative"]})):
+        (place / data).mkdir()
+        own_data(place / data, **changes)
     return place
 
 
@@ -553,6 +566,10 @@ NOT_HASHED = {
         "the task of a run is hashed; TyDiQA's rows, which XQuAD reads, are in keys as data"
     ),
     "tasks.tables": "it refuses cells and changes none",
+    "tasks.custom, tasks.records, tasks.spec, tasks.spec_reading": (
+        "what is read of a user's files is in keys as data; the task of a run is hashed"
+    ),
+    "data.inspection, experiment.tokenizers": "they look at data before a run",
     "training.checkpointing, training.divergence, training.progress, training.tracking": (
         "how a training is kept, watched and shown"
     ),

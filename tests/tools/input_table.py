@@ -92,7 +92,7 @@ NAMES = [
     refused("modle=tiny", "modle: there is no such option; did you mean model?"),
     refused("model=roberta", "model=roberta: choose one of"),
     refused("task=toy_sentimnt", "did you mean toy_sentiment?"),
-    refused("task=mnli", "task=mnli: choose one of nusax"),
+    refused("task=mnli", "task=mnli: choose one of custom"),
     refused("task.lang=fr", "task.lang=fr: choose one of near, far"),
     refused("task=xnli task.lang=swa", "task.lang=swa: choose one of ar"),
     refused("task.limit=0", "task.limit=0: must be 1 or more"),

@@ -9,8 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import yaml
 
-from flare_exp.tasks import TASKS, Benchmark
+from flare_exp.tasks import CUSTOM, TASKS, Benchmark
+
+OWN_LABELS = ("positive", "negative", "positive")
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]] | pa.Table) -> Path:
@@ -22,7 +25,9 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]] | pa.Table) -> Path:
 
 
 def files_of(name: str, root: Path) -> list[str]:
-    """The option with the files of a task that is not on the hub; no option for the others."""
+    """The options with the files of a task that is not on the hub; no option for the others."""
+    if name == CUSTOM:
+        return [f"task.spec={own_data(root)}", "task.lang=far", "mt=toy_nllb"]
     task = TASKS[name]
     if not issubclass(task, Benchmark) or hasattr(task, "hub_id"):
         return []
@@ -43,3 +48,17 @@ def assert_same_predictions(one: Path, other: Path, atol: float = 1e-5) -> None:
         torch.testing.assert_close(*found, rtol=0, atol=atol)
         tables = [table.drop_columns("probabilities") for table in tables]
     assert tables[0] == tables[1]
+
+
+def own_data(folder: Path, **changes: Any) -> Path:
+    """Write a small data set of one's own and return its description; None leaves a key out."""
+    for name in ("train", "validation", "test", "far", "en"):
+        rows = "".join(f"{i},{name} {i} day,{label}\n" for i, label in enumerate(OWN_LABELS))
+        (folder / f"{name}.csv").write_text(f"id,text,label\n{rows}")
+    english = {split: f"{split}.csv" for split in ("train", "validation", "test")}
+    spec = {"files": {"en": english, "far": {"test": "far.csv"}}, "text": "text", "label": "label"}
+    spec |= {"labels": ["negative", "positive"], **changes}
+    path = folder / "mine.yaml"
+    given = {key: value for key, value in spec.items() if value is not None}
+    path.write_text(yaml.safe_dump(given, sort_keys=False))
+    return path

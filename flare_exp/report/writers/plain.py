@@ -77,7 +77,7 @@ def _record(
     section: Section, cell: Cell, ranks: dict[tuple[tuple[str, ...], str], Any]
 ) -> dict[str, Any]:
     """Return the facts of one cell, by column."""
-    options, metric = varying(section.cells), TASKS[section.task].metric
+    options, metric = varying(section.cells), cell.first.metric
     runs = [cell.runs[seed] for seed in sorted(cell.runs)]
     record: dict[str, Any] = {"origin": "run", "task": section.task, "model": cell.model}
     record |= {"lang": cell.lang, "mt": cell.mt, "method": cell.label}

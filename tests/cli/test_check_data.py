@@ -1,0 +1,185 @@
+"""check-data: what it counts, what it warns of, what makes it fail, and mistyped commands."""
+
+import pytest
+import yaml
+from small_checkpoints import tiny_checkpoint
+from tables import own_data
+
+from flare_exp.cli import main
+
+
+@pytest.fixture
+def check(capsys):
+    """(words) -> exit code, cells of the printed tables, and all that was printed."""
+
+    def run(*words):
+        code = main.main(["check-data", *map(str, words)])
+        said = capsys.readouterr()
+        rows = [line.strip("│ ").split("│") for line in said.out.splitlines() if "│" in line]
+        return code, [[cell.strip() for cell in row] for row in rows], said.out + said.err
+
+    return run
+
+
+def test_good_data_are_counted(check, tmp_path):
+    code, rows, said = check(own_data(tmp_path))
+    assert code == 0
+    assert ["en/train", str(tmp_path / "train.csv"), "3", "0", "1 (33%)", "2 (67%)"] in rows
+    assert ["far/test", "LATIN 100%", "3.0", "3", "0"] in rows
+    assert "Tokens were not counted: no model is given" in said
+    assert "No errors, 0 warnings: a run takes these data." in said
+    assert f"Next: python -m flare_exp task=custom task.spec={tmp_path}/mine.yaml" in said
+
+
+def test_a_split_that_a_run_needs_is_missed(check, tmp_path):
+    english = {split: f"{split}.csv" for split in ("train", "test")}
+    code, _, said = check(own_data(tmp_path, files={"en": english, "far": {"dev": "far.csv"}}))
+    assert code == 0
+    assert "en has no validation; a run needs another one: task.validation_split=..." in said
+    assert "far has no test; a run needs another one: task.test_split=..." in said
+
+
+def test_errors_come_first_with_file_row_line_and_column(check, tmp_path):
+    path = own_data(tmp_path)
+    (tmp_path / "far.csv").write_text("id,text,label\n0,,positive\n1,a b,good\n2,c d,negative\n")
+    code, rows, said = check(path)
+    assert code == 1
+    found = [row for row in rows if row[0] in ("error", "warning")]
+    place = str(tmp_path / "far.csv")
+    assert found[0] == ["error", place, "2", "3", "label", "'good' is none of negative, positive"]
+    assert ["warning", place, "1", "2", "text", "is empty"] in found
+    assert "1 error, 1 warning: a run refuses these data." in said
+
+
+def test_doubtful_data_are_warned_of_and_taken(check, tmp_path):
+    long = "word " * 200
+    texts = [
+        "the camera was rather good on monday evening",
+        "The camera  was rather good on Monday evening!",
+        "train 0 day",
+        "добрый день товарищи",
+        long,
+        long,
+    ]
+    rows = "".join(
+        f"{i},{text},{'positive' if i < 5 else 'mixed'}\n" for i, text in enumerate(texts)
+    )
+    path = own_data(tmp_path, labels=["negative", "positive", "mixed"])
+    (tmp_path / "far.csv").write_text(f"id,text,label\n{rows}")
+    with (tmp_path / "train.csv").open("a") as file:
+        file.write(f"3,{texts[0]},positive\n4,{texts[0]},negative\n")
+    code, found, said = check(path)
+    assert code == 0
+    assert ["far/test", "6", "2", "1"] in found
+    for row, line, told in (
+        ("1", "2", f"is row 4 of {tmp_path}/train.csv, a training row"),
+        ("2", "3", f"is almost row 4 of {tmp_path}/train.csv, a training row (similarity 0.98)"),
+        ("3", "4", f"is row 1 of {tmp_path}/train.csv, a training row"),
+        ("5", "6", "has 200 words; data.max_length=128 tokens are read"),
+    ):
+        assert ["warning", f"{tmp_path}/far.csv", row, line, "-", told] in found
+    assert "has the text of row 4, but the label negative instead of positive" in said
+    assert "has the text of row 5, but the label mixed instead of positive" in said
+    assert "no row has the label mixed, though far/test has it: it is not learned" in said
+    assert "no row has the label negative: it is not tested" in said
+
+
+def test_a_file_in_another_script_is_doubted(check, tmp_path):
+    english = {split: f"{split}.csv" for split in ("train", "validation", "test")}
+    path = own_data(tmp_path, files={"en": english, "ru": {"test": "far.csv"}})
+    code, _, said = check(path)
+    assert code == 0
+    assert "0% of the letters are of the script of ru (Cyrl); is it the right file?" in said
+
+
+def test_single_files_need_no_description(check, tmp_path):
+    own_data(tmp_path)
+    code, rows, _ = check(
+        tmp_path / "train.csv", tmp_path / "far.csv", "--text", "text", "--label", "label"
+    )
+    assert code == 0
+    assert ["far.csv", str(tmp_path / "far.csv"), "3", "0", "1 (33%)", "2 (67%)"] in rows
+    code, _, said = check(
+        tmp_path / "train.csv", "--text", "label", "--label", "label", "--labels", "a,b"
+    )
+    assert code == 1
+    assert "'positive' is none of a, b" in said
+    (tmp_path / "qa.csv").write_text("c,q,a\nThe Nile,Which?,Congo\n")
+    code, _, said = check(tmp_path / "qa.csv", "--context=c", "--question=q", "--answers=a")
+    assert code == 1
+    assert "the context does not hold the answer 'Congo'" in said
+
+
+def test_tokens_are_counted_with_the_tokenizer_of_a_model(check, tmp_path):
+    path, model = own_data(tmp_path), tmp_path / "model"
+    tiny_checkpoint(model, "xlm-roberta")
+    folder = ("model=custom", f"model.path={model}")
+    code, rows, said = check(path, *folder, "data.max_length=4")
+    assert code == 0
+    (head,) = [line for line in said.splitlines() if "tokens per word" in line]
+    assert "unknown" in head
+    (row,) = [row for row in rows if row[0] == "far/test" and row[1].startswith("LATIN")]
+    assert float(row[5]) >= 1
+    assert row[7] == "3"
+    assert "3 of 3 rows have more tokens than data.max_length=4 and are cut" in said
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (["model=tiny"], "model=tiny is built by its first run"),
+        (
+            ["model=xlmr_base"],
+            "model.path=FacebookAI/xlm-roberta-base: missing all of it; fetch it",
+        ),
+    ],
+)
+def test_without_a_tokenizer_the_reason_is_said(model, said, check, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    code, _, told = check(own_data(tmp_path), *model, f"cache_dir={tmp_path}")
+    assert code == 0
+    assert said in told
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name a description (my_data.yaml), or files"),
+        (["no.yaml"], "task.spec=no.yaml: there is no such file"),
+        (["no.csv"], "no.csv: there is no file no.csv"),
+        (["sheet.xlsx"], "sheet.xlsx: its name must end in .csv, .tsv, .jsonl, .parquet; save"),
+        (["{}/far.csv"], "--text COLUMN --label COLUMN, or --context, --question and --answers; "),
+        (["{}/far.csv"], "/far.csv has id, text, label"),
+        (["{}/mine.yaml", "--text", "text"], "a description comes alone"),
+        (["{}/far.csv", "--text=text", "--label=label", "--context=text"], "not both"),
+        (["{}/far.csv", "--txt=text", "--label=label"], "--txt=text: there is no such flag"),
+        (["{}/far.csv", "--text=text", "--label=label", "--delimiter=::"], "one character"),
+        (["{}/mine.yaml", "task=nusax"], "task=nusax: only model=..., model.path=... and"),
+        (["{}/mine.yaml", "model=tinny"], "model=tinny: choose one of"),
+    ],
+)
+def test_mistyped_commands_are_refused(words, said, check, tmp_path):
+    own_data(tmp_path)
+    code, _, told = check(*(word.format(tmp_path) for word in words))
+    assert code == 2
+    assert said in told
+
+
+def test_too_many_labels_are_no_labels(check, tmp_path):
+    rows = "".join(f"{i},text {i}\n" for i in range(60))
+    (tmp_path / "a.csv").write_text(f"id,text\n{rows}")
+    code, _, said = check(tmp_path / "a.csv", "--text", "id", "--label", "text")
+    assert code == 2
+    assert (
+        "the column has 60 different values, e.g. 'text 0'; is it the column of the labels?" in said
+    )
+
+
+def test_every_problem_of_a_description_is_said(check, tmp_path):
+    path = own_data(tmp_path)
+    spec = yaml.safe_load(path.read_text()) | {"lable": "x", "metric": "bleu"}
+    path.write_text(yaml.safe_dump(spec))
+    code, _, said = check(path)
+    assert code == 2
+    assert "there is no key 'lable'; did you mean label?" in said
+    assert "metric: bleu must be one of macro_f1, accuracy" in said
