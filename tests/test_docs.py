@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from page import PAGES
 
-from flare_exp.cli import analyse, commandline, report
+from flare_exp.cli import analyse, commandline, export, report
 from flare_exp.config import composition, validation
 
 ROOT = composition.conf_dir().parent
@@ -45,9 +45,10 @@ def test_the_commands_of_a_page_are_taken(page, folder):
             command, arguments = first, rest
         else:
             command, arguments = "run", [first, *rest]
-        if command in ("analyse", "report"):
-            {"analyse": analyse, "report": report}[command].parse(arguments)
-        if command in ("status", "analyse", "report"):
+        own = {"analyse": analyse, "export": export, "report": report}
+        if command in own:
+            own[command].parse(arguments)
+        if command in ("status", *own):
             continue
         if command == "plan":
             arguments = [a for a in arguments if not a.startswith("memory=")]

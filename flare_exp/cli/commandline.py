@@ -21,6 +21,10 @@ COMMANDS: dict[str, tuple[tuple[str, ...] | None, str]] = {
         None,
         "activations in the bottleneck, and similarity of English and target states, by layer",
     ),
+    "export": (
+        None,
+        "a folder of a finished run to share: adapter, model card; also to the hub, also as LoRA",
+    ),
     "plan": (
         ("-m", "--multirun"),
         "what a run or a grid (-m) would build, need and take, without running it",
