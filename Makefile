@@ -8,7 +8,7 @@ PINS   := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.ve
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-slurm test-sweeps setup-sweeps test-newest test-gpu lint types format docs wheel nusax xnli-tydiqa toy-table toy-tasks mt-gain evidence reliability report clean
+.PHONY: help setup run test test-fast test-slurm test-sweeps setup-sweeps test-newest test-gpu lint types format docs wheel dist nusax xnli-tydiqa toy-table toy-tasks mt-gain evidence reliability report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -123,6 +123,17 @@ $(DOCS): $(STAMP)
 
 wheel: setup  ## build dist/*.whl (contains conf/)
 	$(BIN)/python -m build --wheel
+
+RELEASE := $(VENV)/.release
+
+dist: $(RELEASE)  ## build dist/*.tar.gz and, from it, dist/*.whl, and check both as a package index would
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+
+$(RELEASE): $(STAMP)
+	$(PIP) --no-compile -e '.[release]'
+	@touch $@
 
 clean:  ## remove the virtual environment and build products (keeps outputs/ and the artifact cache)
 	rm -rf $(VENV) $(SWEEPS) $(NEWEST) dist build site *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

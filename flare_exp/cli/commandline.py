@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[tuple[str, ...] | None, str]] = {
         None,
         "look at your own data (task=custom): labels, scripts, repeated rows, every problem",
     ),
+    "export": (
+        None,
+        "a folder of a finished run to share: adapter, model card; also to the hub, also as LoRA",
+    ),
     "plan": (
         ("-m", "--multirun"),
         "what a run or a grid (-m) would build, need and take, without running it",

@@ -1,0 +1,114 @@
+"""Write the Python code that loads an exported folder, for its model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flare_exp.data.pairing_mode import PairingMode
+from flare_exp.export.portable import Origin
+
+# task_type of PEFT -> class of transformers
+CLASSES = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+}
+
+
+def code_of_run(reading: Mapping[str, Any]) -> list[str]:
+    """Return the lines that load `folder` with `flare_exp.load` and predict.
+
+    Args:
+        reading: what reading.json holds.
+    """
+    names = [f"a {name}" for name in reading["fields"]]
+    one, sources, comment = repr(names[0] if len(names) == 1 else tuple(names)), "", ""
+    if reading["reads"] == PairingMode.TRANSLATED.value:
+        comment = "  # the English translations of texts"
+    if reading["reads"] in (PairingMode.PAIRED.value, PairingMode.JOINT.value):
+        sources, comment = f", sources=[{one}]", "  # sources: English translations of the texts"
+    return [
+        "run = flare_exp.load(folder)",
+        f"print(run.predict([{one}]{sources})){comment}",
+    ]
+
+
+def imports_of_lora(reading: Mapping[str, Any], task_type: str) -> list[str]:
+    """Return the imports of `code_of_lora`."""
+    quantized = ["BitsAndBytesConfig"] if reading["weights"]["quantize"] else []
+    names = sorted([CLASSES[task_type], "AutoTokenizer", *quantized])
+    return [
+        "import torch",
+        "from peft import PeftModel",
+        f"from transformers import {', '.join(names)}",
+    ]
+
+
+def code_of_lora(reading: Mapping[str, Any], task_type: str, base: Origin | None) -> list[str]:
+    """Return the lines that load `folder` with transformers and PEFT alone, and predict.
+
+    Args:
+        reading: what reading.json holds.
+        task_type: that of PEFT.
+        base: origin of the model below the LoRA; None: it is in `base/` of the folder.
+    """
+    place = 'f"{folder}/base"' if base is None else repr(base.hub_id)
+    revision = [] if base is None else [f"revision={base.commit!r}"]
+    model = ", ".join([place, *revision, *_model_options(reading)])
+    sides = [f"{name}={reading[name]!r}" for name in ("padding_side", "truncation_side")]
+    tokenizer = ", ".join([place, *revision, *sides])
+    return [
+        f"model = {CLASSES[task_type]}.from_pretrained({model})",
+        "model = PeftModel.from_pretrained(model, folder).eval()",
+        f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
+        *_prediction(reading, task_type),
+    ]
+
+
+def _model_options(reading: Mapping[str, Any]) -> list[str]:
+    """Return the arguments with which the model below was loaded."""
+    options, weights = [], reading["weights"]
+    if reading["task_type"] == "label":
+        options.append(f"num_labels={len(reading['labels'])}")
+    if weights["quantize"]:
+        settings = "load_in_4bit=True, bnb_4bit_quant_type=" + repr(weights["quantize"])
+        settings += f", bnb_4bit_use_double_quant={weights['double_quant']}"
+        settings += f", bnb_4bit_compute_dtype=torch.{weights['compute_dtype']}"
+        options.append(f"quantization_config=BitsAndBytesConfig({settings})")
+    options.append(f"dtype=torch.{weights['dtype']}")
+    return [*options, f"attn_implementation={reading['attention']!r}"]
+
+
+def _prediction(reading: Mapping[str, Any], task_type: str) -> list[str]:
+    """Return the lines that read one example and print its answer."""
+    named = {name: f"a {name}" for name in reading["fields"]}
+    texts = ", ".join(f'["{named[name]}"]' for name in reading["order"])
+    if reading["prompt"]:
+        texts = f"[{reading['prompt'].format(**named)!r}]"
+    cut = "'only_second'" if task_type == "QUESTION_ANS" else "True"
+    lines = [
+        f"inputs = tokenizer({texts}, truncation={cut}, max_length={reading['max_length']}, "
+        'padding=True, return_tensors="pt")',
+        "with torch.no_grad():",
+    ]
+    if task_type == "SEQ_CLS":
+        return [
+            *lines,
+            "    logits = model(**inputs).logits",
+            f"print([{reading['labels']!r}[i] for i in logits.argmax(-1)])",
+        ]
+    if task_type == "QUESTION_ANS":
+        return [
+            *lines,
+            "    output = model(**inputs)",
+            "first, last = output.start_logits.argmax(-1), output.end_logits.argmax(-1)",
+            "print(tokenizer.decode(inputs.input_ids[0, first : last + 1]))",
+        ]
+    start = "inputs.input_ids.shape[1] :" if task_type == "CAUSAL_LM" else ":"
+    return [
+        *lines,
+        "    tokens = model.generate(**inputs, max_new_tokens=20, do_sample=False)",
+        f"print(tokenizer.decode(tokens[0, {start}], skip_special_tokens=True))",
+    ]
