@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from page import PAGES
 
-from flare_exp.cli import analyse, commandline, report
+from flare_exp.cli import analyse, commandline, predict, report, serve
 from flare_exp.config import composition, validation
 
 ROOT = composition.conf_dir().parent
+READERS = {"analyse": analyse, "predict": predict, "report": report, "serve": serve}
 START = re.compile(r"^ {4,}(?:\$ |srun )?python -m flare_exp ?")
 
 
@@ -45,9 +46,9 @@ def test_the_commands_of_a_page_are_taken(page, folder):
             command, arguments = first, rest
         else:
             command, arguments = "run", [first, *rest]
-        if command in ("analyse", "report"):
-            {"analyse": analyse, "report": report}[command].parse(arguments)
-        if command in ("status", "analyse", "report"):
+        if reader := READERS.get(command):
+            reader.parse(arguments)
+        if reader or command == "status":
             continue
         if command == "plan":
             arguments = [a for a in arguments if not a.startswith("memory=")]
