@@ -105,7 +105,9 @@ def parse(arguments: Sequence[str], keys: Sequence[str] = KEYS) -> Given:
     for word in arguments:
         key, equals, value = word.partition("=")
         place = values if key in keys else texts
-        if not equals or word.startswith("-"):
+        if word.startswith("-"):
+            problems.append(f"{word}: there is no such flag; allowed: --help")
+        elif not equals:
             problems.append(f"{word}: not of the form key=value")
         elif is_allowed(word):
             options += normalized([word])

@@ -25,8 +25,8 @@ WRONG = [
     (["train.max_epochs=3"], "did you mean trainer.max_epochs?"),
     (
         ["pan", "model=xlmr_base"],
-        "pan: not of the form key=value, and no command; commands: analyse, plan, prefetch, "
-        "report, status, submit; did you mean plan?",
+        "pan: not of the form key=value, and no command; commands: analyse, plan, predict, "
+        "prefetch, report, serve, status, submit; did you mean plan?",
     ),
     (["seed=x"], "seed=x: must be a whole number"),
     (["seed=99999999999"], "seed=99999999999: must be 4294967295 or less"),

@@ -30,7 +30,8 @@ def test_texts_are_taken_literally(tmp_path):
         parse(["text=", "--all", "out=a", "out=b"])
     assert str(failure.value).split("; ") == [
         "text=: needs a value",
-        "--all: not of the form key=value",
+        "--all: there is no such flag",
+        "allowed: --help",
         "out=: is given twice",
         "name a run: run=<run folder>",
     ]
