@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from flare_exp.experiment.loading import LoadedRun
+    from flare_exp.experiment.predicting import LoadedRun
 
 __version__ = "0.1.0"
 
 
-def load(folder: str | Path) -> LoadedRun:
+def load(folder: str | Path, *options: str) -> LoadedRun:
     """Load the model of a finished run; see `flare_exp.experiment.loading.load`."""
     from flare_exp.experiment import loading
 
-    return loading.load(folder)
+    return loading.load(folder, *options)

@@ -22,6 +22,7 @@ if sys.dont_write_bytecode:
 
 import pytest
 from copying_nllb import converted, engine, nllb_folder  # noqa: F401 (fixtures)
+from finished_runs import finished_run, flare_folder, loaded_run, toy_texts  # noqa: F401 (fixtures)
 from random_models import BUILDERS, random_backbone
 
 from flare_exp.config import composition

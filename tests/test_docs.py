@@ -9,11 +9,18 @@ import pytest
 from page import PAGES
 from tables import own_data
 
-from flare_exp.cli import analyse, check_data, commandline, export, report
+from flare_exp.cli import analyse, check_data, commandline, export, predict, report, serve
 from flare_exp.config import composition, validation
 
 ROOT = composition.conf_dir().parent
-PARSED = {"analyse": analyse, "check-data": check_data, "export": export, "report": report}
+PARSED = {
+    "analyse": analyse,
+    "check-data": check_data,
+    "export": export,
+    "predict": predict,
+    "report": report,
+    "serve": serve,
+}
 START = re.compile(r"^ {4,}(?:\$ |srun )?python -m flare_exp ?")
 
 

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...] | None, str]] = {
         ("-m", "--multirun"),
         "what a run or a grid (-m) would build, need and take, without running it",
     ),
+    "predict": (None, "labels or answers of new texts, with the model of a finished run"),
     "prefetch": (
         ("-m", "--multirun"),
         "fetch models and data from the hub, for runs without network",
@@ -41,6 +42,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...] | None, str]] = {
         None,
         "tables of finished runs, with intervals and ranks, also as CSV, LaTeX, HTML",
     ),
+    "serve": (None, "the same over HTTP, with a page to try it by hand"),
     "status": (("--timeline",), "what has become of the jobs of a grid"),
 }
 SUBMIT = """\

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from flare_exp.config.languages import joined
 from flare_exp.config.methods import ENSEMBLE, METHODS
-from flare_exp.data.pairing_mode import PairingMode
 
 FILES = {
     "metrics.json": "scores (fractions) and seconds per stage",
@@ -121,10 +120,7 @@ def _usage(method: str, folder: Path) -> list[str]:
     """Return the lines that say how to load the model; an ensemble has none of its own."""
     if method == ENSEMBLE:
         return []
-    mode = METHODS[method].mode
-    arguments = "english_texts" if mode is PairingMode.TRANSLATED else "texts"
-    if mode in (PairingMode.PAIRED, PairingMode.JOINT):
-        arguments = "texts, sources=english_texts"
+    arguments = "texts, sources=english_texts" if METHODS[method].mode.translates_tests else "texts"
     return [
         "To load the model and use it, from the folder above this one:",
         "",
@@ -132,5 +128,11 @@ def _usage(method: str, folder: Path) -> list[str]:
         "",
         f'    run = flare_exp.load("{folder.name}")',
         f"    run.predict({arguments})",
+        "",
+        "Or, for one text, a file, or over HTTP:",
+        "",
+        f'    python -m flare_exp predict run={shlex.quote(folder.name)} text="..."',
+        f"    python -m flare_exp predict run={shlex.quote(folder.name)} file=in.csv out=out.csv",
+        f"    python -m flare_exp serve run={shlex.quote(folder.name)}",
         "",
     ]

@@ -26,7 +26,7 @@ WRONG = [
     (
         ["pan", "model=xlmr_base"],
         "pan: not of the form key=value, and no command; commands: analyse, check-data, "
-        "export, plan, prefetch, report, status, submit; did you mean plan?",
+        "export, plan, predict, prefetch, report, serve, status, submit; did you mean plan?",
     ),
     (["seed=x"], "seed=x: must be a whole number"),
     (["seed=99999999999"], "seed=99999999999: must be 4294967295 or less"),

@@ -489,12 +489,14 @@ def test_table_and_page_have_each_language_and_the_mean(two_languages, capsys):
 @together
 def test_a_model_of_two_languages_is_loaded_and_analyzed(two_languages):
     _, out, _ = two_languages
-    loaded = flare_exp.load(out)
+    with pytest.raises(UserError, match=r"give the one of the texts: task.lang=near \(or far\)"):
+        flare_exp.load(out)
+    with pytest.raises(UserError, match=r"task.lang=fra: choose one of near, far"):
+        flare_exp.load(out, "task.lang=fra")
+    loaded = flare_exp.load(out, "task.lang=far")
     far = [row for row in rows_of(out) if "/far/" in row["id"]]
     said = loaded.predict([row["target"] for row in far], [row["source"] for row in far])
     assert said == [row["prediction"] for row in far]
-    with pytest.raises(UserError, match="lang=fra: choose one of near, far"):
-        loaded.predict(["x"], ["y"], lang="fra")
     with pytest.raises(UserError, match="the run has several languages; choose one: --lang near"):
         analyze(out)
     assert analyze(out, 3, False, "far").run["lang"] == "far"

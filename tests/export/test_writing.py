@@ -20,7 +20,7 @@ import flare_exp
 from flare_exp.cli.main import main
 from flare_exp.errors import UserError
 from flare_exp.export.writing import check_has_model
-from flare_exp.report.runs import read_run
+from flare_exp.report.runs import read as read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]  # they share its cache
 

@@ -372,7 +372,7 @@ COMMANDS = [
     Row("submit method=lora seed=0,1", 2, ["SLURM does not take the jobs"], about="no SLURM here"),
     Row("hydra/launcher=slurm method=lora", 2, ["add -m"], leaves="nothing"),
     Row("hydra/launcher=ray -m method=lora", 2, ["hydra/launcher=ray: choose one of basic, slurm"], leaves="nothing"),
-    Row("predict outputs/x", 2, ["predict: not of the form key=value, and no command"], leaves="nothing"),
+    Row("predict outputs/x", 2, ["outputs/x: not of the form key=value", "name a run: run="], leaves="nothing"),
     Row("help", 2, ["help: not of the form key=value, and no command"], leaves="nothing"),
     Row("--cfg jobs", 2, ["--cfg"], leaves="nothing"),
     Row("--version", 0, ["flare_exp 0.1.0"], leaves="nothing"),

@@ -1,0 +1,148 @@
+"""`python -m flare_exp serve run=FOLDER`: predict over HTTP with the model of a finished run.
+
+POST /predict takes {"texts": [...]}, and "sources": [...] if you have English translations; a text
+of a task with several fields is an object. GET /health, GET /metrics (Prometheus), and a page at /
+to try it by hand. Ctrl-C or SIGTERM ends the server after it has answered what it has accepted.
+
+  run=FOLDER      the run folder
+  host=HOST       address to listen on [127.0.0.1]; any other needs a token
+  port=PORT       [8000]; 0: any free one
+  token=TOKEN     what clients must send as Authorization: Bearer TOKEN; better in the environment,
+                  where other users do not see it: FLARE_EXP_TOKEN
+  max_body=N, max_texts=N, max_length=N, max_seconds=N, max_waiting=N
+                  limits: bytes of a request [1000000], its texts [256], characters of a text
+                  [10000], seconds [60], and texts of all requests that wait [2048]
+  data.batch_size=N
+                  most texts that are read together [the run's]
+  mt=..., trainer.accelerator=..., model.path=..., cache_dir=..., offline=true
+                  as for predict
+
+Examples:
+  python -m flare_exp serve run=outputs/my_run
+  python -m flare_exp serve run=outputs/my_run port=9000 mt=nllb_600m data.batch_size=16
+
+It needs FastAPI: pip install 'flare-exp[serve]'. docs/use.md describes requests and limits.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from flare_exp.cli.predict import Given
+from flare_exp.cli.predict import parse as sorted_words
+from flare_exp.config.schema import Config
+from flare_exp.config.suggestions import nearest
+from flare_exp.errors import UserError
+from flare_exp.experiment.runs import quiet
+
+if TYPE_CHECKING:
+    from flare_exp.serving.requests import Limits
+
+LIMITS = ("max_body", "max_texts", "max_length", "max_seconds", "max_waiting")
+KEYS = ("run", "host", "port", "token", *LIMITS)
+LOCAL = ("127.0.0.1", "localhost", "::1")
+TOKEN = "FLARE_EXP_TOKEN"
+
+
+def parse(arguments: Sequence[str]) -> Given:
+    """Read the words of the command line.
+
+    Raises:
+        UserError: an option or its value is wrong; one message names all mistakes.
+    """
+    given = sorted_words(arguments, KEYS)
+    problems = [
+        f"{name}: there is no such key; {', '.join(KEYS)}{nearest(name, KEYS)}"
+        for name in given.texts
+    ]
+    problems += _number_problems(given.values)
+    if _host(given) not in LOCAL and not token_of(given):
+        problems.append(
+            f"host={_host(given)}: others can reach it, so it needs a token: set {TOKEN} "
+            "or token=..."
+        )
+    if problems:
+        raise UserError("; ".join(problems))
+    return given
+
+
+def _number_problems(values: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is wrong with the numbers of a command line."""
+    for name in ("port", *LIMITS):
+        value = values.get(name, "1")
+        least, most = (0, 65535) if name == "port" else (1, 10**9)
+        if not (value.isascii() and value.isdigit() and least <= int(value) <= most):
+            yield f"{name}={value}: must be a whole number, {least} to {most}"
+
+
+def token_of(given: Given) -> str | None:
+    """Return the token that clients must send; None: none."""
+    return given.values.get("token") or os.environ.get(TOKEN) or None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until a signal ends it; return the exit code."""
+    given = parse(arguments)
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; pip install 'flare-exp[serve]'") from None
+    quiet(Config(offline="offline=true" in given.options))
+    import flare_exp
+    from flare_exp.serving.app import Access, make_app
+
+    with _bound(given) as address:
+        run = flare_exp.load(given.run, *given.options)
+        host, port = address.getsockname()[:2]
+        access = Access(token_of(given), LOCAL if _host(given) in LOCAL else ())
+        limits = _limits(given.values)
+        config = uvicorn.Config(
+            make_app(run, limits, access),
+            log_level="warning",
+            timeout_graceful_shutdown=int(limits.seconds) + 10,
+        )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _nothing)
+        shown = f"[{host}]" if ":" in host else host
+        print(f"serving {given.run} at http://{shown}:{port}; Ctrl-C ends it", flush=True)
+        uvicorn.Server(config).run(sockets=[address])
+    print("ended; every request that was accepted is answered")
+    return 0
+
+
+def _nothing(*_: object) -> None:
+    """Do nothing: uvicorn raises the signal that ended it again, when all is done."""
+
+
+def _host(given: Given) -> str:
+    return given.values.get("host", LOCAL[0])
+
+
+def _limits(values: Mapping[str, str]) -> Limits:
+    """Return the limits of requests."""
+    from flare_exp.serving.requests import Limits
+
+    return Limits(**{key.removeprefix("max_"): int(values[key]) for key in LIMITS if key in values})
+
+
+def _bound(given: Given) -> socket.socket:
+    """Take the address before anything is loaded; clients cannot connect to it yet.
+
+    Raises:
+        UserError: the address cannot be had.
+    """
+    host, port = _host(given), int(given.values.get("port", "8000"))
+    try:
+        family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(place)
+    except OSError as error:
+        raise UserError(f"host={host} port={port}: cannot be had ({error.strerror})") from None
+    return made

@@ -1,0 +1,96 @@
+"""Change the options of a finished run that its model does not depend on, to predict with it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from flare_exp.config import validation
+from flare_exp.config.methods import METHODS
+from flare_exp.config.schema import Config
+from flare_exp.config.suggestions import allowed
+from flare_exp.data.pairing_mode import PairingMode
+from flare_exp.errors import UserError
+
+# places that may have moved, and how the model runs
+KEYS = (
+    "cache_dir",
+    "data.batch_size",
+    "data.micro_batch_size",
+    "model.path",
+    "offline",
+    "predict.sources",
+    "task.data_dir",
+    "task.lang",
+    "task.spec",
+    "task.train_data_dir",
+    "trainer.accelerator",
+)
+
+
+def is_allowed(word: str) -> bool:
+    """Return whether a key=value word names an option that may be changed."""
+    key = word.partition("=")[0]
+    return key in KEYS or key.split(".")[0] == "mt"
+
+
+def overridden(cfg: Config, words: Sequence[str]) -> Config:
+    """Return a stored configuration with other options.
+
+    With `task.lang`, the configuration has that language alone: the one of the texts.
+
+    Args:
+        cfg: the configuration of a run.
+        words: overrides, as on the command line: `mt=...`, `mt.*=...` and those of KEYS.
+
+    Raises:
+        UserError: an option may not be changed, does not exist, or has a wrong value; one message
+            names all mistakes.
+    """
+    if not words:
+        return cfg
+    problems = list(_refused(cfg, words))
+    base = [f"task={cfg.task.name}", f"method={cfg.method.name}"]
+    if not any(word.startswith("task.lang=") for word in words):
+        base.append(f"task.lang={cfg.task.langs[0]}")
+    if cfg.task.spec and not any(word.startswith("task.spec=") for word in words):
+        base.append(f"task.spec={cfg.task.spec}")
+    if not any(word.startswith("mt=") for word in words):
+        base.append(f"mt={cfg.mt.name}")
+    # of what the run's own values complete, for example mt.path
+    _, known = validation.validate(base, multirun=False)
+    (job, *_), found = validation.validate([*base, *words], multirun=False)
+    if problems := [*problems, *(problem for problem in found if problem not in known)]:
+        raise UserError("; ".join(problems))
+    return _with_values(cfg, job, words)
+
+
+def _refused(cfg: Config, words: Sequence[str]) -> Iterator[str]:
+    """Yield a message for each option that may not be changed."""
+    method = METHODS.get(cfg.method.name)
+    for word in words:
+        key = word.partition("=")[0]
+        if not is_allowed(word):
+            yield f"{word}: the run has this option already; {allowed(key, ['mt', 'mt.*', *KEYS])}"
+        elif key.startswith("mt") and method and method.mode is PairingMode.LATENT:
+            yield f"{word}: method={cfg.method.name} was trained with the encoder of its own mt"
+
+
+def _with_values(cfg: Config, job: Any, words: Sequence[str]) -> Config:
+    """Put the values of a composed configuration in place of those that the words name."""
+    from omegaconf import OmegaConf
+
+    composed: Config = OmegaConf.to_object(job)  # type: ignore[assignment]
+    made = copy.deepcopy(cfg)
+    keys = [word.partition("=")[0] for word in words]
+    if "mt" in keys:
+        made.mt, keys = composed.mt, [key for key in keys if key.split(".")[0] != "mt"]
+    for key in keys:
+        *sections, name = key.split(".")
+        given, own = (functools.reduce(getattr, sections, whole) for whole in (composed, made))
+        setattr(own, name, getattr(given, name))
+    if "task.lang" in keys:
+        made.task.unseen = []
+    return made

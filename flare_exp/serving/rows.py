@@ -1,0 +1,192 @@
+"""Read the texts to predict from a file, and check them before a model is loaded."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flare_exp.errors import UserError, first_line
+
+SHOWN = 5  # problems of single rows that a message names
+ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet")
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Hold a text of a file.
+
+    Attributes:
+        texts: by field, in the order of Task.fields.
+        source: their English translation; None: it is to be made.
+        id: from the column `id`; None without one.
+    """
+
+    texts: tuple[str, ...]
+    source: tuple[str, ...] | None = None
+    id: str | int | None = None
+
+
+class Reader:
+    """Read rows of a file, in their order and in bounded memory.
+
+    Args:
+        path: a file that ends in one of ENDINGS; its first line names the columns of a table.
+        fields: names of a text's fields, which are columns.
+    """
+
+    def __init__(self, path: Path, fields: Sequence[str]):
+        self.path, self.fields = path, fields
+        self.sources = source_columns(fields)
+        # both are known after `check`; the type is that of the first row, None without an id
+        self.id_type: type | None = None
+        self.has_sources = False
+
+    def __iter__(self) -> Iterator[Row]:
+        for _, record in self._records():
+            yield self._row(record)
+
+    def check(self, no_translator: str | None = None) -> int:
+        """Read the whole file once, and return the number of its rows.
+
+        Args:
+            no_translator: why each row needs a source; None: a source that is not there is made.
+
+        Raises:
+            UserError: the file cannot be read, lacks a column, or has wrong rows; the message
+                names the first of them.
+        """
+        count, wrong = 0, 0
+        problems: list[str] = []
+        for place, record in self._records():
+            if not count and record.get("id") is not None:
+                self.id_type = type(record["id"])
+            count += 1
+            if found := self._problem(record, no_translator is not None):
+                wrong += 1
+                problems += [f"{place}: {found}"][: SHOWN - len(problems)]
+        if problems:
+            more = f"; {wrong - SHOWN} more rows are wrong" if wrong > SHOWN else ""
+            why = f" ({no_translator})" if no_translator else ""
+            raise UserError(f"file={self.path}: {'; '.join(problems)}{more}{why}")
+        if not count:
+            raise UserError(f"file={self.path}: there is no row in it")
+        return count
+
+    def _problem(self, record: Record, needs_source: bool) -> str | None:
+        """Return what is wrong with a row."""
+        if lacking := [name for name in self.fields if name not in record]:
+            return f"has no {' and no '.join(lacking)}; it has {', '.join(map(str, record))}"
+        given = {name: record[name] for name in self.sources if record.get(name) not in (None, "")}
+        self.has_sources |= bool(given)
+        if found := text_problem({**{name: record[name] for name in self.fields}, **given}):
+            return found
+        if lacking := [name for name in self.sources if name not in given]:
+            if given or needs_source:
+                return f"has no {' and no '.join(lacking)}"
+        return self._id_problem(record.get("id"))
+
+    def _id_problem(self, value: Any) -> str | None:
+        if (kind := None if value is None else type(value)) is not self.id_type:
+            return f"id: {str(value)[:60]!r} is of another type than that of the first row"
+        if kind not in (None, str, int) or (kind is int and abs(value) >= 2**63):
+            return f"id: {str(value)[:60]} is neither text nor a whole number of 64 bits"
+        return None
+
+    def _row(self, record: Record) -> Row:
+        source = tuple(record.get(name) or "" for name in self.sources)
+        texts = tuple(record[name] for name in self.fields)
+        return Row(texts, source if all(source) else None, record.get("id"))
+
+    def _records(self) -> Iterator[tuple[str, Record]]:
+        """Yield each record with the name of its place in the file."""
+        read: Callable[[Path], Iterator[tuple[str, Record]]] = {
+            ".jsonl": _json_lines,
+            ".parquet": _parquet,
+        }.get(self.path.suffix.lower(), _table)
+        import pyarrow as pa
+
+        try:
+            yield from read(self.path)
+        except UnicodeDecodeError as error:
+            raise UserError(f"file={self.path}: is not UTF-8 ({error.reason})") from None
+        except (OSError, csv.Error, pa.ArrowException) as error:
+            said = getattr(error, "strerror", None) or first_line(error)
+            raise UserError(f"file={self.path}: cannot be read ({said})") from None
+
+
+def path_problem(path: Path) -> str | None:
+    """Return why a file of texts cannot be read; None: it is there and has a known ending."""
+    if path.suffix.lower() not in ENDINGS:
+        return f"must end in {', '.join(ENDINGS)}"
+    return None if path.is_file() else "there is no such file"
+
+
+def source_columns(fields: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns of the English text: `source`, or `source_<field>` of several fields."""
+    return ("source",) if len(fields) == 1 else tuple(f"source_{field}" for field in fields)
+
+
+def text_problem(given: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the first text that a model cannot read; None: nothing is.
+
+    Args:
+        given: name -> text.
+    """
+    for name, text in given.items():
+        if not isinstance(text, str):
+            return f"{name}: {str(text)[:60]} is not text"
+        if not text.strip():
+            return f"{name}: is empty"
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return f"{name}: half a surrogate pair is not text"
+    return None
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                reason = first_line(error)
+                raise UserError(f"file={path}: line {number} is not JSON ({reason})") from None
+            if not isinstance(record, dict):
+                raise UserError(f"file={path}: line {number} is no object {{column: value}}")
+            yield f"line {number}", record
+
+
+def _table(path: Path) -> Iterator[tuple[str, Record]]:
+    csv.field_size_limit(2**31 - 1)  # of any length, as in the other formats
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, delimiter=delimiter, strict=True)
+        names = next(rows, [])
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"file={path}: several columns have the name {twice[0]!r}")
+        for cells in filter(None, rows):
+            if len(cells) != len(names):
+                raise UserError(
+                    f"file={path}: line {rows.line_num} has {len(cells)} columns, the first line "
+                    f"has {len(names)}; quote a text that holds {delimiter!r}"
+                )
+            yield f"line {rows.line_num}", dict(zip(names, cells, strict=True))
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        numbers = itertools.count()
+        for batch in file.iter_batches(batch_size=1024):
+            for record in batch.to_pylist():
+                yield f"row {next(numbers)} (from 0)", record

@@ -1,0 +1,138 @@
+"""`predict` and `serve` from the command line: mistakes, and what a killed command goes on with."""
+
+import csv
+import json
+import sys
+
+import pytest
+from run_folders import finished, predicted, traced
+
+from flare_exp.cli import serve
+from flare_exp.cli.main import main
+from flare_exp.cli.predict import parse
+from flare_exp.errors import UserError
+from flare_exp.serving import prediction
+
+
+def said(capsys, *words):
+    code = main([*map(str, words)])
+    printed = capsys.readouterr()
+    assert (code, printed.out) == (2, "")
+    (line,) = printed.err.splitlines()
+    return line.removeprefix(f"flare_exp {words[0]}: ")
+
+
+def test_texts_are_taken_literally(tmp_path):
+    given = parse(["run=r", 'text=a, b="c" {d} $e', "mt.path=/a b/c", "out=x.csv"])
+    assert given.texts == {"text": 'a, b="c" {d} $e'}
+    assert given.options == ["mt.path='/a b/c'"]
+    with pytest.raises(UserError) as failure:
+        parse(["text=", "--all", "out=a", "out=b"])
+    assert str(failure.value).split("; ") == [
+        "text=: needs a value",
+        "--all: there is no such flag",
+        "allowed: --help",
+        "out=: is given twice",
+        "name a run: run=<run folder>",
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return traced(predicted(finished(tmp_path / "run", "task=toy_nli", "method=lora"), [], []))
+
+
+def test_all_mistakes_are_in_one_message(folder, tmp_path, capsys):
+    (tmp_path / "old.csv").write_text("")
+    line = said(
+        capsys, "predict", f"run={folder}", "premis=a", "premise=b", f"out={tmp_path / 'old.csv'}",
+        "mt=tony", "file=a.txt",
+    )  # fmt: skip
+    for problem in (
+        "mt=tony: choose one of",
+        "premis: there is no such key; run, file, split, out, premise, hypothesis, source_premise,",
+        "did you mean premise?",
+        'give one of premise="..." hypothesis="...", file=FILE and split=test',
+        "file=a.txt: must end in .jsonl, .csv, .tsv, .parquet",
+        "old.csv: is there already; choose another file, or remove it",
+    ):
+        assert problem in line
+    assert said(capsys, "predict", f"run={folder}", "premise=b") == "hypothesis=: is missing"
+    asked = f"run={folder}", "premise=a", "hypothesis=b"
+    both = "source_premise=a", "source_hypothesis=b"
+    assert said(capsys, "predict", *asked, both[0]) == "source_hypothesis=: is missing"
+    assert "method=lora reads no source" in said(capsys, "predict", *asked, *both)
+    assert "no finished run" in said(capsys, "predict", f"run={tmp_path}", "text=a")
+
+
+def test_a_run_without_a_model_or_a_translator_is_refused(tmp_path, capsys):
+    words = {"ensemble": ["method=ensemble"], "gold": ["mt=gold"]}
+    for name, overrides in words.items():
+        traced(predicted(finished(tmp_path / name, *overrides), [], []))
+    assert "load the run of a member" in said(capsys, "serve", f"run={tmp_path}/ensemble", "port=0")
+    line = said(capsys, "predict", f"run={tmp_path}/gold", "text=a")
+    assert line.startswith("mt=gold: the run's translations were looked up")
+
+
+def test_wrong_options_of_the_server(monkeypatch, capsys):
+    line = said(capsys, "serve", "prt=1", "port=70000", "max_texts=0", "run=r", "host=0.0.0.0")
+    assert line.split("; ") == [
+        "prt: there is no such key",
+        f"{', '.join(serve.KEYS)}",
+        "did you mean port?",
+        "port=70000: must be a whole number, 0 to 65535",
+        "max_texts=0: must be a whole number, 1 to 1000000000",
+        "host=0.0.0.0: others can reach it, so it needs a token: set FLARE_EXP_TOKEN or token=...",
+    ]
+    monkeypatch.setenv("FLARE_EXP_TOKEN", "s")
+    assert serve.token_of(serve.parse(["run=r", "host=0.0.0.0"])) == "s"
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert said(capsys, "serve", "run=r") == (
+        "fastapi is not installed; pip install 'flare-exp[serve]'"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("serving")
+def test_a_stopped_command_goes_on_and_ends_as_an_uninterrupted_one(
+    flare_folder, toy_texts, tmp_path, monkeypatch, capsys
+):
+    rows = [{"id": f"n{i}", "text": text} for i, text in enumerate(toy_texts)]
+    rows[3]["source"] = "given"
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["predict", f"run={flare_folder}", f"file={tmp_path / 'a.jsonl'}"]
+    assert main([*words, f"out={tmp_path / 'whole.csv'}"]) == 0
+    predict_rows = prediction.predict_rows
+
+    def stopped(run, rows):
+        for number, row in enumerate(predict_rows(run, rows)):
+            if number == 14:
+                raise KeyboardInterrupt
+            yield row
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction, "predict_rows", stopped)
+        assert main([*words, f"out={tmp_path / 'b.csv'}"]) == 130
+    assert "what is predicted is kept" in capsys.readouterr().err
+    assert not (tmp_path / "b.csv").exists()
+    assert main([*words, f"out={tmp_path / 'b.csv'}"]) == 0
+    assert "30 rows, 12 of them predicted before" in capsys.readouterr().out
+    assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    with (tmp_path / "b.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["id"] for row in found] == [row["id"] for row in rows]
+    assert [row["text"] for row in found] == toy_texts
+    assert found[3]["source"] == "given"
+    assert "gold" not in found[0]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("serving")
+def test_a_table_on_the_terminal(flare_folder, capsys):
+    words = ["predict", f"run={flare_folder}", "text=[b]hello", "source=hi"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "[b]hello" in printed
+    assert "probability_neutral" in printed
+    assert main([*words[:2], "split=test"]) == 2
+    assert "give out=FILE" in capsys.readouterr().err

@@ -1,0 +1,135 @@
+"""Predictions of a loaded run: the run's own again, new texts as a stream, other translators."""
+
+import itertools
+
+import pytest
+from finished_runs import SMALL_MT
+
+import flare_exp
+from flare_exp.errors import UserError
+from flare_exp.experiment import predicting
+from flare_exp.experiment.overriding import overridden
+from flare_exp.experiment.translating import UnknownText
+from flare_exp.serving.output import Output
+from flare_exp.serving.prediction import write_test_predictions
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serving")]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overrides"),
+    [
+        # rows of two examples in a batch, English answers that are translated back
+        (
+            "xlm-roberta",
+            ("task=toy_qa", "method=translate_test", *SMALL_MT, "task.window=20"),
+        ),
+        # windows of source and target, in several passes per batch
+        ("xlm-roberta", ("task=toy_qa", "task.window=20", "task.doc_stride=4")),
+        ("xlm-roberta", ("task=toy_nli", "method=x_mixup", "data.micro_batch_size=3")),
+        ("xlm-roberta", ("method=input_fusion", "trainer.precision=64-true")),
+        ("llama", ("trainer.precision=bf16-mixed", "mt.noise=0.5")),
+    ],
+    ids=["translated-back", "windows", "two-texts", "joint", "prompt"],
+)
+def test_the_runs_own_test_set_again_is_its_file_byte_for_byte(
+    architecture, overrides, finished_run, tmp_path
+):
+    folder = finished_run(*overrides, architecture=architecture)
+    run, seen = flare_exp.load(folder), []
+    out = tmp_path / "again.parquet"
+    with Output(out, "test", run.run.cfg.data.batch_size) as output:
+        write_test_predictions(run, output, seen.append)
+    assert out.read_bytes() == (folder / "predictions.parquet").read_bytes()
+    assert seen == [4, 4, 2]
+    dataset = run.test_set()
+    assert list(run.predictions(dataset, 5)) == list(run.predictions(dataset))[5:]
+
+
+def test_other_test_data_are_not_taken_for_the_runs_own(flare_folder, tmp_path):
+    run = flare_exp.load(flare_folder)
+    run.run.cfg.mt.noise, run.run.cfg.mt.seed = 0.9, 7
+    with (
+        Output(tmp_path / "again.csv", "test", 4) as output,
+        pytest.raises(UserError, match="are not those that the run read"),
+    ):
+        write_test_predictions(run, output, lambda _: None)
+
+
+def test_a_stream_reads_no_more_than_a_chunk_ahead(loaded_run, toy_texts, monkeypatch):
+    monkeypatch.setattr(predicting, "CHUNK", 8)
+    taken = itertools.count()
+    endless = (toy_texts[next(taken) % len(toy_texts)] for _ in itertools.count())
+    found = loaded_run.stream(endless)
+    first = [next(found) for _ in range(9)]
+    assert next(taken) == 16
+    whole = list(loaded_run.stream(toy_texts[:9]))
+    assert first[:8] == whole[:8], "the ninth is in another batch, which rounds in another way"
+    assert [result.prediction for result in whole] == loaded_run.predict(tuple(toy_texts[:9]))
+
+
+def test_sources_that_are_not_given_are_translated(loaded_run, toy_texts):
+    english = loaded_run.task.read("en", "test")[1].texts
+    mixed = list(loaded_run.stream(toy_texts[:2], ["another text", None]))
+    assert [result.source for result in mixed] == [("another text",), english]
+    given = list(loaded_run.stream(toy_texts[:2], ["another text", english[0]]))
+    assert given == mixed
+    other = list(loaded_run.stream(toy_texts[:2]))
+    assert other[0].probabilities != mixed[0].probabilities, "the source is read"
+    assert mixed[0].probability == max(mixed[0].probabilities.values())
+    assert loaded_run.predict(toy_texts[0]) == loaded_run.predict(toy_texts[:1])
+
+
+@pytest.mark.parametrize(
+    ("texts", "sources", "problem"),
+    [
+        (["x"], None, "mt=toy knows the generated texts alone, and 'x' is none of toy_sentiment"),
+        (["x"], ["y", "z"], "2 for 1 texts"),
+        (iter(["x"]), iter(["y", "z"]), "there are more than texts"),
+        (iter(["x", "y"]), iter(["y"]), "there are only 1"),
+        ([("x", "y")], ["z"], r"texts\[0\]: give text as text"),
+        (["x"], [5], r"sources\[0\]: give text as text, not 5"),
+    ],
+)
+def test_texts_that_cannot_be_predicted_are_named(loaded_run, texts, sources, problem):
+    with pytest.raises(UserError, match=problem):
+        loaded_run.predict(texts, sources)
+
+
+def test_another_translator_than_the_runs(finished_run, flare_folder, toy_texts):
+    """A model of the same generated world, which translates any text."""
+    run = flare_exp.load(flare_folder, *SMALL_MT, "data.batch_size=2")
+    found = list(run.stream(["what no world knows", toy_texts[0]]))
+    assert all(isinstance(result.source[0], str) for result in found)
+    engine = run.run.mt.engine
+    run.predict("what no world knows")
+    assert run.run.mt.engine is engine, "it is loaded once"
+    gold = finished_run("mt=gold", "method=translate_test")
+    assert flare_exp.load(gold).predict(["x"], ["y"])[0] in run.task.labels
+    with pytest.raises(UserError, match="mt=gold: the run's translations were looked up"):
+        flare_exp.load(gold).predict(["x"])
+    with pytest.raises(UnknownText):
+        flare_exp.load(gold, "mt=toy").predict(["x"])
+
+
+def test_a_method_that_reads_no_source_takes_none(flare_folder):
+    run = flare_exp.load(flare_folder)
+    run.run.cfg.source.empty = True
+    with pytest.raises(UserError, match="flare reads no English text: leave them out"):
+        run.predict(["x"], ["y"])
+    run.run.cfg.source.empty, run.run.cfg.source.shuffle = False, True
+    with pytest.raises(UserError, match=r"source\.shuffle=true: the run paired each text"):
+        run.predict(["x"], ["y"])
+
+
+def test_options_that_the_model_depends_on_cannot_be_changed(loaded_run):
+    cfg = loaded_run.run.cfg
+    with pytest.raises(UserError) as failure:
+        overridden(cfg, ["seed=5", "mt=nllb", "data.batch_size=0", "mt.path=x"])
+    said = str(failure.value)
+    assert said.startswith("seed=5: the run has this option already; choose one of mt, mt.*,")
+    assert "mt=nllb: choose one of" in said
+    made = overridden(cfg, ["cache_dir=/elsewhere", "offline=true", "mt.noise=0.5"])
+    assert (made.cache_dir, made.offline, made.mt.noise) == ("/elsewhere", True, 0.5)
+    assert (made.mt.name, made.seed) == (cfg.mt.name, cfg.seed)
+    assert cfg.offline is False

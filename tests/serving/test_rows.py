@@ -1,0 +1,91 @@
+"""Files of texts: what is read, and one message for what is wrong with them."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flare_exp.errors import UserError
+from flare_exp.serving.rows import Reader, Row
+
+PAIR = ("premise", "hypothesis")
+
+
+def lines(*records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def test_the_formats_are_read_in_their_order(tmp_path):
+    expected = [Row(("a, b", "c\nd"), None, 1), Row(("e", "f"), ("g", "h"), 2)]
+    records = [
+        {"id": 1, "premise": "a, b", "hypothesis": "c\nd", "gold": 5},
+        {
+            "hypothesis": "f",
+            "id": 2,
+            "premise": "e",
+            "source_premise": "g",
+            "source_hypothesis": "h",
+        },
+    ]
+    records[1] |= {"source_premise": "g", "source_hypothesis": "h"}
+    (tmp_path / "a.jsonl").write_text(lines(*records).replace("\n", "\n\n"))
+    table = pa.Table.from_pylist([{**dict.fromkeys(records[1]), **r} for r in records])
+    pq.write_table(table, tmp_path / "b.parquet")
+    for name in ("a.jsonl", "b.parquet"):
+        reader = Reader(tmp_path / name, PAIR)
+        assert reader.check() == 2
+        assert list(reader) == expected
+        assert (reader.id_type, reader.has_sources) == (int, True)
+
+
+@pytest.mark.parametrize(("ending", "between"), [(".csv", ","), (".tsv", "\t")])
+def test_tables_are_read(tmp_path, ending, between):
+    path = tmp_path / f"a{ending}"
+    rows = [("text", "source"), (f'"a{between}""b""\nc"', ""), ("d", "e")]
+    path.write_text("\n".join(map(between.join, rows)) + "\n", encoding="utf-8-sig")
+    assert list(Reader(path, ("text",))) == [
+        Row((f'a{between}"b"\nc',)),
+        Row(("d",), ("e",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.jsonl", b"", "there is no row in it"),
+        ("a.jsonl", b"{}\n", "line 1: has no text; it has "),
+        ("a.jsonl", b'{"text": "a"\n', "line 1 is not JSON"),
+        ("a.jsonl", b"[" * 100_000, "line 1 is not JSON"),
+        ("a.jsonl", b'["a"]\n', "line 1 is no object"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "is not UTF-8"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1: text: half a surrogate pair"),
+        ("a.jsonl", lines({"text": "a"}, {"text": 5}).encode(), "line 2: text: 5 is not text"),
+        ("a.jsonl", lines(*[{"text": " "}] * 9).encode(), "line 5: text: is empty; 4 more rows"),
+        ("a.jsonl", lines({"text": "a", "id": 1}, {"text": "b"}).encode(), "line 2: id: 'None'"),
+        ("a.jsonl", lines({"text": "a", "id": 2**63}).encode(), "whole number of 64 bits"),
+        ("a.csv", b"text,text\na,b\n", "several columns have the name 'text'"),
+        ("a.csv", b"text\na,b\n", "line 2 has 2 columns, the first line has 1"),
+        ("a.csv", b'text\n"a\n', "cannot be read"),
+        ("a.parquet", b"PAR1", "cannot be read"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_message(tmp_path, name, content, problem):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as failure:
+        Reader(tmp_path / name, ("text",)).check()
+    (line,) = str(failure.value).splitlines()
+    assert line.startswith(f"file={tmp_path / name}: ")
+    assert problem in line
+
+
+def test_a_source_is_whole_and_there_where_nothing_translates(tmp_path):
+    path = tmp_path / "a.jsonl"
+    row = {"premise": "a", "hypothesis": "b"}
+    path.write_text(lines({**row, "source_premise": "c"}, row))
+    with pytest.raises(UserError, match=r"line 1: has no source_hypothesis$"):
+        Reader(path, PAIR).check()
+    path.write_text(lines(row))
+    with pytest.raises(UserError, match=r"no source_premise and no source_hypothesis \(mt=gold\)"):
+        Reader(path, PAIR).check("mt=gold")
+    assert Reader(path, PAIR).check() == 1
