@@ -24,7 +24,7 @@ def local_tokenizer(cfg: Config) -> tuple[Any, str]:
     if path is None:
         found = ArtifactStore(cfg.cache_dir).find("backbone", pretraining_key(cfg))
         if not found.reused:
-            return None, f"model={name} is built by its first run, which was not yet"
+            return None, f"model={name} is built by its first run; there was none yet"
         return load_tokenizer(str(found.path)), ""
     if not hub.looks_local(path):
         if lacks := hub.Checkpoint("backbone", path, cfg.model.revision).find().lacks:
