@@ -48,7 +48,11 @@ class Output:
             self.lock.acquire()
         except Timeout:
             raise UserError(f"out={self.path}: another process is writing it") from None
-        self.done, end = self._kept()
+        try:
+            self.done, end = self._kept()
+        except BaseException:
+            self._release()
+            raise
         self.file: IO[bytes] = self.part.open("ab")
         self.file.truncate(end)
         if not end:
@@ -57,6 +61,9 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
+        self._release()
+
+    def _release(self) -> None:
         self.lock.release()
         Path(self.lock.lock_file).unlink(missing_ok=True)
 
@@ -66,10 +73,13 @@ class Output:
         Raises:
             UserError: the rows belong to something else.
         """
-        if not self.part.is_file() or not self.part.stat().st_size:
+        if not self.part.is_file():
             return 0, 0
         with self.part.open("rb") as file:
-            if file.readline() != self.header:
+            first = file.readline()
+            if first != self.header and self.header.startswith(first):
+                return 0, 0  # nothing was kept yet
+            if first != self.header:
                 raise UserError(
                     f"out={self.path}: {self.part.name} beside it is the beginning of another "
                     "output (of another run, input or option); remove it, or choose another file"
