@@ -21,6 +21,7 @@ if sys.dont_write_bytecode:
     os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 import pytest
+import warm
 from copying_nllb import converted, engine, nllb_folder  # noqa: F401 (fixtures)
 from finished_runs import finished_run, flare_folder, loaded_run, toy_texts  # noqa: F401 (fixtures)
 from random_models import BUILDERS, random_backbone
@@ -49,7 +50,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     since pytest 9.2, without a word (pytest-xdist issue 1386): then the tests of a group are spread
     and every worker builds what they share.
     """
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=lambda item: [not item.get_closest_marker(m) for m in ("slow", "xdist_group")])
     if config.getoption("loadgroup", False):
         for item in items:
             if mark := item.get_closest_marker("xdist_group"):
@@ -57,6 +58,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 if not item.nodeid.endswith(suffix):
                     item._id = type(item.id).parse(item.nodeid + suffix)  # type: ignore[attr-defined]
                 assert item.nodeid.endswith(suffix)
+
+
+def pytest_collection_finish() -> None:
+    """Speed up what the tests do in this process."""
+    warm.read_toy_tasks_once()
+    warm.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -177,11 +177,9 @@ def test_a_signal_stops_and_the_same_command_goes_on(checkpoint, tmp_path, train
             f"finetune.epochs={epochs}",
             "method=zero_shot",
         )
-        return processes.Run(
-            [*processes.PROGRAM, *words], merged=True, fresh_workers=True, **options
-        )
+        return processes.Run([*processes.PROGRAM, *words], merged=True, **options)
 
-    process = start(tmp_path)
+    process = start(tmp_path, fresh_workers=True)
     wait_for(lambda: list(tmp_path.glob("cache/finetune/.*/checkpoints")), process)
     group = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True

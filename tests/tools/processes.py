@@ -23,12 +23,15 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import numpy as np
+import pytest
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -53,9 +56,18 @@ PRELOADED = [
     "transformers.models.xlm_roberta.modeling_xlm_roberta",
     "transformers.models.xlm_roberta.tokenization_xlm_roberta",
     "torch.utils.serialization",
+    "warm_server",
 ]
 CONTEXT.set_forkserver_preload(PRELOADED)
 PROGRAM = [sys.executable, "-m", "flare_exp"]
+
+
+def context() -> ForkServerContext:
+    """Return what starts processes of the server, which finds the modules of this folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        forkserver.ensure_running()
+    return CONTEXT
 
 
 def _main(
@@ -66,10 +78,13 @@ def _main(
     ignored: Sequence[int],
     fresh_workers: bool,
     largest_file: int | None,
+    before: Callable[[], None] | None,
 ) -> None:
     """Become `python -m flare_exp *words`."""
     missing = [
-        name for name in PRELOADED if name.startswith("flare_exp") and name not in sys.modules
+        name
+        for name in PRELOADED
+        if name.startswith(("flare_exp", "warm_server")) and name not in sys.modules
     ]
     assert not missing, f"the server could not import {missing} (it says nothing itself)"
     os.setsid()
@@ -89,6 +104,8 @@ def _main(
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.argv = ["flare_exp", *words]
+    if before:
+        before()
     if not fresh_workers:
         from flare_exp.experiment.launch import WorkerSpec
 
@@ -174,6 +191,7 @@ class Run:
         fresh_workers: start the run's further processes as flare_exp does, in fresh interpreters,
             instead of forking them.
         largest_file: bytes that a file of the process may have, as `ulimit -f` sets them.
+        before: called in the process before the run; what it patches is so in forked workers, too.
 
     """
 
@@ -185,6 +203,7 @@ class Run:
         ignored: Sequence[int] = (),
         fresh_workers: bool = False,
         largest_file: int | None = None,
+        before: Callable[[], None] | None = None,
     ):
         assert list(words[:3]) == PROGRAM, words
         folder = Path(tempfile.mkdtemp(prefix="flare_exp_run_"))
@@ -200,8 +219,9 @@ class Run:
             ignored,
             fresh_workers,
             largest_file,
+            before,
         )
-        self._process = CONTEXT.Process(target=_main, args=given)
+        self._process = context().Process(target=_main, args=given)
         self._process.start()
         self.pid: int = self._process.pid
 

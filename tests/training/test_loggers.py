@@ -2,11 +2,13 @@
 own, that W&B may fail.
 """
 
+import functools
 import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import processes
@@ -286,42 +288,42 @@ def test_a_run_that_was_killed_goes_on_as_the_same_run(cache_dir, tmp_path):
     assert f"wandb sync {parts[0]} {parts[1]}" in log.read_text()
 
 
-def started_by(agent, folder, cache, values, **env):
+def watched(folder):
+    """Begin a run in `folder` that writes the settings of each process, and its calls of
+    wandb.init, to folder/witness.
+    """
+    import wandb
+
+    def tell(name, what):
+        (folder / "witness" / f"{name}-{os.getpid()}").write_text(json.dumps(what))
+
+    def settle(cfg, real=pipeline.resolve_hardware):
+        cfg = real(cfg)
+        tell("settled", asdict(cfg))
+        return cfg
+
+    def init(*args, real=wandb.init, **given):
+        tell("init", given["name"])
+        return real(*args, **given)
+
+    os.chdir(folder)
+    pipeline.resolve_hardware, wandb.init = settle, init
+
+
+def started_by(agent, folder, cache, values):
     """The folder of a tiny run that W&B's agent has started."""
     tiny = dict(o.split("=") for o in [*TINY, f"cache_dir={cache}"])
     process = agent.start({**tiny, **values}, run_id="agents01")
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    done = subprocess.run(
-        process.command,
-        cwd=folder,
-        env={**process.env, "WANDB_MODE": "offline", "PATH": path, **env},
-        capture_output=True,
-        text=True,
+    start = ["/usr/bin/env", "python", "-m", "flare_exp"]
+    assert process.command[: len(start)] == start
+    run = processes.Run(
+        [*processes.PROGRAM, *process.command[len(start) :]],
+        {**process.env, "WANDB_MODE": "offline"},
+        before=functools.partial(watched, folder),
     )
-    assert done.returncode == 0, done.stderr
+    _, errors = run.communicate()
+    assert run.returncode == 0, errors
     return folder / "outputs" / "sweeps" / "agents01"
-
-
-WITNESS = """
-import json, os, wandb
-from dataclasses import asdict
-from flare_exp.experiment import pipeline
-
-def tell(name, what):
-    with open(os.path.join(os.environ["WITNESS"], f"{name}-{os.getpid()}"), "w") as file:
-        json.dump(what, file)
-
-def settle(cfg, real=pipeline.resolve_hardware):
-    cfg = real(cfg)
-    tell("settled", asdict(cfg))
-    return cfg
-
-def init(*args, real=wandb.init, **given):
-    tell("init", given["name"])
-    return real(*args, **given)
-
-pipeline.resolve_hardware, wandb.init = settle, init
-"""
 
 
 @pytest.mark.slow
@@ -331,9 +333,7 @@ def test_what_an_agent_starts_is_its_run_with_its_values_in_every_process(
 ):
     """One of the processes talks to W&B."""
     (sweep,) = (yaml.safe_load(f.read_text()) for f in sweep_files() if f.stem == "toy")
-    (tmp_path / "sitecustomize.py").write_text(WITNESS)
     (witness := tmp_path / "witness").mkdir()
-    path = os.pathsep.join(p for p in (str(tmp_path), os.environ.get("PYTHONPATH")) if p)
     values = {
         "trainer": "ddp_cpu",
         "task.lang": "near",
@@ -341,14 +341,7 @@ def test_what_an_agent_starts_is_its_run_with_its_values_in_every_process(
         "transfer.lr": 0.001,
         "seed": 1,
     }
-    out = started_by(
-        Agent(sweep, tmp_path, monkeypatch),
-        tmp_path,
-        cache_dir,
-        values,
-        PYTHONPATH=path,
-        WITNESS=str(witness),
-    )
+    out = started_by(Agent(sweep, tmp_path, monkeypatch), tmp_path, cache_dir, values)
     measured = result(out)
     assert (measured["lang"], measured["method"], measured["seed"]) == ("near", "lora", 1)
     leader, follower = (json.loads(f.read_text()) for f in witness.glob("settled-*"))
