@@ -50,6 +50,8 @@ COLUMNS = 3
 WIDTH, HEIGHT = 3.1, 2.7  # of a panel in inches
 LEAST = 4.8  # width of a figure in inches
 LETTERS = 13  # of a text in 9 points, to an inch
+LINE = 0.16  # height of a line of the legend in inches
+SHORT = 3  # lines of a legend for which a figure has room anyway
 DODGE = 2.0  # points between lines whose bars would cover each other
 
 Kind = Literal["bars", "band", "points"]
@@ -216,6 +218,10 @@ def _legend(figure: Figure, width: float) -> None:
         named |= {label: handle for handle, label in zip(handles, labels, strict=True)}
     longest = max((len(part) for label in named for part in label.split("\n")), default=0)
     columns = max(1, min(len(named), int(LETTERS * width / (longest + 8))))
+    # the panels keep their height, however long the legend is
+    rows = [[*named][i : i + columns] for i in range(0, len(named), columns)]
+    lines = sum(max(label.count("\n") + 1.3 for label in row) for row in rows)
+    figure.set_figheight(figure.get_figheight() + LINE * max(0.0, lines - SHORT))
     figure.legend(named.values(), named, loc="outside lower center", ncols=columns)
 
 

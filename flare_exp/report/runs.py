@@ -139,9 +139,12 @@ class Run:
         }
         if key in languages:
             return languages[key]
+        if key in ("method.of", "method.weights"):
+            return self.method == ENSEMBLE
         section = key.partition(".")[0]
         return {
             "fusion": self.fuses,
+            "predict": self.fuses,
             "source": any(method.mode.pairs for method in methods),
             "mixup": any(method.mixes for method in methods),
             "transfer": self.trains,

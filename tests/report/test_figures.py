@@ -197,8 +197,10 @@ def test_a_figure_has_the_same_bytes_twice_and_says_what_it_shows(tmp_path, monk
     assert int.from_bytes(png[16:20], "big") == round(drawing.LEAST * 200)
 
 
-def test_nothing_overlaps_and_nothing_is_cut_off():
-    figure = drawing.draw(sample(panels=5, lines=6))
+@pytest.mark.parametrize(("panels", "lines"), [(5, 6), (1, 12)])
+def test_nothing_overlaps_and_nothing_is_cut_off(panels, lines):
+    """However long the legend of a small figure is."""
+    figure = drawing.draw(sample(panels, lines))
     figure.draw_without_rendering()
     whole = figure.bbox
     axes = [one.get_tightbbox() for one in figure.axes]
@@ -207,6 +209,7 @@ def test_nothing_overlaps_and_nothing_is_cut_off():
         assert whole.x0 - 1 <= box.x0 < box.x1 <= whole.x1 + 1
         assert whole.y0 - 1 <= box.y0 < box.y1 <= whole.y1 + 1
         assert not any(box.overlaps(other) for other in boxes[:i])
+    assert min(one.get_window_extent().height for one in figure.axes) > figure.dpi  # an inch
 
 
 def test_lines_differ_without_their_colors():

@@ -154,3 +154,12 @@ def test_options_that_a_method_does_not_have_make_no_difference(tmp_path):
     assert [cell.method for cell in cells] == ["zero_shot", "lora", "lora"]
     assert varying(cells) == ["transfer.lr"]
     assert [option_of(cell, "transfer.lr") for cell in cells] == ["-", "0.001", "0.002"]
+
+
+def test_only_an_ensemble_has_weights_and_only_a_fusion_has_passes(tmp_path):
+    finished(tmp_path / "lora", "method=lora")
+    finished(tmp_path / "ensemble", "method=ensemble", "method.weights=similarity")
+    lora, ensemble = (read(tmp_path / name) for name in ("lora", "ensemble"))
+    assert not any(lora.has(key) for key in ("method.weights", "predict.sources"))
+    assert ensemble.has("method.weights")
+    assert not ensemble.has("predict.sources")  # its members are lora and translate_test
