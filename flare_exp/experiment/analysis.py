@@ -98,13 +98,12 @@ def analyze(
     folder = Path(folder).expanduser()
     if (folder / "metrics.json").is_file():
         check(folder, stored_config(folder), lang)
-    loaded = load(folder)
+    # tests are of one language and with the source, whatever the run has besides
+    loaded = load(folder, "predict.sources=[given]", *([f"task.lang={lang}"] if lang else []))
     cfg = loaded.run.cfg
-    method, lang = METHODS[cfg.method.name], lang or cfg.task.langs[0]
-    trainer = replace(cfg.trainer, devices=1, enable_progress_bar=progress)
-    # tests are of one language, whatever the model was trained on
-    task = replace(cfg.task, lang=lang, unseen=[])
-    run = replace(loaded.run, cfg=replace(cfg, trainer=trainer, task=task))
+    method, lang = METHODS[cfg.method.name], cfg.task.langs[0]
+    trainer = replace(cfg.trainer, enable_progress_bar=progress)
+    run = replace(loaded.run, cfg=replace(cfg, trainer=trainer))
     examples = english_pairs(run, method, rows)
     activations: list[Activation] = []
     relu, after = False, None

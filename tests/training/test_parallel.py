@@ -234,7 +234,7 @@ def test_shares_make_up_the_batches_of_one_process(rows, batch, size, micro):
             parts = [own for every in read for own in every[n * passes : (n + 1) * passes]]
             assert sorted(i for part in parts for i, _ in part if i >= 0) == sorted(expected)
             assert all(~i in expected for part in parts for i, _ in part if i < 0)
-            facts = (sum(terms[i] for i in expected), size * passes, len(expected))
+            facts = (sum(terms[i] for i in expected), size * passes, len(expected), epoch)
             assert {about for part in parts for _, about in part} == {facts}
 
 
