@@ -27,6 +27,7 @@ from finished_runs import finished_run, flare_folder, loaded_run, toy_texts  # n
 from random_models import BUILDERS, random_backbone
 
 from flare_exp.config import composition
+from flare_exp.languages import LANGUAGES
 
 
 @pytest.fixture(params=list(BUILDERS), ids="-".join)
@@ -64,6 +65,15 @@ def pytest_collection_finish() -> None:
     """Speed up what the tests do in this process."""
     warm.read_toy_tasks_once()
     warm.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_languages() -> Iterator[None]:
+    """Forget the languages of descriptions (task=custom) after the tests of a module."""
+    before = dict(LANGUAGES)
+    yield
+    for code in LANGUAGES.keys() - before.keys():
+        del LANGUAGES[code]
 
 
 @pytest.fixture(scope="session", autouse=True)
