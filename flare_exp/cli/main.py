@@ -214,7 +214,7 @@ class _Grid:
         for method in dict.fromkeys(self.jobs[n].method.name for n in self.skipped):
             print(
                 f"skipped: method={method} has no fusion, so the cells that combine it with "
-                "fusion=... are left out"
+                "fusion=... or source=robust are left out"
             )
         run_state.write_grid(self.folder, {n: self.cells[n] for n in self.numbers})
 

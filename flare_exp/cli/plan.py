@@ -104,7 +104,8 @@ def show(jobs: Sequence[Job], left_out: int) -> None:
         console.print(line, highlight=False, markup=False)
     if left_out:
         console.print(
-            f"{left_out} cells left out: they combine fusion=... with a method without fusion",
+            f"cells left out: {left_out}, which combine fusion=... or source=robust with a method "
+            "without fusion",
             highlight=False,
         )
 

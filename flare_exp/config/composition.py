@@ -117,11 +117,12 @@ def explicit_fusion(overrides: Sequence[str]) -> bool:
 
 
 def without_fusion(job: Any, overrides: Sequence[str]) -> bool:
-    """Return whether a job of a grid combines a fusion with a method that has none.
+    """Return whether a job of a grid combines a fusion, or drawn sources, with a method without.
 
     Such a job is left out of the grid.
     """
-    return not fuses(job.method) and explicit_fusion(overrides)
+    drawn = job.source.dropout or job.source.noise
+    return not fuses(job.method) and bool(drawn or explicit_fusion(overrides))
 
 
 def expand_grid(overrides: Sequence[Any]) -> Iterator[list[str]]:

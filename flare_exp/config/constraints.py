@@ -13,14 +13,13 @@ from flare_exp.config.composition import groups
 from flare_exp.config.data_constraints import data_problems
 from flare_exp.config.language_rules import language_problems
 from flare_exp.config.method_schema import (
-    FUSING_METHODS,
     LEARNED_FUSIONS,
-    SOURCE_METHODS,
     FusionConfig,
 )
-from flare_exp.config.methods import ENSEMBLE, METHODS, fuses, members_of
+from flare_exp.config.methods import ENSEMBLE, METHODS, fuses, members_of, modes_of
 from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.schema import Config
+from flare_exp.config.source_rules import passes_problems, similarity_problems, source_problems
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
 from flare_exp.tasks import CUSTOM, ROLES, TASKS, CustomTask, Slice, SpecError, task_class
@@ -38,11 +37,11 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
             yield from error.problems
     if task is not None:
         yield from _check_task(cfg, task)
-        yield from _check_passes(cfg, task)
+        yield from passes_problems(cfg, task)
     yield from _check_model(cfg)
     yield from _check_method(cfg, task)
     yield from _check_devices(cfg)
-    yield from _check_source(cfg)
+    yield from source_problems(cfg)
     yield from _check_variants("task", cfg.task)
     yield from _check_variants("method", cfg.method)
     yield from _check_variants("fusion", cfg.fusion)
@@ -51,11 +50,6 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
         yield "logger.mode=online with offline=true: choose one"
     if cfg.fusion.heads and cfg.adapter.r > 0 and cfg.adapter.r % cfg.fusion.heads:
         yield f"fusion.heads={cfg.fusion.heads}: must divide adapter.r={cfg.adapter.r}"
-
-
-def _modes(cfg: Config) -> list[PairingMode]:
-    """Return what the method, or each member of an ensemble, reads and fuses."""
-    return [method.mode for method in members_of(cfg.method).values()]
 
 
 def _check_method(cfg: Config, task: Any) -> Iterator[str]:
@@ -81,7 +75,7 @@ def _check_method(cfg: Config, task: Any) -> Iterator[str]:
                 "choose weights on; choose method.weights=equal"
             )
         if cfg.method.weights == "similarity":
-            yield from _check_similarity(cfg, f"{weights} with {of}")
+            yield from similarity_problems(cfg, f"{weights} with {of}")
     yield from _check_mixup(cfg)
     if any(method.full for method in members_of(cfg.method).values()):
         yield from _check_full_tuning(cfg, f"method={cfg.method.name}")
@@ -162,81 +156,14 @@ def _check_devices(cfg: Config) -> Iterator[str]:
         yield from _check_sharding(cfg)
     several = cfg.trainer.devices * cfg.trainer.nodes > 1
     mixes = any(method.mixes for method in members_of(cfg.method).values())
-    learned = cfg.fusion.name in LEARNED_FUSIONS or PairingMode.LATENT in _modes(cfg)
-    if several and cfg.source.empty and (mixes or (learned and fuses(cfg.method))):
+    learned = cfg.fusion.name in LEARNED_FUSIONS or PairingMode.LATENT in modes_of(cfg.method)
+    trained_empty = cfg.source.empty and cfg.source.ablate_in != "test"
+    if several and trained_empty and (mixes or (learned and fuses(cfg.method))):
         yield (
             f"source.empty=true with trainer.strategy={cfg.trainer.strategy}: the fusion's own "
             "weights are never used then, and several processes wait for their gradient; choose "
             "trainer.devices=1"
         )
-
-
-def _check_source(cfg: Config) -> Iterator[str]:
-    """Check that the ablations of the source fit the method."""
-    if cfg.source.shuffle and cfg.source.empty:
-        yield "source.shuffle=true with source.empty=true: choose one ablation"
-    for name in ("shuffle", "empty"):
-        if getattr(cfg.source, name) and not any(mode.pairs for mode in _modes(cfg)):
-            yield (
-                f"source.{name}=true with method={cfg.method.name}: only "
-                f"{', '.join(SOURCE_METHODS)} read a source"
-            )
-    yield from _check_augmentation(cfg)
-
-
-def _check_augmentation(cfg: Config) -> Iterator[str]:
-    """Check that sources are drawn for a fusion, and that the shares leave room for each other."""
-    source = cfg.source
-    if max(source.dropout, source.noise) <= 1 < source.dropout + source.noise:
-        yield (
-            f"source.dropout={source.dropout} with source.noise={source.noise}: their sum must be "
-            "1 or less"
-        )
-    for name in ("dropout", "noise"):
-        mixes = any(method.mixes for method in members_of(cfg.method).values())
-        if (value := getattr(source, name)) and (mixes or not fuses(cfg.method)):
-            yield (
-                f"source.{name}={value} with method={cfg.method.name}: only "
-                f"{' and '.join(FUSING_METHODS)} fuse a source"
-            )
-        elif value and (source.shuffle or source.empty) and source.ablate_in != "test":
-            ablation = "shuffle" if source.shuffle else "empty"
-            yield (
-                f"source.{name}={value} with source.{ablation}=true: the ablation changes the same "
-                "sources; choose source.ablate_in=test"
-            )
-
-
-def _check_similarity(cfg: Config, asked: str) -> Iterator[str]:
-    """Check that a source can be weighed against the text alone, and that pairs show how."""
-    if len({mode.translates_tests for mode in _modes(cfg)}) < 2:
-        yield (
-            f"{asked}: it weighs methods that read the translation of a test text against methods "
-            "that do not; name both kinds, e.g. method.of=[lora,flare]"
-        )
-    if (cfg.source.shuffle or cfg.source.empty) and cfg.source.ablate_in != "test":
-        yield (
-            f"{asked}: validation pairs show how similar texts and sources are; choose "
-            "source.ablate_in=test"
-        )
-
-
-def _check_passes(cfg: Config, task: Any) -> Iterator[str]:
-    """Check that the passes of `predict.sources` can be made, and that their answers average."""
-    sources = cfg.predict.sources
-    if sources == ["given"]:
-        return
-    asked = f"predict.sources=[{','.join(sources)}]"
-    if cfg.method.name == ENSEMBLE or not fuses(cfg.method):
-        yield f"{asked} with method={cfg.method.name}: only {' and '.join(FUSING_METHODS)} have it"
-    elif sources == ["none"]:
-        yield f"{asked}: choose source.empty=true source.ablate_in=test for no source alone"
-    elif len(set(sources)) < len(sources):
-        yield f"{asked}: each kind of pass is made once"
-    elif not task.labels:
-        yield f"{asked}: label probabilities are averaged, and task={task.name} has no labels"
-    elif cfg.decode.name == "generate":
-        yield f"{asked}: generated labels have no probabilities; choose decode=score"
 
 
 def _check_sharding(cfg: Config) -> Iterator[str]:
@@ -334,7 +261,7 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
         yield from _check_command(cfg, task)
     if mt.quantization and mt.backend != "ctranslate2":
         yield f"mt.quantization={mt.quantization}: only mt.backend=ctranslate2 has it"
-    if PairingMode.TRANSLATED in _modes(cfg) and mt.kind == "file" and not task.labels:
+    if PairingMode.TRANSLATED in modes_of(cfg.method) and mt.kind == "file" and not task.labels:
         yield (
             f"method={cfg.method.name} with mt=file and task={cfg.task.name}: no file can "
             f"translate the answers back; choose mt={' or mt='.join(fitting)}"
@@ -345,14 +272,14 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
     )
     if local and mt.path != cfg.task.data_dir and not Path(str(mt.path)).expanduser().is_dir():
         yield f"mt.path={mt.path}: there is no such folder"
-    if PairingMode.LATENT in _modes(cfg) and mt.kind != "model":
+    if PairingMode.LATENT in modes_of(cfg.method) and mt.kind != "model":
         yield (
             f"method={cfg.method.name} with mt={mt.name}: its source is a translation model's "
             f"encoder; choose mt={' or mt='.join(fitting)}"
         )
     for name in ("source_layer", "source_state"):
         changed = getattr(cfg.fusion, name) != getattr(FusionConfig(), name)
-        if {*_modes(cfg)} & {PairingMode.PAIRED, PairingMode.LATENT} == {
+        if {*modes_of(cfg.method)} & {PairingMode.PAIRED, PairingMode.LATENT} == {
             PairingMode.LATENT
         } and changed:
             yield (

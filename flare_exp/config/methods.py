@@ -76,6 +76,11 @@ def members_of(chosen: Chosen) -> dict[str, Method]:
     return {name: METHODS[name] for name in names if name in METHODS}
 
 
+def modes_of(chosen: Chosen) -> list[PairingMode]:
+    """Return what the method, or each member of an ensemble, reads and fuses."""
+    return [method.mode for method in members_of(chosen).values()]
+
+
 def fuses(chosen: Chosen) -> bool:
     """Return whether a method, or a member of an ensemble, has a fusion adapter."""
     return any(method.fuses for method in members_of(chosen).values())

@@ -9,11 +9,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from flare_exp.config.composition import compose_cell, expand_grid, groups, without_fusion
+from flare_exp.config.composition import (
+    compose_cell,
+    expand_grid,
+    explicit_fusion,
+    groups,
+    without_fusion,
+)
 from flare_exp.config.constraints import cross_field_problems
 from flare_exp.config.method_schema import FUSING_METHODS
 from flare_exp.config.mt_schema import MtPretrainConfig
 from flare_exp.config.schema import RETIRED, Config, PretrainConfig, keys
+from flare_exp.config.source_rules import undrawn_problems
 from flare_exp.config.suggestions import allowed, nearest, same_name
 from flare_exp.errors import first_line
 
@@ -216,7 +223,10 @@ def check_config(cfg: Config, overrides: Sequence[str], multirun: bool) -> Itera
     """
     yield from _check_rules(cfg)
     yield from cross_field_problems(cfg)
-    if without_fusion(cfg, overrides) and not multirun:
+    if multirun or not without_fusion(cfg, overrides):
+        return
+    yield from undrawn_problems(cfg)
+    if explicit_fusion(overrides):
         yield (
             f"fusion={cfg.fusion.name} with method={cfg.method.name}: only "
             f"{' and '.join(FUSING_METHODS)} fuse; leave fusion out or choose method=flare"

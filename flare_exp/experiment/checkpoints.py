@@ -48,7 +48,8 @@ def prepare_backbone(cfg: Config, store: ArtifactStore) -> Artifact:
 
 def pretraining(cfg: Config) -> dict[str, Any]:
     """Return the options that an embedded model is built from."""
-    return {**asdict(cfg.model.pretrain), "world_seed": cfg.task.world_seed}  # type: ignore[arg-type]
+    assert cfg.model.pretrain
+    return {**asdict(cfg.model.pretrain), "world_seed": cfg.task.world_seed}
 
 
 def pretraining_key(cfg: Config) -> dict[str, Any]:

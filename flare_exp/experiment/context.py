@@ -18,7 +18,7 @@ from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.preprocessing import Preprocessor, SourceTextPreprocessor
 from flare_exp.data.preprocessors import PREPROCESSORS
-from flare_exp.data.source_augmentation import SourceAugmentation
+from flare_exp.data.source_augmentation import WORDS, SourceAugmentation
 from flare_exp.errors import UserError
 from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import MT
@@ -135,9 +135,10 @@ class RunContext:
     @property
     def augmentation(self) -> SourceAugmentation | None:
         """Return what draws the sources of training examples; None: each has its own."""
-        source, errors = self.cfg.source, tuple(self.cfg.mt.errors)
+        source, kinds = self.cfg.source, tuple(self.cfg.source.noise_kinds)
+        errors = tuple(self.cfg.mt.errors) if WORDS in kinds else ()
         shares = source.dropout, source.noise
-        return SourceAugmentation(*shares, tuple(source.noise_kinds), errors, self.cfg.seed) or None
+        return SourceAugmentation(*shares, kinds, errors, self.cfg.seed) or None
 
     @functools.cached_property
     def joint_preprocessor(self) -> Preprocessor:

@@ -35,7 +35,7 @@ PAPER = "https://arxiv.org/abs/2501.06892"
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card is about.
+    """Hold what a model card is about.
 
     Args:
         name: name of the exported folder.

@@ -48,7 +48,7 @@ PRIVATE = ("command", "files")
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be exported, and as what.
+    """Hold what is to be exported, and as what.
 
     Args:
         runs: run folders of one cell; the model of the first one is exported.

@@ -36,7 +36,7 @@ BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask.
+    """Decide who may ask.
 
     Attributes:
         token: what a client must send as `Authorization: Bearer <token>`; None: everybody may ask.
@@ -93,7 +93,7 @@ class Metrics:
         self.batch.observe(count)
 
 
-def make_app(run: LoadedRun, limits: Limits = Limits(), access: Access = Access()) -> FastAPI:  # noqa: B008 (frozen)
+def make_app(run: LoadedRun, limits: Limits, access: Access) -> FastAPI:
     """Make the application that serves a run.
 
     Args:

@@ -122,7 +122,7 @@ class CustomTask(Task):
 
 @dataclass
 class Examined:
-    """What is in one split.
+    """Hold what is in one split.
 
     Args:
         place: the file or data set.

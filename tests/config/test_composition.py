@@ -233,3 +233,27 @@ def test_the_files_of_every_language_must_be_there(tmp_path):
         "languages that have a test split",
         f"task.data_dir={tmp_path}: it has no folder sun/ (expected <language>/<split>.parquet)",
     ]
+
+
+def test_a_grid_leaves_out_drawn_sources_for_methods_without_a_fusion():
+    words = ["method=lora,x_mixup,flare", "source=plain,robust"]
+    jobs, problems = validation.validate(words, multirun=True)
+    assert problems == []
+    cells = zip(jobs, composition.job_overrides(words), strict=True)
+    kept = [job for job, cell in cells if not composition.without_fusion(job, cell)]
+    assert [(job.method.name, job.source.noise) for job in kept] == [
+        ("lora", 0),
+        ("x_mixup", 0),
+        ("flare", 0),
+        ("flare", 0.2),
+    ]
+    # a member that mixes would not learn from them
+    both = ["method=ensemble", "method.of=[flare,x_mixup]", "source=robust"]
+    assert len(validation.validate(both, multirun=False)[1]) == 2
+
+
+def test_a_learned_fusion_in_several_processes_needs_sources_in_training_alone():
+    words = ["fusion=gated", "trainer=ddp_cpu", "source.empty=true"]
+    _, (problem,) = validation.validate(words, multirun=False)
+    assert "weights are never used then" in problem
+    assert validation.validate([*words, "source.ablate_in=test"], multirun=False)[1] == []

@@ -129,8 +129,8 @@ def _combined(
         key["similarity"] = [artifact.digest for artifact in alike.values()]
 
     def build(folder: Path) -> dict[str, Any]:
-        weights = _weights(run, members, alike)
         given, rows = _probabilities(tested)
+        weights = _weights(run, members, alike, [row["id"] for row in rows])
         mean = mix(given, weights)
         predicted = [run.task.labels[i] for i in mean.argmax(-1)]
         examples = run.task.load(lang, "test")
@@ -155,14 +155,17 @@ def _combined(
 
 
 def _weights(
-    run: RunContext, members: Mapping[str, Member], alike: Mapping[str, Artifact]
+    run: RunContext,
+    members: Mapping[str, Member],
+    alike: Mapping[str, Artifact],
+    ids: Sequence[str],
 ) -> np.ndarray:
     """Return the weight of each member, for each test example or for all: [members, examples or 1].
 
     By `alike`, the members that read the source share its reliability, and the others the rest.
     """
     if alike:
-        trust = reliability(alike["validation"], alike["test"])
+        trust = reliability(alike["validation"], alike["test"], ids)
         reads = np.array([m.reads_source for m in members.values()])[:, None]
         return np.where(reads, trust / reads.sum(), (1 - trust) / (~reads).sum())
     validated = [m.validation for m in members.values() if m.validation]
@@ -170,7 +173,10 @@ def _weights(
         return np.full((len(members), 1), 1 / len(members))
     task, (given, _) = run.task, _probabilities(validated)
     examples = task.load(task.english, "validation")
-    score = lambda said: task.score(said, examples)[task.metric]  # noqa: E731
+
+    def score(said: Sequence[str]) -> float:
+        return task.score(said, examples)[task.metric]
+
     return np.array(choose_weights(given, task.labels, score))[:, None]
 
 

@@ -106,7 +106,7 @@ def separation(own: np.ndarray, other: np.ndarray) -> float:
     return float((differences > 0).mean() + (differences == 0).mean() / 2)
 
 
-def reliability(validation: Artifact, tested: Artifact) -> np.ndarray:
+def reliability(validation: Artifact, tested: Artifact, ids: Sequence[str]) -> np.ndarray:
     """Return the weight of every test example's source, from 0 to 1: [examples].
 
         w = sigmoid(k (s - (m + m') / 2)),    k = 2 logit(AT_MEAN) / (m - m')
@@ -119,8 +119,15 @@ def reliability(validation: Artifact, tested: Artifact) -> np.ndarray:
     Args:
         validation: similarities of the validation split.
         tested: similarities of the test split.
+        ids: the test examples, in the order of the weights.
+
+    Raises:
+        ValueError: the similarities are not those of these examples in this order.
     """
-    own = pq.read_table(tested.path / "similarities.parquet")["own"].to_numpy()
+    table = pq.read_table(tested.path / "similarities.parquet")
+    if table["id"].to_pylist() != [*ids]:
+        raise ValueError("the similarities are of other examples than the predictions")
+    own = table["own"].to_numpy()
     m, unrelated = validation.info["own"], validation.info["other"]
     k = 2 * np.log(AT_MEAN / (1 - AT_MEAN)) / max(m - unrelated, 1e-6)
     return np.nan_to_num(1 / (1 + np.exp(-k * (own - (m + unrelated) / 2))), nan=0.0)
