@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flare_exp.config.languages import joined
+from flare_exp.config.languages import as_list, joined
 from flare_exp.config.methods import ENSEMBLE, METHODS
 
 FILES = {
@@ -95,7 +95,7 @@ def run_page(measured: Mapping[str, Any], facts: Mapping[str, Any], folder: Path
         "",
         f"    python -m flare_exp {shlex.join(facts['command'][1:])}".rstrip(),
         "",
-        *_usage(measured["method"], folder),
+        *_usage(measured, "weights" in facts["test"], folder),
         "| file | content |",
         "|---|---|",
         *(f"| `{name}` | {FILES[name]} |" for name in listed),
@@ -116,23 +116,35 @@ def _table(measured: Mapping[str, Any], method: str, data: Mapping[str, Any]) ->
     return [f"| {' | '.join(row)} |" for row in cells]
 
 
-def _usage(method: str, folder: Path) -> list[str]:
-    """Return the lines that say how to load the model; an ensemble has none of its own."""
+def _usage(measured: Mapping[str, Any], passes: bool, folder: Path) -> list[str]:
+    """Return the lines that say how to load the model; an ensemble has none of its own.
+
+    Args:
+        measured: what metrics.json holds.
+        passes: whether several passes were combined.
+        folder: the run folder.
+    """
+    method, langs = measured["method"], as_list(measured["lang"])
     if method == ENSEMBLE:
         return []
+    chosen = [f"task.lang={langs[0]}"] if len(langs) > 1 else []
+    chosen += ["predict.sources=[given]"] if passes else []
+    options = "".join(f', "{option}"' for option in chosen)
+    place = shlex.quote(folder.name)
+    words = "".join(f" {shlex.quote(option)}" for option in chosen)
     arguments = "texts, sources=english_texts" if METHODS[method].mode.translates_tests else "texts"
     return [
         "To load the model and use it, from the folder above this one:",
         "",
         "    import flare_exp",
         "",
-        f'    run = flare_exp.load("{folder.name}")',
+        f'    run = flare_exp.load("{folder.name}"{options})',
         f"    run.predict({arguments})",
         "",
         "Or, for one text, a file, or over HTTP:",
         "",
-        f'    python -m flare_exp predict run={shlex.quote(folder.name)} text="..."',
-        f"    python -m flare_exp predict run={shlex.quote(folder.name)} file=in.csv out=out.csv",
-        f"    python -m flare_exp serve run={shlex.quote(folder.name)}",
+        f'    python -m flare_exp predict run={place}{words} text="..."',
+        f"    python -m flare_exp predict run={place}{words} file=in.csv out=out.csv",
+        f"    python -m flare_exp serve run={place}{words}",
         "",
     ]

@@ -139,10 +139,12 @@ def same_cell(folders: Sequence[Path]) -> tuple[Cell, Run]:
     Raises:
         UserError: a run has no result, or they differ in more than the seed.
     """
-    runs, problems = [], []
+    runs: list[Run] = []
+    problems: list[str] = []
     for folder in folders:
         try:
             runs.append(read_run(folder))
+            problems += unexported(runs[-1])
         except ValueError as error:
             problems.append(f"run={folder}: {error}")
     if not problems:
@@ -155,6 +157,20 @@ def same_cell(folders: Sequence[Path]) -> tuple[Cell, Run]:
     if problems:
         raise UserError("; ".join(problems))
     return cells[0], runs[0]
+
+
+def unexported(run: Run) -> Iterator[str]:
+    """Name what a run has that an exported folder does not: several languages or passes."""
+    if langs := run.metrics.get("languages"):
+        yield (
+            f"run={run.folder}: it has several languages ({', '.join(langs)}), and a model card is "
+            "of one; give a run with one task.lang and no task.unseen"
+        )
+    if len(run.options.get("predict.sources") or ()) > 1:
+        yield (
+            f"run={run.folder}: its scores are of two passes (predict.sources), and a loaded model "
+            "makes one; give the run with predict.sources=[given], whose adapter is the same"
+        )
 
 
 def check_has_model(run: Run, format: str) -> None:

@@ -29,6 +29,7 @@ MEASURED = {
     "seconds": {"total": 12.3},
 }
 FACTS = {
+    "test": {"unparsable": 0},
     "parameters": {"trainable": 1200, "total": 34000},
     "commit": {"hash": "0123456789abcdef", "dirty": True},
     "packages": {"flare-exp": "0.1.0"},
@@ -48,6 +49,10 @@ def test_the_page_says_what_was_run_and_with_what_result(tmp_path):
     (tmp_path / "adapter").mkdir()
     page = run_page(MEASURED, FACTS, tmp_path)
     assert page.startswith("# flare (add) on toy_qa, far\n")
+    # a run of two passes is loaded for one of them
+    both = run_page(MEASURED, {**FACTS, "test": {"weights": {"given": 0.5, "none": 0.5}}}, tmp_path)
+    assert f'load("{tmp_path.name}", "predict.sources=[given]")' in both
+    assert "predict.sources" not in page
     assert "seed 3; 1,200 of 34,000 parameters trained" in page
     assert "0123456789ab with local changes" in page
     assert "| **flare (add)**, on far (1,000 examples) | 50.0 | 62.5 |" in page

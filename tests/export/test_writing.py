@@ -19,7 +19,7 @@ from small_checkpoints import COMMIT, put, tiny_checkpoint
 import flare_exp
 from flare_exp.cli.main import main
 from flare_exp.errors import UserError
-from flare_exp.export.writing import check_has_model
+from flare_exp.export.writing import check_has_model, unexported
 from flare_exp.report.runs import read as read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]  # they share its cache
@@ -205,6 +205,15 @@ def test_a_run_on_data_of_ones_own_is_exported_as_plain_lora_alone(runs):
     check_has_model(own, "lora")
     with pytest.raises(UserError, match="only format=lora can be exported of task=custom"):
         check_has_model(own, "flare")
+
+
+def test_a_run_of_several_languages_or_passes_is_not_exported(runs):
+    run = read_run(runs["lora"])
+    assert list(unexported(run)) == []
+    several = replace(run, metrics={**run.metrics, "languages": {"near": {}, "far": {}}})
+    assert "several languages (near, far)" in next(unexported(several))
+    passes = replace(run, options={**run.options, "predict.sources": ["given", "none"]})
+    assert "give the run with predict.sources=[given]" in next(unexported(passes))
 
 
 class Hub:
