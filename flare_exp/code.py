@@ -53,6 +53,7 @@ CODE = {
         "tasks.metrics",
     ),
     "similarity": ("experiment.stages.similarity",),
+    "distil": ("experiment.stages.distillation", "training.distillation"),
     # preparation of examples, training, answers and scores; the row of the model's family is a part
     # of the key
     "model": (

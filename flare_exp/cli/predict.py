@@ -44,7 +44,7 @@ from flare_exp.experiment.runs import quiet
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from flare_exp.serving.rows import Row
+    from flare_exp.data.rows import Row
     from flare_exp.tasks import Task
 
 KEYS = ("run", "file", "split", "out")
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _input_problems(given: Given, task: Task) -> Iterator[str]:
     """Yield what is wrong with the texts that are given."""
-    from flare_exp.serving.rows import path_problem, source_columns, text_problem
+    from flare_exp.data.rows import path_problem, source_columns, text_problem
 
     sources = source_columns(task.fields)
     known = [*task.fields, *sources]
@@ -197,9 +197,9 @@ def _input(given: Given, cfg: Config, task: Task) -> Input:
         UserError: a row is wrong, or nothing translates it.
     """
     from flare_exp.artifacts import digest_of, file_sha256
+    from flare_exp.data.rows import Reader, Row, source_columns
     from flare_exp.experiment.predicting import reads_sources
     from flare_exp.experiment.translating import translator_problem
-    from flare_exp.serving.rows import Reader, Row, source_columns
 
     if "split" in given.values:
         return Input(None, None, "test")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from flare_exp.config.methods import ENSEMBLE, METHODS
+from flare_exp.config.methods import DISTIL, ENSEMBLE, METHODS
 from flare_exp.config.options import option
 from flare_exp.data.source_augmentation import KINDS, OTHER
 
@@ -24,10 +24,11 @@ class MethodConfig:
     of: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "ensemble: the methods whose probabilities are averaged",
-            "each": tuple(METHODS),
+            "help": "ensemble: the methods whose probabilities are averaged; distil: the teachers, "
+            "whose probabilities are averaged, too",
+            "each": tuple(name for name in METHODS if name != DISTIL),
             "may_be_empty": True,
-            "only": (ENSEMBLE,),
+            "only": (ENSEMBLE, DISTIL),
         },
     )
     weights: str = option(
@@ -112,6 +113,21 @@ class SourceConfig:
         None,
         "of cached states; null: as they are read, so that nothing is rounded",
         choices=("float32", "float16", "bfloat16"),
+    )
+
+
+@dataclass
+class DistilConfig:
+    """Method distil: what the student learns from its teachers."""
+
+    weight: float = option(
+        1.0, "weight of the loss against the teachers' soft labels; labels have 1", above=0
+    )
+    temperature: float = option(2.0, "softens both distributions in that loss", above=0)
+    texts: str | None = option(
+        None,
+        "file of further texts without labels, which the teachers label (.jsonl, .csv, .tsv, "
+        ".parquet); columns as for predict",
     )
 
 

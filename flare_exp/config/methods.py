@@ -56,8 +56,10 @@ METHODS = {
     "x_mixup": Method(PairingMode.PAIRED, trains=True, mixes=True),
     "flare": Method(PairingMode.PAIRED, trains=True),
     "flare_mt": Method(PairingMode.LATENT, trains=True),
+    "distil": Method(PairingMode.TARGET, trains=True),
 }
 ENSEMBLE = "ensemble"  # combines the probabilities of other methods; has no model of its own
+DISTIL = "distil"  # trains on the probabilities of other methods, its teachers
 
 
 class Chosen(Protocol):
@@ -70,17 +72,19 @@ class Chosen(Protocol):
 def members_of(chosen: Chosen) -> dict[str, Method]:
     """Return name -> method for the methods that a run trains and tests.
 
-    That is one method, or the members of an ensemble. Unknown names are left out.
+    That is one method, or the members of an ensemble, or the teachers of a distillation and their
+    student. Unknown names are left out.
     """
-    names: Sequence[str] = chosen.of if chosen.name == ENSEMBLE else [chosen.name]
+    several: dict[str, Sequence[str]] = {ENSEMBLE: chosen.of, DISTIL: [*chosen.of, DISTIL]}
+    names = several.get(chosen.name, [chosen.name])
     return {name: METHODS[name] for name in names if name in METHODS}
 
 
 def modes_of(chosen: Chosen) -> list[PairingMode]:
-    """Return what the method, or each member of an ensemble, reads and fuses."""
+    """Return what each of `members_of` reads and fuses."""
     return [method.mode for method in members_of(chosen).values()]
 
 
 def fuses(chosen: Chosen) -> bool:
-    """Return whether a method, or a member of an ensemble, has a fusion adapter."""
+    """Return whether one of `members_of` has a fusion adapter."""
     return any(method.fuses for method in members_of(chosen).values())

@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flare_exp.config.method_schema import FusionConfig, MethodConfig, MixupConfig, SourceConfig
+from flare_exp.config.method_schema import (
+    DistilConfig,
+    FusionConfig,
+    MethodConfig,
+    MixupConfig,
+    SourceConfig,
+)
 from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.options import keys_of, option, section
 from flare_exp.config.task_schema import TaskConfig
@@ -287,6 +293,7 @@ class Config:
     predict: PredictConfig = section(PredictConfig)
     mt: MtConfig = section(MtConfig)
     mixup: MixupConfig = section(MixupConfig)
+    distil: DistilConfig = section(DistilConfig)
     adapter: AdapterConfig = section(AdapterConfig)
     finetune: FinetuneConfig = section(FinetuneConfig)
     transfer: StageConfig = section(StageConfig)

@@ -10,6 +10,8 @@ import torch
 from flare_exp.data.preprocessing import Item, Preprocessor
 from flare_exp.tasks import Example
 
+UNLABELLED = -100  # the label that PyTorch's cross-entropy leaves out
+
 
 class ClassificationPreprocessor(Preprocessor):
     """Classification by a head. Batch: target, labels [B]."""
@@ -29,12 +31,10 @@ class ClassificationPreprocessor(Preprocessor):
         ]
 
     def terms(self, item: Item) -> int:
-        """Return 1: an item has one label."""
-        return 1
+        """Return 1 for an item with a label, and 0 for one without."""
+        return int(item["label"] is not None)
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
-        """Build the batch: padded `target` and `labels` [B]."""
-        return {
-            "target": self.pad(items),
-            "labels": torch.tensor([item["label"] for item in items]),
-        }
+        """Build the batch: padded `target` and `labels` [B], UNLABELLED for items without one."""
+        labels = [UNLABELLED if item["label"] is None else item["label"] for item in items]
+        return {"target": self.pad(items), "labels": torch.tensor(labels)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,8 @@ from flare_exp.errors import UserError
 from flare_exp.tasks import Example, Task
 
 log = logging.getLogger(__name__)
+
+Unlabelled = Callable[[bool], tuple[Sequence[Example], Sequence[Example]]]
 
 
 class PairedDataModule(LightningDataModule):
@@ -57,6 +59,9 @@ class PairedDataModule(LightningDataModule):
         scores_originals: compare predictions on translations (mode="translated") with the original
             examples.
         share: rank and number of the processes that split the batches.
+        unlabelled: returns further training texts without a label, as examples in English and in
+            the target language; its argument says whether the English ones are needed, which are
+            the same as the others otherwise. None: there are none.
         temperature: draws the training rows of several languages
             (`flare_exp.data.temperature`); None reads every row once per epoch.
     """
@@ -80,6 +85,7 @@ class PairedDataModule(LightningDataModule):
         augmentation: SourceAugmentation | None = None,
         scores_originals: bool = False,
         share: tuple[int, int] = (0, 1),
+        unlabelled: Unlabelled | None = None,
         temperature: float | None = None,
     ):
         super().__init__()
@@ -90,7 +96,7 @@ class PairedDataModule(LightningDataModule):
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.shuffle_source, self.empty_source, self.share = shuffle_source, empty_source, share
         self.ablate_in, self.augmentation = ablate_in, augmentation
-        self.scores_originals = scores_originals
+        self.scores_originals, self.unlabelled = scores_originals, unlabelled
         self.passes = micro_batches_per_batch(batch_size, micro_batch_size, share[1])
         self._datasets: dict[str, PairedDataset] = {}
 
@@ -113,6 +119,9 @@ class PairedDataModule(LightningDataModule):
             ]
         if role == "train":
             pairs = self._answerable(pairs, lang)
+            if self.unlabelled is not None:
+                needed = self.mode.translates_tests
+                pairs += make_pairs(*self.unlabelled(needed), self.mode)
         if self.ablate_in not in ("all", "test" if role == "test" else "train"):
             return pairs
         if self.empty_source:

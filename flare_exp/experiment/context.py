@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,12 @@ from torch import nn
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of
 from flare_exp.code import code_of
 from flare_exp.config.schema import Config, StageConfig
-from flare_exp.data.datamodule import PairedDataModule
+from flare_exp.data.datamodule import PairedDataModule, Unlabelled
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.preprocessing import Preprocessor, SourceTextPreprocessor
 from flare_exp.data.preprocessors import PREPROCESSORS
 from flare_exp.data.source_augmentation import WORDS, SourceAugmentation
+from flare_exp.data.unlabelled import unlabelled_examples
 from flare_exp.errors import UserError
 from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import MT
@@ -71,7 +73,7 @@ class RunContext:
     tracker: Tracker | None = None
     distributed: DistributedContext = SINGLE_PROCESS
     translations: dict[str, Artifact] = field(default_factory=dict)
-    _data: dict[tuple[PairingMode, tuple[str, ...], bool], PairedDataModule] = field(
+    _data: dict[tuple[PairingMode, tuple[str, ...], bool, bool], PairedDataModule] = field(
         default_factory=dict
     )
 
@@ -91,7 +93,11 @@ class RunContext:
     # --- data ----------------------------------------------------------------------------------
 
     def data(
-        self, mode: PairingMode, sources: bool = True, lang: str | None = None
+        self,
+        mode: PairingMode,
+        sources: bool = True,
+        lang: str | None = None,
+        distils: bool = False,
     ) -> PairedDataModule:
         """Return the benchmark's DataModule for a pairing mode; it is made once.
 
@@ -99,15 +105,17 @@ class RunContext:
             mode: what the model reads and fuses.
             sources: False leaves all sources out.
             lang: one language, to test on; None: all that are trained on.
+            distils: add the unlabelled texts of a distillation to the training data, and give every
+                training text its own source, which the teachers read.
         """
         langs = tuple(self.cfg.task.langs) if lang is None else (lang,)
-        key = mode, langs, sources
+        key = mode, langs, sources, distils
         if key not in self._data:
             self._data[key] = self._make_data(*key)
         return self._data[key]
 
     def _make_data(
-        self, mode: PairingMode, langs: Sequence[str], sources: bool
+        self, mode: PairingMode, langs: Sequence[str], sources: bool, distils: bool
     ) -> PairedDataModule:
         cfg, source = self.cfg, self.cfg.source
         return PairedDataModule(
@@ -128,8 +136,20 @@ class RunContext:
             shuffle_source=mode.pairs and source.shuffle,
             empty_source=mode.pairs and (source.empty or not sources),
             ablate_in=source.ablate_in if sources else "all",
-            augmentation=self.augmentation if mode.fuses else None,
+            augmentation=self.augmentation if mode.fuses and not distils else None,
+            unlabelled=self.unlabelled if distils else None,
             temperature=cfg.task.temperature,
+        )
+
+    @property
+    def unlabelled(self) -> Unlabelled | None:
+        """Return what reads the unlabelled texts of a distillation; None: there are none."""
+        path = self.cfg.distil.texts
+        if path is None:
+            return None
+        translate = functools.partial(self.translate, self)
+        return functools.partial(
+            unlabelled_examples, Path(path), self.task, self.cfg.task.lang, translate
         )
 
     @property

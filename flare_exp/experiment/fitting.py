@@ -31,7 +31,7 @@ from flare_exp.training.consistency import Consistency
 from flare_exp.training.divergence import NotFinite, StopIfNotFinite
 from flare_exp.training.generation import GenerationModule
 from flare_exp.training.heads import ClassificationModule, SpanModule
-from flare_exp.training.modules import FusionModule, Score
+from flare_exp.training.modules import AddedLoss, FusionModule, Score
 from flare_exp.training.progress import StageProgress
 from flare_exp.utils import signals
 
@@ -46,6 +46,7 @@ def fit(
     data: PairedDataModule,
     stage: StageConfig,
     saved: Path,
+    added: AddedLoss | None = None,
 ) -> dict[str, Any]:
     """Train a model, and save the weights of the best validation epoch or of the last one.
 
@@ -55,6 +56,7 @@ def fit(
         name: of the stage (`finetune`, `transfer`).
         source: reads the batch's source before the target pass; None: nothing is fused.
         saved: where the weights go; the folder above keeps what an attempt leaves.
+        added: a loss beside that of the task; None: that of the method, if it has one.
 
     Returns:
         facts for the artifact's manifest; empty on all ranks but the first.
@@ -71,6 +73,7 @@ def fit(
         run,
         model,
         source,
+        added=added,
         score=_validation_score(run, data) if "validation" in run.task.training_roles else None,
         optimizer=make_optimizer(run, stage.lr),
         warmup=stage.warmup,
@@ -221,7 +224,8 @@ def make_module(
     run: RunContext, model: nn.Module, source: SourceEncoder | None, **training: Any
 ) -> FusionModule:
     """Make the LightningModule of the run's task type. `training`: options of FusionModule."""
-    training |= {"source": source, "consistency": consistency_of(run, source)}
+    training["source"] = source
+    training["added"] = training.get("added") or consistency_of(run, source)
     if run.task_type == "label":
         return ClassificationModule(model, run.task.labels, **training)
     if run.task_type == "span":

@@ -19,7 +19,7 @@ import torch
 
 from flare_exp import hub
 from flare_exp.artifacts import Artifact, ArtifactStore
-from flare_exp.config.methods import ENSEMBLE, Method, fuses, members_of
+from flare_exp.config.methods import DISTIL, ENSEMBLE, Method, fuses, members_of
 from flare_exp.config.options import flat
 from flare_exp.config.schema import Config
 from flare_exp.data.pairing_mode import PairingMode
@@ -34,6 +34,7 @@ from flare_exp.experiment.context import (
     task_type_of,
 )
 from flare_exp.experiment.data_checks import check_data, check_every_translation
+from flare_exp.experiment.stages.distillation import check_task_type, distil
 from flare_exp.experiment.stages.ensemble import ensemble, test_passes
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.testing import evaluate
@@ -156,6 +157,8 @@ def run_stages(run: RunContext, methods: Mapping[str, Method]) -> dict[str, Arti
     Returns:
         name in the provenance -> the artifact that a stage leaves.
     """
+    if run.cfg.method.name == DISTIL:
+        check_task_type(run)
     english, langs = finetune(run), run.cfg.task.tested
 
     made = {
@@ -171,6 +174,8 @@ def run_stages(run: RunContext, methods: Mapping[str, Method]) -> dict[str, Arti
     }
     if run.cfg.method.name == ENSEMBLE:
         tested = ensemble(run, english, methods)
+    elif run.cfg.method.name == DISTIL:
+        tested = distil(run, english, methods)
     else:
         (method,) = methods.values()
         trained, below = trained_by(run, english, method)

@@ -17,12 +17,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 
+from flare_exp.data.rows import Row
 from flare_exp.experiment.predicting import LoadedRun, Result
 from flare_exp.experiment.translating import UnknownText
 from flare_exp.serving.batching import Batcher, TooBusy
 from flare_exp.serving.prediction import said
 from flare_exp.serving.requests import Limits, Refused, read_body, rows_of
-from flare_exp.serving.rows import Row
 
 log = logging.getLogger(__name__)
 Follow = Callable[[Request], Awaitable[Response]]

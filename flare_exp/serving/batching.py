@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from flare_exp.data.rows import Row
 from flare_exp.experiment.predicting import Result
 from flare_exp.experiment.translating import UnknownText
-from flare_exp.serving.rows import Row
 
 Predict = Callable[[Sequence[Row]], Sequence[Result]]
 

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from flare_exp.artifacts import digest_of, file_sha256
+from flare_exp.data.rows import Row, source_columns
 from flare_exp.errors import UserError
 from flare_exp.experiment.predicting import LoadedRun, Result
 from flare_exp.serving.output import Columns, Output, Rows
-from flare_exp.serving.rows import Row, source_columns
 
 Advance = Callable[[int], None]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 
+from flare_exp.data.rows import Row, text_problem
 from flare_exp.errors import first_line
-from flare_exp.serving.rows import Row, text_problem
 
 KEYS = ("texts", "sources")
 

@@ -151,7 +151,7 @@ class GenerationModule(FusionModule):
         chosen, mask = self(batch, batch["answer"])
         mask = mask * real_row_mask(batch)[:, None]
         loss = global_mean(-(chosen * mask).sum(), mask.sum(), batch)
-        return loss + self.consistency.loss(batch) if self.consistency else loss
+        return loss + self.added.loss(batch) if self.added else loss
 
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
         """Return one answer per row: the likeliest candidate or a generated text."""

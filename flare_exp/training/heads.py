@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flare_exp.data.classification import UNLABELLED
 from flare_exp.data.preprocessing import Prediction
 from flare_exp.data.question_answering import best_spans
 from flare_exp.training.global_batch import global_mean, likeliest, real_row_mask, upcast
 from flare_exp.training.modules import FusionModule
-
-IGNORED = -100  # label of a row that does not count in the loss
 
 
 class HeadModule(FusionModule):
@@ -64,12 +63,12 @@ class ClassificationModule(HeadModule):
 
     def loss_from_output(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
         """Return the mean cross-entropy of the labels, a scalar."""
-        labels = batch["labels"].masked_fill(~real_row_mask(batch), IGNORED)
+        labels = batch["labels"].masked_fill(~real_row_mask(batch), UNLABELLED)
         total = nn.functional.cross_entropy(
-            upcast(output), labels, ignore_index=IGNORED, reduction="sum"
+            upcast(output), labels, ignore_index=UNLABELLED, reduction="sum"
         )
-        loss = global_mean(total, (labels != IGNORED).sum(), batch)
-        return loss + self.consistency.loss(batch, output) if self.consistency else loss
+        loss = global_mean(total, (labels != UNLABELLED).sum(), batch)
+        return loss + self.added.loss(batch, output) if self.added else loss
 
     def predictions_from_output(self, output: Tensor, batch: dict[str, Any]) -> list[Prediction]:
         """Return the likeliest label of every row, with the probabilities of all labels."""
@@ -114,7 +113,7 @@ class SpanModule(HeadModule):
                 logits[known], wanted[known], reduction="sum"
             )
         loss = global_mean(total, 2 * known.sum(), batch)
-        return loss + self.consistency.loss(batch) if self.consistency else loss
+        return loss + self.added.loss(batch) if self.added else loss
 
     def predictions_from_output(
         self, output: tuple[Tensor, Tensor], batch: dict[str, Any]

@@ -6,7 +6,7 @@ They are in `flare_exp.training.heads` and `flare_exp.training.generation`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,10 +17,23 @@ from flare_exp.data.preprocessing import Prediction
 from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.models.families import blocks
 from flare_exp.training import distributed
-from flare_exp.training.consistency import Consistency
 from flare_exp.training.global_batch import global_batch_size, predictions_by_row
 
 Score = Callable[[Mapping[int, Prediction]], Mapping[str, float]]
+
+
+class AddedLoss(Protocol):
+    """A loss that is added to that of the task."""
+
+    def loss(self, batch: Mapping[str, Any], logits: Tensor | None = None) -> Tensor | float:
+        """Return this batch's part of the mean over the examples of the global batch.
+
+        It is called after the target pass.
+
+        Args:
+            batch: the batch of that pass.
+            logits: [B, classes] of a classifier; None for other models.
+        """
 
 
 class FusionModule(LightningModule):
@@ -38,7 +51,8 @@ class FusionModule(LightningModule):
         optimizer: parameters -> optimizer (`functools.partial`); needed for training only.
         warmup: share of the steps with a rising learning rate; afterwards it falls linearly to
             zero.
-        consistency: losses that are added to that of the task (X-Mixup); None for other methods.
+        added: a loss that is added to that of the task (X-Mixup's consistency, distillation);
+            None for other methods.
     """
 
     def __init__(
@@ -49,7 +63,7 @@ class FusionModule(LightningModule):
         score: Score | None = None,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
         warmup: float = 0.1,
-        consistency: Consistency | None = None,
+        added: AddedLoss | None = None,
     ):
         super().__init__()
         self.strict_loading = False  # checkpoints hold the trained weights only
@@ -60,7 +74,7 @@ class FusionModule(LightningModule):
             optimizer,
             warmup,
         )
-        self.consistency = consistency
+        self.added = added
         self.found: dict[int, Prediction] = {}
         self.parts: list[Tensor] = []  # losses of the current global batch
 

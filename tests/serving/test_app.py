@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 from fastapi.testclient import TestClient
 
+from flare_exp.data.rows import Row
 from flare_exp.experiment.predicting import Result
 from flare_exp.experiment.translating import UnknownText
 from flare_exp.serving.app import Access, make_app
 from flare_exp.serving.batching import Batcher
 from flare_exp.serving.requests import Limits
-from flare_exp.serving.rows import Row
 
 LIMITS = Limits(body=2000, texts=20, length=100, seconds=5.0, waiting=30)
 LOCAL = Access(hosts=("127.0.0.1",))

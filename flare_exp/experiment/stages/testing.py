@@ -10,6 +10,7 @@ from torch import nn
 
 from flare_exp.artifacts import Artifact
 from flare_exp.code import code_of
+from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.dataset import PairedDataset
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.preprocessing import Prediction
@@ -54,15 +55,9 @@ def evaluate(
         key["back"] = {**identity, "code": code_of("translation")}
 
     def build(folder: Path) -> dict[str, Any]:
-        run.mt.release()
-        module = fitting.make_module(run, *trained_model(run, trained, english))
-        options = {"enable_checkpointing": False, "logger": False}
-        trainer = fitting.make_trainer(run, "test", [Interruptible(run.distributed)], **options)
-        outputs: Sequence[Any] = trainer.predict(module, data.in_order(role)) or ()
-        found = all_gather_dict({row: text for output in outputs for row, text in output.items()})
+        best = predictions(run, trained, english, data, role)
         if not run.distributed.is_main:
             return {}
-        best = data.dataset(role).best(found)
         said = [prediction.text for prediction in best]
         predicted = back.texts(said, run.task.english, data.langs[0]) if back else said
         rows = _rows(run, data.dataset(role), predicted, best, said if back else None)
@@ -70,6 +65,30 @@ def evaluate(
         return _facts(run, data.dataset(role), predicted)
 
     return run.store.get("test", key, build, collective=True)
+
+
+def predictions(
+    run: RunContext,
+    trained: Artifact,
+    english: Artifact | None,
+    data: PairedDataModule,
+    role: str,
+) -> list[Prediction]:
+    """Predict a split, and return the best prediction of each pair (on all ranks).
+
+    Args:
+        trained: the model, or the adapter.
+        english: the English model below the adapter `trained`; None: `trained` is a model itself.
+        data: has the split.
+        role: name of the split.
+    """
+    run.mt.release()
+    module = fitting.make_module(run, *trained_model(run, trained, english))
+    options = {"enable_checkpointing": False, "logger": False}
+    trainer = fitting.make_trainer(run, "test", [Interruptible(run.distributed)], **options)
+    outputs: Sequence[Any] = trainer.predict(module, data.in_order(role)) or ()
+    found = all_gather_dict({row: text for output in outputs for row, text in output.items()})
+    return data.dataset(role).best(found)
 
 
 def _rows(

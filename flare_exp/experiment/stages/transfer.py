@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 
 from flare_exp.artifacts import Artifact, digest_of
@@ -21,6 +22,9 @@ from flare_exp.experiment import fitting
 from flare_exp.experiment.context import RunContext, device_of, pairs_digest
 from flare_exp.flare import mixup
 from flare_exp.flare.source_encoders import MTSourceEncoder, SourceEncoder
+from flare_exp.training.distillation import Distillation
+
+SOFT_LABELS = "soft_labels.parquet"
 
 
 def trained_by(
@@ -32,15 +36,18 @@ def trained_by(
     return transfer(run, english, method), None if method.full else english
 
 
-def transfer(run: RunContext, english: Artifact, method: Method) -> Artifact:
+def transfer(
+    run: RunContext, english: Artifact, method: Method, teacher: Artifact | None = None
+) -> Artifact:
     """Train a new adapter (and the head), or all weights, for the target languages.
 
     Args:
         english: the fine-tuned English model.
         method: says what is read, fused and trained.
+        teacher: the soft labels that a distillation trains on; None: there is no teacher.
     """
     cfg, mode = run.cfg, method.mode
-    data = run.data(mode)
+    data = run.data(mode, distils=teacher is not None)
     stage = run.capped(cfg.transfer)
     fusion = fusion_options(run, method) if mode.fuses else None
     key: dict[str, Any] = {
@@ -60,6 +67,9 @@ def transfer(run: RunContext, english: Artifact, method: Method) -> Artifact:
         key["augmentation"] = {**asdict(data.augmentation), "code": code_of("noise")}
     if method.mixes:
         key["consistency"] = [cfg.mixup.kl, cfg.mixup.mse]
+    if teacher:
+        distil = {"weight": cfg.distil.weight, "temperature": cfg.distil.temperature}
+        key["teacher"] = {"labels": teacher.digest, **distil, "code": code_of("distil")}
     if mode is PairingMode.LATENT:
         assert data.source_preprocessor
         key["encoder"] = {
@@ -78,11 +88,19 @@ def transfer(run: RunContext, english: Artifact, method: Method) -> Artifact:
         if source and source.cacheable and cfg.source.cache != "off":
             reader = run.mt.encoder_identity if mode is PairingMode.LATENT else english.digest
             cache_states(run, source, data, reader)
-        facts = fitting.fit(run, "transfer", model, source, data, stage, folder / "adapter")
+        added = distillation(run, teacher) if teacher else None
+        facts = fitting.fit(run, "transfer", model, source, data, stage, folder / "adapter", added)
         data.drop_states()
         return facts
 
     return run.store.get("transfer", key, build, collective=True, resumable=True)
+
+
+def distillation(run: RunContext, teacher: Artifact) -> Distillation:
+    """Return the loss against the teacher's soft labels."""
+    rows = pq.read_table(teacher.path / SOFT_LABELS, columns=["probabilities"]).to_pydict()
+    labels = torch.tensor(rows["probabilities"])
+    return Distillation(labels, run.cfg.distil.weight, run.cfg.distil.temperature)
 
 
 def fusion_options(run: RunContext, method: Method) -> dict[str, Any]:

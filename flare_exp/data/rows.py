@@ -1,4 +1,4 @@
-"""Read the texts to predict from a file, and check them before a model is loaded."""
+"""Read texts of one's own from a file, and check them before a model is loaded."""
 
 from __future__ import annotations
 
@@ -38,10 +38,12 @@ class Reader:
     Args:
         path: a file that ends in one of ENDINGS; its first line names the columns of a table.
         fields: names of a text's fields, which are columns.
+        option: the option that names the file, for messages.
     """
 
-    def __init__(self, path: Path, fields: Sequence[str]):
+    def __init__(self, path: Path, fields: Sequence[str], option: str = "file"):
         self.path, self.fields = path, fields
+        self.place = f"{option}={path}"
         self.sources = source_columns(fields)
         # both are known after `check`; the type is that of the first row, None without an id
         self.id_type: type | None = None
@@ -73,9 +75,9 @@ class Reader:
         if problems:
             more = f"; {wrong - SHOWN} more rows are wrong" if wrong > SHOWN else ""
             why = f" ({no_translator})" if no_translator else ""
-            raise UserError(f"file={self.path}: {'; '.join(problems)}{more}{why}")
+            raise UserError(f"{self.place}: {'; '.join(problems)}{more}{why}")
         if not count:
-            raise UserError(f"file={self.path}: there is no row in it")
+            raise UserError(f"{self.place}: there is no row in it")
         return count
 
     def _problem(self, record: Record, needs_source: bool) -> str | None:
@@ -105,19 +107,19 @@ class Reader:
 
     def _records(self) -> Iterator[tuple[str, Record]]:
         """Yield each record with the name of its place in the file."""
-        read: Callable[[Path], Iterator[tuple[str, Record]]] = {
+        read: Callable[[Path, str], Iterator[tuple[str, Record]]] = {
             ".jsonl": _json_lines,
             ".parquet": _parquet,
         }.get(self.path.suffix.lower(), _table)
         import pyarrow as pa
 
         try:
-            yield from read(self.path)
+            yield from read(self.path, self.place)
         except UnicodeDecodeError as error:
-            raise UserError(f"file={self.path}: is not UTF-8 ({error.reason})") from None
+            raise UserError(f"{self.place}: is not UTF-8 ({error.reason})") from None
         except (OSError, csv.Error, pa.ArrowException) as error:
             said = getattr(error, "strerror", None) or first_line(error)
-            raise UserError(f"file={self.path}: cannot be read ({said})") from None
+            raise UserError(f"{self.place}: cannot be read ({said})") from None
 
 
 def path_problem(path: Path) -> str | None:
@@ -150,7 +152,7 @@ def text_problem(given: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
+def _json_lines(path: Path, place: str) -> Iterator[tuple[str, Record]]:
     with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -159,30 +161,30 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Record]]:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 reason = first_line(error)
-                raise UserError(f"file={path}: line {number} is not JSON ({reason})") from None
+                raise UserError(f"{place}: line {number} is not JSON ({reason})") from None
             if not isinstance(record, dict):
-                raise UserError(f"file={path}: line {number} is no object {{column: value}}")
+                raise UserError(f"{place}: line {number} is no object {{column: value}}")
             yield f"line {number}", record
 
 
-def _table(path: Path) -> Iterator[tuple[str, Record]]:
+def _table(path: Path, place: str) -> Iterator[tuple[str, Record]]:
     csv.field_size_limit(2**31 - 1)  # of any length, as in the other formats
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter=delimiter, strict=True)
         names = next(rows, [])
         if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"file={path}: several columns have the name {twice[0]!r}")
+            raise UserError(f"{place}: several columns have the name {twice[0]!r}")
         for cells in filter(None, rows):
             if len(cells) != len(names):
                 raise UserError(
-                    f"file={path}: line {rows.line_num} has {len(cells)} columns, the first line "
+                    f"{place}: line {rows.line_num} has {len(cells)} columns, the first line "
                     f"has {len(names)}; quote a text that holds {delimiter!r}"
                 )
             yield f"line {rows.line_num}", dict(zip(names, cells, strict=True))
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, Record]]:
+def _parquet(path: Path, _: str) -> Iterator[tuple[str, Record]]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flare_exp.data.rows import Reader, Row
 from flare_exp.errors import UserError
-from flare_exp.serving.rows import Reader, Row
 
 PAIR = ("premise", "hypothesis")
 

@@ -1,0 +1,136 @@
+"""Distil methods that read a source into an adapter that reads the target text alone.
+
+The teachers label the training texts softly. A plain LoRA, the student, learns from that and from
+the labels (Hinton et al., arXiv 1503.02531).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from flare_exp.artifacts import Artifact
+from flare_exp.code import code_of
+from flare_exp.config.methods import DISTIL, METHODS, Method
+from flare_exp.errors import UserError
+from flare_exp.experiment.context import RunContext, pairs_digest
+from flare_exp.experiment.stages.testing import evaluate, predictions
+from flare_exp.experiment.stages.transfer import SOFT_LABELS, trained_by, transfer
+from flare_exp.experiment.tested import name_of_test
+from flare_exp.utils import files
+
+
+def distil(
+    run: RunContext, english: Artifact, methods: Mapping[str, Method]
+) -> dict[str, Artifact]:
+    """Train the teachers as in runs of their own, label the training texts, train the student.
+
+    The student is tested without a source.
+
+    Args:
+        english: the fine-tuned English model.
+        methods: name -> method of the teachers and the student.
+
+    Returns:
+        name in the provenance -> artifact; `transfer` and `test` are the student's.
+    """
+    teachers = {name: method for name, method in methods.items() if name != DISTIL}
+    made: dict[str, Artifact] = {}
+    labelled: list[Artifact] = []
+    for name, method in teachers.items():
+        trained, below = trained_by(run, english, method)
+        if method.trains:
+            made[f"transfer {name}"] = trained
+        labelled.append(soft_labels(run, trained, below, method))
+        made[f"labels {name}"] = labelled[-1]
+    if len(labelled) > 1:
+        labelled.append(_mean(run, labelled))
+        made["labels"] = labelled[-1]
+    student = transfer(run, english, METHODS[DISTIL], labelled[-1])
+    langs = run.cfg.task.tested
+    tests = {
+        name_of_test("test", lang, langs): evaluate(
+            run, student, METHODS[DISTIL].mode, english, lang=lang
+        )
+        for lang in langs
+    }
+    return {**made, "transfer": student, **tests}
+
+
+def check_task_type(run: RunContext) -> None:
+    """Check that the model gives label probabilities that a student can learn.
+
+    Raises:
+        UserError: it answers by a prompt.
+    """
+    if run.task_type != "label":
+        raise UserError(
+            f"method={DISTIL} with model={run.cfg.model.name}: soft labels are learned by a "
+            f"classification head, and this model answers {run.task.name} by a prompt; choose an "
+            "encoder, for example model=xlmr"
+        )
+
+
+def soft_labels(
+    run: RunContext, trained: Artifact, english: Artifact | None, method: Method
+) -> Artifact:
+    """Predict the label probabilities of all texts that the student trains on.
+
+    Args:
+        trained: the teacher.
+        english: the English model below the teacher; None: the teacher is a model itself.
+        method: the teacher's method.
+
+    Returns:
+        a table of id and probabilities, in the order of the student's training data.
+    """
+    data = run.data(method.mode, distils=True)
+    key: dict[str, Any] = {
+        "stage": "labels",
+        "model": trained.digest,
+        "data": pairs_digest(data, "train"),
+        **run.reading_of(method.mode),
+    }
+
+    def build(folder: Path) -> dict[str, Any]:
+        found = predictions(run, trained, english, data, "train")
+        if not run.distributed.is_main:
+            return {}
+        pairs = data.dataset("train").pairs
+        rows = [
+            {"id": pair.target.id, "probabilities": [*prediction.probabilities]}
+            for pair, prediction in zip(pairs, found, strict=True)
+        ]
+        files.write_parquet(folder / SOFT_LABELS, rows)
+        known = [(p.target.label, f) for p, f in zip(pairs, found, strict=True)]
+        own = [f.text == run.task.labels[label] for label, f in known if label is not None]
+        return {
+            "texts": len(rows),
+            "unlabelled": len(rows) - len(own),
+            "agreement": round(float(np.mean(own)), 4) if own else None,
+        }
+
+    return run.store.get("labels", key, build, collective=True)
+
+
+def _mean(run: RunContext, labelled: list[Artifact]) -> Artifact:
+    """Average the soft labels of several teachers."""
+    key = {"stage": "labels", "of": [a.digest for a in labelled], "code": code_of("distil")}
+
+    def build(folder: Path) -> dict[str, Any]:
+        tables = [pq.read_table(a.path / SOFT_LABELS).to_pydict() for a in labelled]
+        if any(table["id"] != tables[0]["id"] for table in tables):
+            raise ValueError("the teachers of a distillation labelled different texts")
+        mean = np.mean([table["probabilities"] for table in tables], axis=0).tolist()
+        rows = [
+            {"id": row, "probabilities": probabilities}
+            for row, probabilities in zip(tables[0]["id"], mean, strict=True)
+        ]
+        files.write_parquet(folder / SOFT_LABELS, rows)
+        return {"texts": len(rows), "teachers": len(labelled)}
+
+    return run.store.get("labels", key, build)
