@@ -45,7 +45,8 @@ def main(arguments: Sequence[str]) -> int:
         found = looked_up(jobs, multirun, Path(scratch))
         price(found, Path(scratch))
         fits = [fitting(found, bytes_of(text), Path(scratch)) for text in limits]
-    show(found, len(jobs) - len(found))
+    left_out = [o for o, cfg in jobs if multirun and composition.without_fusion(cfg, o)]
+    show(found, len(left_out))
     for limit, sizes in zip(limits, fits, strict=True):
         for job, (rows, memory) in sizes.items():
             name = f"job {job}: " if multirun else ""

@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from flare_exp.config.combining_rules import combining_problems
 from flare_exp.config.composition import groups
 from flare_exp.config.data_constraints import data_problems
 from flare_exp.config.language_rules import language_problems
@@ -16,10 +17,10 @@ from flare_exp.config.method_schema import (
     LEARNED_FUSIONS,
     FusionConfig,
 )
-from flare_exp.config.methods import ENSEMBLE, METHODS, fuses, members_of, modes_of
+from flare_exp.config.methods import METHODS, fuses, members_of, modes_of
 from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.schema import Config
-from flare_exp.config.source_rules import passes_problems, similarity_problems, source_problems
+from flare_exp.config.source_rules import passes_problems, source_problems
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
 from flare_exp.tasks import CUSTOM, ROLES, TASKS, CustomTask, Slice, SpecError, task_class
@@ -39,7 +40,8 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
         yield from _check_task(cfg, task)
         yield from passes_problems(cfg, task)
     yield from _check_model(cfg)
-    yield from _check_method(cfg, task)
+    yield from _check_method(cfg)
+    yield from combining_problems(cfg, task)
     yield from _check_devices(cfg)
     yield from source_problems(cfg)
     yield from _check_variants("task", cfg.task)
@@ -52,30 +54,8 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
         yield f"fusion.heads={cfg.fusion.heads}: must divide adapter.r={cfg.adapter.r}"
 
 
-def _check_method(cfg: Config, task: Any) -> Iterator[str]:
-    """Check the members of an ensemble, and that the weights can be trained as the method asks."""
-    if cfg.method.name == ENSEMBLE:
-        of = f"method.of=[{','.join(cfg.method.of)}]"
-        if not 2 <= len(cfg.method.of) <= 4 or len({*cfg.method.of}) < len(cfg.method.of):
-            yield f"{of}: an ensemble has two to four methods, each once"
-        if task is not None and not task.labels:
-            yield (
-                f"method={ENSEMBLE} with task={cfg.task.name}: it averages the probabilities of "
-                "labels, and answers have none; choose a task with labels"
-            )
-        elif cfg.decode.name == "generate":
-            yield (
-                f"method={ENSEMBLE} with decode=generate: generated labels have no "
-                "probabilities; choose decode=score"
-            )
-        weights = f"method.weights={cfg.method.weights}"
-        if cfg.method.weights != "equal" and cfg.task.validation_split is None:
-            yield (
-                f"{weights} with task.validation_split=null: there is nothing to "
-                "choose weights on; choose method.weights=equal"
-            )
-        if cfg.method.weights == "similarity":
-            yield from similarity_problems(cfg, f"{weights} with {of}")
+def _check_method(cfg: Config) -> Iterator[str]:
+    """Check the options of single methods, and that the weights can be trained as asked."""
     yield from _check_mixup(cfg)
     if any(method.full for method in members_of(cfg.method).values()):
         yield from _check_full_tuning(cfg, f"method={cfg.method.name}")

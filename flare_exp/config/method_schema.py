@@ -124,6 +124,9 @@ class DistilConfig:
         1.0, "weight of the loss against the teachers' soft labels; labels have 1", above=0
     )
     temperature: float = option(2.0, "softens both distributions in that loss", above=0)
+    lr: float | None = option(
+        None, "peak learning rate of the student; null: transfer.lr, the teachers'", above=0
+    )
     texts: str | None = option(
         None,
         "file of further texts without labels, which the teachers label (.jsonl, .csv, .tsv, "

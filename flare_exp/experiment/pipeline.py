@@ -34,7 +34,7 @@ from flare_exp.experiment.context import (
     task_type_of,
 )
 from flare_exp.experiment.data_checks import check_data, check_every_translation
-from flare_exp.experiment.stages.distillation import check_task_type, distil
+from flare_exp.experiment.stages.distillation import check_task_type, check_texts, distil
 from flare_exp.experiment.stages.ensemble import ensemble, test_passes
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.testing import evaluate
@@ -68,6 +68,7 @@ def run(cfg: Config, folder: Path, distributed: DistributedContext | None = None
     data = check_data(task, *cfg.task.tested)
     maker = make_translator(cfg, task, MT(cfg, ArtifactStore(cfg.cache_dir)))
     check_every_translation(cfg, task, maker)
+    check_texts(cfg, task)
     with (
         launch.launch_workers(cfg, folder)
         if distributed is None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flare_exp.config import composition, schema
 from flare_exp.config.method_schema import MethodConfig
-from flare_exp.config.methods import ENSEMBLE, members_of
+from flare_exp.config.methods import DISTIL, ENSEMBLE, members_of
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.runs import quiet
 from flare_exp.experiment.tested import stage_of
@@ -29,7 +29,7 @@ COLUMNS = {
     "model": ("backbone", "mt"),
     "finetune": ("finetune",),
     "translate": (),
-    "transfer": ("transfer",),
+    "transfer": ("labels", "transfer"),
     "test": ("english_test", "zero_shot", "test given", "test none", "test"),
 }
 ELSEWHERE = ("hub", "checkpoint")  # kinds that are never built here
@@ -110,8 +110,8 @@ def looked_up(
 ) -> list[Job]:
     """Return the jobs, with the artifacts that each builds, finds, or shares with an earlier one.
 
-    Jobs that a grid leaves out are left out here, too. An ensemble is planned as one job for each
-    of its members: averaging their probabilities takes no time.
+    Jobs that a grid leaves out are left out here, too. The members of an ensemble, and the teachers
+    of a distillation, are jobs of their own. Averaging probabilities takes no time.
     """
     found: list[Job] = []
     building: dict[str, int] = {}  # artifact -> the job that builds it
@@ -129,13 +129,19 @@ def looked_up(
 
 
 def _members(overrides: list[str], cfg: schema.Config) -> Iterator[tuple[list[str], schema.Config]]:
-    """Yield overrides and configuration of a job, or of each member of an ensemble."""
-    if cfg.method.name != ENSEMBLE:
+    """Yield overrides and configuration of a job.
+
+    Those of an ensemble are the jobs of its members, and a distillation has those of its teachers
+    before its own.
+    """
+    name, own = cfg.method.name, ("method", "distil")
+    if name in (ENSEMBLE, DISTIL):
+        rest = [o for o in overrides if not o.startswith(own)]
+        for member in cfg.method.of:
+            alone = replace(cfg, method=MethodConfig(member, member), distil=schema.DistilConfig())
+            yield [*rest, f"method={member}"], alone
+    if name != ENSEMBLE:
         yield overrides, cfg
-        return
-    rest = [o for o in overrides if not o.startswith("method")]
-    for name in cfg.method.of:
-        yield [*rest, f"method={name}"], replace(cfg, method=MethodConfig(name, name))
 
 
 def price(jobs: Sequence[Job], scratch: Path) -> None:

@@ -44,6 +44,7 @@ class ReadOnlyStore(ArtifactStore):
         if found.reused or kind in (
             "backbone",
             "finetune",
+            "labels",
             "transfer",
             "similarity",
             "test",

@@ -16,7 +16,7 @@ import yaml
 
 from flare_exp.config import composition, validation
 from flare_exp.config.languages import as_list, joined
-from flare_exp.config.methods import ENSEMBLE, METHODS, Method, members_of
+from flare_exp.config.methods import DISTIL, ENSEMBLE, METHODS, Method, members_of
 from flare_exp.config.options import flat
 from flare_exp.errors import first_line
 from flare_exp.experiment import run_state
@@ -54,7 +54,8 @@ class Run:
         noise = f", {given['mt.noise']:.0%} noise" if given.get("mt.noise") else ""
         if noise and (where := given.get("mt.noise_in", "all")) != "all":
             noise += f" in {where}"
-        details = [" + ".join(self.members)] if self.method == ENSEMBLE else []
+        others = [name for name in self.members if name != self.method]
+        details = [" + ".join(others)] if others else []
         if self.fuses:
             details.append(str(given["fusion.name"]))
         details += [f"{n} source" for n in ABLATIONS if given.get(f"source.{n}")]
@@ -96,7 +97,7 @@ class Run:
 
     @property
     def members(self) -> dict[str, Method]:
-        """Return name -> the method, or each member of an ensemble."""
+        """Return name -> method (`flare_exp.config.methods.members_of`)."""
         return members_of(SimpleNamespace(name=self.method, of=self.options.get("method.of") or []))
 
     @property
@@ -140,12 +141,13 @@ class Run:
         if key in languages:
             return languages[key]
         if key in ("method.of", "method.weights"):
-            return self.method == ENSEMBLE
+            return self.method in ((ENSEMBLE, DISTIL) if key == "method.of" else (ENSEMBLE,))
         section = key.partition(".")[0]
         return {
             "fusion": self.fuses,
             "predict": self.fuses,
             "source": any(method.mode.pairs for method in methods),
+            "distil": self.method == DISTIL,
             "mixup": any(method.mixes for method in methods),
             "transfer": self.trains,
         }.get(section, True)

@@ -7,6 +7,7 @@ the labels (Hinton et al., arXiv 1503.02531).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import pyarrow.parquet as pq
 
 from flare_exp.artifacts import Artifact
 from flare_exp.code import code_of
-from flare_exp.config.methods import DISTIL, METHODS, Method
+from flare_exp.config.methods import DISTIL, METHODS, Method, members_of
+from flare_exp.config.schema import Config
+from flare_exp.data.rows import Reader
 from flare_exp.errors import UserError
 from flare_exp.experiment.context import RunContext, pairs_digest
 from flare_exp.experiment.stages.testing import evaluate, predictions
 from flare_exp.experiment.stages.transfer import SOFT_LABELS, trained_by, transfer
 from flare_exp.experiment.tested import name_of_test
+from flare_exp.tasks import Task
 from flare_exp.utils import files
 
 
@@ -50,7 +54,7 @@ def distil(
     if len(labelled) > 1:
         labelled.append(_mean(run, labelled))
         made["labels"] = labelled[-1]
-    student = transfer(run, english, METHODS[DISTIL], labelled[-1])
+    student = transfer(with_student_options(run), english, METHODS[DISTIL], labelled[-1])
     langs = run.cfg.task.tested
     tests = {
         name_of_test("test", lang, langs): evaluate(
@@ -59,6 +63,13 @@ def distil(
         for lang in langs
     }
     return {**made, "transfer": student, **tests}
+
+
+def with_student_options(run: RunContext) -> RunContext:
+    """Return the run with the student's options of the transfer."""
+    stage = run.cfg.transfer
+    lr = run.cfg.distil.lr or stage.lr
+    return replace(run, cfg=replace(run.cfg, transfer=replace(stage, lr=lr)))
 
 
 def check_task_type(run: RunContext) -> None:
@@ -73,6 +84,20 @@ def check_task_type(run: RunContext) -> None:
             f"classification head, and this model answers {run.task.name} by a prompt; choose an "
             "encoder, for example model=xlmr"
         )
+
+
+def check_texts(cfg: Config, task: Task) -> None:
+    """Check early that the teachers can read the texts without labels.
+
+    Raises:
+        UserError: the file has wrong rows, or lacks English texts that nothing can translate.
+    """
+    if cfg.distil.texts is None:
+        return
+    needed = any(method.mode.translates_tests for method in members_of(cfg.method).values())
+    reason = f"mt={cfg.mt.name} translates no new texts, and the teachers read their English"
+    reader = Reader(Path(cfg.distil.texts), task.fields, "distil.texts")
+    reader.check(reason if needed and not cfg.mt.translates else None)
 
 
 def soft_labels(
