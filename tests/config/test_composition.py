@@ -168,6 +168,7 @@ def test_no_number_is_infinite_or_nan(key, value):
         "mt": ["mt=toy_nllb"],
         "mt.timeout": ["mt=command", "mt.command='cat {from} {to}'"],
         "mixup": ["method=x_mixup"],
+        "distil": ["method=distil"],
     }
     extra = needs.get(key, needs.get(key.split(".")[0], []))
     assert problems(*extra, f"{key}={value}") == [f"{key}={value}: must be a finite number"]

@@ -96,6 +96,7 @@ RUNS = {
     ],
     "ensemble": ["method=ensemble"],
     "mixup": ["method=x_mixup"],
+    "distil": ["method=distil", "method.of=[translate_test]"],
     "languages": ["task.lang=[near,far]", "method=lora", "task.temperature=2"],
 }
 # Another value of options whose type does not tell one; a list: overrides, where a name alone means
@@ -105,6 +106,7 @@ ANOTHER = {
     "method.name": ["method=translate_test"],
     "method.of": ["lora", "zero_shot"],
     "mixup.depths": [0.5],
+    "distil.texts": "{}/texts.jsonl",
     "fusion.name": ["fusion=mul"],
     "source.noise_kinds": ["words"],
     "predict.sources": ["given", "none"],
@@ -157,6 +159,7 @@ def place(tmp_path_factory):
     for commit in (COMMIT, OTHER):
         put(place / "hub", "org/model", place / "tiny", commit)
         put(place / "hub", "org/mt", place / "nllb", commit)
+    (place / "texts.jsonl").write_text('{"text": "mo la", "source": "good film"}\n')
     for data, word in (("data", "good"), ("other_data", "fine")):
         for lang in ("eng", "ace", "ban"):
             for split in ("train", "validation", "test"):
@@ -571,6 +574,7 @@ NOT_HASHED = {
     "tasks.custom, tasks.records, tasks.spec, tasks.spec_reading": (
         "what is read of a user's files is in keys as data; the task of a run is hashed"
     ),
+    "data.rows, data.unlabelled": "the texts that are read are in keys as data",
     "data.inspection, experiment.tokenizers": "they look at data before a run",
     "training.checkpointing, training.divergence, training.progress, training.tracking": (
         "how a training is kept, watched and shown"

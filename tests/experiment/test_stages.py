@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import math
 import re
 import weakref
@@ -27,6 +28,7 @@ from flare_exp.experiment.analysis import analyze
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.similarity import embed
 from flare_exp.experiment.stages.testing import evaluate
+from flare_exp.experiment.stages.transfer import distillation
 from flare_exp.experiment.stages.transfer import transfer as run_transfer
 from flare_exp.flare.source_states import SourceStates
 from flare_exp.report.making import make_report
@@ -288,6 +290,69 @@ def test_an_ensemble_is_the_weighted_mean_of_its_members_probabilities(make_run)
     found = pipeline.run_stages(equal, members_of(equal.cfg.method))
     assert not any(name.startswith("validation") for name in found)
     assert found["test"].info["weights"] == {"lora": 0.5, "translate_test": 0.5}
+
+
+def test_a_student_learns_from_its_teachers_labels_of_all_training_texts(make_run, tmp_path):
+    """Two texts have no label: one comes with its English text, the other is translated."""
+    texts = tmp_path / "texts.jsonl"
+    rows = [{"text": "mo la", "source": "good film"}, {"text": "si mo"}]
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["method=distil", "method.of=[lora,flare]", f"distil.texts={texts}", *TINY_MT]
+    run = make_run(*given, "distil.lr=1e-2")
+    made = pipeline.run_stages(run, members_of(run.cfg.method))
+    for name in ("lora", "flare"):
+        alone = make_run(f"method={name}", *TINY_MT)
+        assert pipeline.run_stages(alone, members_of(alone.cfg.method))["transfer"].digest == (
+            made[f"transfer {name}"].digest
+        ), "a teacher is the run of its method"
+    tables = {
+        name: read_table(made[name].path / "soft_labels.parquet").to_pydict()
+        for name in ("labels lora", "labels flare", "labels")
+    }
+    student = run.data(PairingMode.TARGET, distils=True).dataset("train")
+    ids = [pair.target.id for pair in student.pairs]
+    assert ids[-2:] == [f"toy_sentiment/far/unlabelled/{row}" for row in range(2)]
+    assert student.terms == [1] * 8 + [0, 0]
+    assert all(table["id"] == ids for table in tables.values())
+    own, other, mean = (torch.tensor(t["probabilities"]) for t in tables.values())
+    torch.testing.assert_close(mean, (own + other) / 2)
+    read = run.data(PairingMode.PAIRED, distils=True).dataset("train").pairs[-2:]
+    assert read[0].source.texts == ("good film",)
+    assert read[1].source.texts not in (("si mo",), ("",))
+    assert made["labels flare"].info["unlabelled"] == 2
+    assert made["transfer"].digest != made["transfer lora"].digest
+    tested = read_table(made["test"].path / "predictions.parquet")
+    assert {*tested["source"].to_pylist()} == {None}
+    found, expected = students_loss(run, made)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def students_loss(run, made):
+    """The student's loss of three texts, of which one has no label, and the same by hand."""
+    data = run.data(PairingMode.TARGET, distils=True)
+    model = run.models.add_adapter(run.models.english_model(made["finetune"])).eval()
+    module = fitting.make_module(run, model, None, added=distillation(run, made["labels"]))
+    dataset, rows = data.dataset("train"), (0, 9, 3)
+    batch = data.loader(dataset, [[*rows]]).collate_fn([dataset[row] for row in rows])
+    found = module.loss(batch).item()
+    logits = model(**batch["target"]).logits.double().log_softmax(1)
+    labels = [dataset.pairs[row].target.label for row in (0, 3)]
+    cross = -(logits[0, labels[0]] + logits[2, labels[1]]) / 2
+    soft = read_table(made["labels"].path / "soft_labels.parquet")["probabilities"].to_pylist()
+    t = run.cfg.distil.temperature
+    softened = [torch.tensor(soft[row]).double().log().div(t).softmax(0) for row in rows]
+    student = (logits / t).log_softmax(1)
+    kl = sum((p * (p.log() - q)).sum() for p, q in zip(softened, student, strict=True)) / 3
+    return found, (cross + t**2 * kl).item()
+
+
+def test_a_student_needs_a_classification_head(make_run, tmp_path):
+    folder = tmp_path / "llama"
+    folder.mkdir()
+    tiny_checkpoint(folder, "llama")
+    run = make_run("method=distil", f"model.path={folder}")
+    with pytest.raises(UserError, match="soft labels are learned by a classification head"):
+        pipeline.run_stages(run, members_of(run.cfg.method))
 
 
 def test_an_ensemble_weighs_each_source_by_its_similarity(make_run):
