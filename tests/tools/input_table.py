@@ -99,7 +99,7 @@ NAMES = [
     refused("task.limit=ten", "must be a whole number, or null"),
     refused("fusion=concat", "fusion=concat: choose one of add,"),
     refused("fusion=add,mul", "several values need -m"),
-    refused("method=mixup", "method=mixup: choose one of ensemble, flare,"),
+    refused("method=mixup", "method=mixup: choose one of distil, ensemble,"),
     refused("mt=google", "mt=google: choose one of"),
     refused("mt.noise=1.5", "mt.noise=1.5: must be 1 or less"),
     refused("mt.noise=-0.1", "mt.noise=-0.1: must be 0"),
