@@ -20,6 +20,7 @@ from flare_exp.config.method_schema import (
 from flare_exp.config.methods import METHODS, fuses, members_of, modes_of
 from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.schema import Config
+from flare_exp.config.source_rules import language_problems as source_languages
 from flare_exp.config.source_rules import passes_problems, source_problems
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
@@ -39,6 +40,7 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
     if task is not None:
         yield from _check_task(cfg, task)
         yield from passes_problems(cfg, task)
+        yield from source_languages(cfg, task)
     yield from _check_model(cfg)
     yield from _check_method(cfg)
     yield from combining_problems(cfg, task)

@@ -99,6 +99,18 @@ class SourceConfig:
             "each": KINDS,
         },
     )
+    langs: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "languages of the sources that are fused, e.g. [eng,ind]; empty: English",
+            "may_be_empty": True,
+        },
+    )
+    combine: str = option(
+        "mean",
+        "several sources at a position; cross_attn attends to the tokens of all of them",
+        choices=("mean", "attention"),
+    )
     shuffle: bool = option(False, "ablation: every example gets another one's source")
     empty: bool = option(False, "ablation: no source at all")
     ablate_in: str = option(

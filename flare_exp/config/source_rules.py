@@ -8,6 +8,9 @@ from typing import Any
 from flare_exp.config.method_schema import FUSING_METHODS, SOURCE_METHODS
 from flare_exp.config.methods import ENSEMBLE, fuses, members_of, modes_of
 from flare_exp.config.schema import Config
+from flare_exp.config.suggestions import allowed
+from flare_exp.data.pairing_mode import PairingMode
+from flare_exp.data.source_augmentation import WORDS
 
 DRAWN = ("dropout", "noise")  # options that draw the sources of training examples
 
@@ -42,6 +45,33 @@ def source_problems(cfg: Config) -> Iterator[str]:
                 f"source.{key}={value} with source.{ablation}=true: the ablation changes the same "
                 "sources; choose source.ablate_in=test"
             )
+
+
+def language_problems(cfg: Config, task: Any) -> Iterator[str]:
+    """Check the languages of the sources. `task`: the class of the task."""
+    langs, name = cfg.source.langs, cfg.method.name
+    asked = f"source.langs=[{','.join(langs)}]"
+    if len(langs) < 2 and cfg.source.combine != "mean":
+        yield f"source.combine={cfg.source.combine} with {asked}: name two languages or more"
+    if not langs:
+        return
+    methods = members_of(cfg.method).values()
+    if not any(m.fuses and m.mode is PairingMode.PAIRED for m in methods):
+        yield f"{asked} with method={name}: only flare fuses sources in languages of choice"
+    if any(m.mixes for m in methods):
+        yield f"{asked}: x_mixup reads English alone; leave it out of method.of"
+    known = [lang for lang in (task.english, *task.languages) if lang not in cfg.task.tested]
+    for lang in dict.fromkeys(langs):
+        if lang not in known:
+            yield f"{asked}: {lang}: {allowed(lang, known)}"
+        elif langs.count(lang) > 1:
+            yield f"{asked}: {lang} is named {langs.count(lang)} times"
+    if len(langs) > 1 and cfg.source.noise and WORDS in cfg.source.noise_kinds:
+        yield f"{asked} with source.noise_kinds={WORDS}: wrong words are put into one source alone"
+    if cfg.method.weights == "similarity" and name == ENSEMBLE:
+        yield f"{asked} with method.weights=similarity: it compares a text with one English source"
+    if cfg.distil.texts is not None:
+        yield f"{asked} with distil.texts={cfg.distil.texts}: its texts have English sources alone"
 
 
 def undrawn_problems(cfg: Config) -> Iterator[str]:

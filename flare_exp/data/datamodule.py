@@ -59,6 +59,7 @@ class PairedDataModule(LightningDataModule):
         scores_originals: compare predictions on translations (mode="translated") with the original
             examples.
         share: rank and number of the processes that split the batches.
+        source_langs: languages of the sources that are fused; empty: English.
         unlabelled: returns further training texts without a label, as examples in English and in
             the target language; its argument says whether the English ones are needed, which are
             the same as the others otherwise. None: there are none.
@@ -85,6 +86,7 @@ class PairedDataModule(LightningDataModule):
         augmentation: SourceAugmentation | None = None,
         scores_originals: bool = False,
         share: tuple[int, int] = (0, 1),
+        source_langs: Sequence[str] = (),
         unlabelled: Unlabelled | None = None,
         temperature: float | None = None,
     ):
@@ -97,6 +99,7 @@ class PairedDataModule(LightningDataModule):
         self.shuffle_source, self.empty_source, self.share = shuffle_source, empty_source, share
         self.ablate_in, self.augmentation = ablate_in, augmentation
         self.scores_originals, self.unlabelled = scores_originals, unlabelled
+        self.source_langs = [*source_langs]
         self.passes = micro_batches_per_batch(batch_size, micro_batch_size, share[1])
         self._datasets: dict[str, PairedDataset] = {}
 
@@ -113,6 +116,8 @@ class PairedDataModule(LightningDataModule):
         """Return the pairs of a role in one language."""
         english, target = self._both(role, lang)
         pairs = make_pairs(english, target, self.mode)
+        if self.source_langs:
+            pairs = self._with_sources(role, lang, pairs)
         if self.scores_originals:
             pairs = [
                 replace(p, original=original) for p, original in zip(pairs, target, strict=True)
@@ -125,8 +130,21 @@ class PairedDataModule(LightningDataModule):
         if self.ablate_in not in ("all", "test" if role == "test" else "train"):
             return pairs
         if self.empty_source:
-            return [replace(p, source=None) for p in pairs]
+            return [replace(p, source=None, more=()) for p in pairs]
         return shuffled_sources(pairs, self.seed) if self.shuffle_source else pairs
+
+    def _with_sources(self, role: str, lang: str, pairs: Sequence[Pair]) -> list[Pair]:
+        """Return the pairs with sources in each of `source_langs`, of one role and language."""
+        own = lang if role == "test" else self.task.english
+        examples = self.task.load(own, role)
+        sources = [
+            examples if own == other else self.translate(examples, other)
+            for other in self.source_langs
+        ]
+        return [
+            replace(pair, source=first, more=tuple(more))
+            for pair, first, *more in zip(pairs, *sources, strict=True)
+        ]
 
     def _both(self, role: str, lang: str) -> tuple[Sequence[Example], Sequence[Example]]:
         """Return the same examples of a role in English and in a language."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ class PairedDataset(Dataset):
     relative place (`same_part`). It is cut as any source is.
 
     `examples`: number of the pair that each row belongs to.
-    `source`: encoded sources, one for each row, then those of `versions` in the same order.
+    `source`: encoded sources, one for each row, then the further ones of pairs with several
+    (`Pair.more`), then those of `versions`, all in the same order.
     `cache`: the sources' states once they have been computed; None if sources are encoded anew
     every time.
 
@@ -54,7 +56,7 @@ class PairedDataset(Dataset):
         versions: the same pairs with other sources (`SourceAugmentation.versions`).
 
     Raises:
-        ValueError: some pairs have a source and others have none.
+        ValueError: some pairs have a source and others have none, or more of them.
         UserError: `augmentation` needs another example's source, and there is one example.
     """
 
@@ -80,6 +82,12 @@ class PairedDataset(Dataset):
         encode = (source_preprocessor or preprocessor).encode_sources
         own = self._sources(pairs, kept, rows)
         self.source = encode(own) if own else None
+        for further in zip(*(p.more for p in pairs), strict=True):
+            assert self.source is not None
+            other = [replace(p, source=s) for p, s in zip(pairs, further, strict=True)]
+            self.source += encode(self._sources(other, kept, rows))
+        # number of sources of each row
+        self.count = len(self.source) // len(self.target) if self.source else 0
         self.truncated = sum(item["cut"] for item in [*self.target, *(self.source or ())])
         if joint and self.source is not None:
             both = zip(self.target, self.source, strict=True)
@@ -148,9 +156,10 @@ class PairedDataset(Dataset):
         # a row without a source has its own as padding: the collator masks it
         kept = row if fused is None else fused
         item["fuses"] = fused is not None
+        numbers = [kept + i * len(self) for i in range(self.count)]
         if self.cache is not None:
-            return {**item, "states": self.cache[kept]}
-        return {**item, "source": self.source[kept]}
+            return {**item, "states": [self.cache[number] for number in numbers]}
+        return {**item, "source": [self.source[number] for number in numbers]}
 
     @property
     def lengths(self) -> list[int]:
@@ -168,9 +177,10 @@ class PairedDataset(Dataset):
     @property
     def costs(self) -> list[int]:
         """Count the tokens that a model reads for each pair, source included."""
-        own = (self.source or ())[: len(self)]
-        sources = [len(item["inputs"]["input_ids"]) for item in own] or [0] * len(self)
-        return [target + source for target, source in zip(self.lengths, sources, strict=True)]
+        found = self.lengths
+        for number in range(self.count * len(self)):
+            found[number % len(self)] += len(self.source[number]["inputs"]["input_ids"])  # type: ignore[index]
+        return found
 
 
 def check_known(
@@ -209,12 +219,18 @@ def check_known(
         )
 
 
+def _by_number(items: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    """Return the first source of every item, then the second of every item, and so on."""
+    return [one for number in zip(*(item[name] for item in items), strict=True) for one in number]
+
+
 class PairedCollator:
     """Collates items to a batch, padding targets and sources to their own longest text.
 
     The batch has what the preprocessor builds of the targets, and
     `source`: tokenizer output [B, S], or attention_mask [B, S] and states [B, S, n, d]; the mask
-        of a row without a source is zero;
+        of a row without a source is zero; with K sources for each text, all have K as a first
+        dimension;
     `index` [B]: rows of the dataset, below 0 for padding rows;
     `whole`: facts of the global batch that the rows belong to, if any.
     """
@@ -229,12 +245,15 @@ class PairedCollator:
         """Collate items of a `PairedDataset` to one batch."""
         batch = self.preprocessor.collate([item["target"] for item in items])
         if "source" in items[0]:
-            batch["source"] = self.source_preprocessor.pad([item["source"] for item in items])
+            batch["source"] = self.source_preprocessor.pad(_by_number(items, "source"))
         elif "states" in items[0]:
             batch["source"] = padded_states(
-                [item["states"] for item in items], self.source_preprocessor.tokenizer.padding_side
+                _by_number(items, "states"), self.source_preprocessor.tokenizer.padding_side
             )
         if "source" in batch:
+            if (count := len(batch["source"]["attention_mask"]) // len(items)) > 1:
+                given = batch["source"].items()
+                batch["source"] = {name: x.unflatten(0, (count, -1)) for name, x in given}
             fuses = torch.tensor([item["fuses"] for item in items])
             batch["source"]["attention_mask"] *= fuses[:, None]
         if items[0]["whole"] is not None:

@@ -21,11 +21,13 @@ class Pair:
         target: the example that the model reads.
         source: the example that it fuses; None for nothing.
         original: the example whose answers or label count as right; None for `target`.
+        more: further sources, in other languages, that are fused with `source`.
     """
 
     target: Example
     source: Example | None
     original: Example | None = None
+    more: tuple[Example, ...] = ()
 
     @property
     def scored(self) -> Example:
@@ -63,4 +65,7 @@ def shuffled_sources(pairs: Sequence[Pair], seed: int) -> list[Pair]:
     random.Random(seed).shuffle(order)
     # along one random cycle, every pair gets the source of the next one
     taken = dict(zip(order, order[1:] + order[:1], strict=True))
-    return [replace(p, source=pairs[taken[i]].source) for i, p in enumerate(pairs)]
+    return [
+        replace(p, source=pairs[taken[i]].source, more=pairs[taken[i]].more)
+        for i, p in enumerate(pairs)
+    ]

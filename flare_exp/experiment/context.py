@@ -137,6 +137,7 @@ class RunContext:
             empty_source=mode.pairs and (source.empty or not sources),
             ablate_in=source.ablate_in if sources else "all",
             augmentation=self.augmentation if mode.fuses and not distils else None,
+            source_langs=source.langs if mode is PairingMode.PAIRED else (),
             unlabelled=self.unlabelled if distils else None,
             temperature=cfg.task.temperature,
         )
@@ -322,6 +323,7 @@ def pairs_digest(data: PairedDataModule, *roles: str) -> str:
         [p.source for p in pairs if p.source],
         [p.original for p in pairs if p.original],
     ]
+    seen += zip(*(p.more for p in pairs), strict=True)
     return digest_of([fingerprint(examples) for examples in seen])[:20]
 
 

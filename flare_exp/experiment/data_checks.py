@@ -93,22 +93,39 @@ def check_every_translation(cfg: Config, task: Task, maker: Translator) -> None:
         UserError: they cannot.
     """
     roles = needed_translations(cfg, task)
+    others = cfg.source.langs or [task.english]
     for lang in cfg.task.langs:
-        check_translations(maker, task, lang, roles)
+        check_translations(maker, task, lang, roles, others)
     for lang in cfg.task.unseen:
-        check_translations(maker, task, lang, [role for role in roles if role == "test"])
+        tests = [role for role in roles if role == "test"]
+        check_translations(maker, task, lang, tests, others)
 
 
-def check_translations(maker: Translator, task: Task, lang: str, roles: Sequence[str]) -> None:
+def check_translations(
+    maker: Translator,
+    task: Task,
+    lang: str,
+    roles: Sequence[str],
+    sources: Sequence[str] | None = None,
+) -> None:
     """Find out before any model is loaded whether the translations of some roles can be had.
+
+    Args:
+        maker: translates.
+        task: the benchmark.
+        lang: a target language.
+        roles: roles whose examples are translated.
+        sources: languages of the sources; None: English.
 
     Raises:
         UserError: they cannot.
     """
     directions = {}
+    others = [other for other in sources or () if other != task.english]
     for role in roles:
-        own, other = (lang, task.english) if role == "test" else (task.english, lang)
-        maker.identity(task.load(own, role), other)
-        directions[own, other] = role
+        own = lang if role == "test" else task.english
+        for other in (task.english if role == "test" else lang, *others):
+            maker.identity(task.load(own, role), other)
+            directions[own, other] = role
     for (own, other), role in directions.items():
         maker.try_out(task.load(own, role), other)

@@ -53,6 +53,7 @@ def adapter_config(
     source_layer: str = "ahead",
     source_state: str = "layer_input",
     answer_source: str = "last",
+    source_combine: str = "mean",
     source_width: int | None = None,
     also_train: Sequence[str] = (),
 ) -> FlareConfig:
@@ -70,6 +71,7 @@ def adapter_config(
         source_layer: see `SourceStates`.
         source_state: see `SourceStates`.
         answer_source: see `flare_exp.flare.source_states.align`.
+        source_combine: see `flare_exp.flare.fusion.combine_sources`.
         source_width: width of a translation model's states (FLARE MT), or None for the backbone's
             own.
         also_train: "embeddings" and "lm_head" are trained in full beside the adapter.
@@ -104,6 +106,7 @@ def adapter_config(
         source_layer=source_layer,
         source_state=source_state,
         answer_source=answer_source,
+        source_combine=source_combine,
         source_width=source_width,
         padding_side=family.padding_side,
     )

@@ -152,6 +152,42 @@ class CrossAttention(Fusion):
         return (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
 
 
+COMBINE = ("mean", "attention")
+
+
+def combine_sources(
+    sources: Tensor, masks: Tensor, target: Tensor, how: str = "mean"
+) -> tuple[Tensor, Tensor]:
+    """Combine several sources of one text into one, position by position.
+
+    This is not in the paper. K sources; only those with a token at a position count there.
+
+        mean: S = (1/K) sum_k S_k        attention: S = sum_k a_k S_k,
+        a = softmax over k of T . S_k / sqrt(r)
+
+    Args:
+        sources: [K, B, T, r], aligned with the target.
+        masks: [K, B, T] bool, True where there is a token.
+        target: [B, T, r].
+        how: one of COMBINE.
+
+    Returns:
+        the source [B, T, r], and its mask [B, T].
+
+    Raises:
+        ValueError: `how` is none of COMBINE.
+    """
+    if how not in COMBINE:
+        raise ValueError(f"source_combine={how!r} is none of {', '.join(COMBINE)}")
+    scores = (sources * target).sum(-1) / math.sqrt(target.shape[-1])
+    if how == "mean":
+        scores = torch.zeros_like(scores)
+    some = masks.any(0)
+    # without any source the softmax would be NaN: all count there, and the mask says so
+    weights = scores.masked_fill(~masks & some, float("-inf")).softmax(0)
+    return (weights[..., None] * sources).sum(0), some
+
+
 FUSIONS: dict[str, Callable[..., Fusion]] = {
     "add": lambda rank: ElementWise(torch.add),
     "mul": lambda rank: ElementWise(torch.mul),

@@ -225,9 +225,9 @@ class MixupStates(SourceStates):
         shares: block -> lambda [B] of that pass, without gradient.
     """
 
-    def clear(self, prompt: int | None = None) -> None:
+    def clear(self, prompt: int | None = None, count: int = 1) -> None:
         """Drop the source and the target pass."""
-        super().clear(prompt)
+        super().clear(prompt, count)
         self.target: Tensor | None = None
         self.target_mask: Tensor | None = None
         self.logits: Tensor | None = None

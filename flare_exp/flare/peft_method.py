@@ -61,6 +61,7 @@ class FlareConfig(LoraConfig):
         source_layer: see `SourceStates`.
         source_state: see `SourceStates`.
         answer_source: see `SourceStates`.
+        source_combine: see `SourceStates`, `combine`.
         padding_side: see `SourceStates`.
         source_width: width of source states that a linear map projects to d (FLARE MT); None if
             they are the model's own.
@@ -73,6 +74,7 @@ class FlareConfig(LoraConfig):
     source_layer: str = "ahead"
     source_state: str = "layer_input"
     answer_source: str = "last"
+    source_combine: str = "mean"
     padding_side: str = "right"
     source_width: int | None = None
 
@@ -167,8 +169,16 @@ class FlareVariant(LoraVariant):
             source = down(states)
             if phi.aligned:
                 source, mask = self.states.align(source, mask, length)
-        if batch != len(mask):  # beams and candidate answers: successive rows of one source
-            source, mask = (x.repeat_interleave(batch // len(mask), dim=0) for x in (source, mask))
+        source, mask = (x.unflatten(0, (self.states.count, -1)) for x in (source, mask))
+        if batch != mask.shape[1]:  # beams and candidate answers: successive rows of one source
+            times = batch // mask.shape[1]
+            source, mask = (x.repeat_interleave(times, dim=1) for x in (source, mask))
+        if self.states.count == 1:
+            source, mask = source[0], mask[0]
+        elif phi.aligned:
+            source, mask = fusions.combine_sources(source, mask, target, self.states.combine)
+        else:  # their tokens follow one another
+            source, mask = (x.transpose(0, 1).flatten(1, 2) for x in (source, mask))
         fused = phi(source, target, mask)
         if phi.aligned:
             return fused
@@ -261,7 +271,11 @@ class FlareModel(LoraModel):
         """Create the adapter's source states and assign them to its layers."""
         kind = mixup.MixupStates if config.fusion == mixup.NAME else SourceStates
         states = kind(
-            config.source_layer, config.source_state, config.padding_side, config.answer_source
+            config.source_layer,
+            config.source_state,
+            config.padding_side,
+            config.answer_source,
+            config.source_combine,
         )
         self.__dict__.setdefault("source_states", {})[adapter_name] = states
         for layer in self.model.modules():

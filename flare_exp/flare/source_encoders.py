@@ -52,13 +52,17 @@ class SourceEncoder:
 
         Args:
             inputs: attention_mask [B, S] and input_ids [B, S], or `states` [B, S, n, d] from
-                `compute` in place of input_ids. A row whose mask is all zero has no source; None
+                `compute` in place of input_ids. With K sources for each text, all have K as a first
+                dimension: [K, B, S]. A row whose mask is all zero has no source; None
                 means that no row has one. A target batch of k x B rows (beams, candidate answers)
                 is read as k successive rows per source.
             prompt: number of prompt positions in a decoder's next target pass; None counts all
                 positions of its first forward.
         """
-        self.states.clear(prompt)
+        count = 1
+        if inputs is not None and (mask := inputs["attention_mask"]).ndim == 3:
+            count, inputs = len(mask), {name: x.flatten(0, 1) for name, x in inputs.items()}
+        self.states.clear(prompt, count)
         if inputs is not None:
             self._fill(inputs)
         self.states.allow_pass()

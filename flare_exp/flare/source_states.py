@@ -75,6 +75,8 @@ class SourceStates:
             state as the target's; "block_output" takes the raw hidden states between blocks.
         padding_side: see `align`.
         answer_source: see `align`.
+        combine: how several sources of one text become one
+            (`flare_exp.flare.fusion.combine_sources`).
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class SourceStates:
         source_state: str = "layer_input",
         padding_side: str = "right",
         answer_source: str = "last",
+        combine: str = "mean",
     ):
         for name, value, allowed in (
             ("source_layer", source_layer, SOURCE_LAYERS),
@@ -93,12 +96,20 @@ class SourceStates:
                 raise ValueError(f"{name}={value!r} is none of {', '.join(allowed)}")
         self.source_layer, self.source_state = source_layer, source_state
         self.padding_side, self.answer_source = padding_side, answer_source
+        self.combine = combine
         self.recording = False
         self.blocks: list[BlockKey] = []  # blocks that fuse, in the order of the adapter's layers
         self.clear()
 
-    def clear(self, prompt: int | None = None) -> None:
-        """Drop the source. `prompt` has the meaning that it has in `SourceEncoder.encode`."""
+    def clear(self, prompt: int | None = None, count: int = 1) -> None:
+        """Drop the source.
+
+        Args:
+            prompt: see `SourceEncoder.encode`.
+            count: number of sources of each text that will be read; those of one number are
+                successive rows.
+        """
+        self.count = count
         self._allowed, self._begins = False, False
         self._states: dict[BlockKey, Tensor] = {}  # keys are those of `_key`
         self._mask: Tensor | None = None
@@ -130,10 +141,10 @@ class SourceStates:
                     "before every forward, or source.encode(None) to fuse nothing"
                 )
             self._allowed = False
-        if self._mask is not None and rows % len(self._mask):
+        if self._mask is not None and rows % (own := len(self._mask) // self.count):
             raise ValueError(
-                f"the source that was read has {len(self._mask)} rows, and the target has {rows}: "
-                "they are not of one batch"
+                f"the source that was read has {own} rows, and the target has {rows}: they are not "
+                "of one batch"
             )
 
     def _key(self, block: BlockKey) -> BlockKey:

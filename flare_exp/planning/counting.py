@@ -230,7 +230,11 @@ def _batch(run: RunContext, data: PairedDataModule, rows: int) -> tuple[dict[str
             "attention_mask": batch["source"]["attention_mask"],
             "states": torch.zeros(rows, length, 1, run.mt.encoder_config.d_model),
         }
-    return batch, rows * (longest + length)
+    if dataset.count > 1:
+        batch["source"] = {
+            name: x.expand(dataset.count, *x.shape) for name, x in batch["source"].items()
+        }
+    return batch, rows * (longest + dataset.count * length)
 
 
 def _passed(module: Any, batch: dict[str, Any], answers: Mapping[str, Tensor] | None) -> Any:

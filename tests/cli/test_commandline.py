@@ -21,7 +21,7 @@ WRONG = [
     (["modle=tiny"], "modle: there is no such option; did you mean model?"),
     (["trainer.max_epoch=3"], "did you mean trainer.max_epochs?"),
     (["trainer.max_epochs=0"], "trainer.max_epochs=0: must be 1 or more"),
-    (["lr=1e-3"], "lr: there is no such option; did you mean distil.lr or finetune.lr or transfer.lr?"),
+    (["lr=1e-3"], "did you mean distil.lr or finetune.lr or transfer.lr?"),
     (["train.max_epochs=3"], "did you mean trainer.max_epochs?"),
     (
         ["pan", "model=xlmr_base"],
@@ -58,6 +58,18 @@ WRONG = [
     ),
     (["method=full", "model=llama31"], "method=full with model.quantize=nf4: 4-bit weights"),
     (["method=lora", "mixup.rank=4"], "only x_mixup has it"),
+    (["source.langs=[far]"], "source.langs=[far]: far: choose one of en, near"),
+    (["source.langs=[en,en]"], "en is named 2 times"),
+    (["method=lora", "source.langs=[near]"], "only flare fuses sources in languages of choice"),
+    (["source.combine=attention"], "name two languages or more"),
+    (
+        ["source.langs=[en,near]", "source.noise=0.1", "source.noise_kinds=[words]"],
+        "wrong words are put into one source alone",
+    ),
+    (
+        ["method=distil", "source.langs=[near]", "distil.texts=texts.csv"],
+        "its texts have English sources alone",
+    ),
     (["method=distil", "method.of=[]"], "one to four teachers, each once"),
     (["method=distil", "task=toy_qa"], "answers have none"),
     (["method=lora", "distil.weight=2"], "only distil has it"),

@@ -97,6 +97,7 @@ RUNS = {
     "ensemble": ["method=ensemble"],
     "mixup": ["method=x_mixup"],
     "distil": ["method=distil", "method.of=[translate_test]"],
+    "sources": ["source.langs=[en,near]"],
     "languages": ["task.lang=[near,far]", "method=lora", "task.temperature=2"],
 }
 # Another value of options whose type does not tell one; a list: overrides, where a name alone means
@@ -107,6 +108,7 @@ ANOTHER = {
     "method.of": ["lora", "zero_shot"],
     "mixup.depths": [0.5],
     "distil.texts": "{}/texts.jsonl",
+    "source.langs": ["near"],
     "fusion.name": ["fusion=mul"],
     "source.noise_kinds": ["words"],
     "predict.sources": ["given", "none"],

@@ -346,6 +346,26 @@ def students_loss(run, made):
     return found, (cross + t**2 * kl).item()
 
 
+def test_sources_in_several_languages_are_fused_together(make_run):
+    """States that are kept train the same adapter as texts; English alone is what there was."""
+    assert transfer(make_run("source.langs=[en]")).digest == transfer(make_run()).digest
+    given = ["source.langs=[en,near]", "mt=gold", "trainer.limit_train_batches=null"]
+    found = {}
+    for cache in ("off", "memory"):
+        run = make_run(*given, f"source.cache={cache}", cache=cache)
+        made = pipeline.run_stages(run, members_of(run.cfg.method))
+        found[cache] = load_file(made["transfer"].path / "adapter" / "adapter_model.safetensors")
+        assert {"translation of toy_sentiment/far/test into near"} <= {*made}
+    for name, weights in found["off"].items():
+        torch.testing.assert_close(found["memory"][name], weights, msg=name)
+    data = run.data(PairingMode.PAIRED)
+    for role in ("train", "test"):
+        pair = data.dataset(role).pairs[3]
+        texts = [run.task.load(lang, role)[3].texts for lang in ("en", "near")]
+        assert [pair.source.texts, *(s.texts for s in pair.more)] == texts
+    assert next(iter(data.test_dataloader()))["source"]["attention_mask"].shape[:2] == (2, 4)
+
+
 def test_a_student_needs_a_classification_head(make_run, tmp_path):
     folder = tmp_path / "llama"
     folder.mkdir()

@@ -117,6 +117,8 @@ def fusion_options(run: RunContext, method: Method) -> dict[str, Any]:
     common = {"fusion": f.name, "fusion_options": f.options, "answer_source": f.answer_source}
     if method.mode is PairingMode.LATENT:
         return {**common, "source_width": run.mt.encoder_config.d_model}
+    if len(run.cfg.source.langs) > 1:
+        common["source_combine"] = run.cfg.source.combine
     return {**common, "source_layer": f.source_layer, "source_state": f.source_state}
 
 

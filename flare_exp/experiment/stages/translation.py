@@ -35,7 +35,7 @@ def translate(run: RunContext, examples: Sequence[Example], lang: str) -> list[E
     keep = functools.partial(_kept, run, examples, lang)
     artifact = keep(key, lambda: run.translator.flagged(examples, lang), identity)
     made = read_translation(artifact, examples)
-    role = "test" if lang == run.task.english else "train"
+    role = "train" if examples[0].lang == run.task.english else "test"
     if o.noise and o.noise_in in ("all", role):
         errors = {"of": artifact.digest, "noise": o.noise, "errors": o.errors, "noise_seed": o.seed}
         noisy = corrupt_examples(made, lang, o.noise, o.errors, o.seed, run.task.context)
