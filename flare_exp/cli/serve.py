@@ -99,6 +99,7 @@ def main(arguments: Sequence[str]) -> int:
 
     with _bound(given) as address:
         run = flare_exp.load(given.run, *given.options)
+        run.check_new_texts()
         host, port = address.getsockname()[:2]
         access = Access(token_of(given), LOCAL if _host(given) in LOCAL else ())
         limits = _limits(given.values)

@@ -58,17 +58,11 @@ def load(folder: str | Path, *options: str) -> LoadedRun:
 
 
 def _check_alone(folder: Path, cfg: Config) -> None:
-    """Check that texts are in one language, fuse English alone, and are answered in one pass.
+    """Check that texts are in one language, and answered in one pass.
 
     Raises:
-        UserError: the run has other sources, or has several languages or passes and none was
-            chosen.
+        UserError: the run has several languages or passes, and none was chosen.
     """
-    if cfg.source.langs:
-        raise UserError(
-            f"{folder}: the run fuses sources in {', '.join(cfg.source.langs)} (source.langs); "
-            "texts outside of its data are translated into English alone"
-        )
     if len(cfg.task.langs) > 1:
         raise UserError(
             f"{folder}: the run has several languages; give the one of the texts: "

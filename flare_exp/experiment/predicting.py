@@ -153,16 +153,30 @@ class LoadedRun:
             batch = move_data_to_device(self._precision.convert_input(batch), device)
             return module.predict_step(batch, 0)
 
+    def check_new_texts(self) -> None:
+        """Check that the run can read texts outside of its data.
+
+        Raises:
+            UserError: it paired each text with a source that new texts do not have.
+        """
+        source = self.run.cfg.source
+        if self.mode.pairs and source.shuffle:
+            raise UserError(
+                "source.shuffle=true: the run paired each text with another one's source, which "
+                "single texts do not have; give a run with source.shuffle=false"
+            )
+        if self.mode.pairs and source.langs:
+            raise UserError(
+                f"source.langs=[{','.join(source.langs)}]: new texts are translated into English "
+                "alone; give a run with source.langs=[]"
+            )
+
     def _check(self, texts: Any, sources: Any) -> None:
         """Check what can be checked before a text is read."""
         method = self.run.cfg.method.name
         if sources is not None and not self.reads_sources:
             raise UserError(f"sources: method {method} reads no English text: leave them out")
-        if self.mode.pairs and self.run.cfg.source.shuffle:
-            raise UserError(
-                "source.shuffle=true: the run paired each text with another one's source, which "
-                "single texts do not have; give a run with source.shuffle=false"
-            )
+        self.check_new_texts()
         if self.reads_sources and sources is None:
             self.translator.check()
         both = [x for x in (texts, sources) if isinstance(x, Sized) and not isinstance(x, str)]

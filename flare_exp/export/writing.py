@@ -160,11 +160,16 @@ def same_cell(folders: Sequence[Path]) -> tuple[Cell, Run]:
 
 
 def unexported(run: Run) -> Iterator[str]:
-    """Name what a run has that an exported folder does not: several languages or passes."""
-    if langs := run.metrics.get("languages"):
+    """Name what a run has that an exported folder does not: several languages, passes, sources."""
+    if langs := run.options.get("source.langs"):
         yield (
-            f"run={run.folder}: it has several languages ({', '.join(langs)}), and a model card is "
-            "of one; give a run with one task.lang and no task.unseen"
+            f"run={run.folder}: it fuses sources in {', '.join(langs)} (source.langs), and new "
+            "texts are translated into English alone; give a run with source.langs=[]"
+        )
+    if several := run.metrics.get("languages"):
+        yield (
+            f"run={run.folder}: it has several languages ({', '.join(several)}), and a model "
+            "card is of one; give a run with one task.lang and no task.unseen"
         )
     if len(run.options.get("predict.sources") or ()) > 1:
         yield (

@@ -214,6 +214,8 @@ def test_a_run_of_several_languages_or_passes_is_not_exported(runs):
     assert "several languages (near, far)" in next(unexported(several))
     passes = replace(run, options={**run.options, "predict.sources": ["given", "none"]})
     assert "give the run with predict.sources=[given]" in next(unexported(passes))
+    sources = replace(run, options={**run.options, "source.langs": ["en", "near"]})
+    assert "fuses sources in en, near" in next(unexported(sources))
 
 
 class Hub:
