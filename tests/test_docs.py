@@ -41,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
     own = own_data(root, files={"en": splits, "far": splits}, id="id", parallel="true")
     own.rename(root / "reviews.yaml")
     (root / "outputs").mkdir()
-    for name in ("en_train.csv", "far_test.csv"):
+    for name in ("en_train.csv", "far_test.csv", "more.jsonl"):
         (root / name).touch()
     return root
 

@@ -41,6 +41,7 @@ class PairedDataset(Dataset):
     `examples`: number of the pair that each row belongs to.
     `source`: encoded sources, one for each row, then the further ones of pairs with several
     (`Pair.more`), then those of `versions`, all in the same order.
+    `count`: number of sources that a row fuses.
     `cache`: the sources' states once they have been computed; None if sources are encoded anew
     every time.
 
@@ -86,12 +87,11 @@ class PairedDataset(Dataset):
             assert self.source is not None
             other = [replace(p, source=s) for p, s in zip(pairs, further, strict=True)]
             self.source += encode(self._sources(other, kept, rows))
-        # number of sources of each row
-        self.count = len(self.source) // len(self.target) if self.source else 0
         self.truncated = sum(item["cut"] for item in [*self.target, *(self.source or ())])
         if joint and self.source is not None:
             both = zip(self.target, self.source, strict=True)
             self.target, self.source = [preprocessor.joint(*pair) for pair in both], None
+        self.count = len(self.source) // len(self.target) if self.source else 0
         if self.source is not None and augmentation:
             if augmentation.mixes_examples and len(self.pairs) < 2:
                 raise UserError(f"source.noise={augmentation.noise}: needs at least two examples")
