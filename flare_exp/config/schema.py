@@ -7,7 +7,7 @@ This module is light on purpose: it imports no torch, and Hydra only inside func
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +306,21 @@ class Config:
 def keys() -> dict[str, Any]:
     """Return dotted key -> dataclass field, for every option."""
     return keys_of(Config)
+
+
+def added_defaults() -> dict[str, Any]:
+    """Return dotted key -> default, for every option that has one.
+
+    A run folder of an earlier version lacks the options that were added since; it was made as
+    their defaults say.
+    """
+    found = {}
+    for key, f in keys().items():
+        if f.default is not MISSING:
+            found[key] = f.default
+        elif f.default_factory is not MISSING:
+            found[key] = f.default_factory()
+    return found
 
 
 def no_effect() -> dict[str, str]:

@@ -135,9 +135,13 @@ def test_a_run_folder_of_an_earlier_version_is_taken_up_and_loaded(tmp_path):
     stored = OmegaConf.to_container(job, resolve=True)
     stored["trainer"]["_target_"] = "lightning.pytorch.Trainer"
     stored["optim"]["_partial_"] = True
+    del stored["distil"], stored["source"]["langs"]  # options that were added since
     OmegaConf.save(stored, tmp_path / "config.yaml")
     assert list(runs.check_content(job, tmp_path)) == []
     assert loading.stored_config(tmp_path) == OmegaConf.to_object(job)
+    other = validation.validate([f"output_dir={tmp_path}", "seed=3", "source.langs=[near]"], False)
+    (problem,) = runs.check_content(other[0][0], tmp_path)
+    assert problem.endswith("differs in source.langs ([] there, ['near'] here)")
     stored["optim"]["unknown"] = 1
     OmegaConf.save(stored, tmp_path / "config.yaml")
     with pytest.raises(UserError, match=r"config\.yaml cannot be used"):
