@@ -85,7 +85,7 @@ nusax: setup  ## NusaX with a real checkpoint: make nusax MINILM=<folder> DATA=<
 xnli-tydiqa: setup  ## XNLI and TyDiQA with a real checkpoint: make xnli-tydiqa MINILM=<folder> DATA=<folder> (hours; not yet timed)
 	PYTHON=$(BIN)/python MINILM="$(MINILM)" DATA="$(DATA)" sweeps/xnli_tydiqa_minilm.sh
 
-evidence: setup  ## four benchmarks with multilingual-e5-small: make evidence E5=<folder> DATA=<folder>; again: goes on (274 runs; not yet timed)
+evidence: setup  ## four benchmarks with multilingual-e5-small: make evidence E5=<folder> DATA=<folder>; again: goes on (292 runs; not yet timed)
 	PYTHON=$(BIN)/python E5="$(E5)" DATA="$(DATA)" sweeps/evidence.sh
 
 reliability: setup  ## FLARE, robust FLARE and baselines with bad test translations: make reliability E5=<folder> DATA=<folder> (459 runs)

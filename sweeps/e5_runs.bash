@@ -3,8 +3,8 @@
 failed=()
 
 # Learning rates with the best validation score among 2e-4, 5e-4, 1e-3 and 2e-3 on NusaX jav, seed 0, human translations (docs/results.md).
-# Not yet searched: input_fusion, x_mixup (the preset's rate) and full.
-declare -A rate=([lora]=2e-3 [ensemble]=2e-3 [flare]=1e-3 [full]=1e-4)
+# Not yet searched: input_fusion, x_mixup (the preset's rate) and full. That of distil is its teacher's; the student has distil.lr.
+declare -A rate=([lora]=2e-3 [ensemble]=2e-3 [flare]=1e-3 [distil]=1e-3 [full]=1e-4)
 
 run() { # folder method=<name> key=value ...
     local folder=$1 code=0 method=${2#method=}

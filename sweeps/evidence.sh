@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evidence on real text with multilingual-e5-small: NusaX, SIB-200, XNLI, XQuAD. 274 runs, one after the other.
+# Evidence on real text with multilingual-e5-small: NusaX, SIB-200, XNLI, XQuAD. 292 runs, one after the other.
 #   E5=<checkpoint folder> DATA=<folder of nusax/, sib200/, xnli/, xquad/, tydiqa/> sweeps/evidence.sh
 # The same command again goes on: finished runs return their results. When a run fails, the others go on; the end names it.
 # Spanish is translated by Apertium (apt install apertium apertium-eng-spa), Swahili by the files of xnli/mt_sw-en; the rest by humans.
@@ -21,6 +21,10 @@ for lang in jav ban; do for seed in 0 1 2; do for noise in 0 0.2 0.4 0.8; do
     nusax full $lang $seed $noise method=full
 done; done; done
 
+for lang in jav ban ace; do for seed in 0 1 2; do # a student without a source; a source in Indonesian beside the English one
+    nusax distil $lang $seed 0 method=distil distil.lr=2e-3
+    nusax flare_eng_ind $lang $seed 0 method=flare "source.langs=[eng,ind]"
+done; done
 for seed in 0 1 2; do for method in $labels; do
     nusax "$method" ace $seed 0 method="$method"
 done; done
