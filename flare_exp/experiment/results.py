@@ -89,10 +89,12 @@ def trained_parameters(training: Mapping[str, Any]) -> dict[str, int]:
     """Count the parameters that the method trains, and all that it needs to answer.
 
     Args:
-        training: name -> facts of each training. Those of an ensemble's members add up; English
-            fine-tuning counts if nothing else is trained.
+        training: name -> facts of each training. Those of an ensemble's members add up, and a
+            distillation's teachers do not count; English fine-tuning counts if nothing else is
+            trained.
     """
-    counts = [f["parameters"] for name, f in training.items() if name != "finetune"]
+    answers = {n: f for n, f in training.items() if n == "transfer"} or training
+    counts = [f["parameters"] for name, f in answers.items() if name != "finetune"]
     counts = counts or [training["finetune"]["parameters"]]
     total = counts[0]["total"] + sum(c["trainable"] for c in counts[1:])
     return {"trainable": sum(c["trainable"] for c in counts), "total": total}

@@ -321,6 +321,8 @@ def test_a_student_learns_from_its_teachers_labels_of_all_training_texts(make_ru
     assert read[1].source.texts not in (("si mo",), ("",))
     assert made["labels flare"].info["unlabelled"] == 2
     assert made["transfer"].digest != made["transfer lora"].digest
+    facts = {name: made[name].info for name in ("finetune", "transfer lora", "transfer")}
+    assert results.trained_parameters(facts) == made["transfer"].info["parameters"]
     tested = read_table(made["test"].path / "predictions.parquet")
     assert {*tested["source"].to_pylist()} == {None}
     found, expected = students_loss(run, made)
