@@ -8,7 +8,7 @@ PINS   := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.ve
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-slurm test-sweeps setup-sweeps test-newest test-gpu lint types format docs wheel dist nusax xnli-tydiqa toy-table toy-tasks mt-gain evidence reliability report clean
+.PHONY: help setup run test test-fast test-slurm test-notebook test-sweeps setup-sweeps test-newest test-gpu lint types format docs wheel dist nusax xnli-tydiqa toy-table toy-tasks mt-gain evidence reliability report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,14 +31,17 @@ run: setup  ## first look: FLARE beside its baselines on the embedded world, end
 # one thread per worker: the tests' models are small, and the numbers do not depend on the machine's cores
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-test: setup  ## all tests but those on SLURM (what needs a GPU or ../shared is skipped with its reason)
-	$(PYTEST) -m "not slurm"
+test: setup  ## all tests but those on SLURM and the notebook (what needs a GPU or ../shared is skipped with its reason)
+	$(PYTEST) -m "not slurm and not notebook"
 
 test-fast: setup  ## the tests that train nothing and take no seconds each
 	$(PYTEST) -m "not slow and not slurm"
 
 test-slurm: setup  ## the tests on a real SLURM (with one core each, minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster/test_slurm.py -m slurm
+
+test-notebook: setup  ## docs/tutorial.ipynb from its first cell to its last (minutes of one core: it pre-trains a model)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_notebook.py -m notebook
 
 GPU_REPORT := outputs/gpu_report.json
 

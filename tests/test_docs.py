@@ -1,13 +1,16 @@
 """Every command that README and docs show is one that the program takes."""
 
+import json
 import re
 import shlex
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
 from page import PAGES
 from tables import own_data
+from tutorial import NOTEBOOK
 
 from flare_exp.cli import analyse, check_data, commandline, export, predict, report, serve
 from flare_exp.config import composition, validation
@@ -26,7 +29,11 @@ START = re.compile(r"^ {4,}(?:\$ |srun )?python -m flare_exp ?")
 
 def commands(page: Path) -> list[str]:
     """The arguments of each indented command of a page; a backslash continues a line."""
-    text = page.read_text().replace("\\\n", " ")
+    text = page.read_text()
+    if page.suffix == ".ipynb":  # the cells are indented, and what a pipe follows is left out
+        cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"]]
+        text = textwrap.indent(re.sub(r" [|>] .*", "", "\n".join(cells)), "    ")
+    text = text.replace("\\\n", " ")
     return [line[match.end() :] for line in text.splitlines() if (match := START.match(line))]
 
 
@@ -46,7 +53,7 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, NOTEBOOK], ids=lambda page: page.name)
 def test_the_commands_of_a_page_are_taken(page, folder, monkeypatch):
     monkeypatch.chdir(folder)  # where the descriptions of a reader's own data are
     for text in commands(page):
@@ -89,6 +96,7 @@ def test_the_first_look_is_a_grid_of_four_methods():
 def test_the_pages_have_commands():
     assert len(commands(PAGES[0])) >= 10
     assert sum(len(commands(page)) for page in PAGES) > 50
+    assert len(commands(NOTEBOOK)) == 5
 
 
 def test_every_option_of_the_table_of_deviations_exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,31 @@ class LoadedRun:
         finally:
             self._module.on_predict_end()
 
+    def answers(self, dataset: PairedDataset) -> Iterator[str]:
+        """Yield the answer of each example of a dataset, translated back where the run does so."""
+        return (text for text, _ in self._answered(self.predictions(dataset)))
+
+    def likelihoods(self, dataset: PairedDataset) -> Iterator[list[float]]:
+        """Yield the log-likelihood of each label of each example: its tokens and EOS.
+
+        This is what a generative run with decode=score compares, in the batches of the run.
+        """
+        rows = BatchSampler(range(len(dataset)), self.run.cfg.data.batch_size, drop_last=False)
+        try:
+            for batch in self.run.data(self.mode).loader(dataset, rows):
+                yield from self._compute(self._label_likelihoods, batch).tolist()
+        finally:
+            self._module.on_predict_end()
+
+    def _label_likelihoods(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the log-likelihoods [B, labels] of a batch."""
+        count, labels = len(batch["index"]), self._module.candidates
+        repeated = {
+            name: x.to(batch["index"].device).repeat(count, 1) for name, x in labels.items()
+        }
+        chosen, _ = self._module(batch, repeated)
+        return chosen.sum(1).view(count, -1)
+
     @functools.cached_property
     def _module(self) -> Any:
         """Return the LightningModule, on its device and in the run's precision."""
@@ -148,10 +173,14 @@ class LoadedRun:
 
         A Trainer belongs to the main thread and takes longer to start than a small batch takes.
         """
-        module, device = self._module, device_of(self.run.cfg)
+        return self._compute(lambda given: self._module.predict_step(given, 0), batch)
+
+    def _compute(self, function: Callable[[dict[str, Any]], Any], batch: dict[str, Any]) -> Any:
+        """Apply a function of the module to a batch, on its device and in the run's precision."""
+        device = device_of(self.run.cfg)
         with torch.inference_mode(), self._precision.predict_step_context():
             batch = move_data_to_device(self._precision.convert_input(batch), device)
-            return module.predict_step(batch, 0)
+            return function(batch)
 
     def check_new_texts(self) -> None:
         """Check that the run can read texts outside of its data.

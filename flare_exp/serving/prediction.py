@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from flare_exp.artifacts import digest_of, file_sha256
+from flare_exp.data.dataset import PairedDataset
 from flare_exp.data.rows import Row, source_columns
 from flare_exp.errors import UserError
 from flare_exp.experiment.predicting import LoadedRun, Result
@@ -105,12 +106,7 @@ def write_test_predictions(run: LoadedRun, output: Output, advance: Advance) -> 
         UserError: the test data, or their translations, are not those of the run.
     """
     dataset, stored = run.test_set(), stored_predictions(run)
-    pairs = zip(dataset.pairs, stored, strict=False)
-    if len(stored) != len(dataset.pairs) or any(
-        row["target"] != "\n".join(pair.target.texts)
-        or row["source"] != (pair.source and "\n".join(pair.source.texts))
-        for pair, row in pairs
-    ):
+    if not same_texts(dataset, stored):
         raise UserError(
             "split=test: the test data, or their translations, are not those that the run read; "
             "give back its data, or predict for a file"
@@ -123,6 +119,15 @@ def write_test_predictions(run: LoadedRun, output: Output, advance: Advance) -> 
 def stored_predictions(run: LoadedRun) -> list[dict[str, Any]]:
     """Return the rows of a run's predictions.parquet."""
     return pq.read_table(run.folder / "predictions.parquet").to_pylist()
+
+
+def same_texts(dataset: PairedDataset, stored: Sequence[dict[str, Any]]) -> bool:
+    """Return whether a dataset has the texts and sources of the rows of a predictions.parquet."""
+    return len(stored) == len(dataset.pairs) and all(
+        row["target"] == "\n".join(pair.target.texts)
+        and row["source"] == (pair.source and "\n".join(pair.source.texts))
+        for pair, row in zip(dataset.pairs, stored, strict=True)
+    )
 
 
 def _again(run: LoadedRun, stored: Sequence[dict[str, Any]], kept: Iterable[Any]) -> Rows:
