@@ -8,7 +8,7 @@ PINS   := $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.ve
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check $(PINS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-slurm test-notebook test-sweeps setup-sweeps test-newest test-gpu lint types format docs wheel dist nusax xnli-tydiqa toy-table toy-tasks mt-gain evidence reliability report clean
+.PHONY: help setup run test test-fast test-slurm test-extras test-sweeps setup-sweeps test-newest test-gpu lint types format docs wheel dist nusax xnli-tydiqa toy-table toy-tasks mt-gain evidence reliability report clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,8 +40,12 @@ test-fast: setup  ## the tests that train nothing and take no seconds each
 test-slurm: setup  ## the tests on a real SLURM (with one core each, minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster/test_slurm.py -m slurm
 
-test-notebook: setup  ## docs/tutorial.ipynb from its first cell to its last (minutes of one core: it pre-trains a model)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_notebook.py -m notebook
+test-extras: $(VENV)/.extras  ## docs/tutorial.ipynb from its first cell to its last, and lm-evaluation-harness (minutes of one core)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_notebook.py tests/serving/test_lm_eval.py
+
+$(VENV)/.extras: $(STAMP)
+	$(PIP) --no-compile -e '.[dev,notebook,lm-eval]'
+	@touch $@
 
 GPU_REPORT := outputs/gpu_report.json
 

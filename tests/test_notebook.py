@@ -68,7 +68,7 @@ def test_the_server_of_the_notebook_ends_when_its_block_fails(tmp_path):
 @pytest.mark.slow
 @pytest.mark.notebook
 def test_the_notebook_runs_and_leaves_nothing(tmp_path):
-    pytest.importorskip("nbmake", reason="nbmake is not installed: pip install 'flare-exp[dev]'")
+    pytest.importorskip("nbmake", reason="nbmake is not installed: make .venv/.extras")
     import psutil  # ipykernel needs it
 
     before, mark = NOTEBOOK.read_bytes(), str(tmp_path / "temporary")

@@ -10,7 +10,7 @@ import torch
 from flare_exp.data.preprocessing import Item, Preprocessor
 from flare_exp.tasks import Example
 
-UNLABELLED = -100  # the label that PyTorch's cross-entropy leaves out
+UNLABELED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
 class ClassificationPreprocessor(Preprocessor):
@@ -35,6 +35,6 @@ class ClassificationPreprocessor(Preprocessor):
         return int(item["label"] is not None)
 
     def collate(self, items: Sequence[Item]) -> dict[str, Any]:
-        """Build the batch: padded `target` and `labels` [B], UNLABELLED for items without one."""
-        labels = [UNLABELLED if item["label"] is None else item["label"] for item in items]
+        """Build the batch: padded `target` and `labels` [B], UNLABELED for items without one."""
+        labels = [UNLABELED if item["label"] is None else item["label"] for item in items]
         return {"target": self.pad(items), "labels": torch.tensor(labels)}

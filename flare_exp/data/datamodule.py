@@ -29,7 +29,7 @@ from flare_exp.tasks import Example, Task
 
 log = logging.getLogger(__name__)
 
-Unlabelled = Callable[[bool], tuple[Sequence[Example], Sequence[Example]]]
+Unlabeled = Callable[[bool], tuple[Sequence[Example], Sequence[Example]]]
 
 
 class PairedDataModule(LightningDataModule):
@@ -60,7 +60,7 @@ class PairedDataModule(LightningDataModule):
             examples.
         share: rank and number of the processes that split the batches.
         source_langs: languages of the sources that are fused; empty: English.
-        unlabelled: returns further training texts without a label, as examples in English and in
+        unlabeled: returns further training texts without a label, as examples in English and in
             the target language; its argument says whether the English ones are needed, which are
             the same as the others otherwise. None: there are none.
         temperature: draws the training rows of several languages
@@ -87,7 +87,7 @@ class PairedDataModule(LightningDataModule):
         scores_originals: bool = False,
         share: tuple[int, int] = (0, 1),
         source_langs: Sequence[str] = (),
-        unlabelled: Unlabelled | None = None,
+        unlabeled: Unlabeled | None = None,
         temperature: float | None = None,
     ):
         super().__init__()
@@ -98,7 +98,7 @@ class PairedDataModule(LightningDataModule):
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.shuffle_source, self.empty_source, self.share = shuffle_source, empty_source, share
         self.ablate_in, self.augmentation = ablate_in, augmentation
-        self.scores_originals, self.unlabelled = scores_originals, unlabelled
+        self.scores_originals, self.unlabeled = scores_originals, unlabeled
         self.source_langs = [*source_langs]
         self.passes = micro_batches_per_batch(batch_size, micro_batch_size, share[1])
         self._datasets: dict[str, PairedDataset] = {}
@@ -124,9 +124,9 @@ class PairedDataModule(LightningDataModule):
             ]
         if role == "train":
             pairs = self._answerable(pairs, lang)
-            if self.unlabelled is not None:
+            if self.unlabeled is not None:
                 needed = self.mode.translates_tests
-                pairs += make_pairs(*self.unlabelled(needed), self.mode)
+                pairs += make_pairs(*self.unlabeled(needed), self.mode)
         if self.ablate_in not in ("all", "test" if role == "test" else "train"):
             return pairs
         if self.empty_source:

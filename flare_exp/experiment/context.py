@@ -15,12 +15,12 @@ from torch import nn
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of
 from flare_exp.code import code_of
 from flare_exp.config.schema import Config, StageConfig
-from flare_exp.data.datamodule import PairedDataModule, Unlabelled
+from flare_exp.data.datamodule import PairedDataModule, Unlabeled
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.preprocessing import Preprocessor, SourceTextPreprocessor
 from flare_exp.data.preprocessors import PREPROCESSORS
 from flare_exp.data.source_augmentation import WORDS, SourceAugmentation
-from flare_exp.data.unlabelled import unlabelled_examples
+from flare_exp.data.unlabeled import unlabeled_examples
 from flare_exp.errors import UserError
 from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import MT
@@ -105,7 +105,7 @@ class RunContext:
             mode: what the model reads and fuses.
             sources: False leaves all sources out.
             lang: one language, to test on; None: all that are trained on.
-            distils: add the unlabelled texts of a distillation to the training data, and give every
+            distils: add the unlabeled texts of a distillation to the training data, and give every
                 training text its own source, which the teachers read.
         """
         langs = tuple(self.cfg.task.langs) if lang is None else (lang,)
@@ -138,19 +138,19 @@ class RunContext:
             ablate_in=source.ablate_in if sources else "all",
             augmentation=self.augmentation if mode.fuses and not distils else None,
             source_langs=source.langs if mode is PairingMode.PAIRED else (),
-            unlabelled=self.unlabelled if distils else None,
+            unlabeled=self.unlabeled if distils else None,
             temperature=cfg.task.temperature,
         )
 
     @property
-    def unlabelled(self) -> Unlabelled | None:
-        """Return what reads the unlabelled texts of a distillation; None: there are none."""
+    def unlabeled(self) -> Unlabeled | None:
+        """Return what reads the unlabeled texts of a distillation; None: there are none."""
         path = self.cfg.distil.texts
         if path is None:
             return None
         translate = functools.partial(self.translate, self)
         return functools.partial(
-            unlabelled_examples, Path(path), self.task, self.cfg.task.lang, translate
+            unlabeled_examples, Path(path), self.task, self.cfg.task.lang, translate
         )
 
     @property

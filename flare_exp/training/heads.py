@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flare_exp.data.classification import UNLABELLED
+from flare_exp.data.classification import UNLABELED
 from flare_exp.data.preprocessing import Prediction
 from flare_exp.data.question_answering import best_spans
 from flare_exp.training.global_batch import global_mean, likeliest, real_row_mask, upcast
@@ -63,11 +63,11 @@ class ClassificationModule(HeadModule):
 
     def loss_from_output(self, output: Tensor, batch: dict[str, Any]) -> Tensor:
         """Return the mean cross-entropy of the labels, a scalar."""
-        labels = batch["labels"].masked_fill(~real_row_mask(batch), UNLABELLED)
+        labels = batch["labels"].masked_fill(~real_row_mask(batch), UNLABELED)
         total = nn.functional.cross_entropy(
-            upcast(output), labels, ignore_index=UNLABELLED, reduction="sum"
+            upcast(output), labels, ignore_index=UNLABELED, reduction="sum"
         )
-        loss = global_mean(total, (labels != UNLABELLED).sum(), batch)
+        loss = global_mean(total, (labels != UNLABELED).sum(), batch)
         return loss + self.added.loss(batch, output) if self.added else loss
 
     def predictions_from_output(self, output: Tensor, batch: dict[str, Any]) -> list[Prediction]:

@@ -576,7 +576,7 @@ NOT_HASHED = {
     "tasks.custom, tasks.records, tasks.spec, tasks.spec_reading": (
         "what is read of a user's files is in keys as data; the task of a run is hashed"
     ),
-    "data.rows, data.unlabelled": "the texts that are read are in keys as data",
+    "data.rows, data.unlabeled": "the texts that are read are in keys as data",
     "data.inspection, experiment.tokenizers": "they look at data before a run",
     "training.checkpointing, training.divergence, training.progress, training.tracking": (
         "how a training is kept, watched and shown"

@@ -311,7 +311,7 @@ def test_a_student_learns_from_its_teachers_labels_of_all_training_texts(make_ru
     }
     student = run.data(PairingMode.TARGET, distils=True).dataset("train")
     ids = [pair.target.id for pair in student.pairs]
-    assert ids[-2:] == [f"toy_sentiment/far/unlabelled/{row}" for row in range(2)]
+    assert ids[-2:] == [f"toy_sentiment/far/unlabeled/{row}" for row in range(2)]
     assert student.terms == [1] * 8 + [0, 0]
     assert all(table["id"] == ids for table in tables.values())
     own, other, mean = (torch.tensor(t["probabilities"]) for t in tables.values())
@@ -319,7 +319,7 @@ def test_a_student_learns_from_its_teachers_labels_of_all_training_texts(make_ru
     read = run.data(PairingMode.PAIRED, distils=True).dataset("train").pairs[-2:]
     assert read[0].source.texts == ("good film",)
     assert read[1].source.texts not in (("si mo",), ("",))
-    assert made["labels flare"].info["unlabelled"] == 2
+    assert made["labels flare"].info["unlabeled"] == 2
     assert made["transfer"].digest != made["transfer lora"].digest
     facts = {name: made[name].info for name in ("finetune", "transfer lora", "transfer")}
     assert results.trained_parameters(facts) == made["transfer"].info["parameters"]

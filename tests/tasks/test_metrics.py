@@ -216,11 +216,11 @@ def test_nothing_but_unparsable_predictions_score_zero():
 
 
 def test_a_task_scores_by_what_it_is():
-    labelled = [
+    labeled = [
         Example("xnli/en/test/0", "0", ("p", "h"), 2),
         Example("xnli/en/test/1", "1", ("p", "h"), 0),
     ]
-    assert XNLI().score(["contradiction", "neutral"], labelled)["accuracy"] == 0.5
+    assert XNLI().score(["contradiction", "neutral"], labeled)["accuracy"] == 0.5
     asked = [
         Example(
             "tydiqa/sw/test/0", "0", ("c", "q"), answers=(Answer("Mto Nile", 0), Answer("Nile", 4))
@@ -240,5 +240,5 @@ def test_a_task_scores_by_what_it_is():
         "squad_exact_match": 0.0,
         "squad_f1": 0.0,
     }
-    assert XNLI.metric in XNLI().score(["neutral"], labelled[:1])
+    assert XNLI.metric in XNLI().score(["neutral"], labeled[:1])
     assert TyDiQA.metric in TyDiQA().score([""], asked)

@@ -113,7 +113,7 @@ def test_xnli_pairs_rows_by_number(tmp_path):
     assert prompt == "Premise: p11\nHypothesis: h11\nLabel:"
 
 
-def test_xnli_refuses_unlabelled_rows(tmp_path):
+def test_xnli_refuses_unlabeled_rows(tmp_path):
     write_rows(tmp_path / "sw/test.parquet", [nli(0), nli(1, -1)])
     with pytest.raises(
         UserError,

@@ -253,7 +253,7 @@ DATA = [
     Row("$QA task.doc_stride=32", 0, ["do not hold their answer"], "two answers are not in their contexts",
         [cells("my_qa/sw/validation.parquet", "answers", lambda i, v: {"text": ["nowhere"], "answer_start": [1]} if i < 2 else v)],
         right=whole(32), known="the note has the count; one prediction per example"),
-    told("$NLI", "-1 is none of 0..2", about="unlabelled rows (-1)", first=[cells("my_nli/sw/test.parquet", "label", lambda i, v: -1)]),
+    told("$NLI", "-1 is none of 0..2", about="unlabeled rows (-1)", first=[cells("my_nli/sw/test.parquet", "label", lambda i, v: -1)]),
     told("$OWN 'task.train_split=train[500:]'", "holds no example", about="a slice beyond the end"),
     told("$OWN task.train_split=trian", "there is no", "trian.parquet", about="a split that is not there"),
 ]

@@ -44,17 +44,17 @@ def distil(
     """
     teachers = {name: method for name, method in methods.items() if name != DISTIL}
     made: dict[str, Artifact] = {}
-    labelled: list[Artifact] = []
+    labeled: list[Artifact] = []
     for name, method in teachers.items():
         trained, below = trained_by(run, english, method)
         if method.trains:
             made[f"transfer {name}"] = trained
-        labelled.append(soft_labels(run, trained, below, method))
-        made[f"labels {name}"] = labelled[-1]
-    if len(labelled) > 1:
-        labelled.append(_mean(run, labelled))
-        made["labels"] = labelled[-1]
-    student = transfer(with_student_options(run), english, METHODS[DISTIL], labelled[-1])
+        labeled.append(soft_labels(run, trained, below, method))
+        made[f"labels {name}"] = labeled[-1]
+    if len(labeled) > 1:
+        labeled.append(_mean(run, labeled))
+        made["labels"] = labeled[-1]
+    student = transfer(with_student_options(run), english, METHODS[DISTIL], labeled[-1])
     langs = run.cfg.task.tested
     tests = {
         name_of_test("test", lang, langs): evaluate(
@@ -135,27 +135,27 @@ def soft_labels(
         own = [f.text == run.task.labels[label] for label, f in known if label is not None]
         return {
             "texts": len(rows),
-            "unlabelled": len(rows) - len(own),
+            "unlabeled": len(rows) - len(own),
             "agreement": round(float(np.mean(own)), 4) if own else None,
         }
 
     return run.store.get("labels", key, build, collective=True)
 
 
-def _mean(run: RunContext, labelled: list[Artifact]) -> Artifact:
+def _mean(run: RunContext, labeled: list[Artifact]) -> Artifact:
     """Average the soft labels of several teachers."""
-    key = {"stage": "labels", "of": [a.digest for a in labelled], "code": code_of("distil")}
+    key = {"stage": "labels", "of": [a.digest for a in labeled], "code": code_of("distil")}
 
     def build(folder: Path) -> dict[str, Any]:
-        tables = [pq.read_table(a.path / SOFT_LABELS).to_pydict() for a in labelled]
+        tables = [pq.read_table(a.path / SOFT_LABELS).to_pydict() for a in labeled]
         if any(table["id"] != tables[0]["id"] for table in tables):
-            raise ValueError("the teachers of a distillation labelled different texts")
+            raise ValueError("the teachers of a distillation labeled different texts")
         mean = np.mean([table["probabilities"] for table in tables], axis=0).tolist()
         rows = [
             {"id": row, "probabilities": probabilities}
             for row, probabilities in zip(tables[0]["id"], mean, strict=True)
         ]
         files.write_parquet(folder / SOFT_LABELS, rows)
-        return {"texts": len(rows), "teachers": len(labelled)}
+        return {"texts": len(rows), "teachers": len(labeled)}
 
     return run.store.get("labels", key, build)

@@ -11,7 +11,7 @@ from flare_exp.data.rows import Reader
 from flare_exp.tasks import Example, Task
 
 
-def unlabelled_examples(
+def unlabeled_examples(
     path: Path, task: Task, lang: str, translate: Translate, english: bool
 ) -> tuple[Sequence[Example], Sequence[Example]]:
     """Return the texts of a file in English and in the target language, without labels.
@@ -31,7 +31,7 @@ def unlabelled_examples(
     reader.check()
     rows = [*reader]
     target = [
-        Example(f"{task.name}/{lang}/unlabelled/{i}", f"unlabelled/{i}", row.texts)
+        Example(f"{task.name}/{lang}/unlabeled/{i}", f"unlabeled/{i}", row.texts)
         for i, row in enumerate(rows)
     ]
     if not english:
