@@ -323,7 +323,7 @@ def pairs_digest(data: PairedDataModule, *roles: str) -> str:
         [p.source for p in pairs if p.source],
         [p.original for p in pairs if p.original],
     ]
-    seen += zip(*(p.more for p in pairs), strict=True)
+    seen += [[*further] for further in zip(*(p.more for p in pairs), strict=True)]
     return digest_of([fingerprint(examples) for examples in seen])[:20]
 
 
