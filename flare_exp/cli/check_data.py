@@ -50,6 +50,7 @@ VALUES = (*COLUMNS, "--answer-start", "--id", "--delimiter")
 DESCRIPTIONS = (".yaml", ".yml")
 OPTIONS = ("model", "data", "cache_dir", "offline", "task.world_seed")
 MOST_LABELS = 50  # more distinct values are rather texts
+HEADS = "data|rows#|training data|exact#|near#"  # of the table of repeated rows
 SHOWN = 100  # the most problems that are printed
 
 
@@ -107,9 +108,9 @@ def main(arguments: Sequence[str]) -> int:
     from flare_exp.data import inspection
 
     train, others = parts[0], parts[1:]
-    repeated = [inspection.repeated_rows(train, part) for part in others]
+    repeated = [inspection.repeated_rows(*pair) for pair in inspection.training_pairs(parts)]
     for found in repeated:
-        inspection.doubt_repeated(train, found)
+        inspection.doubt_repeated(found)
     if labels:
         inspection.doubt_labels(train, others, labels)
     counted = []
@@ -127,11 +128,34 @@ def main(arguments: Sequence[str]) -> int:
     problems = [problem for part in parts for problem in part.problems]
     for table in _tables(parts, labels, repeated, counted, skipped, problems):
         terminal.show(table, console)
-    return _verdict(problems, given.files[0] if described else None)
+    return _verdict(problems, _command(given.files[0], parts) if described else None)
 
 
-def _verdict(problems: Sequence[Problem], description: Path | None) -> int:
-    """Print whether a run would take the data, and what comes next; return the exit code."""
+def _command(description: Path, parts: Sequence[Part]) -> str:
+    """Return the command that runs on described data, and what it still misses.
+
+    That is a translation system, for example. Where rows are translations of one another, these are
+    taken (mt=gold).
+    """
+    langs = list(dict.fromkeys(part.lang for part in parts[1:] if part.lang != parts[0].lang))
+    known = {part.name for part in parts}
+    chosen = [f"task.lang={langs[0]}"] if len(langs) == 1 else ["task.lang=<language>"]
+    parallel = task_class(CUSTOM, str(description)).parallel
+    if parallel and all(f"{lang}/{role}" in known for lang in langs for role in ROLES):
+        chosen.append("mt=gold")
+    words = ["task=custom", f"task.spec={description}", *chosen]
+    command = f"python -m flare_exp {' '.join(words)}"
+    missing = validation.validate(words, multirun=False)[1] if len(langs) == 1 else []
+    return "\n".join([command, *(f"  first: {problem}" for problem in missing)])
+
+
+def _verdict(problems: Sequence[Problem], command: str | None) -> int:
+    """Print whether a run would take the data, and what comes next; return the exit code.
+
+    Args:
+        problems: all problems of the data.
+        command: what runs on them; None: they are not described yet.
+    """
     wrong = sum(problem.fatal for problem in problems)
     doubtful = len(problems) - wrong
     warned = f"{doubtful} warning{'s' * (doubtful != 1)}"
@@ -139,10 +163,10 @@ def _verdict(problems: Sequence[Problem], description: Path | None) -> int:
         print(f"{wrong} error{'s' * (wrong != 1)}, {warned}: a run refuses these data.")
         return 1
     print(f"No errors, {warned}: a run takes these data.")
-    if description is None:
+    if command is None:
         print("Next: describe them in a YAML file; docs/your-data.md shows one.")
     else:
-        print(f"Next: python -m flare_exp task=custom task.spec={description} task.lang=<language>")
+        print(f"Next: {command}")
     return 0
 
 
@@ -266,7 +290,7 @@ def _tables(
     yield _rows_table(parts, labels)
     yield _texts_table(parts, counted, skipped)
     if repeated:
-        yield _repeated_table(parts[0], repeated)
+        yield _repeated_table(repeated)
     if problems:
         yield _problems_table(problems)
 
@@ -315,22 +339,23 @@ def _texts_table(parts: Sequence[Part], counted: Sequence[Lengths], skipped: str
     return _table("texts", "texts", heads, rows, [f"Tokens were not counted: {skipped}."])
 
 
-def _repeated_table(train: Part, repeated: Sequence[Repeated]) -> Table:
+def _repeated_table(repeated: Sequence[Repeated]) -> Table:
     from flare_exp.data.inspection import GRAM, MOST, NEAR
 
     rows = [
-        [found.part.name, len(found.part.examples), len(found.exact), len(found.near)]
+        [
+            *(found.part.name, len(found.part.examples), found.train.name),
+            *(len(found.exact), len(found.near)),
+        ]
         for found in repeated
     ]
     notes = [
         f"Near: the sets of {GRAM} characters have a Jaccard similarity of {NEAR} or more, in "
         "lower case and with single spaces."
     ]
-    if max(len(p.examples) for p in (train, *(found.part for found in repeated))) > MOST:
+    if max(len(p.examples) for found in repeated for p in (found.train, found.part)) > MOST:
         notes.append(f"Near ones were searched in the first {MOST:,} rows of each.")
-    return _table(
-        "repeated", f"rows that {train.name} has, too", "data|rows#|exact#|near#", rows, notes
-    )
+    return _table("repeated", "rows that are training rows, too", HEADS, rows, notes)
 
 
 def _problems_table(problems: Sequence[Problem]) -> Table:

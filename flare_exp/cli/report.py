@@ -154,7 +154,7 @@ def _drawings(report: Report) -> list[Drawing]:
 
     drawings, lacking = figures_of(report)
     if lacking:
-        print(f"flare_exp report: no figure for {'; '.join(lacking)}", file=sys.stderr)
+        print(f"left out: no figure for {'; '.join(lacking)}", file=sys.stderr)
     return drawings
 
 

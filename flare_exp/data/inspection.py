@@ -60,12 +60,14 @@ class Repeated:
     """Rows of a split that are training rows, too.
 
     Args:
+        train: the training data.
         part: the split.
         exact: (row, training row) with the same texts.
         near: (row, training row, similarity) with almost the same texts.
         compared: rows that were compared for near-duplicates.
     """
 
+    train: Part
     part: Part
     exact: list[tuple[Example, Example]]
     near: list[tuple[Example, Example, float]]
@@ -122,7 +124,7 @@ def repeated_rows(train: Part, part: Part) -> Repeated:
     rest = [e for e in part.examples[:MOST] if e.texts not in known and _says(e)]
     own = [e for e in train.examples[:MOST] if _says(e)]
     pairs = near_duplicates([_joined(e) for e in own], [_joined(e) for e in rest])
-    return Repeated(part, exact, [(rest[j], own[i], how) for i, j, how in pairs], len(rest))
+    return Repeated(train, part, exact, [(rest[j], own[i], how) for i, j, how in pairs], len(rest))
 
 
 def near_duplicates(
@@ -233,8 +235,24 @@ def doubt_repetitions(part: Part, labels: Sequence[str]) -> None:
         part.doubt(f"{len(again)} of {len(part.examples)} rows have the text of an earlier row")
 
 
-def doubt_repeated(train: Part, found: Repeated) -> None:
+def training_pairs(parts: Sequence[Part]) -> Iterator[tuple[Part, Part]]:
+    """Yield training data and a split that must not repeat them.
+
+    The first part is trained on. So is the split `train` of every other language, where rows are
+    translations of one another (mt=gold).
+    """
+    for part in parts[1:]:
+        yield parts[0], part
+        yield from (
+            (train, part)
+            for train in parts[1:]
+            if train is not part and train.name == f"{part.lang}/train"
+        )
+
+
+def doubt_repeated(found: Repeated) -> None:
     """Warn of rows that are training rows, too."""
+    train = found.train
     for e, other in found.exact[:LISTED]:
         found.part.doubt(f"is row {row_of(other)} of {train.place}, a training row", e)
     for e, other, how in found.near[:LISTED]:

@@ -82,7 +82,9 @@ def finished_config(folder: Path) -> Config:
         UserError: the folder holds no finished run, is damaged, or its run has no model.
     """
     if not (folder / "metrics.json").is_file():
-        raise UserError(f"{folder}: there is no finished run (metrics.json) in this folder")
+        inside = sorted(p.parent for p in folder.glob("*/metrics.json"))
+        hint = f"; it holds runs, e.g. {inside[0]}" if inside else ""
+        raise UserError(f"{folder}: there is no finished run (metrics.json) in this folder{hint}")
     if problems := damage(folder):
         raise UserError(
             f"{folder} is damaged: {', '.join(problems[:5])}; the run's own command makes it again"

@@ -104,6 +104,7 @@ def _execute_stages(
             "lang": cfg.task.lang,
             "model": cfg.model.name,
             "method": cfg.method.name,
+            **({"of": cfg.method.of} if cfg.method.of else {}),
             "fusion": cfg.fusion.name if fuses(cfg.method) else None,
             "mt": cfg.mt.name,
             "seed": cfg.seed,

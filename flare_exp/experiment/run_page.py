@@ -27,8 +27,10 @@ FILES = {
 
 
 def label_of(measured: Mapping[str, Any]) -> str:
-    """Return the method with its fusion, as tables name it."""
-    return measured["method"] + (f" ({measured['fusion']})" if measured["fusion"] else "")
+    """Return the method with its members or teachers and its fusion, as tables name it."""
+    details = [" + ".join(measured.get("of") or ()), measured["fusion"]]
+    said = ", ".join(filter(None, details))
+    return f"{measured['method']} ({said})" if said else measured["method"]
 
 
 class Place(NamedTuple):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flare_exp.config.methods import METHODS
-from flare_exp.config.schema import Config
+from flare_exp.config.schema import Config, StageConfig
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.run_page import label_of
 from flare_exp.export.loading_code import code_of_lora, code_of_run, imports_of_lora
@@ -305,11 +305,12 @@ def _making(card: Card) -> Iterator[str]:
     yield f"- Method: {card.label}; {trained}"
     yield f"- Adapter: r {cfg.adapter.r}, alpha {cfg.adapter.alpha}, {cfg.adapter.targets}"
     yield (
-        f"- English: {cfg.finetune.tuning}, {cfg.finetune.epochs} epochs, learning rate "
+        f"- English: {cfg.finetune.tuning}, {_epochs(cfg, cfg.finetune)} epochs, learning rate "
         f"{cfg.finetune.lr:g}"
     )
     if METHODS[card.run.method].trains:
-        yield f"- Transfer: {cfg.transfer.epochs} epochs, learning rate {cfg.transfer.lr:g}"
+        lr = cfg.distil.lr or cfg.transfer.lr
+        yield f"- Transfer: {_epochs(cfg, cfg.transfer)} epochs, learning rate {lr:g}"
     if cfg.model.quantize or cfg.model.dtype != "float32":
         yield f"- Weights of the base model: {cfg.model.quantize or cfg.model.dtype}"
     commit = facts.get("commit")
@@ -321,6 +322,11 @@ def _making(card: Card) -> Iterator[str]:
     )
     yield f"- Software: {made_by}; {versions}"
     yield f"- Paper: [{PAPER}]({PAPER})"
+
+
+def _epochs(cfg: Config, stage: StageConfig) -> int:
+    """Return the epochs of a training, which `trainer.max_epochs` may limit."""
+    return min(stage.epochs, cfg.trainer.max_epochs or stage.epochs)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -43,7 +43,8 @@ def check_plain(adapter: FlareConfig) -> None:
         what = "mixing blocks (x_mixup)" if adapter.fusion == MIXUP else f"fusion {adapter.fusion}"
         raise UserError(
             f"format=lora: this adapter has {what}, so its update depends on the English text of "
-            "every example, and no LoRA equals it; leave format=lora out"
+            "every example, and no LoRA equals it; leave format=lora out, or train a LoRA that "
+            "answers like it (method=distil)"
         )
 
 

@@ -195,7 +195,8 @@ def check_has_model(run: Run, format: str) -> None:
         if spec := run.options.get("task.spec"):
             raise UserError(
                 f"run={run.folder}: its data are described by task.spec={spec}, a file that others "
-                "do not have; only format=lora can be exported of task=custom"
+                "do not have; only format=lora can be exported of task=custom (a method without "
+                "a source; method=distil learns from one with a source)"
             )
         return
     method = METHODS[run.method]

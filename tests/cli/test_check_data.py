@@ -28,7 +28,41 @@ def test_good_data_are_counted(check, tmp_path):
     assert ["far/test", "LATIN 100%", "3.0", "3", "0"] in rows
     assert "Tokens were not counted: no model is given" in said
     assert "No errors, 0 warnings: a run takes these data." in said
-    assert f"Next: python -m flare_exp task=custom task.spec={tmp_path}/mine.yaml" in said
+    assert (
+        f"Next: python -m flare_exp task=custom task.spec={tmp_path}/mine.yaml task.lang=far"
+        in said
+    )
+
+
+def test_a_test_row_among_the_training_rows_of_its_own_language_is_found(check, tmp_path):
+    splits = ("train", "validation", "test")
+    files = {lang: {s: f"{lang}_{s}.csv" for s in splits} for lang in ("en", "far")}
+    path = own_data(tmp_path, files=files, id="id", parallel="true")
+    for lang in ("en", "far"):
+        for first, split in enumerate(splits):
+            lines = [
+                f"{2 * first + i},{lang} {split} {i},{'positive negative'.split()[i]}"
+                for i in (0, 1)
+            ]
+            if (lang, split) == ("far", "test"):
+                lines[1] = "5,far train 1,negative"
+            (tmp_path / f"{lang}_{split}.csv").write_text(
+                "\n".join(["id,text,label", *lines]) + "\n"
+            )
+    code, rows, said = check(path)
+    assert code == 0
+    assert ["far/test", "2", "en/train", "0", "0"] in rows
+    assert ["far/test", "2", "far/train", "1", "0"] in rows
+    assert "is row 2 of" in said
+    assert said.rstrip().endswith("task.lang=far mt=gold")
+
+
+def test_what_a_run_would_still_miss_is_said(check, tmp_path):
+    english = {split: f"{split}.csv" for split in ("train", "validation", "test")}
+    path = own_data(tmp_path, files={"en": english, "zumi": {"test": "far.csv"}})
+    code, _, said = check(path)
+    assert code == 0
+    assert "first: mt=nllb_3b3 with task.lang=zumi: no FLORES-200 code is known for it" in said
 
 
 def test_a_split_that_a_run_needs_is_missed(check, tmp_path):
@@ -70,7 +104,7 @@ def test_doubtful_data_are_warned_of_and_taken(check, tmp_path):
         file.write(f"3,{texts[0]},positive\n4,{texts[0]},negative\n")
     code, found, said = check(path)
     assert code == 0
-    assert ["far/test", "6", "2", "1"] in found
+    assert ["far/test", "6", "en/train", "2", "1"] in found
     for row, line, told in (
         ("1", "2", f"is row 4 of {tmp_path}/train.csv, a training row"),
         ("2", "3", f"is almost row 4 of {tmp_path}/train.csv, a training row (similarity 0.98)"),
