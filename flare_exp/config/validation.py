@@ -40,6 +40,7 @@ def validate(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[
     from hydra.errors import HydraException
 
     parser, good, problems = OverridesParser.create(), [], []
+    unknown: set[str] = set()  # groups whose choice is wrong
     given: dict[str, list[Any]] = {}
     for text in arguments:
         try:
@@ -58,7 +59,11 @@ def validate(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[
         problems += found
         if not found:
             good.append(override)
+        elif override.key_or_group in groups():
+            unknown.add(override.key_or_group)
     problems += _check_repeated(given)
+    # options of an unknown choice would be checked against the shipped one
+    good = [o for o in good if o.key_or_group.partition(".")[0] not in unknown]
     jobs = []
     bases: dict[tuple[str, ...], Any] = {}
     for cell in expand_grid(good):

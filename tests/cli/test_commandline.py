@@ -303,6 +303,14 @@ def test_flags_and_overrides_in_any_order_and_bare_slices():
     assert main(["seed=0", "-m", "method=lora,flaer"]) == 2
 
 
+def test_an_unknown_choice_is_one_problem(capsys):
+    """Its options are not checked against the choice that is shipped."""
+    assert main(["task=custm", "task.lang=zumi"]) == 2
+    printed = capsys.readouterr().err
+    assert "did you mean custom?" in printed
+    assert "task.lang" not in printed
+
+
 def test_output_folder_of_another_run(tmp_path, capsys):
     from omegaconf import OmegaConf
 

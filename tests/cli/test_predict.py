@@ -35,6 +35,8 @@ def test_texts_are_taken_literally(tmp_path):
         "out=: is given twice",
         "name a run: run=<run folder>",
     ]
+    with pytest.raises(UserError, match="runs=: there is no such key; did you mean run"):
+        parse(["runs=outputs/1", "text=a"])
 
 
 @pytest.fixture
