@@ -32,9 +32,7 @@ from flare_exp.report.tables import (
 
 BASELINE = "lora"
 SHOWN = 3  # the most differences that a message names
-GOLD = (
-    "mt=gold: test sources are the data's own English, so what reads them is an upper bound."
-)
+GOLD = "mt=gold: test sources are the data's own English, so what reads them is an upper bound."
 
 
 @dataclass(frozen=True)
