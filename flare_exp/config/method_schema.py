@@ -107,9 +107,9 @@ class SourceConfig:
         },
     )
     combine: str = option(
-        "mean",
+        "attention",
         "several sources at a position; cross_attn attends to the tokens of all of them",
-        choices=("mean", "attention"),
+        choices=("attention", "mean"),
     )
     shuffle: bool = option(False, "ablation: every example gets another one's source")
     empty: bool = option(False, "ablation: no source at all")

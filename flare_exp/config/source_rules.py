@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from flare_exp.config.method_schema import FUSING_METHODS, SOURCE_METHODS
+from flare_exp.config.method_schema import FUSING_METHODS, SOURCE_METHODS, SourceConfig
 from flare_exp.config.methods import ENSEMBLE, fuses, members_of, modes_of
 from flare_exp.config.schema import Config
 from flare_exp.config.suggestions import allowed
@@ -51,7 +51,7 @@ def language_problems(cfg: Config, task: Any) -> Iterator[str]:
     """Check the languages of the sources. `task`: the class of the task."""
     langs, name = cfg.source.langs, cfg.method.name
     asked = f"source.langs=[{','.join(langs)}]"
-    if len(langs) < 2 and cfg.source.combine != "mean":
+    if len(langs) < 2 and cfg.source.combine != SourceConfig().combine:
         yield f"source.combine={cfg.source.combine} with {asked}: name two languages or more"
     if not langs:
         return

@@ -61,7 +61,7 @@ WRONG = [
     (["source.langs=[far]"], "source.langs=[far]: far: choose one of en, near"),
     (["source.langs=[en,en]"], "en is named 2 times"),
     (["method=lora", "source.langs=[near]"], "only flare fuses sources in languages of choice"),
-    (["source.combine=attention"], "name two languages or more"),
+    (["source.combine=mean"], "name two languages or more"),
     (
         ["source.langs=[en,near]", "source.noise=0.1", "source.noise_kinds=[words]"],
         "wrong words are put into one source alone",
