@@ -1,6 +1,7 @@
 """Every command that README and docs show is one that the program takes."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -48,6 +49,8 @@ def folder(tmp_path_factory) -> Path:
     own = own_data(root, files={"en": splits, "far": splits}, id="id", parallel="true")
     own.rename(root / "reviews.yaml")
     (root / "outputs").mkdir()
+    (root / "apertium").write_text("#!/bin/sh\n")  # a program that a page calls
+    (root / "apertium").chmod(0o755)
     for name in ("en_train.csv", "far_test.csv", "more.jsonl"):
         (root / name).touch()
     return root
@@ -56,6 +59,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("page", [*PAGES, NOTEBOOK], ids=lambda page: page.name)
 def test_the_commands_of_a_page_are_taken(page, folder, monkeypatch):
     monkeypatch.chdir(folder)  # where the descriptions of a reader's own data are
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")  # and the programs
     for text in commands(page):
         if (
             "=<name>" in text or "<overrides" in text

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -34,7 +35,15 @@ def test_a_cell_is_short_and_has_prose_above():
             assert "".join(above["source"]).strip()
 
 
-def test_the_server_of_the_notebook_ends_when_its_block_fails(tmp_path):
+@pytest.fixture
+def signals_as_shipped():
+    """Let SIGTERM through: a run in this process blocks it, and what it starts inherits that."""
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_the_server_of_the_notebook_ends_when_its_block_fails(tmp_path, signals_as_shipped):
     """The cell starts what `sys.executable` names; here a program that says where it is."""
     fake, pid = tmp_path / "python", tmp_path / "pid"
     fake.write_text(

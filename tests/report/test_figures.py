@@ -232,7 +232,7 @@ def test_the_command_writes_figures_and_a_page_has_them(folder, tmp_path, capsys
     target, page = tmp_path / "figures", tmp_path / "report.html"
     assert main(["report", *one, "--figures", str(target), "--out", str(page)]) == 0
     said = capsys.readouterr().err.splitlines()
-    assert said[0].startswith("flare_exp report: no figure for nusax-gain-quality (needs ")
+    assert said[0].startswith("left out: no figure for nusax-gain-quality (needs ")
     names = ["nusax-cost", "nusax-learning"]
     assert sorted(p.name for p in target.iterdir()) == [
         f"{name}.{end}" for name in names for end in ("png", "svg")
