@@ -29,6 +29,7 @@ docs/your-data.md is a walk from a CSV file to a result.
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,9 +145,14 @@ def _command(description: Path, parts: Sequence[Part]) -> str:
     if parallel and all(f"{lang}/{role}" in known for lang in langs for role in ROLES):
         chosen.append("mt=gold")
     words = ["task=custom", f"task.spec={description}", *chosen]
-    command = f"python -m flare_exp {' '.join(words)}"
-    missing = validation.validate(words, multirun=False)[1] if len(langs) == 1 else []
+    command = f"python -m flare_exp {' '.join(map(_quoted, words))}"
+    missing = validation.validate(normalized(words), multirun=False)[1] if len(langs) == 1 else []
     return "\n".join([command, *(f"  first: {problem}" for problem in missing)])
+
+
+def _quoted(word: str) -> str:
+    """Return a word as a shell takes it, and <language> as it is: the user replaces it."""
+    return word if word.endswith("=<language>") else shlex.quote(word)
 
 
 def _verdict(problems: Sequence[Problem], command: str | None) -> int:

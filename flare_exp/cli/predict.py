@@ -118,8 +118,8 @@ def parse(arguments: Sequence[str], keys: Sequence[str] = KEYS) -> Given:
         else:
             place[key] = value
     if "run" not in values:
-        near = [(name, nearest(name, keys)) for name in texts]
-        problems += [f"{name}=: there is no such key{key}" for name, key in near if key]
+        hints = {name: nearest(name, keys) for name in texts}
+        problems += [f"{name}=: there is no such key{hint}" for name, hint in hints.items() if hint]
         problems.append("name a run: run=<run folder>")
     if problems:
         raise UserError("; ".join(problems))

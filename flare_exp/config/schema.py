@@ -308,12 +308,8 @@ def keys() -> dict[str, Any]:
     return keys_of(Config)
 
 
-def added_defaults() -> dict[str, Any]:
-    """Return dotted key -> default, for every option that has one.
-
-    A run folder of an earlier version lacks the options that were added since; it was made as
-    their defaults say.
-    """
+def dataclass_defaults() -> dict[str, Any]:
+    """Return dotted key -> default, for every option that has one in the schema."""
     found = {}
     for key, f in keys().items():
         if f.default is not MISSING:

@@ -177,9 +177,9 @@ class PairedDataset(Dataset):
     @property
     def costs(self) -> list[int]:
         """Count the tokens that a model reads for each pair, source included."""
-        found = self.lengths
-        for number in range(self.count * len(self)):
-            found[number % len(self)] += len(self.source[number]["inputs"]["input_ids"])  # type: ignore[index]
+        found, own = self.lengths, (self.source or ())[: self.count * len(self)]
+        for number, item in enumerate(own):
+            found[number % len(self)] += len(item["inputs"]["input_ids"])
         return found
 
 

@@ -92,8 +92,9 @@ def check_content(cfg: Any, folder: Path) -> Iterator[str]:
         yield f"output_dir={folder}: it holds a run already and resume=false; choose another folder"
         return
     old, new = (flat(OmegaConf.to_container(c, resolve=True)) for c in (before, cfg))
-    added = schema.added_defaults()
-    old |= {k: added[k] for k in new.keys() & added.keys() - old.keys()}
+    defaults = schema.dataclass_defaults()
+    # an earlier version did not have these options, and ran as their defaults say
+    old |= {k: defaults[k] for k in new.keys() & defaults.keys() - old.keys()}
     differing = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k) and k not in VOLATILE]
     if differing:
         shown = ", ".join(f"{k} ({old.get(k)} there, {new.get(k)} here)" for k in differing)

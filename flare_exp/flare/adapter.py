@@ -53,7 +53,7 @@ def adapter_config(
     source_layer: str = "ahead",
     source_state: str = "layer_input",
     answer_source: str = "last",
-    source_combine: str = "mean",
+    source_combine: str = "attention",
     source_width: int | None = None,
     also_train: Sequence[str] = (),
 ) -> FlareConfig:

@@ -152,11 +152,8 @@ class CrossAttention(Fusion):
         return (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
 
 
-COMBINE = ("mean", "attention")
-
-
 def combine_sources(
-    sources: Tensor, masks: Tensor, target: Tensor, how: str = "mean"
+    sources: Tensor, masks: Tensor, target: Tensor, how: str
 ) -> tuple[Tensor, Tensor]:
     """Combine several sources of one text into one, position by position.
 
@@ -169,16 +166,11 @@ def combine_sources(
         sources: [K, B, T, r], aligned with the target.
         masks: [K, B, T] bool, True where there is a token.
         target: [B, T, r].
-        how: one of COMBINE.
+        how: "attention" or "mean".
 
     Returns:
         the source [B, T, r], and its mask [B, T].
-
-    Raises:
-        ValueError: `how` is none of COMBINE.
     """
-    if how not in COMBINE:
-        raise ValueError(f"source_combine={how!r} is none of {', '.join(COMBINE)}")
     scores = (sources * target).sum(-1) / math.sqrt(target.shape[-1])
     if how == "mean":
         scores = torch.zeros_like(scores)

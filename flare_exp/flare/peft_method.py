@@ -74,7 +74,7 @@ class FlareConfig(LoraConfig):
     source_layer: str = "ahead"
     source_state: str = "layer_input"
     answer_source: str = "last"
-    source_combine: str = "mean"
+    source_combine: str = "attention"
     padding_side: str = "right"
     source_width: int | None = None
 

@@ -10,6 +10,7 @@ from torch import Tensor
 SOURCE_LAYERS = ("ahead", "same")
 SOURCE_STATES = ("layer_input", "block_output")
 ANSWER_SOURCES = ("last", "none")
+COMBINE = ("attention", "mean")
 
 BlockKey = tuple[str, int]  # (stack, index): encoder and decoder layers of one model share numbers
 
@@ -85,12 +86,13 @@ class SourceStates:
         source_state: str = "layer_input",
         padding_side: str = "right",
         answer_source: str = "last",
-        combine: str = "mean",
+        combine: str = "attention",
     ):
         for name, value, allowed in (
             ("source_layer", source_layer, SOURCE_LAYERS),
             ("source_state", source_state, SOURCE_STATES),
             ("answer_source", answer_source, ANSWER_SOURCES),
+            ("source_combine", combine, COMBINE),
         ):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r} is none of {', '.join(allowed)}")

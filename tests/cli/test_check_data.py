@@ -1,5 +1,7 @@
 """check-data: what it counts, what it warns of, what makes it fail, and mistyped commands."""
 
+import shlex
+
 import pytest
 import yaml
 from small_checkpoints import tiny_checkpoint
@@ -37,7 +39,9 @@ def test_good_data_are_counted(check, tmp_path):
 def test_a_test_row_among_the_training_rows_of_its_own_language_is_found(check, tmp_path):
     splits = ("train", "validation", "test")
     files = {lang: {s: f"{lang}_{s}.csv" for s in splits} for lang in ("en", "far")}
-    path = own_data(tmp_path, files=files, id="id", parallel="true")
+    folder = tmp_path / "my data"
+    folder.mkdir()
+    path = own_data(folder, files=files, id="id", parallel="true")
     for lang in ("en", "far"):
         for first, split in enumerate(splits):
             lines = [
@@ -46,15 +50,14 @@ def test_a_test_row_among_the_training_rows_of_its_own_language_is_found(check, 
             ]
             if (lang, split) == ("far", "test"):
                 lines[1] = "5,far train 1,negative"
-            (tmp_path / f"{lang}_{split}.csv").write_text(
-                "\n".join(["id,text,label", *lines]) + "\n"
-            )
+            (folder / f"{lang}_{split}.csv").write_text("\n".join(["id,text,label", *lines]) + "\n")
     code, rows, said = check(path)
     assert code == 0
     assert ["far/test", "2", "en/train", "0", "0"] in rows
     assert ["far/test", "2", "far/train", "1", "0"] in rows
     assert "is row 2 of" in said
-    assert said.rstrip().endswith("task.lang=far mt=gold")
+    words = shlex.split(said.rstrip().splitlines()[-1])
+    assert words[-3:] == [f"task.spec={path}", "task.lang=far", "mt=gold"]
 
 
 def test_what_a_run_would_still_miss_is_said(check, tmp_path):

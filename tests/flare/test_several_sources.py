@@ -7,7 +7,9 @@ import torch
 from random_models import random_backbone, rows, token_batch
 from test_invariants import fused, said, side
 
-from flare_exp.flare.fusion import COMBINE, FUSIONS, combine_sources
+from flare_exp.config import schema
+from flare_exp.flare.fusion import FUSIONS, combine_sources
+from flare_exp.flare.source_states import COMBINE, SourceStates
 
 KINDS = [("xlm-roberta", "label"), ("llama", "prompt")]
 
@@ -49,10 +51,9 @@ def test_sources_are_weighted_per_position(how):
 
 
 def test_an_unknown_way_is_refused():
-    with pytest.raises(ValueError, match="'sum' is none of mean, attention"):
-        combine_sources(
-            torch.zeros(2, 1, 1, 1), torch.ones(2, 1, 1).bool(), torch.zeros(1, 1, 1), "sum"
-        )
+    assert schema.keys()["source.combine"].metadata["choices"] == COMBINE
+    with pytest.raises(ValueError, match="source_combine='sum' is none of attention, mean"):
+        SourceStates(combine="sum")
 
 
 @pytest.mark.parametrize("name", FUSIONS)
