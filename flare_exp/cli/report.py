@@ -11,6 +11,8 @@ of one table that differ in data, split, checkpoint or code.
   --format FORMAT     terminal, csv, markdown, latex or html [terminal, or by the ending of --out]
   --out FILE          write to this file (.txt, .csv, .md, .tex, .html)
   --figures FOLDER    write the figures that the runs allow, as SVG and PNG; HTML has them in it
+  --pack FILE         write the runs to an archive (.tar.xz) without texts and paths; whoever
+                      unpacks it can make the same report
   --published         put the numbers of the paper (arXiv 2501.06892) beside ours, marked as quoted
   --mixed             show runs that differ in data, split, checkpoint or code, with a note
 
@@ -18,6 +20,7 @@ Examples:
   python -m flare_exp report outputs/grid
   python -m flare_exp report outputs/grid --baseline zero_shot --out table.tex
   python -m flare_exp report outputs/grid --figures outputs/figures
+  python -m flare_exp report outputs/grid --pack grid.tar.xz
   python -m flare_exp report outputs/xnli outputs/nusax --published --out report.html
 
 docs/report.md defines every number.
@@ -36,6 +39,7 @@ from flare_exp.cli.commandline import folder_problem, parsed
 from flare_exp.config.suggestions import allowed
 from flare_exp.errors import UserError
 from flare_exp.report.making import Report, make_report
+from flare_exp.report.packing import ENDING, pack
 
 if TYPE_CHECKING:
     from flare_exp.report.drawing import Drawing
@@ -48,7 +52,7 @@ FORMATS = {
     ".tex": "latex",
     ".html": "html",
 }
-VALUES = ("--baseline", "--format", "--out", "--figures")  # options that take a value
+VALUES = ("--baseline", "--format", "--out", "--figures", "--pack")  # options that take a value
 FLAGS = ("--published", "--mixed")
 
 
@@ -61,6 +65,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     given, problems = parsed(arguments, "folders", VALUES, FLAGS)
     if given.out:
         problems += _out_problems(Path(given.out), given.format)
+    if given.pack:
+        problems += _pack_problems(Path(given.pack))
     if given.figures and (problem := folder_problem(Path(given.figures))):
         problems.append(f"--figures {given.figures}: {problem}")
     if given.format and given.format not in FORMATS.values():
@@ -83,10 +89,19 @@ def _out_problems(path: Path, format: str | None) -> list[str]:
     return []
 
 
+def _pack_problems(path: Path) -> list[str]:
+    """Return what is wrong with the archive that is to be written."""
+    if path.is_dir() or not path.name.endswith(ENDING):
+        return [f"--pack {path}: name a file that ends in {ENDING}"]
+    if not path.parent.is_dir():
+        return [f"--pack {path}: there is no folder {path.parent}"]
+    return []
+
+
 def main(arguments: Sequence[str]) -> int:
     """Report the runs below the given folders, or below outputs/; return the exit code."""
     given = parse(arguments)
-    return print_report(
+    code = print_report(
         given.folders,
         given.format,
         given.out,
@@ -95,6 +110,24 @@ def main(arguments: Sequence[str]) -> int:
         published=given.published,
         figures=given.figures,
     )
+    if given.pack and not code:
+        _pack(given.folders, Path(given.pack))
+    return code
+
+
+def _pack(folders: Sequence[str], archive: Path) -> None:
+    """Write the runs to an archive.
+
+    Raises:
+        UserError: a run is damaged, or the archive cannot be written.
+    """
+    try:
+        count = pack(folders, archive)
+    except OSError as error:
+        raise UserError(f"--pack {archive}: cannot be written ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"--pack {archive}: {error}") from None
+    print(f"wrote {archive}: {count} runs", file=sys.stderr)
 
 
 def print_report(

@@ -1,0 +1,114 @@
+"""Pack the runs of a report into an archive, from which anybody can make the same report.
+
+A table that is published with its runs can be checked, and continued on another machine. What
+belongs to one machine, and the texts of the data, are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flare_exp.experiment.checksums import CHECKSUMS, damage, seal
+from flare_exp.report.predictions import FILE
+from flare_exp.report.runs import read, run_folders
+from flare_exp.utils.files import write_json, write_parquet
+
+ENDING = ".tar.xz"
+CURVE = "curves/transfer.csv"
+COLUMNS = ("id", "gold", "prediction", "probabilities")  # of predictions.parquet
+
+
+def pack(folders: Sequence[str], archive: Path) -> int:
+    """Write the finished runs below some folders to an archive; return their number.
+
+    The same runs give the same bytes. A run is in the archive under its path below the folder
+    that all runs share.
+
+    Args:
+        folders: folders of runs, or of grids.
+        archive: the file, with the ending .tar.xz; it is replaced.
+
+    Raises:
+        ValueError: a run is damaged; the message names the folder and the file.
+    """
+    runs = []
+    for folder in run_folders(folders):
+        try:
+            runs.append(read(folder).folder)
+        except ValueError as error:
+            if (folder / "metrics.json").is_file():
+                raise ValueError(f"{folder}: {error}") from None
+    shared = Path(os.path.commonpath([run.parent for run in runs])) if runs else Path()
+    with tempfile.TemporaryDirectory() as place:
+        for run in runs:
+            _copy(run, Path(place) / run.relative_to(shared))
+        partial = archive.with_name(f"{archive.name}.part")
+        try:
+            with tarfile.open(partial, "w:xz") as file:
+                for path in sorted(Path(place).rglob("*")):
+                    file.add(path, path.relative_to(place), recursive=False, filter=_anonymous)
+            partial.replace(archive)
+        finally:
+            partial.unlink(missing_ok=True)
+    return len(runs)
+
+
+def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Leave out who packed a file, and when."""
+    entry.uid = entry.gid = entry.mtime = 0
+    entry.uname = entry.gname = ""
+    entry.mode = 0o755 if entry.isdir() else 0o644
+    return entry
+
+
+def _copy(run: Path, place: Path) -> None:
+    """Copy what a report reads of a run, without paths of this machine and without texts.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    import pyarrow.parquet as pq
+
+    if problems := damage(run):
+        raise ValueError(f"{run}: {problems[0]}")
+    place.mkdir(parents=True)
+    (place / "metrics.json").write_bytes((run / "metrics.json").read_bytes())
+    options = yaml.safe_load((run / "config.yaml").read_text())
+    (place / "config.yaml").write_text(yaml.safe_dump(_without_paths(options), sort_keys=False))
+    if (run / "provenance.json").is_file():
+        facts = json.loads((run / "provenance.json").read_text())
+        write_json(place / "provenance.json", _without_paths(facts))
+    if (run / FILE).is_file():
+        table = pq.read_table(run / FILE)
+        kept = [name for name in COLUMNS if name in table.column_names]
+        write_parquet(place / FILE, table.select(kept).to_pylist())
+    if (run / CURVE).is_file():
+        (place / CURVE).parent.mkdir()
+        (place / CURVE).write_bytes((run / CURVE).read_bytes())
+    sums = seal(place)
+    for facts in sums.values():
+        facts["mtime_ns"] = 0
+    write_json(place / CHECKSUMS, sums)
+
+
+def _without_paths(value: Any) -> Any:
+    """Return a value in which the last part alone is left of every absolute path.
+
+    A word of a command line (`key=<path>`) counts as its value.
+    """
+    if isinstance(value, Mapping):
+        return {key: _without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    key, equals, given = value.rpartition("=")
+    return f"{key}{equals}{Path(given).name}" if given.startswith(("/", "~")) else value
