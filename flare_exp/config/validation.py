@@ -109,7 +109,11 @@ def check_override(override) -> Iterator[str]:
         yield f"{override.input_line}: leave out the +; it is for options that there are not yet"
     elif key in known_groups and not override.is_delete():
         for value in values:
-            if str(value) not in known_groups[key] and not (key == "experiment" and value is None):
+            if str(value) in known_groups[key] or (key == "experiment" and value is None):
+                continue
+            if key == "mt" and str(value).startswith("["):
+                yield f"mt={value}: write several systems as mt=a source.systems=[b]"
+            else:
                 yield f"{key}={value}: {allowed(str(value), known_groups[key])}"
     elif key in known_groups:
         yield f"{override.input_line}: a group cannot be removed"

@@ -63,6 +63,18 @@ WRONG = [
     (["method=lora", "source.langs=[near]"], "only flare fuses sources in languages of choice"),
     (["source.combine=mean"], "name two languages or more"),
     (
+        ["mt=[toy,other]"],
+        "source.systems=[other]: other: choose one of command, custom, file, gold",
+    ),
+    (["mt=[toy,gold,gold]"], "gold is named 2 times"),
+    (["mt=[toy,toy]"], "source.systems=[toy] with mt=toy: both are the same translations"),
+    (["mt=[toy,gold]", "method=flare_mt"], "only flare fuses translations by several systems"),
+    (["mt=[toy,gold]", "method=distil"], "the student is tested without a source"),
+    (["mt=[toy,gold]", "source.langs=[near]"], "in several languages or by several systems"),
+    (["mt=[toy,custom]"], "(its options are those of conf/mt/custom.yaml)"),
+    (["mt=[toy,nllb]", "source.systems=[gold]"], "source.systems is given twice"),
+    (["-m", "mt=toy,[toy,gold]"], "mt=[toy,gold]: write several systems as mt=a source"),
+    (
         ["source.langs=[en,near]", "source.noise=0.1", "source.noise_kinds=[words]"],
         "wrong words are put into one source alone",
     ),
@@ -301,6 +313,11 @@ def test_flags_and_overrides_in_any_order_and_bare_slices():
         "task.train_split='train[:50]'",
     ]
     assert main(["seed=0", "-m", "method=lora,flaer"]) == 2
+
+
+def test_several_translation_systems_have_a_short_form():
+    assert normalized(["mt=[toy, gold,file]"]) == ["mt=toy", "source.systems=[gold,file]"]
+    assert validation.validate(normalized(["mt=[toy,toy]", "mt.seed=1"]), False)[1] == []
 
 
 def test_an_unknown_choice_is_one_problem(capsys):
