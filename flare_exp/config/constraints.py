@@ -273,8 +273,6 @@ def _check_system(cfg: Config, task) -> Iterator[str]:
         yield f"mt.fallback=gold with task={cfg.task.name}: {human}; leave it null"
     if mt.name in _named("mt", MtConfig, "model") and mt.path is None and mt.pretrain is None:
         yield f"mt={mt.name}: mt.path=<hub id or checkpoint folder> is missing"
-    if mt.kind == "file" and mt.path is None:
-        yield "mt=file: mt.path=<folder of mt_<from>-<to>/<split>.parquet> is missing"
     if mt.kind == "command":
         yield from _check_command(cfg, task)
     if mt.quantization and mt.backend != "ctranslate2":

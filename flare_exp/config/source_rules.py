@@ -100,6 +100,8 @@ def _system_problems(cfg: Config, asked: str) -> Iterator[str]:
         elif names.count(name) > 1:
             yield f"{asked}: {name} is named {names.count(name)} times"
     for own in systems_of(cfg):
+        if own.mt.kind == "file" and own.mt.path is None:
+            yield f"{asked}: file reads its translations below task.data_dir, which is not given"
         if all(
             getattr(own.mt, f.name) == getattr(cfg.mt, f.name)
             for f in fields(own.mt)

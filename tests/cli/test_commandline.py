@@ -72,7 +72,8 @@ WRONG = [
     (["mt=[toy,gold]", "method=distil"], "the student is tested without a source"),
     (["mt=[toy,gold]", "source.langs=[near]"], "in several languages or by several systems"),
     (["mt=[toy,custom]"], "(its options are those of conf/mt/custom.yaml)"),
-    (["mt=[toy,nllb]", "source.systems=[gold]"], "source.systems is given twice"),
+    (["mt=[toy,file]"], "file reads its translations below task.data_dir, which is not given"),
+    (["mt=[toy,toy_nllb]", "source.systems=[gold]"], "source.systems is given twice"),
     (["-m", "mt=toy,[toy,gold]"], "mt=[toy,gold]: write several systems as mt=a source"),
     (
         ["source.langs=[en,near]", "source.noise=0.1", "source.noise_kinds=[words]"],
@@ -300,6 +301,17 @@ def test_checked_for_cfg_and_multirun_too(capsys):
     # fusion x lora is an error in a single run only: a grid leaves the cell out
     assert validation.validate(["method=lora,flare", "fusion=add,mul"], True)[1] == []
     assert len(validation.validate(["method=lora,flare", "seed=0,1"], True)[0]) == 4
+
+
+def test_a_grid_takes_lists_and_null_as_values():
+    jobs, problems = validation.validate(["source.systems=[],[gold]", "task.limit=null,8"], True)
+    assert problems == []
+    assert [(job.source.systems, job.task.limit) for job in jobs] == [
+        ([], None),
+        ([], 8),
+        (["gold"], None),
+        (["gold"], 8),
+    ]
 
 
 def test_flags_and_overrides_in_any_order_and_bare_slices():
