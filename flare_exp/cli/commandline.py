@@ -91,7 +91,8 @@ PATHS = (
 def normalized(argv: Sequence[str], multirun: bool = False) -> list[str]:
     """Return a command line in the form that Hydra expects.
 
-    Flags come before overrides. Slices and paths are quoted where Hydra's grammar needs it.
+    Flags come before overrides. Slices and paths are quoted where Hydra's grammar needs it, and
+    mt=[a,b] is written out.
 
     Args:
         argv: the words of the command line.
@@ -100,7 +101,17 @@ def normalized(argv: Sequence[str], multirun: bool = False) -> list[str]:
     overrides = [a for a in argv if "=" in a and not a.startswith("-")]
     flags = [a for a in argv if a not in overrides]
     several = multirun or bool({"-m", "--multirun"}.intersection(flags))
-    return flags + [quoted(a, several) for a in overrides]
+    return flags + [quoted(word, several) for a in overrides for word in written_out(a)]
+
+
+def written_out(override: str) -> list[str]:
+    """Write mt=[a,b] as mt=a source.systems=[b]; return any other override as it is.
+
+    Hydra would merge the two files of conf/mt into one translation system.
+    """
+    if not (found := re.fullmatch(r"mt=\[([^][,]+),([^][]+)\]", override)):
+        return [override]
+    return [f"mt={found[1].strip()}", f"source.systems=[{found[2].strip()}]"]
 
 
 def quoted(override: str, several: bool) -> str:

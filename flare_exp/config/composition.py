@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +87,6 @@ def compose_cell(overrides: Sequence[str], bases: dict[tuple[str, ...], Any]) ->
         overrides: the job's overrides.
         bases: chosen groups -> composed configuration; new ones are added.
     """
-    import copy
-
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -103,6 +103,29 @@ def compose_cell(overrides: Sequence[str], bases: dict[tuple[str, ...], Any]) ->
     composed = copy.deepcopy(bases[chosen])
     ConfigLoaderImpl._apply_overrides_to_config(values, composed)
     return with_simple_language(composed)
+
+
+def systems_of(cfg: Config) -> list[Config]:
+    """Return the configuration with each of `source.systems` in the place of `mt`.
+
+    A system has the options of its file of conf/mt. Unknown names are left out.
+    """
+    from omegaconf import OmegaConf
+
+    found = []
+    for name in cfg.source.systems:
+        if name in groups()["mt"]:
+            composed = copy.deepcopy(_with_system(name))
+            composed.task = OmegaConf.structured(cfg.task)  # a file of conf/mt may refer to it
+            alone = replace(cfg.source, systems=[])
+            found.append(replace(cfg, mt=OmegaConf.to_object(composed.mt), source=alone))  # type: ignore[arg-type]
+    return found
+
+
+@functools.cache
+def _with_system(name: str) -> Any:
+    """Compose the shipped configuration with a translation system."""
+    return _compose([f"mt={name}"])
 
 
 def with_simple_language(composed: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.config.combining_rules import combining_problems
-from flare_exp.config.composition import groups
+from flare_exp.config.composition import groups, systems_of
 from flare_exp.config.data_constraints import data_problems
 from flare_exp.config.language_rules import language_problems
 from flare_exp.config.method_schema import (
@@ -20,8 +20,7 @@ from flare_exp.config.method_schema import (
 from flare_exp.config.methods import METHODS, fuses, members_of, modes_of
 from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.schema import Config
-from flare_exp.config.source_rules import language_problems as source_languages
-from flare_exp.config.source_rules import passes_problems, source_problems
+from flare_exp.config.source_rules import passes_problems, several_problems, source_problems
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
 from flare_exp.tasks import CUSTOM, ROLES, TASKS, CustomTask, Slice, SpecError, task_class
@@ -40,7 +39,7 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
     if task is not None:
         yield from _check_task(cfg, task)
         yield from passes_problems(cfg, task)
-        yield from source_languages(cfg, task)
+        yield from several_problems(cfg, task)
     yield from _check_model(cfg)
     yield from _check_method(cfg)
     yield from combining_problems(cfg, task)
@@ -214,50 +213,26 @@ def _named(section: str, cls: type, owner: str) -> list[str]:
 
 
 def _check_translation(cfg: Config, task) -> Iterator[str]:
-    """Check that the translation fits the task and the method."""
-    mt, toy = cfg.mt, _generated(cfg, task)
-    human = "the benchmark has no human translations"
-    if issubclass(task, CustomTask):
-        human = f"{cfg.task.spec} does not say parallel: true"
-    models = _named("mt", MtConfig, "model")
-    fitting = [n for n in models if (n == "toy_nllb") == toy]
-    if mt.name == "toy" and not cfg.task.name.startswith("toy_"):
-        yield (
-            f"mt=toy with task={cfg.task.name}: it translates generated text only; choose another "
-            "mt"
-        )
-    if mt.name == "toy_nllb" and mt.path is None and not toy:
-        yield (
-            f"mt=toy_nllb with task={cfg.task.name}: it knows the generated languages only; choose "
-            "another mt"
-        )
-    if mt.name == "gold" and not task.parallel:
-        yield f"mt=gold with task={cfg.task.name}: {human}; choose another mt"
-    elif mt.name == "gold" and cfg.task.lang in task.languages:
+    """Check that the translations fit the task and the method."""
+    mt, fitting = cfg.mt, f"choose mt={' or mt='.join(_fitting_models(cfg, task))}"
+    yield from _check_system(cfg, task)
+    for own in systems_of(cfg):
+        for problem in _check_system(own, task):
+            yield (
+                f"source.systems=[{','.join(cfg.source.systems)}]: {problem} (its options are "
+                f"those of conf/mt/{own.mt.name}.yaml)"
+            )
+    if mt.name == "gold" and task.parallel and cfg.task.lang in task.languages:
         yield from _check_counterparts(cfg, task)
-    if mt.fallback == "gold" and not task.parallel:
-        yield f"mt.fallback=gold with task={cfg.task.name}: {human}; leave it null"
-    if mt.name in models and mt.path is None and mt.pretrain is None:
-        yield f"mt={mt.name}: mt.path=<hub id or checkpoint folder> is missing"
-    if mt.kind == "command":
-        yield from _check_command(cfg, task)
-    if mt.quantization and mt.backend != "ctranslate2":
-        yield f"mt.quantization={mt.quantization}: only mt.backend=ctranslate2 has it"
     if PairingMode.TRANSLATED in modes_of(cfg.method) and mt.kind == "file" and not task.labels:
         yield (
             f"method={cfg.method.name} with mt=file and task={cfg.task.name}: no file can "
-            f"translate the answers back; choose mt={' or mt='.join(fitting)}"
+            f"translate the answers back; {fitting}"
         )
-    # a folder that is also task.data_dir has been checked as such
-    local = mt.path is not None and (
-        mt.kind == "file" or mt.path.startswith((".", "/", "~")) or mt.path.count("/") > 1
-    )
-    if local and mt.path != cfg.task.data_dir and not Path(str(mt.path)).expanduser().is_dir():
-        yield f"mt.path={mt.path}: there is no such folder"
     if PairingMode.LATENT in modes_of(cfg.method) and mt.kind != "model":
         yield (
             f"method={cfg.method.name} with mt={mt.name}: its source is a translation model's "
-            f"encoder; choose mt={' or mt='.join(fitting)}"
+            f"encoder; {fitting}"
         )
     for name in ("source_layer", "source_state"):
         changed = getattr(cfg.fusion, name) != getattr(FusionConfig(), name)
@@ -268,6 +243,46 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
                 f"fusion.{name} with method={cfg.method.name}: every layer fuses the same states "
                 "there; leave it out"
             )
+
+
+def _fitting_models(cfg: Config, task: Any) -> list[str]:
+    """Return the names of the translation models that know the languages of a task."""
+    toy = _generated(cfg, task)
+    return [n for n in _named("mt", MtConfig, "model") if (n == "toy_nllb") == toy]
+
+
+def _check_system(cfg: Config, task) -> Iterator[str]:
+    """Check that a translation system has its options, and fits the task."""
+    mt = cfg.mt
+    human = "the benchmark has no human translations"
+    if issubclass(task, CustomTask):
+        human = f"{cfg.task.spec} does not say parallel: true"
+    if mt.name == "toy" and not cfg.task.name.startswith("toy_"):
+        yield (
+            f"mt=toy with task={cfg.task.name}: it translates generated text only; choose another "
+            "mt"
+        )
+    if mt.name == "toy_nllb" and mt.path is None and not _generated(cfg, task):
+        yield (
+            f"mt=toy_nllb with task={cfg.task.name}: it knows the generated languages only; choose "
+            "another mt"
+        )
+    if mt.name == "gold" and not task.parallel:
+        yield f"mt=gold with task={cfg.task.name}: {human}; choose another mt"
+    if mt.fallback == "gold" and not task.parallel:
+        yield f"mt.fallback=gold with task={cfg.task.name}: {human}; leave it null"
+    if mt.name in _named("mt", MtConfig, "model") and mt.path is None and mt.pretrain is None:
+        yield f"mt={mt.name}: mt.path=<hub id or checkpoint folder> is missing"
+    if mt.kind == "command":
+        yield from _check_command(cfg, task)
+    if mt.quantization and mt.backend != "ctranslate2":
+        yield f"mt.quantization={mt.quantization}: only mt.backend=ctranslate2 has it"
+    # a folder that is also task.data_dir has been checked as such
+    local = mt.path is not None and (
+        mt.kind == "file" or mt.path.startswith((".", "/", "~")) or mt.path.count("/") > 1
+    )
+    if local and mt.path != cfg.task.data_dir and not Path(str(mt.path)).expanduser().is_dir():
+        yield f"mt.path={mt.path}: there is no such folder"
 
 
 def _generated(cfg: Config, task: Any) -> bool:

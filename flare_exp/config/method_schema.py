@@ -106,6 +106,15 @@ class SourceConfig:
             "may_be_empty": True,
         },
     )
+    systems: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "further translations of the test texts that are fused with those by mt, each "
+            "with the options of its file in conf/mt, e.g. [nllb_600m]; mt=[a,b] is short for mt=a "
+            "source.systems=[b]",
+            "may_be_empty": True,
+        },
+    )
     combine: str = option(
         "attention",
         "several sources at a position; cross_attn attends to the tokens of all of them",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
+from flare_exp.config.composition import groups, systems_of
 from flare_exp.config.method_schema import FUSING_METHODS, SOURCE_METHODS, SourceConfig
-from flare_exp.config.methods import ENSEMBLE, fuses, members_of, modes_of
+from flare_exp.config.methods import DISTIL, ENSEMBLE, fuses, members_of, modes_of
 from flare_exp.config.schema import Config
 from flare_exp.config.suggestions import allowed
 from flare_exp.data.pairing_mode import PairingMode
@@ -47,19 +49,74 @@ def source_problems(cfg: Config) -> Iterator[str]:
             )
 
 
-def language_problems(cfg: Config, task: Any) -> Iterator[str]:
-    """Check the languages of the sources. `task`: the class of the task."""
-    langs, name = cfg.source.langs, cfg.method.name
-    asked = f"source.langs=[{','.join(langs)}]"
-    if len(langs) < 2 and cfg.source.combine != SourceConfig().combine:
-        yield f"source.combine={cfg.source.combine} with {asked}: name two languages or more"
-    if not langs:
-        return
+def several_problems(cfg: Config, task: Any) -> Iterator[str]:
+    """Check the languages and the translation systems of several sources.
+
+    Args:
+        cfg: the configuration.
+        task: the class of the task.
+    """
+    source = cfg.source
+    if len(source.langs) < 2 and not source.systems and source.combine != SourceConfig().combine:
+        yield (
+            f"source.combine={source.combine}: a text has one source; name two languages or more "
+            "(source.langs), or a further translation system (source.systems)"
+        )
+    if source.langs:
+        yield from _language_problems(cfg, task, f"source.langs=[{','.join(source.langs)}]")
+    if source.systems:
+        yield from _system_problems(cfg, f"source.systems=[{','.join(source.systems)}]")
+
+
+def _unfused_problems(cfg: Config, asked: str, what: str) -> Iterator[str]:
+    """Check that the method fuses several sources. `what`: what they are."""
     methods = members_of(cfg.method).values()
     if not any(m.fuses and m.mode is PairingMode.PAIRED for m in methods):
-        yield f"{asked} with method={name}: only flare fuses sources in languages of choice"
+        yield f"{asked} with method={cfg.method.name}: only flare fuses {what}"
     if any(m.mixes for m in methods):
-        yield f"{asked}: x_mixup reads English alone; leave it out of method.of"
+        yield f"{asked}: x_mixup reads English by mt alone; leave it out of method.of"
+    if cfg.method.weights == "similarity" and cfg.method.name == ENSEMBLE:
+        yield f"{asked} with method.weights=similarity: it compares a text with one English source"
+
+
+def _system_problems(cfg: Config, asked: str) -> Iterator[str]:
+    """Check the names of further translation systems, and that a test reads their translations."""
+    yield from _unfused_problems(cfg, asked, "translations by several systems")
+    if cfg.source.langs:
+        yield (
+            f"{asked} with source.langs=[{','.join(cfg.source.langs)}]: sources are in several "
+            "languages or by several systems; choose one"
+        )
+    if cfg.method.name == DISTIL:
+        yield (
+            f"{asked} with method={DISTIL}: only tests read these translations, and the student is "
+            "tested without a source"
+        )
+    names = cfg.source.systems
+    known = groups()["mt"]
+    for name in dict.fromkeys(names):
+        if name not in known:
+            yield f"{asked}: {name}: {allowed(name, known)}"
+        elif names.count(name) > 1:
+            yield f"{asked}: {name} is named {names.count(name)} times"
+    for own in systems_of(cfg):
+        if own.mt.kind == "file" and own.mt.path is None:
+            yield f"{asked}: file reads its translations below task.data_dir, which is not given"
+        if all(
+            getattr(own.mt, f.name) == getattr(cfg.mt, f.name)
+            for f in fields(own.mt)
+            if "no_effect" not in f.metadata
+        ):
+            yield (
+                f"{asked} with mt={cfg.mt.name}: both are the same translations; choose another "
+                "system, or another option of mt, e.g. mt.seed=1 where mt has wrong words"
+            )
+
+
+def _language_problems(cfg: Config, task: Any, asked: str) -> Iterator[str]:
+    """Check the languages of the sources. `task`: the class of the task."""
+    langs = cfg.source.langs
+    yield from _unfused_problems(cfg, asked, "sources in languages of choice")
     known = [lang for lang in (task.english, *task.languages) if lang not in cfg.task.tested]
     for lang in dict.fromkeys(langs):
         if lang not in known:
@@ -68,8 +125,6 @@ def language_problems(cfg: Config, task: Any) -> Iterator[str]:
             yield f"{asked}: {lang} is named {langs.count(lang)} times"
     if len(langs) > 1 and cfg.source.noise and WORDS in cfg.source.noise_kinds:
         yield f"{asked} with source.noise_kinds={WORDS}: wrong words are put into one source alone"
-    if cfg.method.weights == "similarity" and name == ENSEMBLE:
-        yield f"{asked} with method.weights=similarity: it compares a text with one English source"
     if cfg.distil.texts is not None:
         yield f"{asked} with distil.texts={cfg.distil.texts}: its texts have English sources alone"
 

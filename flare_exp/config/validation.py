@@ -97,19 +97,26 @@ def _check_repeated(given: dict[str, list[Any]]) -> Iterator[str]:
 
 def check_override(override) -> Iterator[str]:
     """Check one override: its key exists, and its values are of the right type."""
+    from hydra.core.override_parser.types import Transformer
+
     key, known_groups, known = override.key_or_group, groups(), keys()
     if key.startswith("hydra"):
         return
-    values = (
-        list(override.sweep_string_iterator())
-        if override.is_sweep_override()
-        else [override.value()]
-    )
+    if not override.is_sweep_override():
+        values = [override.value()]
+    elif key in known_groups:
+        values = list(override.sweep_string_iterator())
+    else:  # a list stays one
+        values = list(override.sweep_iterator(transformer=Transformer.identity))
     if key in known_groups and override.is_add() and not override.is_force_add():
         yield f"{override.input_line}: leave out the +; it is for options that there are not yet"
     elif key in known_groups and not override.is_delete():
         for value in values:
-            if str(value) not in known_groups[key] and not (key == "experiment" and value is None):
+            if str(value) in known_groups[key] or (key == "experiment" and value is None):
+                continue
+            if key == "mt" and str(value).startswith("["):
+                yield f"mt={value}: write several systems as mt=a source.systems=[b]"
+            else:
                 yield f"{key}={value}: {allowed(str(value), known_groups[key])}"
     elif key in known_groups:
         yield f"{override.input_line}: a group cannot be removed"

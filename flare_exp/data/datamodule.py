@@ -59,7 +59,9 @@ class PairedDataModule(LightningDataModule):
         scores_originals: compare predictions on translations (mode="translated") with the original
             examples.
         share: rank and number of the processes that split the batches.
-        source_langs: languages of the sources that are fused; empty: English.
+        sources: a translator and a language for each source that is fused; empty: English, by
+            `translate`. Texts that are in that language already are one source, whoever would
+            translate them.
         unlabeled: returns further training texts without a label, as examples in English and in
             the target language; its argument says whether the English ones are needed, which are
             the same as the others otherwise. None: there are none.
@@ -86,7 +88,7 @@ class PairedDataModule(LightningDataModule):
         augmentation: SourceAugmentation | None = None,
         scores_originals: bool = False,
         share: tuple[int, int] = (0, 1),
-        source_langs: Sequence[str] = (),
+        sources: Sequence[tuple[Translate, str]] = (),
         unlabeled: Unlabeled | None = None,
         temperature: float | None = None,
     ):
@@ -99,7 +101,7 @@ class PairedDataModule(LightningDataModule):
         self.shuffle_source, self.empty_source, self.share = shuffle_source, empty_source, share
         self.ablate_in, self.augmentation = ablate_in, augmentation
         self.scores_originals, self.unlabeled = scores_originals, unlabeled
-        self.source_langs = [*source_langs]
+        self.sources = [*sources]
         self.passes = micro_batches_per_batch(batch_size, micro_batch_size, share[1])
         self._datasets: dict[str, PairedDataset] = {}
 
@@ -116,7 +118,7 @@ class PairedDataModule(LightningDataModule):
         """Return the pairs of a role in one language."""
         english, target = self._both(role, lang)
         pairs = make_pairs(english, target, self.mode)
-        if self.source_langs:
+        if self.sources:
             pairs = self._with_sources(role, lang, pairs)
         if self.scores_originals:
             pairs = [
@@ -134,13 +136,15 @@ class PairedDataModule(LightningDataModule):
         return shuffled_sources(pairs, self.seed) if self.shuffle_source else pairs
 
     def _with_sources(self, role: str, lang: str, pairs: Sequence[Pair]) -> list[Pair]:
-        """Return the pairs with sources in each of `source_langs`, of one role and language."""
+        """Return the pairs of one role and language with each of `sources`."""
         own = lang if role == "test" else self.task.english
         examples = self.task.load(own, role)
-        sources = [
-            examples if own == other else self.translate(examples, other)
-            for other in self.source_langs
-        ]
+        sources: list[Sequence[Example]] = []
+        for translate, other in self.sources:
+            if other != own:
+                sources.append(translate(examples, other))
+            elif not any(given is examples for given in sources):
+                sources.append(examples)
         return [
             replace(pair, source=first, more=tuple(more))
             for pair, first, *more in zip(pairs, *sources, strict=True)

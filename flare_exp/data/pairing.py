@@ -21,7 +21,8 @@ class Pair:
         target: the example that the model reads.
         source: the example that it fuses; None for nothing.
         original: the example whose answers or label count as right; None for `target`.
-        more: further sources, in other languages, that are fused with `source`.
+        more: further sources, in other languages or by other translators, that are fused with
+            `source`.
     """
 
     target: Example

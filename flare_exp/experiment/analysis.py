@@ -116,7 +116,7 @@ def analyze(
         activations = reader.recorder.activations()
         del reader
     loaded.model = loaded.source = None  # one model at a time
-    run.mt.release()
+    run.release_models()
     both = PairedDataset(examples, run.preprocessor)
     with isolate_rng():  # loading seeds the generators
         english = run.models.english_model(saved(folder, "english")).model.eval()

@@ -16,6 +16,7 @@ from flare_exp.artifacts import Artifact, ArtifactStore, digest_of
 from flare_exp.code import code_of
 from flare_exp.config.schema import Config, StageConfig
 from flare_exp.data.datamodule import PairedDataModule, Unlabeled
+from flare_exp.data.pairing import Translate
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.preprocessing import Preprocessor, SourceTextPreprocessor
 from flare_exp.data.preprocessors import PREPROCESSORS
@@ -58,6 +59,8 @@ class RunContext:
         tracker: writes what training logs; None where nothing is trained.
         distributed: the processes that train together.
         translations: name of a translation -> its artifact, as the stages ask for them.
+        system: name of the translation system, in a run of `systems`; None: it is `mt`.
+        systems: the run with each of `source.systems` in the place of `mt`, to translate.
     """
 
     cfg: Config
@@ -73,6 +76,8 @@ class RunContext:
     tracker: Tracker | None = None
     distributed: DistributedContext = SINGLE_PROCESS
     translations: dict[str, Artifact] = field(default_factory=dict)
+    system: str | None = None
+    systems: Sequence[RunContext] = ()
     _data: dict[tuple[PairingMode, tuple[str, ...], bool, bool], PairedDataModule] = field(
         default_factory=dict
     )
@@ -137,10 +142,24 @@ class RunContext:
             empty_source=mode.pairs and (source.empty or not sources),
             ablate_in=source.ablate_in if sources else "all",
             augmentation=self.augmentation if mode.fuses and not distils else None,
-            source_langs=source.langs if mode is PairingMode.PAIRED else (),
+            sources=self.sources if mode is PairingMode.PAIRED else (),
             unlabeled=self.unlabeled if distils else None,
             temperature=cfg.task.temperature,
         )
+
+    @property
+    def sources(self) -> list[tuple[Translate, str]]:
+        """Return a translator and a language for each of several sources; empty: English by mt."""
+        if not self.systems:
+            translate = functools.partial(self.translate, self)
+            return [(translate, lang) for lang in self.cfg.source.langs]
+        runs = (self, *self.systems)
+        return [(functools.partial(run.translate, run), self.task.english) for run in runs]
+
+    def release_models(self) -> None:
+        """Give up the weights of the translation models; they are loaded again when needed."""
+        for run in (self, *self.systems):
+            run.mt.release()
 
     @property
     def unlabeled(self) -> Unlabeled | None:

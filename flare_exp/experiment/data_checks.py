@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,8 +87,16 @@ def needed_translations(cfg: Config, task: Task) -> list[str]:
     return list(dict.fromkeys(roles))
 
 
-def check_every_translation(cfg: Config, task: Task, maker: Translator) -> None:
+def check_every_translation(
+    cfg: Config, task: Task, maker: Translator, *systems: Translator
+) -> None:
     """Find out whether all translations of a run can be had; of unseen languages, those of tests.
+
+    Args:
+        cfg: the configuration.
+        task: the benchmark.
+        maker: translates.
+        *systems: translate the tests, too (`source.systems`).
 
     Raises:
         UserError: they cannot.
@@ -99,6 +108,12 @@ def check_every_translation(cfg: Config, task: Task, maker: Translator) -> None:
     for lang in cfg.task.unseen:
         tests = [role for role in roles if role == "test"]
         check_translations(maker, task, lang, tests, others)
+    for system, lang in itertools.product(systems, cfg.task.tested):
+        try:
+            check_translations(system, task, lang, ["test"])
+        except UserError as error:
+            names = ",".join(cfg.source.systems)
+            raise UserError(f"source.systems=[{names}]: {error}") from error
 
 
 def check_translations(

@@ -9,6 +9,7 @@ from typing import Any
 
 from flare_exp import hub
 from flare_exp.config import schema
+from flare_exp.config.composition import systems_of
 from flare_exp.config.methods import members_of
 from flare_exp.tasks import Benchmark, CustomTask, TyDiQA, XQuAD, task_class
 from flare_exp.tasks.spec import hub_splits
@@ -19,8 +20,9 @@ THERE = "there already"
 def hub_resources(cfg: schema.Config) -> list[hub.HubResource]:
     """Everything that a run of this configuration takes from the hub."""
     models = [("backbone", cfg.model.path, cfg.model.revision)]
-    if any(m.translates for m in members_of(cfg.method).values()) and cfg.mt.kind == "model":
-        models.append(("translation model", cfg.mt.path, cfg.mt.revision))
+    if any(m.translates for m in members_of(cfg.method).values()):
+        systems = [own.mt for own in (cfg, *systems_of(cfg)) if own.mt.kind == "model"]
+        models += [("translation model", mt.path, mt.revision) for mt in systems]
     found: list[hub.HubResource] = [
         hub.Checkpoint(what, path, at)
         for what, path, at in models

@@ -60,6 +60,10 @@ def notes(cfg: Config, folder: Path) -> list[str]:
     methods = members_of(cfg.method).values()
     if cfg.mt.name == "gold" and any(m.reads_translated_tests for m in methods):
         found.append("mt=gold: the test sources are human English, so this is an upper bound")
+    if "gold" in cfg.source.systems:
+        found.append(
+            "source.systems names gold: a test source is human English, so this is an upper bound"
+        )
     translated = any(m.mode is PairingMode.TRANSLATED for m in methods)
     if translated and "exact_match" in test["metrics"]:
         found.append(

@@ -19,6 +19,7 @@ import torch
 
 from flare_exp import hub
 from flare_exp.artifacts import Artifact, ArtifactStore
+from flare_exp.config.composition import systems_of
 from flare_exp.config.methods import DISTIL, ENSEMBLE, Method, fuses, members_of
 from flare_exp.config.options import flat
 from flare_exp.config.schema import Config
@@ -66,8 +67,9 @@ def run(cfg: Config, folder: Path, distributed: DistributedContext | None = None
     cfg = pinned(resolve_hardware(cfg))
     task = load_task(cfg)
     data = check_data(task, *cfg.task.tested)
-    maker = make_translator(cfg, task, MT(cfg, ArtifactStore(cfg.cache_dir)))
-    check_every_translation(cfg, task, maker)
+    store = ArtifactStore(cfg.cache_dir)
+    makers = [make_translator(own, task, MT(own, store)) for own in (cfg, *pinned_systems(cfg))]
+    check_every_translation(cfg, task, *makers)
     check_texts(cfg, task)
     with (
         launch.launch_workers(cfg, folder)
@@ -134,7 +136,7 @@ def make_context(
     """Make what the stages of a settled configuration share."""
     path, mt = str(backbone.path), MT(cfg, store)
     task_type = task_type_of(cfg, task, path)
-    return RunContext(
+    run = RunContext(
         cfg,
         store,
         task,
@@ -147,6 +149,22 @@ def make_context(
         make_source_preprocessor=make_source_preprocessor,
         tracker=tracker,
         distributed=distributed,
+    )
+    run.systems = [with_system(run, MT(own, store), own) for own in pinned_systems(cfg)]
+    return run
+
+
+def with_system(run: RunContext, mt: MT, cfg: Config) -> RunContext:
+    """Return a run that translates by another system, and notes its translations with the rest.
+
+    Args:
+        run: the run.
+        mt: the translation model.
+        cfg: the configuration of the run with that system (`pinned_systems`).
+    """
+    translator = make_translator(cfg, run.task, mt)
+    return replace(
+        run, cfg=cfg, store=mt.store, mt=mt, translator=translator, system=cfg.mt.name, systems=()
     )
 
 
@@ -251,11 +269,12 @@ def seconds_of(
 def chrf_of(translations: dict[str, Artifact]) -> dict[str, float | None]:
     """Return target language -> chrF++ of the translations into it, the lowest of the splits'.
 
-    None: they are human, or there is no reference.
+    Those of a further system (`source.systems`) go by "<language> by <system>". None: they are
+    human, or there is no reference.
     """
     found: dict[str, float | None] = {}
     for name, artifact in translations.items():
-        lang, score = name.rpartition(" ")[2], artifact.info.get("chrf++")
+        lang, score = name.partition(" into ")[2], artifact.info.get("chrf++")
         found[lang] = min((x for x in (found.get(lang), score) if x is not None), default=None)
     return found
 
@@ -322,6 +341,11 @@ def pinned(cfg: Config, required: bool = True) -> Config:
                     "without network, fetch it beforehand (python -m flare_exp prefetch)"
                 ) from error
     return replace(cfg, **found)
+
+
+def pinned_systems(cfg: Config, required: bool = True) -> list[Config]:
+    """Return the configuration with each of `source.systems` in the place of `mt`, pinned."""
+    return [pinned(own, required) for own in systems_of(cfg)]
 
 
 def load_task(cfg: Config) -> Task:

@@ -199,6 +199,11 @@ class LoadedRun:
                 f"source.langs=[{','.join(source.langs)}]: new texts are translated into English "
                 "alone; give a run with source.langs=[]"
             )
+        if self.mode is PairingMode.PAIRED and source.systems:
+            raise UserError(
+                f"source.systems=[{','.join(source.systems)}]: new texts are translated by mt "
+                "alone; give a run with source.systems=[], which has the same adapter"
+            )
 
     def _check(self, texts: Any, sources: Any) -> None:
         """Check what can be checked before a text is read."""

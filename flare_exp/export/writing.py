@@ -166,6 +166,12 @@ def unexported(run: Run) -> Iterator[str]:
             f"run={run.folder}: it fuses sources in {', '.join(langs)} (source.langs), and new "
             "texts are translated into English alone; give a run with source.langs=[]"
         )
+    if systems := run.options.get("source.systems"):
+        yield (
+            f"run={run.folder}: its tests fuse translations by {', '.join(systems)}, too "
+            "(source.systems), and new texts are translated by mt alone; give a run with "
+            "source.systems=[], which has the same adapter"
+        )
     if several := run.metrics.get("languages"):
         yield (
             f"run={run.folder}: it has several languages ({', '.join(several)}), and a model "

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from flare_exp.artifacts import Artifact
+from flare_exp.config.schema import Config
 from flare_exp.experiment import provenance
 from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.planning.costs import Estimate, mt_parameters, note_sizes
@@ -99,17 +100,17 @@ def throughput(accelerator: str) -> tuple[str, float]:
     return (torch.cuda.get_device_name() if gpu else "this CPU"), 2 * size**3 / best
 
 
-def translation_seconds(dry: DryRun, texts: Sequence[str]) -> float:
-    """Estimate the seconds of a translation model for texts.
+def translation_seconds(cfg: Config, texts: Sequence[str]) -> float:
+    """Estimate the seconds of a configuration's translation model for texts.
 
     It takes two FLOPs per parameter and token, in the encoder at once, in the decoder one token
     after the other. Texts that are not known are as long as data.max_length. How fast a program
     is (mt=command) is not known: 0.
     """
-    if dry.run.cfg.mt.kind == "command":
+    if cfg.mt.kind == "command":
         return 0.0
-    o, unknown = dry.run.cfg.mt, dry.run.cfg.data.max_length
+    o, unknown = cfg.mt, cfg.data.max_length
     tokens = sum(len(text) / CHARACTERS if text else unknown for text in texts)
-    half = mt_parameters(dry.run.cfg) / 2
-    speed = throughput(dry.run.cfg.trainer.accelerator)[1] * ASSUMED_MFU
+    half = mt_parameters(cfg) / 2
+    speed = throughput(cfg.trainer.accelerator)[1] * ASSUMED_MFU
     return 2 * half * tokens * (1 + o.beams / DECODE_TO_TRAIN_MFU) / speed

@@ -63,7 +63,7 @@ def _saved(dry: DryRun, name: str, counts: Mapping[str, int]) -> int:
     )
 
 
-def downloads(dry: DryRun, reads_mt: bool) -> int:
+def downloads(dry: DryRun) -> int:
     """Return the bytes of the checkpoints that are not here."""
     found, m, task_type = 0, dry.run.cfg.model, dry.run.task_type
     if dry.run.backbone.kind == "hub" and not dry.run.backbone.reused:
@@ -72,11 +72,8 @@ def downloads(dry: DryRun, reads_mt: bool) -> int:
             m.revision,
             backbones.auto_class(task_type, config_of(str(m.path)).is_encoder_decoder),
         )
-    if reads_mt and dry.mt.absent:
-        found += _published(
-            str(dry.run.cfg.mt.path), dry.run.cfg.mt.revision, AutoModelForSeq2SeqLM
-        )
-    return found
+    absent = {(str(mt.cfg.path), mt.cfg.revision) for mt in dry.models_read.values() if mt.absent}
+    return found + sum(_published(*place, AutoModelForSeq2SeqLM) for place in absent)
 
 
 def _published(path: str, revision: str | None, auto: Any) -> int:

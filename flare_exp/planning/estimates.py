@@ -32,13 +32,10 @@ def estimate(cfg: Config, scratch: Path, todo: set[str]) -> Estimate:
     torch.manual_seed(0)
     dry = preview(cfg, scratch)
     found = arithmetic(dry, todo) if dry.shapes else probe(dry, todo)
-    for digest, (examples, times) in dry.untranslated.items():
-        found.seconds[digest] = times * translation_seconds(
-            dry, [text for e in examples for text in e.texts]
-        )
-        found.disk[digest] = round(
-            times * 2 * sum(len(text.encode()) for e in examples for text in e.texts)
-        )
+    for digest, (run, examples, times) in dry.untranslated.items():
+        texts = [text for e in examples for text in e.texts]
+        found.seconds[digest] = times * translation_seconds(run.cfg, texts)
+        found.disk[digest] = round(times * 2 * sum(len(text.encode()) for text in texts))
     if "backbone" in todo:
         found.disk["backbone"] = 4 * found.total
     if dry.run.cfg.source.cache == "disk" and "transfer" in todo:
@@ -90,10 +87,11 @@ def _notes(dry: DryRun) -> list[str]:
             "built from it is not recognized."
         )
     if dry.untranslated:
+        systems = dict.fromkeys(run.cfg.mt.name for run, *_ in dry.untranslated.values())
         found.append(
-            f"translations by mt={cfg.mt.name} are not there yet: the texts themselves stand in "
-            "for them, and what is trained "
-            "on them counts as to do; the time of translating is "
+            f"translations by mt={' and mt='.join(systems)} are not there yet: the texts "
+            "themselves stand in for them, and what is trained on them counts as to do; the time "
+            "of translating is "
             + ("not known and not counted." if cfg.mt.kind == "command" else "arithmetic.")
         )
     return found

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from flare_exp.config import composition, schema
 from flare_exp.config.method_schema import MethodConfig
 from flare_exp.config.methods import DISTIL, ENSEMBLE, members_of
-from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.runs import quiet
 from flare_exp.experiment.tested import stage_of
 
@@ -276,11 +275,9 @@ def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: P
     from flare_exp.planning import costs
     from flare_exp.planning.preview import preview
 
-    dry, methods = preview(cfg, scratch), members_of(cfg.method)
-    made = pipeline.run_stages(dry.run, methods)
-    reads_mt = dry.untranslated or methods[cfg.method.name].mode is PairingMode.LATENT
-    if reads_mt and dry.mt.missing:
-        made["mt"] = dry.mt.missing
+    dry = preview(cfg, scratch)
+    made = pipeline.run_stages(dry.run, members_of(cfg.method))
+    made |= {name: mt.missing for name, mt in dry.models_read.items() if mt.missing}
     tested = cfg.task.tested
     targets = {lang: f"target {place}" for place, lang in enumerate(tested)}
     names = {dry.run.task.english: "English", **targets}
@@ -293,7 +290,7 @@ def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: P
         overrides,
         cfg,
         made,
-        download=costs.downloads(dry, bool(reads_mt)),
+        download=costs.downloads(dry),
         sizes=repr(sizes) if sizes else "",
         counted=dry.shapes is not None,
     )

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from flare_exp.artifacts import Artifact
+from flare_exp.config.methods import modes_of
 from flare_exp.config.schema import Config
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.pairing_mode import PairingMode
@@ -26,7 +28,7 @@ from flare_exp.experiment.context import (
     make_source_preprocessor,
     task_type_of,
 )
-from flare_exp.experiment.pipeline import load_task
+from flare_exp.experiment.pipeline import load_task, pinned_systems, with_system
 from flare_exp.experiment.stages.translation import translate
 from flare_exp.planning import read_only
 from flare_exp.planning.assumed_data import FEW, with_sizes
@@ -45,15 +47,30 @@ class DryRun:
         store: the run's store.
         mt: the run's translation model.
         shapes: builds models without weights, where a checkpoint is not here; else None.
-        untranslated: digest of a translation that a model has yet to make -> the examples, and how
-            many of the benchmark's rows each of them stands for.
+        untranslated: digest of a translation that a model has yet to make -> the run with its
+            translation system, the examples, and how many of the benchmark's rows each of them
+            stands for.
     """
 
     run: RunContext
     store: ReadOnlyStore
     mt: PreviewMT
     shapes: ShapeBuilder | None
-    untranslated: dict[str, tuple[Sequence[Example], float]]
+    untranslated: dict[str, tuple[RunContext, Sequence[Example], float]]
+
+    @property
+    def models(self) -> dict[str, PreviewMT]:
+        """Return name of the artifact -> translation model, for each system of the run."""
+        further: Any = {f"mt {run.system}": run.mt for run in self.run.systems}
+        return {"mt": self.mt, **further}
+
+    @property
+    def models_read(self) -> dict[str, PreviewMT]:
+        """Return those of `models` that have texts to translate, or states that are fused."""
+        asked = [run.mt for run, *_ in self.untranslated.values()]
+        if PairingMode.LATENT in modes_of(self.run.cfg.method):
+            asked.append(self.mt)
+        return {name: mt for name, mt in self.models.items() if mt in asked}
 
     def parts(self, data: PairedDataModule) -> dict[str, float]:
         """Return role -> how many of the benchmark's rows each row of its data stands for.
@@ -83,7 +100,7 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
     backbone = sketched(cfg, scratch) if shapes_only else _prepared(cfg, store, scratch)
     task_type, mt = task_type_of(cfg, task, str(backbone.path)), PreviewMT(cfg, store)
     shapes = ShapeBuilder(cfg, task, backbone, task_type) if shapes_only else None
-    untranslated: dict[str, tuple[Sequence[Example], float]] = {}
+    untranslated: dict[str, tuple[RunContext, Sequence[Example], float]] = {}
 
     def translate_or_note(run: RunContext, examples: Sequence[Example], lang: str) -> list[Example]:
         try:
@@ -91,7 +108,7 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
         except ArtifactMissing as missing:
             digest = missing.artifact.digest
             run.translations[digest] = missing.artifact
-            untranslated[digest] = examples, getattr(examples, "times", 1.0)
+            untranslated[digest] = run, examples, getattr(examples, "times", 1.0)
             # a model of the texts themselves would have another key
             return [replace(e, id=f"{e.id} by {digest}") for e in examples]
 
@@ -112,6 +129,9 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
         if shapes_only
         else make_source_preprocessor,
     )
+    for own in pinned_systems(cfg, required=False):
+        kept = ReadOnlyStore(own.cache_dir, scratch, own.mt.translates)
+        run.systems = [*run.systems, with_system(run, PreviewMT(own, kept), own)]
     return DryRun(run, store, mt, shapes, untranslated)
 
 

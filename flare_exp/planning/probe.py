@@ -35,8 +35,9 @@ def probe(dry: DryRun, todo: set[str]) -> Estimate:
         found.seconds["backbone"] = _building(
             dry, pretrain, pretraining(dry.run.cfg), {"documents": 2000}
         )
-    if "mt" in todo:
-        found.seconds["mt"] = _building(dry, train_mt, dry.mt.options, {"pairs": 2000})
+    for name, mt in dry.models.items():
+        if name in todo:
+            found.seconds[name] = _building(dry, train_mt, mt.options, {"pairs": 2000})
     started = time.perf_counter()
     for name, model, source, data, tests in iter_stage_models(dry, todo):
         note_sizes(found, dry, name, model, data)

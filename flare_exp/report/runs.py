@@ -156,10 +156,12 @@ class Run:
     def chrf(self) -> float | None:
         """Return chrF++ of the translated training data, or else of the translated test data.
 
-        Of several languages, it is that of the training data in this one.
+        Of several languages, it is that of the training data in this one. Further systems
+        ("<language> by <system>") do not count.
         """
         scores = (self.metrics.get("translation") or {}).get("chrf++") or {}
-        others = () if "languages" in self.metrics else scores.values()
+        own = [score for name, score in scores.items() if " by " not in name]
+        others = () if "languages" in self.metrics else own
         ordered = [scores.get(self.lang), *others]
         return next((score for score in ordered if score is not None), None)
 

@@ -63,6 +63,19 @@ WRONG = [
     (["method=lora", "source.langs=[near]"], "only flare fuses sources in languages of choice"),
     (["source.combine=mean"], "name two languages or more"),
     (
+        ["mt=[toy,other]"],
+        "source.systems=[other]: other: choose one of command, custom, file, gold",
+    ),
+    (["mt=[toy,gold,gold]"], "gold is named 2 times"),
+    (["mt=[toy,toy]"], "source.systems=[toy] with mt=toy: both are the same translations"),
+    (["mt=[toy,gold]", "method=flare_mt"], "only flare fuses translations by several systems"),
+    (["mt=[toy,gold]", "method=distil"], "the student is tested without a source"),
+    (["mt=[toy,gold]", "source.langs=[near]"], "in several languages or by several systems"),
+    (["mt=[toy,custom]"], "(its options are those of conf/mt/custom.yaml)"),
+    (["mt=[toy,file]"], "file reads its translations below task.data_dir, which is not given"),
+    (["mt=[toy,toy_nllb]", "source.systems=[gold]"], "source.systems is given twice"),
+    (["-m", "mt=toy,[toy,gold]"], "mt=[toy,gold]: write several systems as mt=a source"),
+    (
         ["source.langs=[en,near]", "source.noise=0.1", "source.noise_kinds=[words]"],
         "wrong words are put into one source alone",
     ),
@@ -290,6 +303,17 @@ def test_checked_for_cfg_and_multirun_too(capsys):
     assert len(validation.validate(["method=lora,flare", "seed=0,1"], True)[0]) == 4
 
 
+def test_a_grid_takes_lists_and_null_as_values():
+    jobs, problems = validation.validate(["source.systems=[],[gold]", "task.limit=null,8"], True)
+    assert problems == []
+    assert [(job.source.systems, job.task.limit) for job in jobs] == [
+        ([], None),
+        ([], 8),
+        (["gold"], None),
+        (["gold"], 8),
+    ]
+
+
 def test_flags_and_overrides_in_any_order_and_bare_slices():
     mixed = ["seed=0", "-m", "method=lora,flare", "--cfg", "job", "task.train_split=train[:50]"]
     assert normalized(mixed) == [
@@ -301,6 +325,11 @@ def test_flags_and_overrides_in_any_order_and_bare_slices():
         "task.train_split='train[:50]'",
     ]
     assert main(["seed=0", "-m", "method=lora,flaer"]) == 2
+
+
+def test_several_translation_systems_have_a_short_form():
+    assert normalized(["mt=[toy, gold,file]"]) == ["mt=toy", "source.systems=[gold,file]"]
+    assert validation.validate(normalized(["mt=[toy,toy]", "mt.seed=1"]), False)[1] == []
 
 
 def test_an_unknown_choice_is_one_problem(capsys):

@@ -136,6 +136,14 @@ def test_a_translation_model_is_needed_where_it_translates(overrides, asked):
     assert (NLLB in [origin for _, origin, _ in needed("task=xnli", *overrides)]) == asked
 
 
+def test_every_translation_system_is_needed():
+    found = [origin for _, origin, _ in needed("task=xnli", "source.systems=[nllb_600m,gold]")]
+    assert [origin for origin in found if "nllb" in origin] == [
+        NLLB,
+        NLLB.replace("3.3B", "distilled-600M"),
+    ]
+
+
 def test_a_grid_needs_everything_once():
     found = needed(
         "model=xlmr_base,xlmr_large",

@@ -109,6 +109,7 @@ ANOTHER = {
     "mixup.depths": [0.5],
     "distil.texts": "{}/texts.jsonl",
     "source.langs": ["near"],
+    "source.systems": ["gold"],
     "fusion.name": ["fusion=mul"],
     "source.noise_kinds": ["words"],
     "predict.sources": ["given", "none"],
@@ -412,6 +413,7 @@ LEARNED = {"finetune", "transfer", *TESTED}
             TESTED | {"translation of toy_sentiment/far/test into en"},
         ),
         ("label", "fusion.source_layer", "same", {"transfer", "test"}),
+        ("label", "source.systems", ["gold"], {"test"}),
     ],
 )
 def test_an_option_is_in_the_keys_of_what_it_changes(

@@ -368,6 +368,36 @@ def test_sources_in_several_languages_are_fused_together(make_run):
     assert next(iter(data.test_dataloader()))["source"]["attention_mask"].shape[:2] == (2, 4)
 
 
+def test_translations_by_several_systems_are_fused_in_tests_alone(make_run):
+    """The same translations twice are one source."""
+    found = {}
+    for names in ("", "gold", "toy"):
+        options = ["mt.noise_in=train", "transfer.lr=0.1", "trainer.limit_train_batches=null"]
+        run = make_run("mt=toy", f"source.systems=[{names}]", *options)
+        made = pipeline.run_stages(run, members_of(run.cfg.method))
+        table = read_table(made["test"].path / "predictions.parquet").to_pydict()
+        found[names] = made["transfer"].digest, torch.tensor(table["probabilities"])
+    (trained, one), (again, same), (noisy, other) = found.values()
+    assert trained == again == noisy
+    torch.testing.assert_close(same, one, rtol=0, atol=1e-6)
+    assert not torch.allclose(other, one, rtol=0, atol=1e-5)
+    name = "translation of toy_sentiment/far/test into en"
+    assert made[f"{name} by toy"].info["chrf++"] < 100
+    assert "chrf++" not in made[name].info, "without wrong words it is the human one"
+    assert {"en", "en by toy"} <= {*pipeline.chrf_of(run.translations)}
+    data = run.data(PairingMode.PAIRED)
+    assert all(pair.more == () for pair in data.dataset("train").pairs)
+    assert [len(pair.more) for pair in data.dataset("test").pairs] == [1] * 8
+
+
+def test_the_weights_of_every_translation_system_are_given_up(make_run):
+    run = make_run("source.systems=[gold]")
+    for part in (run, *run.systems):
+        part.mt.__dict__["engine"] = "weights"
+    run.release_models()
+    assert not any("engine" in part.mt.__dict__ for part in (run, *run.systems))
+
+
 def test_a_student_needs_a_classification_head(make_run, tmp_path):
     folder = tmp_path / "llama"
     folder.mkdir()

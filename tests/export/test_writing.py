@@ -216,6 +216,8 @@ def test_a_run_of_several_languages_or_passes_is_not_exported(runs):
     assert "give the run with predict.sources=[given]" in next(unexported(passes))
     sources = replace(run, options={**run.options, "source.langs": ["en", "near"]})
     assert "fuses sources in en, near" in next(unexported(sources))
+    systems = replace(run, options={**run.options, "source.systems": ["gold"]})
+    assert "give a run with source.systems=[]" in next(unexported(systems))
 
 
 class Hub:

@@ -469,6 +469,20 @@ def test_without_model_and_data_published_sizes_are_planned_with(model, task, tm
     assert any("mt=nllb_3b3 are not there yet" in note for note in found.notes)
 
 
+def test_a_further_translation_system_is_planned_and_priced(tmp_path):
+    given = ["model=xlmr_base", "task=nusax", f"cache_dir={tmp_path / 'cache'}"]
+    (one,), (two,) = (
+        jobs(*given, f"source.systems=[{names}]", scratch=tmp_path) for names in ("", "nllb_600m")
+    )
+    assert two.made["transfer"].digest == one.made["transfer"].digest
+    assert (two.download - one.download) / 4e9 == pytest.approx(0.615, rel=0.01)
+    own, all_ = ({n for n in j.todo if j.made[n].kind == "translation"} for j in (one, two))
+    (added,) = all_ - own
+    found = estimates.estimate(two.cfg, tmp_path, two.todo)
+    assert 0 < found.seconds[added] < min(found.seconds[name] for name in own)
+    assert any("mt=nllb_3b3 and mt=nllb_600m are not there yet" in note for note in found.notes)
+
+
 # a small model of every family, as if its checkpoint were on the hub
 _SMALL = {
     "vocab_size": 100,

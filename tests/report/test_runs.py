@@ -1,12 +1,13 @@
 """The table of runs: which runs share a row, what is left out, and what it says in a sentence."""
 
 import re
+from pathlib import Path
 
 import pytest
 from run_folders import finished
 
 from flare_exp.cli import report
-from flare_exp.report.runs import cells_of, option_of, read, run_folders, varying
+from flare_exp.report.runs import Run, cells_of, option_of, read, run_folders, varying
 
 
 def table(capsys, *folders):
@@ -30,6 +31,12 @@ def test_runs_that_differ_in_any_option_are_different_cells(tmp_path, capsys):
     column = head.index("macro_f1")
     found = {row[4]: (row[5], row[column]) for row in cells}
     assert found == {"ahead": ("0,1", "85.0 ± 7.1"), "same": ("0,1", "65.0 ± 7.1")}
+
+
+def test_the_quality_of_a_run_is_that_of_its_own_translation_system():
+    scores = {"far": None, "en by toy": 60.0, "en": 50.0}
+    metrics = {"lang": "far", "translation": {"noise": 0.0, "chrf++": scores}}
+    assert Run(Path(), metrics, {}).chrf == 50.0
 
 
 def test_only_options_that_differ_from_the_shipped_ones_need_a_column(tmp_path, capsys):

@@ -120,7 +120,12 @@ def test_a_method_that_reads_no_source_takes_none(flare_folder):
     run.run.cfg.source.empty, run.run.cfg.source.langs = False, ["en", "near"]
     with pytest.raises(UserError, match="new texts are translated into English alone"):
         run.check_new_texts()
-    run.run.cfg.source.langs, run.run.cfg.source.shuffle = [], True
+    run.run.cfg.source.langs, run.run.cfg.source.systems = [], ["gold"]
+    with pytest.raises(
+        UserError, match=r"source\.systems=\[gold\]: new texts are translated by mt"
+    ):
+        run.check_new_texts()
+    run.run.cfg.source.systems, run.run.cfg.source.shuffle = [], True
     with pytest.raises(UserError, match=r"source\.shuffle=true: the run paired each text"):
         run.predict(["x"], ["y"])
 

@@ -625,6 +625,18 @@ def test_translations_are_missed_before_any_model(qa_folder):
             check()
 
 
+def test_a_further_system_is_asked_for_translations_of_tests_alone(qa_folder):
+    from flare_exp.config.composition import systems_of
+    from flare_exp.experiment import data_checks, pipeline
+    from flare_exp.experiment.checkpoints import make_translator
+
+    cfg = job("task=tydiqa", f"task.data_dir={qa_folder}", "mt=nllb_600m", "source.systems=[file]")
+    task, (own,) = pipeline.load_task(cfg), systems_of(cfg)
+    anything = SimpleNamespace(identity=lambda *_: {}, try_out=lambda *_: None)
+    with pytest.raises(UserError, match=r"source\.systems=\[file\]: .*there is no .*mt_sw-en"):
+        data_checks.check_every_translation(cfg, task, anything, make_translator(own, task, None))
+
+
 # --- damaged and doubtful data -------------------------------------------------------------------
 
 

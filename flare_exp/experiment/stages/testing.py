@@ -82,7 +82,7 @@ def predictions(
         data: has the split.
         role: name of the split.
     """
-    run.mt.release()
+    run.release_models()
     module = fitting.make_module(run, *trained_model(run, trained, english))
     options = {"enable_checkpointing": False, "logger": False}
     trainer = fitting.make_trainer(run, "test", [Interruptible(run.distributed)], **options)

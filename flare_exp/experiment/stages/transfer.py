@@ -78,7 +78,7 @@ def transfer(
         }
 
     def build(folder: Path) -> dict[str, Any]:
-        run.mt.release()  # its translations are made
+        run.release_models()  # their translations are made
         below = run.models.english_model(english)
         if method.full:
             model = below.model.requires_grad_(True)
@@ -117,9 +117,12 @@ def fusion_options(run: RunContext, method: Method) -> dict[str, Any]:
     common = {"fusion": f.name, "fusion_options": f.options, "answer_source": f.answer_source}
     if method.mode is PairingMode.LATENT:
         return {**common, "source_width": run.mt.encoder_config.d_model}
-    if len(run.cfg.source.langs) > 1:
-        common["source_combine"] = run.cfg.source.combine
-    return {**common, "source_layer": f.source_layer, "source_state": f.source_state}
+    return {
+        **common,
+        "source_layer": f.source_layer,
+        "source_state": f.source_state,
+        "source_combine": run.cfg.source.combine,
+    }
 
 
 def cache_states(
@@ -158,4 +161,4 @@ def cache_states(
             )
     if isinstance(source, MTSourceEncoder):
         source.drop_encoder()
-        run.mt.release()
+        run.release_models()

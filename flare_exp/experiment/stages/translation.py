@@ -43,7 +43,8 @@ def translate(run: RunContext, examples: Sequence[Example], lang: str) -> list[E
         artifact = keep(key, lambda: [(e, {}) for e in noisy], {**identity, **errors})
         made = noisy
     split = examples[0].id.rpartition("/")[0]
-    run.translations.setdefault(f"translation of {split} into {lang}", artifact)
+    by = f" by {run.system}" if run.system else ""
+    run.translations.setdefault(f"translation of {split} into {lang}{by}", artifact)
     return made
 
 
