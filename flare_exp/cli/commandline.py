@@ -6,7 +6,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -210,13 +211,21 @@ def refuse(problems: Sequence[str]) -> int:
     return 2
 
 
-def show(text: str) -> None:
-    """Print a text, or as much of it as the reader takes (`--help | head`)."""
+@contextmanager
+def piped() -> Iterator[None]:
+    """Print as much as the reader of the output takes (`report | head`)."""
     try:
-        print(text, flush=True)
+        yield
+        sys.stdout.flush()
     except BrokenPipeError:
         # otherwise Python's flush at exit reports the broken pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show(text: str) -> None:
+    """Print a text, or as much of it as the reader takes."""
+    with piped():
+        print(text)
 
 
 def help_text() -> str:

@@ -50,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(given: list[str]) -> int:
     """Run a subcommand, show the help or the version, or run what a command line configures."""
     if given and given[0] in commandline.COMMANDS:
-        return _command(given[0], given[1:])
+        code = 0
+        with commandline.piped():
+            code = _command(given[0], given[1:])
+        return code
     signals.block_signals()
     wait = given[:1] != ["submit"]
     arguments = commandline.normalized(
