@@ -23,7 +23,7 @@ class Row:
 
     Attributes:
         texts: by field, in the order of Task.fields.
-        source: their English translation; None: it is to be made.
+        source: their translations, in the order of the columns; None: they are to be made.
         id: from the column `id`; None without one.
     """
 
@@ -39,12 +39,19 @@ class Reader:
         path: a file that ends in one of ENDINGS; its first line names the columns of a table.
         fields: names of a text's fields, which are columns.
         option: the option that names the file, for messages.
+        sources: columns of the source texts; None: those of the English text.
     """
 
-    def __init__(self, path: Path, fields: Sequence[str], option: str = "file"):
+    def __init__(
+        self,
+        path: Path,
+        fields: Sequence[str],
+        option: str = "file",
+        sources: Sequence[str] | None = None,
+    ):
         self.path, self.fields = path, fields
         self.place = f"{option}={path}"
-        self.sources = source_columns(fields)
+        self.sources = source_columns(fields) if sources is None else sources
         # both are known after `check`; the type is that of the first row, None without an id
         self.id_type: type | None = None
         self.has_sources = False

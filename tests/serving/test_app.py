@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 
 from flare_exp.data.rows import Row
 from flare_exp.experiment.predicting import Result
+from flare_exp.experiment.source_texts import SourceTexts
 from flare_exp.experiment.translating import UnknownText
 from flare_exp.serving.app import Access, make_app
 from flare_exp.serving.batching import Batcher
@@ -23,7 +24,7 @@ URL = "http://127.0.0.1"
 class Upper:
     """A run whose label is the text itself in upper case, and whose source is the reverse."""
 
-    reads_sources, mode = True, None
+    reads_sources, sources = True, SourceTexts(("text",), ("en",), "en")
     task = SimpleNamespace(name="letters", fields=("text",), labels=("A", "B"))
     run = SimpleNamespace(
         cfg=SimpleNamespace(
