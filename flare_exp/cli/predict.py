@@ -35,11 +35,11 @@ from typing import TYPE_CHECKING, Any
 
 from flare_exp.cli.commandline import normalized
 from flare_exp.config.schema import Config
-from flare_exp.config.suggestions import nearest
 from flare_exp.errors import UserError
 from flare_exp.experiment.overriding import KEYS as OPTIONS
 from flare_exp.experiment.overriding import is_allowed
 from flare_exp.experiment.runs import quiet
+from flare_exp.utils.suggestions import nearest
 
 if TYPE_CHECKING:
     from rich.text import Text

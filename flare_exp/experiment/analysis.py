@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 
 from flare_exp.config.methods import ENSEMBLE, METHODS, Method
 from flare_exp.config.schema import Config
-from flare_exp.config.suggestions import allowed
 from flare_exp.data.dataset import PairedCollator, PairedDataset
 from flare_exp.data.pairing import Pair, make_pairs
 from flare_exp.data.pairing_mode import PairingMode
@@ -38,6 +37,7 @@ from flare_exp.flare.measuring import (
     means,
 )
 from flare_exp.flare.source_encoders import SourceEncoder
+from flare_exp.utils.suggestions import allowed
 
 States = Mapping[str, Tensor]  # stack -> mean states [N, layers, d]
 

@@ -10,9 +10,9 @@ from typing import Any
 from flare_exp.config import validation
 from flare_exp.config.methods import answering
 from flare_exp.config.schema import Config
-from flare_exp.config.suggestions import allowed
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
+from flare_exp.utils.suggestions import allowed
 
 # places that may have moved, and how the model runs
 KEYS = (

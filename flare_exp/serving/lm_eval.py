@@ -23,11 +23,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.api.task import Task, TaskConfig
 
 import flare_exp
-from flare_exp.config.suggestions import nearest
 from flare_exp.data.generation import GenerationPreprocessor
 from flare_exp.errors import UserError
 from flare_exp.experiment.overriding import KEYS, is_allowed
 from flare_exp.serving.prediction import same_texts, stored_predictions
+from flare_exp.utils.suggestions import nearest
 
 
 class OwnTestSet:
