@@ -43,7 +43,7 @@ def _literal(texts: Sequence[str]) -> str:
 def imports_of_lora(reading: Mapping[str, Any], task_type: str) -> list[str]:
     """Return the imports of `code_of_lora`."""
     quantized = ["BitsAndBytesConfig"] if reading["weights"]["quantize"] else []
-    names = sorted([CLASSES[task_type], "AutoTokenizer", *quantized])
+    names = [*sorted([CLASSES[task_type], "AutoTokenizer", *quantized]), "logging"]
     return [
         "import torch",
         "from peft import PeftModel",
@@ -65,6 +65,7 @@ def code_of_lora(reading: Mapping[str, Any], task_type: str, base: Origin | None
     sides = [f"{name}={reading[name]!r}" for name in ("padding_side", "truncation_side")]
     tokenizer = ", ".join([place, *revision, *sides])
     return [
+        "logging.set_verbosity_error()  # no report that the head is new: the next line fills it",
         f"model = {CLASSES[task_type]}.from_pretrained({model})",
         "model = PeftModel.from_pretrained(model, folder).eval()",
         f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",

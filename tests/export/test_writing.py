@@ -115,6 +115,7 @@ def test_others_load_an_export_and_get_the_same_logits(runs, exported, cache_dir
         env={**os.environ, **places, "PYTHONPATH": str(Path(flare_exp.__file__).parents[1])},
     )
     assert done.returncode == 0, done.stderr
+    assert "LOAD REPORT" not in done.stdout + done.stderr
     found = load_file(exported / "logits.safetensors")
     for name, run in (
         ("flare", "flare"),
