@@ -50,6 +50,7 @@ CODE = {
     "ensemble": (
         "experiment.stages.ensemble",
         "experiment.stages.similarity:reliability",
+        "experiment.stages.similarity:trust",
         "tasks.metrics",
     ),
     "similarity": ("experiment.stages.similarity",),

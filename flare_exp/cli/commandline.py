@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from flare_exp.config import composition, schema
-from flare_exp.config.suggestions import nearest
 from flare_exp.errors import UserError
+from flare_exp.utils.suggestions import nearest
 
 # Subcommand -> its flags (None: it reads its words itself) and its help. Each is a module
 # flare_exp.cli.<name> with a function `main(arguments) -> exit code`.

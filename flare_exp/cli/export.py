@@ -37,8 +37,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flare_exp.cli.commandline import parsed
-from flare_exp.config.suggestions import nearest
 from flare_exp.errors import UserError
+from flare_exp.utils.suggestions import nearest
 
 OPTIONS = (
     "run", "to", "format", "base", "mt_base", "license", "push", "dry_run", "private",

@@ -147,8 +147,16 @@ def sums(jobs: Sequence[Job]) -> list[str]:
 
 
 def notes(jobs: Sequence[Job]) -> list[str]:
-    """Return the notes on how the numbers were obtained, each once."""
-    return list(dict.fromkeys(note for job in jobs if job.estimate for note in job.estimate.notes))
+    """Return the notes on jobs that were not asked for, and on the numbers, each once."""
+    needed: dict[str, list[str]] = {}
+    for job in jobs:
+        if job.needed:
+            needed.setdefault(job.needed, []).append(str(job.number))
+    numbers = [note for job in jobs if job.estimate for note in job.estimate.notes]
+    return [
+        *(f"job {', '.join(own)}: {why}" for why, own in needed.items()),
+        *dict.fromkeys(numbers),
+    ]
 
 
 def size(count: float) -> str:

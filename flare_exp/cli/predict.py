@@ -35,11 +35,11 @@ from typing import TYPE_CHECKING, Any
 
 from flare_exp.cli.commandline import normalized
 from flare_exp.config.schema import Config
-from flare_exp.config.suggestions import nearest
 from flare_exp.errors import UserError
 from flare_exp.experiment.overriding import KEYS as OPTIONS
 from flare_exp.experiment.overriding import is_allowed
 from flare_exp.experiment.runs import quiet
+from flare_exp.utils.suggestions import nearest
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         problems.append(str(error))
     task = load_task(cfg)
-    if problems := [*problems, *_input_problems(given, task), *_out_problems(given)]:
+    if problems := [*problems, *_input_problems(given, cfg, task), *_out_problems(given)]:
         raise UserError("; ".join(problems))
     found = _input(given, cfg, task)
     if out := given.path("out"):
@@ -151,11 +151,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _input_problems(given: Given, task: Task) -> Iterator[str]:
+def _input_problems(given: Given, cfg: Config, task: Task) -> Iterator[str]:
     """Yield what is wrong with the texts that are given."""
     from flare_exp.data.rows import path_problem, source_columns, text_problem
+    from flare_exp.experiment.source_texts import source_texts
 
-    sources = source_columns(task.fields)
+    # those of a method without a source are refused later, with the reason
+    sources = source_texts(cfg, task).columns or source_columns(task.fields)
     known = [*task.fields, *sources]
     if unknown := [name for name in given.texts if name not in known]:
         allowed = [*KEYS, *known, "mt", "mt.*", *OPTIONS]
@@ -200,20 +202,20 @@ def _input(given: Given, cfg: Config, task: Task) -> Input:
     """
     from flare_exp.artifacts import digest_of, file_sha256
     from flare_exp.data.rows import Reader, Row, source_columns
-    from flare_exp.experiment.predicting import reads_sources
+    from flare_exp.experiment.source_texts import source_texts
     from flare_exp.experiment.translating import translator_problem
 
     if "split" in given.values:
         return Input(None, None, "test")
-    reads = reads_sources(cfg)
+    reads = source_texts(cfg, task).columns
+    names = reads or source_columns(task.fields)
     untranslated = translator_problem(cfg) if reads else None
     if path := given.path("file"):
-        reader = Reader(path, task.fields)
+        reader = Reader(path, task.fields, sources=names)
         count = reader.check(untranslated)
         if reader.has_sources and not reads:
             print(f"method={cfg.method.name} reads no source: that of {path} is left out")
         return Input(reader, count, file_sha256(path), reader.id_type)
-    names = source_columns(task.fields)
     source = tuple(given.texts[name] for name in names if name in given.texts)
     if source and not reads:
         raise UserError(f"method={cfg.method.name} reads no source: leave {names[0]}= out")
@@ -235,7 +237,7 @@ def _write(given: Given, found: Input, path: Path) -> int:
     try:
         with Output(path, identity, run.run.cfg.data.batch_size) as output:
             before = output.done
-            count = len(run.test_set().pairs) if found.count is None else found.count
+            count = len(run.test_set()[0].pairs) if found.count is None else found.count
             with progress.bar("predicting", count) as advance:
                 advance(before)
                 if found.rows is None:

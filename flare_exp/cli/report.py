@@ -36,10 +36,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flare_exp.cli.commandline import folder_problem, parsed
-from flare_exp.config.suggestions import allowed
 from flare_exp.errors import UserError
 from flare_exp.report.making import Report, make_report
 from flare_exp.report.packing import ENDING, pack
+from flare_exp.utils.suggestions import allowed
 
 if TYPE_CHECKING:
     from flare_exp.report.drawing import Drawing

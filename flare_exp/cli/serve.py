@@ -35,9 +35,9 @@ from typing import TYPE_CHECKING
 from flare_exp.cli.predict import Given
 from flare_exp.cli.predict import parse as sorted_words
 from flare_exp.config.schema import Config
-from flare_exp.config.suggestions import nearest
 from flare_exp.errors import UserError
 from flare_exp.experiment.runs import quiet
+from flare_exp.utils.suggestions import nearest
 
 if TYPE_CHECKING:
     from flare_exp.serving.requests import Limits

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.config.methods import DISTIL, ENSEMBLE
-from flare_exp.config.schema import Config
+from flare_exp.config.schema import PROMPTED, Config
 from flare_exp.config.source_rules import similarity_problems
 from flare_exp.data.rows import path_problem
 
+HEADLESS = "soft labels are learned by a classification head, and a prompt has none"
 COUNTS = {ENSEMBLE: (2, 4, "two to four methods"), DISTIL: (1, 4, "one to four teachers")}
 
 
@@ -29,6 +30,7 @@ def combining_problems(cfg: Config, task: Any) -> Iterator[str]:
         yield from _weights_problems(cfg)
     if name == DISTIL:
         yield from _texts_problems(cfg)
+        yield from _prompt_problems(cfg, task)
         return
     for f in fields(cfg.distil):
         value = getattr(cfg.distil, f.name)
@@ -64,6 +66,23 @@ def _weights_problems(cfg: Config) -> Iterator[str]:
         )
     if cfg.method.weights == "similarity":
         yield from similarity_problems(cfg, f"{weights} with method.of=[{','.join(cfg.method.of)}]")
+
+
+def _prompt_problems(cfg: Config, task: Any) -> Iterator[str]:
+    """Check that labels are given by a classification head, as far as that is known already.
+
+    A checkpoint is looked at when it is loaded.
+    """
+    if task is None or not task.labels:
+        return
+    if cfg.task.form == "generative":
+        yield f"method={DISTIL} with task.form=generative: {HEADLESS}; leave it out"
+    pretrain = cfg.model.pretrain if cfg.model.path is None else None
+    if pretrain is not None and pretrain.architecture in PROMPTED:
+        yield (
+            f"method={DISTIL} with model={cfg.model.name}: {HEADLESS}; choose an encoder, for "
+            "example model=tiny"
+        )
 
 
 def _texts_problems(cfg: Config) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from flare_exp.config.languages import as_list
 from flare_exp.config.methods import ENSEMBLE
 from flare_exp.config.schema import Config
-from flare_exp.config.suggestions import allowed
+from flare_exp.utils.suggestions import allowed
 
 
 def language_problems(cfg: Config, task: Any) -> Iterator[str]:

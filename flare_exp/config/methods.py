@@ -80,6 +80,12 @@ def members_of(chosen: Chosen) -> dict[str, Method]:
     return {name: METHODS[name] for name in names if name in METHODS}
 
 
+def answering(chosen: Chosen) -> dict[str, Method]:
+    """Return name -> method for the methods that answer test texts: of `members_of`, no teacher."""
+    members = members_of(chosen)
+    return {DISTIL: members[DISTIL]} if chosen.name == DISTIL else members
+
+
 def modes_of(chosen: Chosen) -> list[PairingMode]:
     """Return what each of `members_of` reads and fuses."""
     return [method.mode for method in members_of(chosen).values()]

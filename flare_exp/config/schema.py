@@ -36,6 +36,10 @@ OPTIMIZERS = (
 )
 
 
+# of the embedded models, those that answer by a prompt alone (flare_exp.models.families)
+PROMPTED = ("llama", "gemma2")
+
+
 @dataclass
 class PretrainConfig:
     """Pre-training of an embedded model."""
@@ -43,7 +47,7 @@ class PretrainConfig:
     architecture: str = option(
         "xlm-roberta",
         "family of the embedded model",
-        choices=("xlm-roberta", "llama", "gemma2", "mt5"),
+        choices=("xlm-roberta", *PROMPTED, "mt5"),
     )
     documents: int = option(0, "documents of generated text", min=1)
     steps: int = option(0, "optimizer steps", min=1)

@@ -10,9 +10,9 @@ from flare_exp.config.composition import groups, systems_of
 from flare_exp.config.method_schema import FUSING_METHODS, SOURCE_METHODS, SourceConfig
 from flare_exp.config.methods import DISTIL, ENSEMBLE, fuses, members_of, modes_of
 from flare_exp.config.schema import Config
-from flare_exp.config.suggestions import allowed
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.source_augmentation import WORDS
+from flare_exp.utils.suggestions import allowed
 
 DRAWN = ("dropout", "noise")  # options that draw the sources of training examples
 

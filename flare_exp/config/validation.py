@@ -21,8 +21,8 @@ from flare_exp.config.method_schema import FUSING_METHODS
 from flare_exp.config.mt_schema import MtPretrainConfig
 from flare_exp.config.schema import RETIRED, Config, PretrainConfig, keys
 from flare_exp.config.source_rules import undrawn_problems
-from flare_exp.config.suggestions import allowed, nearest, same_name
 from flare_exp.errors import first_line
+from flare_exp.utils.suggestions import allowed, nearest, same_name
 
 
 def validate(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str]]:

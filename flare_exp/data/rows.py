@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flare_exp.errors import UserError, first_line
+from flare_exp.utils.suggestions import nearest
 
-SHOWN = 5  # problems of single rows that a message names
+SHOWN = 5  # problems that a message names, and rows of each
 ENDINGS = (".jsonl", ".csv", ".tsv", ".parquet")
 Record = Mapping[str, Any]
 
@@ -23,7 +25,7 @@ class Row:
 
     Attributes:
         texts: by field, in the order of Task.fields.
-        source: their English translation; None: it is to be made.
+        source: their translations, in the order of the columns; None: they are to be made.
         id: from the column `id`; None without one.
     """
 
@@ -39,12 +41,19 @@ class Reader:
         path: a file that ends in one of ENDINGS; its first line names the columns of a table.
         fields: names of a text's fields, which are columns.
         option: the option that names the file, for messages.
+        sources: columns of the source texts; None: those of the English text.
     """
 
-    def __init__(self, path: Path, fields: Sequence[str], option: str = "file"):
+    def __init__(
+        self,
+        path: Path,
+        fields: Sequence[str],
+        option: str = "file",
+        sources: Sequence[str] | None = None,
+    ):
         self.path, self.fields = path, fields
         self.place = f"{option}={path}"
-        self.sources = source_columns(fields)
+        self.sources = source_columns(fields) if sources is None else sources
         # both are known after `check`; the type is that of the first row, None without an id
         self.id_type: type | None = None
         self.has_sources = False
@@ -61,21 +70,26 @@ class Reader:
 
         Raises:
             UserError: the file cannot be read, lacks a column, or has wrong rows; the message
-                names the first of them.
+                names the first of them, and each problem once.
         """
         count, wrong = 0, 0
-        problems: list[str] = []
+        problems: Counter[str] = Counter()  # problem -> number of its rows
+        places: dict[str, list[str]] = defaultdict(list)  # problem -> the first of them
         for place, record in self._records():
             if not count and record.get("id") is not None:
                 self.id_type = type(record["id"])
             count += 1
             if found := self._problem(record, no_translator is not None):
                 wrong += 1
-                problems += [f"{place}: {found}"][: SHOWN - len(problems)]
+                if found in problems or len(problems) < SHOWN:
+                    problems[found] += 1
+                    places[found] += [place][: SHOWN - len(places[found])]
         if problems:
-            more = f"; {wrong - SHOWN} more rows are wrong" if wrong > SHOWN else ""
+            said = [f"{_rows(places[text], n, count)}: {text}" for text, n in problems.items()]
+            rest = wrong - problems.total()
+            more = f"; {rest} more rows are wrong" if rest else ""
             why = f" ({no_translator})" if no_translator else ""
-            raise UserError(f"{self.place}: {'; '.join(problems)}{more}{why}")
+            raise UserError(f"{self.place}: {'; '.join(said)}{more}{why}")
         if not count:
             raise UserError(f"{self.place}: there is no row in it")
         return count
@@ -83,7 +97,8 @@ class Reader:
     def _problem(self, record: Record, needs_source: bool) -> str | None:
         """Return what is wrong with a row."""
         if lacking := [name for name in self.fields if name not in record]:
-            return f"has no {' and no '.join(lacking)}; it has {', '.join(map(str, record))}"
+            near = "".join(nearest(name, [*map(str, record)]) for name in lacking)
+            return f"has no {' and no '.join(lacking)}; it has {', '.join(map(str, record))}{near}"
         given = {name: record[name] for name in self.sources if record.get(name) not in (None, "")}
         self.has_sources |= bool(given)
         if found := text_problem({**{name: record[name] for name in self.fields}, **given}):
@@ -120,6 +135,20 @@ class Reader:
         except (OSError, csv.Error, pa.ArrowException) as error:
             said = getattr(error, "strerror", None) or first_line(error)
             raise UserError(f"{self.place}: cannot be read ({said})") from None
+
+
+def _rows(places: Sequence[str], count: int, total: int) -> str:
+    """Name some rows of a file.
+
+    Args:
+        places: the first of them.
+        count: how many they are.
+        total: how many rows the file has.
+    """
+    if count == total > 1:
+        return f"every one of {total} rows"
+    more = count - len(places)
+    return ", ".join(places) + (f" and {more} more" if more else "")
 
 
 def path_problem(path: Path) -> str | None:

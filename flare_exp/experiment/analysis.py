@@ -17,9 +17,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from flare_exp.config.methods import METHODS, Method
+from flare_exp.config.methods import ENSEMBLE, METHODS, Method
 from flare_exp.config.schema import Config
-from flare_exp.config.suggestions import allowed
 from flare_exp.data.dataset import PairedCollator, PairedDataset
 from flare_exp.data.pairing import Pair, make_pairs
 from flare_exp.data.pairing_mode import PairingMode
@@ -38,6 +37,7 @@ from flare_exp.flare.measuring import (
     means,
 )
 from flare_exp.flare.source_encoders import SourceEncoder
+from flare_exp.utils.suggestions import allowed
 
 States = Mapping[str, Tensor]  # stack -> mean states [N, layers, d]
 
@@ -115,7 +115,7 @@ def analyze(
         after = reader.read(own, "adapted model", data.source_preprocessor)
         activations = reader.recorder.activations()
         del reader
-    loaded.model = loaded.source = None  # one model at a time
+    del loaded  # one model at a time
     run.release_models()
     both = PairedDataset(examples, run.preprocessor)
     with isolate_rng():  # loading seeds the generators
@@ -140,13 +140,18 @@ def check(folder: Path, cfg: Config, lang: str | None) -> None:
         raise UserError(f"{folder}: the run has several languages; choose one: --lang {tested[0]}")
     if lang is not None and lang not in tested:
         raise UserError(f"{folder}: --lang {lang}: {allowed(lang, tested)}")
-    method = METHODS.get(cfg.method.name)
-    if method and method.mode is PairingMode.JOINT:
+    if cfg.method.name == ENSEMBLE:
+        raise UserError(
+            f"{folder} is an ensemble of {', '.join(cfg.method.of)}: its members have models of "
+            "their own; give the run of a member"
+        )
+    method = METHODS[cfg.method.name]
+    if method.mode is PairingMode.JOINT:
         raise UserError(
             f"{folder}: method={cfg.method.name} reads a text and its source as one input, so that "
             "neither has states of its own; give the run of another method"
         )
-    if method and method.mode.fuses and cfg.source.empty:
+    if method.mode.fuses and cfg.source.empty:
         raise UserError(
             f"{folder}: with source.empty=true the run read no source, so there is nothing to "
             "analyze; give a run with source.empty=false"

@@ -14,7 +14,8 @@ from flare_exp.artifacts import file_sha256
 
 CHECKSUMS = "checksums.json"
 FILES = ("config.yaml", "metrics.json", "provenance.json", "predictions.parquet")
-FOLDERS = ("adapter", "english", "curves")
+# an ensemble has an adapter or a model for each member
+FOLDERS = ("adapter*", "english", "model*", "curves")
 LARGE = 2**28  # bytes; larger files are read again only when their size or time has changed
 
 
@@ -59,12 +60,16 @@ def damage(folder: Path, only: Collection[str] | None = None, trusted: int = LAR
 
 def _results(folder: Path) -> Iterator[Path]:
     yield from (folder / name for name in FILES if (folder / name).is_file())
-    for name in FOLDERS:
+    for place in folders(folder):
         yield from (
-            path
-            for path in sorted((folder / name).rglob("*"))
-            if path.is_file() and path.name != "README.md"
+            path for path in sorted(place.rglob("*")) if path.is_file() and path.name != "README.md"
         )
+
+
+def folders(folder: Path) -> Iterator[Path]:
+    """Yield the folders of a run folder that hold results."""
+    for name in FOLDERS:
+        yield from (path for path in sorted(folder.glob(name)) if path.is_dir())
 
 
 def _problem(path: Path, facts: Mapping[str, Any], trusted: int) -> str | None:

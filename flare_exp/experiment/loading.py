@@ -1,7 +1,9 @@
-"""Load the model of a finished run from its folder."""
+"""Load the models of a finished run from its folder."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,18 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from flare_exp.artifacts import Artifact, ArtifactStore
-from flare_exp.config.methods import ENSEMBLE, METHODS
+from flare_exp.config.methods import ENSEMBLE, METHODS, answering
 from flare_exp.config.schema import RETIRED, Config
 from flare_exp.errors import UserError, first_line
 from flare_exp.experiment import pipeline
 from flare_exp.experiment.checkpoints import prepare_backbone
 from flare_exp.experiment.checksums import damage
+from flare_exp.experiment.context import RunContext
+from flare_exp.experiment.mixing import SameWeights, Weights, WeightsBySimilarity
 from flare_exp.experiment.overriding import overridden
 from flare_exp.experiment.predicting import LoadedRun
+from flare_exp.experiment.predictor import Predictor
+from flare_exp.experiment.results import place_of
 from flare_exp.experiment.runs import quiet
 from flare_exp.experiment.stages.testing import trained_model
 from flare_exp.training.tracking import Tracker
@@ -44,42 +50,103 @@ def load(folder: str | Path, *options: str) -> LoadedRun:
     folder = Path(folder).expanduser()
     given = overridden(finished_config(folder), options)
     _check_alone(folder, given)
+    _check_weights(folder, given)
     quiet(given)
     cfg = pipeline.resolve_hardware(given)
     store = ArtifactStore(cfg.cache_dir)
     task, backbone = pipeline.load_task(cfg), prepare_backbone(cfg, store)
     run = pipeline.make_context(cfg, store, task, backbone, Tracker(folder, {}))
-    english, method = saved(folder, "english"), METHODS[cfg.method.name]
     with isolate_rng():  # loading seeds the generators, and the caller's stay as they are
-        if method.trains and not method.full:
-            return LoadedRun(folder, run, *trained_model(run, saved(folder, "adapter"), english))
-        model = saved(folder, "model") if method.full else english
-        return LoadedRun(folder, run, *trained_model(run, model, None))
+        predictors = _predictors(folder, run)
+    return LoadedRun(folder, run, predictors, _weights(folder, run, predictors))
+
+
+def _predictors(folder: Path, run: RunContext) -> dict[str, Predictor]:
+    """Load the model of the run, or of each member of an ensemble.
+
+    Returns:
+        name of the method, or of the pass -> predictor.
+    """
+    loaded: dict[str, tuple[Any, Any]] = {}
+    found: dict[str, Predictor] = {}
+    for name, method in answering(run.cfg.method).items():
+        place = _place_of(run.cfg, name)
+        if place not in loaded:
+            below = saved(folder, "english") if method.trains and not method.full else None
+            loaded[place] = trained_model(run, saved(folder, place), below)
+        found[name] = Predictor(run, method.mode, *loaded[place])
+    if len(passes := run.cfg.predict.sources) > 1:
+        (one,) = found.values()
+        return {
+            name: Predictor(run, one.mode, one.model, one.source, name == "given")
+            for name in passes
+        }
+    return found
+
+
+def _place_of(cfg: Config, name: str) -> str:
+    """Return where a run folder keeps the weights of one of its methods."""
+    method = METHODS[name]
+    if not method.trains:
+        return "english"
+    training = f"transfer {name}" if cfg.method.name == ENSEMBLE else "transfer"
+    return place_of(training, Path("model" if method.full else "adapter"))
+
+
+def _weights(folder: Path, run: RunContext, predictors: Mapping[str, Predictor]) -> Weights:
+    """Return how much each predictor counts.
+
+    Raises:
+        UserError: the run folder does not say it.
+    """
+    equal = SameWeights([1 / len(predictors)] * len(predictors))
+    method = run.cfg.method
+    if method.name != ENSEMBLE or method.weights == "equal":
+        return equal
+    facts = json.loads((folder / "provenance.json").read_text())
+    if method.weights == "validation":
+        return SameWeights([facts["test"]["weights"][name] for name in predictors])
+    if "similarity" not in facts:
+        raise UserError(
+            f"{folder}: method.weights=similarity: an earlier version left the folder without the "
+            "similarity of validation pairs, which the weights of new texts follow from; give the "
+            "run's command another output_dir (what it trained is in the cache)"
+        )
+    return WeightsBySimilarity(run, predictors.values(), facts["similarity"])
 
 
 def _check_alone(folder: Path, cfg: Config) -> None:
-    """Check that texts are in one language, and answered in one pass.
+    """Check that texts are in one language.
 
     Raises:
-        UserError: the run has several languages or passes, and none was chosen.
+        UserError: the run has several, and none was chosen.
     """
     if len(cfg.task.langs) > 1:
         raise UserError(
             f"{folder}: the run has several languages; give the one of the texts: "
             f"task.lang={cfg.task.langs[0]} (or {', '.join(cfg.task.tested[1:])})"
         )
-    if len(cfg.predict.sources) > 1:
+
+
+def _check_weights(folder: Path, cfg: Config) -> None:
+    """Check early that the folder has all models that the run answers with.
+
+    Raises:
+        UserError: one is missing.
+    """
+    places = ["english", *(_place_of(cfg, name) for name in answering(cfg.method))]
+    if lacking := [name for name in dict.fromkeys(places) if not (folder / name).is_dir()]:
         raise UserError(
-            f"{folder}: the run averages two passes (predict.sources=[given,none]), and here one "
-            "is made; give predict.sources=[given] for the pass with the source"
+            f"{folder}: {' and '.join(lacking)} is missing in it; give the run's command another "
+            "output_dir (what it trained is taken from the cache)"
         )
 
 
 def finished_config(folder: Path) -> Config:
-    """Return the configuration of a finished run that has a model, for one process.
+    """Return the configuration of a finished run, for one process.
 
     Raises:
-        UserError: the folder holds no finished run, is damaged, or its run has no model.
+        UserError: the folder holds no finished run, or is damaged.
     """
     if not (folder / "metrics.json").is_file():
         inside = sorted(p.parent for p in folder.glob("*/metrics.json"))
@@ -90,17 +157,12 @@ def finished_config(folder: Path) -> Config:
             f"{folder} is damaged: {', '.join(problems[:5])}; the run's own command makes it again"
         )
     given = stored_config(folder)
-    if given.method.name == ENSEMBLE:
-        raise UserError(
-            f"{folder} is an ensemble of {', '.join(given.method.of)}: it has no model of its own; "
-            "load the run of a member"
-        )
     trainer = replace(given.trainer, enable_progress_bar=False, devices=1, nodes=1, strategy=None)
     return replace(given, trainer=trainer, data=replace(given.data, workers=0))
 
 
 def saved(folder: Path, name: str) -> Artifact:
-    """Return the weights that a run folder keeps: `english`, `adapter` or `model`."""
+    """Return the weights that a run folder keeps: `english`, `adapter`, `model`, or a member's."""
     return Artifact(folder / name, name, "", {}, 0.0, True)
 
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flare_exp.config import validation
-from flare_exp.config.methods import METHODS
+from flare_exp.config.methods import answering
 from flare_exp.config.schema import Config
-from flare_exp.config.suggestions import allowed
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
+from flare_exp.utils.suggestions import allowed
 
 # places that may have moved, and how the model runs
 KEYS = (
@@ -69,12 +69,12 @@ def overridden(cfg: Config, words: Sequence[str]) -> Config:
 
 def _refused(cfg: Config, words: Sequence[str]) -> Iterator[str]:
     """Yield a message for each option that may not be changed."""
-    method = METHODS.get(cfg.method.name)
+    latent = PairingMode.LATENT in [one.mode for one in answering(cfg.method).values()]
     for word in words:
         key = word.partition("=")[0]
         if not is_allowed(word):
             yield f"{word}: the run has this option already; {allowed(key, ['mt', 'mt.*', *KEYS])}"
-        elif key.startswith("mt") and method and method.mode is PairingMode.LATENT:
+        elif key.startswith("mt") and latent:
             yield f"{word}: method={cfg.method.name} was trained with the encoder of its own mt"
 
 

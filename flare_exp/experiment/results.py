@@ -13,7 +13,7 @@ from typing import Any
 from flare_exp.artifacts import Artifact
 from flare_exp.code import code_of
 from flare_exp.config.languages import joined
-from flare_exp.experiment.checksums import CHECKSUMS, seal, seal_of
+from flare_exp.experiment.checksums import CHECKSUMS, folders, seal, seal_of
 from flare_exp.experiment.curves import draw_curves
 from flare_exp.experiment.provenance import provenance
 from flare_exp.experiment.run_page import label_of, places_of, run_page
@@ -61,6 +61,8 @@ def write_outputs(
                 for name, a in made.items()
             },
         }
+        if alike := made.get("similarity of validation"):
+            facts["similarity"] = alike.info  # the weights of new texts follow from it
         facts = {**provenance(), **facts}
         write_json(folder / "provenance.json", facts)
         draw_curves(folder / "curves", folder / "curves.png", metric, joined(measured["lang"]))
@@ -106,8 +108,8 @@ def _taken_back(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError:
-        for name in ("english", "adapter", "curves"):
-            shutil.rmtree(folder / name, ignore_errors=True)
+        for place in folders(folder):
+            shutil.rmtree(place, ignore_errors=True)
         for name in (
             "predictions.parquet",
             "provenance.json",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,10 +99,11 @@ def run_page(measured: Mapping[str, Any], facts: Mapping[str, Any], folder: Path
         "",
         f"    python -m flare_exp {shlex.join(facts['command'][1:])}".rstrip(),
         "",
-        *_usage(measured, "weights" in facts["test"], folder),
+        *_usage(measured, folder),
         "| file | content |",
         "|---|---|",
         *(f"| `{name}` | {FILES[name]} |" for name in listed),
+        *(f"| `{name}/` | {content} |" for name, content in _members(folder)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -118,35 +121,47 @@ def _table(measured: Mapping[str, Any], method: str, data: Mapping[str, Any]) ->
     return [f"| {' | '.join(row)} |" for row in cells]
 
 
-def _usage(measured: Mapping[str, Any], passes: bool, folder: Path) -> list[str]:
-    """Return the lines that say how to load the model; an ensemble has none of its own.
+def _members(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield folder and content of the weights of each member of an ensemble, or teacher."""
+    for kind, format in (("adapter", "PEFT"), ("model", "transformers")):
+        for place in sorted(folder.glob(f"{kind}_*/")):
+            member = place.name.removeprefix(f"{kind}_")
+            yield place.name, f"the {kind} of {member}, in {format} format"
+
+
+def _usage(measured: Mapping[str, Any], folder: Path) -> list[str]:
+    """Return the lines that say how to load the run and use it.
+
+    Paths are those of the command above, so that its other paths, which the run keeps, are right,
+    too.
 
     Args:
         measured: what metrics.json holds.
-        passes: whether several passes were combined.
         folder: the run folder.
     """
     method, langs = measured["method"], as_list(measured["lang"])
-    if method == ENSEMBLE:
-        return []
+    modes = [METHODS[name].mode for name in (measured["of"] if method == ENSEMBLE else [method])]
     chosen = [f"task.lang={langs[0]}"] if len(langs) > 1 else []
-    chosen += ["predict.sources=[given]"] if passes else []
     options = "".join(f', "{option}"' for option in chosen)
-    place = shlex.quote(folder.name)
-    words = "".join(f" {shlex.quote(option)}" for option in chosen)
-    arguments = "texts, sources=english_texts" if METHODS[method].mode.translates_tests else "texts"
+    place = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+    run = " ".join(shlex.quote(word) for word in (f"run={place}", *chosen))
+    arguments, further = "texts", measured.get("source", {}).get("langs")
+    if further:
+        arguments = "texts, sources=sources)  # each has what run.sources.parts names"
+    elif any(mode.translates_tests for mode in modes):
+        arguments = "texts, sources=english_texts"
     return [
-        "To load the model and use it, from the folder above this one:",
+        "To load it and use it, in the folder where the command was run:",
         "",
         "    import flare_exp",
         "",
-        f'    run = flare_exp.load("{folder.name}"{options})',
-        f"    run.predict({arguments})",
+        f"    run = flare_exp.load({json.dumps(place, ensure_ascii=False)}{options})",
+        f"    run.predict({arguments}" + ("" if further else ")"),
         "",
         "Or, for one text, a file, or over HTTP:",
         "",
-        f'    python -m flare_exp predict run={place}{words} text="..."',
-        f"    python -m flare_exp predict run={place}{words} file=in.csv out=out.csv",
-        f"    python -m flare_exp serve run={place}{words}",
+        f'    python -m flare_exp predict {run} text="..."',
+        f"    python -m flare_exp predict {run} file=in.csv out=out.csv",
+        f"    python -m flare_exp serve {run}",
         "",
     ]

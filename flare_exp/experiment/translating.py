@@ -39,29 +39,29 @@ class TextTranslator:
         translator = self.run.translator
         return translator if isinstance(translator, MachineTranslator) else None
 
-    def check(self) -> None:
-        """Check early that texts can be translated.
+    def check(self, langs: Sequence[str]) -> None:
+        """Check early that texts can be translated into some languages.
 
         Raises:
             UserError: there is no translator, or it does not have the languages.
         """
         if self.machine is not None:
-            self.machine.model.check(*map(self.machine.model.code, (self.lang, self.task.english)))
+            self.machine.model.check(*map(self.machine.model.code, (self.lang, *langs)))
         elif problem := translator_problem(self.run.cfg):
             raise UserError(problem)
 
-    def into_english(self, rows: Sequence[Texts]) -> list[Texts]:
-        """Translate all fields of some rows into English.
+    def into(self, lang: str, rows: Sequence[Texts]) -> list[Texts]:
+        """Translate all fields of some rows into a language of the sources.
 
         Raises:
             UserError: there is no translator, or it fails.
             UnknownText: it does not know a text.
         """
-        self.check()
+        self.check([lang])
         if self.machine is None:
-            return [self._looked_up(row) for row in rows]
+            return [self._looked_up(row, lang) for row in rows]
         every = [text for row in rows for text in row]
-        made = iter(self._translated(self.machine, every, self.lang, self.task.english))
+        made = iter(self._translated(self.machine, every, self.lang, lang))
         return [tuple(next(made) for _ in row) for row in rows]
 
     def into_target(self, answers: Sequence[str]) -> list[str]:
@@ -87,21 +87,24 @@ class TextTranslator:
         return [known[text] for text in texts]
 
     @functools.cached_property
-    def _world(self) -> Mapping[Texts, Texts]:
-        """Return texts of the generated world -> their English texts."""
-        languages = self.lang, self.task.english
-        rows = [[self.task.read(lang, split) for lang in languages] for split in SPLITS]
-        return {own.texts: other.texts for part in rows for own, other in zip(*part, strict=True)}
+    def _worlds(self) -> dict[str, Mapping[Texts, Texts]]:
+        """Return language -> texts of the generated world -> their texts in it, as asked for."""
+        return {}
 
-    def _looked_up(self, row: Texts) -> Texts:
-        if row not in self._world:
+    def _looked_up(self, row: Texts, lang: str) -> Texts:
+        if lang not in self._worlds:
+            read = [[self.task.read(one, split) for one in (self.lang, lang)] for split in SPLITS]
+            self._worlds[lang] = {
+                own.texts: other.texts for part in read for own, other in zip(*part, strict=True)
+            }
+        if row not in self._worlds[lang]:
             said = " / ".join(row)
             raise UnknownText(
                 f"mt=toy knows the generated texts alone, and {said[:60]!r} is none of "
-                f"{self.task.name} in {self.lang}; give its English text as its source, or choose "
-                "a translator, for example mt=toy_nllb"
+                f"{self.task.name} in {self.lang}; give its source, or choose a translator, for "
+                "example mt=toy_nllb"
             )
-        return self._world[row]
+        return self._worlds[lang][row]
 
 
 def translator_problem(cfg: Config) -> str | None:
@@ -110,6 +113,6 @@ def translator_problem(cfg: Config) -> str | None:
         return None
     return (
         f"mt={cfg.mt.name}: the run's translations were looked up, so nothing translates new "
-        "texts; give the English text beside each text as its source, or choose a translator, for "
-        "example mt=nllb_600m"
+        "texts; give the source beside each text, or choose a translator, for example "
+        "mt=nllb_600m"
     )

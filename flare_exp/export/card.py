@@ -228,9 +228,9 @@ def _means(card: Card, metrics: Sequence[str]) -> list[list[str]]:
 
 def _reading(card: Card) -> Iterator[str]:
     """Yield the table of what is needed to read texts in the same way."""
-    read, mode = card.reading, METHODS[card.run.method].mode
+    read = card.reading
     rows = {
-        "input": READS[mode],
+        "input": _input(card),
         "fields": ", ".join(read["fields"]),
         "labels": ", ".join(read["labels"]) or "none: the answer is a text",
         "languages": f"from {read['source_language']} to {read['target_language']}, in the "
@@ -247,6 +247,16 @@ def _reading(card: Card) -> Iterator[str]:
     yield from _table(["", ""], [list(row) for row in rows.items()])
     yield ""
     yield "`reading.json` has the same for programs."
+
+
+def _input(card: Card) -> str:
+    """Return what the model reads of a text."""
+    what = READS[METHODS[card.run.method].mode]
+    if langs := card.cfg.source.langs:
+        what = f"a text in the target language; its translations are fused ({', '.join(langs)})"
+    if len(card.reading["passes"]) > 1:
+        what += "; read twice, with the source and without, and the probabilities are averaged"
+    return what
 
 
 def _data(card: Card) -> Iterator[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.export.portable import Origin
 
 # task_type of PEFT -> class of transformers
@@ -23,22 +22,28 @@ def code_of_run(reading: Mapping[str, Any]) -> list[str]:
     Args:
         reading: what reading.json holds.
     """
-    names = [f"a {name}" for name in reading["fields"]]
-    one, sources, comment = repr(names[0] if len(names) == 1 else tuple(names)), "", ""
-    if reading["reads"] == PairingMode.TRANSLATED.value:
-        comment = "  # the English translations of texts"
-    if reading["reads"] in (PairingMode.PAIRED.value, PairingMode.JOINT.value):
+    fields, parts = reading["fields"], reading["source_texts"]
+    one, sources, comment = _literal([f"a {name}" for name in fields]), "", ""
+    if parts == fields:
         sources, comment = f", sources=[{one}]", "  # sources: English translations of the texts"
+    elif parts:
+        sources = f", sources=[{_literal([f'a text, {part}' for part in parts])}]"
+        comment = f"  # sources: {', '.join(parts)} of each text"
     return [
         "run = flare_exp.load(folder)",
         f"print(run.predict([{one}]{sources})){comment}",
     ]
 
 
+def _literal(texts: Sequence[str]) -> str:
+    """Return one text, or a tuple of several, as Python writes it."""
+    return repr(texts[0] if len(texts) == 1 else tuple(texts))
+
+
 def imports_of_lora(reading: Mapping[str, Any], task_type: str) -> list[str]:
     """Return the imports of `code_of_lora`."""
     quantized = ["BitsAndBytesConfig"] if reading["weights"]["quantize"] else []
-    names = sorted([CLASSES[task_type], "AutoTokenizer", *quantized])
+    names = [*sorted([CLASSES[task_type], "AutoTokenizer", *quantized]), "logging"]
     return [
         "import torch",
         "from peft import PeftModel",
@@ -60,6 +65,7 @@ def code_of_lora(reading: Mapping[str, Any], task_type: str, base: Origin | None
     sides = [f"{name}={reading[name]!r}" for name in ("padding_side", "truncation_side")]
     tokenizer = ", ".join([place, *revision, *sides])
     return [
+        "logging.set_verbosity_error()  # no report that the head is new: the next line fills it",
         f"model = {CLASSES[task_type]}.from_pretrained({model})",
         "model = PeftModel.from_pretrained(model, folder).eval()",
         f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",

@@ -24,6 +24,7 @@ from flare_exp.experiment.checksums import CHECKSUMS, damage, seal
 from flare_exp.experiment.context import RunContext
 from flare_exp.experiment.loading import stored_config
 from flare_exp.experiment.runs import missing_folders, quiet, remove_empty
+from flare_exp.experiment.source_texts import source_texts
 from flare_exp.export import lora
 from flare_exp.export.card import Card, model_card
 from flare_exp.export.portable import Origin, leaks, origins, other_weights, places, portable
@@ -160,12 +161,7 @@ def same_cell(folders: Sequence[Path]) -> tuple[Cell, Run]:
 
 
 def unexported(run: Run) -> Iterator[str]:
-    """Name what a run has that an exported folder does not: several languages, passes, sources."""
-    if langs := run.options.get("source.langs"):
-        yield (
-            f"run={run.folder}: it fuses sources in {', '.join(langs)} (source.langs), and new "
-            "texts are translated into English alone; give a run with source.langs=[]"
-        )
+    """Name what a run has that an exported folder does not: several languages or systems."""
     if systems := run.options.get("source.systems"):
         yield (
             f"run={run.folder}: its tests fuse translations by {', '.join(systems)}, too "
@@ -176,11 +172,6 @@ def unexported(run: Run) -> Iterator[str]:
         yield (
             f"run={run.folder}: it has several languages ({', '.join(several)}), and a model "
             "card is of one; give a run with one task.lang and no task.unseen"
-        )
-    if len(run.options.get("predict.sources") or ()) > 1:
-        yield (
-            f"run={run.folder}: its scores are of two passes (predict.sources), and a loaded model "
-            "makes one; give the run with predict.sources=[given], whose adapter is the same"
         )
 
 
@@ -273,6 +264,8 @@ def reading_of(context: RunContext, base: Origin, translation: Origin) -> dict[s
         "target_language": cfg.task.lang,
         "method": cfg.method.name,
         "reads": mode.value,
+        "source_texts": list(source_texts(cfg, task).parts),
+        "passes": list(cfg.predict.sources),
         "task_type": context.task_type,
         "max_length": own.max_length,
         "truncation_side": cfg.data.truncation_side,

@@ -15,15 +15,17 @@ from torch import nn
 from flare_exp.artifacts import Artifact
 from flare_exp.config.schema import Config
 from flare_exp.experiment import provenance
+from flare_exp.experiment.tested import stage_of
 from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.planning.costs import Estimate, mt_parameters, note_sizes
 from flare_exp.planning.counting import work_of
 from flare_exp.planning.lengths import CHARACTERS
 from flare_exp.planning.preview import DryRun
 from flare_exp.planning.walk import (
-    build_adapted,
-    build_english,
+    LABELS,
+    build,
     iter_stage_models,
+    role_of,
     stage_options,
     steps_per_epoch,
 )
@@ -42,10 +44,12 @@ def arithmetic(dry: DryRun, todo: set[str]) -> Estimate:
     found = Estimate([])
     speed = throughput(dry.run.cfg.trainer.accelerator)[1] * ASSUMED_MFU
     for name, model, source, data, tests in iter_stage_models(dry, todo):
-        note_sizes(found, dry, name, model, data)
+        trains = stage_of(name) != LABELS
+        if trains:
+            note_sizes(found, dry, name, model, data)
         stage, parts = stage_options(dry, name), dry.parts(data)
         work = work_of(dry.run, model, source, data, functools.partial(_of_depth, dry, name))
-        if name in todo:
+        if trains and name in todo:
             tokens = {
                 role: parts[role] * sum(data.dataset(role).costs)
                 for role in dry.run.task.training_roles
@@ -59,7 +63,8 @@ def arithmetic(dry: DryRun, todo: set[str]) -> Estimate:
             found.memory = max(found.memory, work.training)
         for test, read in tests.items():
             found.memory = max(found.memory, work.testing)
-            tested, part = read.dataset("test"), dry.parts(read)["test"]
+            role = role_of(test)
+            tested, part = read.dataset(role), dry.parts(read)[role]
             found.seconds[test] = (
                 part
                 * (
@@ -76,9 +81,7 @@ def _of_depth(dry: DryRun, name: str, depth: int) -> tuple[nn.Module, SourceEnco
     """Build the model of a training, and its source, with `depth` blocks in each stack."""
     assert dry.shapes
     shallow = replace(dry, run=replace(dry.run, models=dry.shapes.with_depth(depth)))
-    if name == "finetune":
-        return build_english(shallow), None
-    return build_adapted(shallow, Artifact(Path(), "", "", {}, 0.0, False))
+    return build(shallow, name, Artifact(Path(), "", "", {}, 0.0, False))
 
 
 @functools.cache

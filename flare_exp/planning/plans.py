@@ -31,6 +31,11 @@ COLUMNS = {
     "transfer": ("labels", "transfer"),
     "test": ("english_test", "zero_shot", "test given", "test none", "test"),
 }
+# why the jobs of `method.of` are there
+NEEDED = {
+    ENSEMBLE: f"there for method={ENSEMBLE}, which averages what its members predict",
+    DISTIL: f"there for method={DISTIL}, which learns from what its teachers predict",
+}
 ELSEWHERE = ("hub", "checkpoint")  # kinds that are never built here
 
 
@@ -50,6 +55,7 @@ class Job:
         download: bytes of checkpoints that are not on this machine.
         sizes: description of the assumed data; empty if the data is on this machine.
         counted: whether the cost is counted from shapes instead of measured.
+        needed: why the job is there, if the command line does not name it; else "".
     """
 
     number: int
@@ -62,6 +68,7 @@ class Job:
     download: int = 0
     sizes: str = ""
     counted: bool = False
+    needed: str = ""
 
     @property
     def todo(self) -> set[str]:
@@ -115,10 +122,11 @@ def looked_up(
     found: list[Job] = []
     building: dict[str, int] = {}  # artifact -> the job that builds it
     every = [member for job in jobs for member in _members(*job)]
-    for number, (overrides, cfg) in enumerate(_progress(every, "looking at")):
+    for number, (overrides, cfg, needed) in enumerate(_progress(every, "looking at")):
         if multirun and composition.without_fusion(cfg, overrides):
             continue  # a grid leaves this job out, too
         job = _looked_at(number, overrides, settled(cfg), scratch)
+        job.needed = needed
         for name, artifact in job.made.items():
             if not artifact.reused and artifact.kind not in ELSEWHERE:
                 owner = building.setdefault(f"{artifact.kind}/{artifact.digest}", number)
@@ -127,8 +135,10 @@ def looked_up(
     return found
 
 
-def _members(overrides: list[str], cfg: schema.Config) -> Iterator[tuple[list[str], schema.Config]]:
-    """Yield overrides and configuration of a job.
+def _members(
+    overrides: list[str], cfg: schema.Config
+) -> Iterator[tuple[list[str], schema.Config, str]]:
+    """Yield overrides and configuration of a job, and why it is there if nobody has asked for it.
 
     Those of an ensemble are the jobs of its members, and a distillation has those of its teachers
     before its own.
@@ -138,9 +148,9 @@ def _members(overrides: list[str], cfg: schema.Config) -> Iterator[tuple[list[st
         rest = [o for o in overrides if not o.startswith(own)]
         for member in cfg.method.of:
             alone = replace(cfg, method=MethodConfig(member, member), distil=schema.DistilConfig())
-            yield [*rest, f"method={member}"], alone
+            yield [*rest, f"method={member}"], alone, NEEDED[name]
     if name != ENSEMBLE:
-        yield overrides, cfg
+        yield overrides, cfg, ""
 
 
 def price(jobs: Sequence[Job], scratch: Path) -> None:

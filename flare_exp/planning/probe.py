@@ -16,9 +16,17 @@ from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.experiment import provenance
 from flare_exp.experiment.checkpoints import pretraining
 from flare_exp.experiment.fitting import make_module, make_optimizer, make_trainer
+from flare_exp.experiment.tested import stage_of
 from flare_exp.planning.costs import Estimate, note_sizes
 from flare_exp.planning.preview import DryRun
-from flare_exp.planning.walk import batches_of, iter_stage_models, stage_options, steps_per_epoch
+from flare_exp.planning.walk import (
+    LABELS,
+    batches_of,
+    iter_stage_models,
+    role_of,
+    stage_options,
+    steps_per_epoch,
+)
 from flare_exp.toy.translation_model import train_mt
 from flare_exp.training.modules import FusionModule
 
@@ -38,9 +46,11 @@ def probe(dry: DryRun, todo: set[str]) -> Estimate:
     for name, mt in dry.models.items():
         if name in todo:
             found.seconds[name] = _building(dry, train_mt, mt.options, {"pairs": 2000})
-    started = time.perf_counter()
+    started, roles = time.perf_counter(), dry.run.task.training_roles
     for name, model, source, data, tests in iter_stage_models(dry, todo):
-        note_sizes(found, dry, name, model, data)
+        trains = stage_of(name) != LABELS
+        if trains:
+            note_sizes(found, dry, name, model, data)
         stage = stage_options(dry, name)
         module = make_module(
             dry.run,
@@ -50,12 +60,12 @@ def probe(dry: DryRun, todo: set[str]) -> Estimate:
             optimizer=make_optimizer(dry.run, stage.lr),
             warmup=stage.warmup,
         )
-        loaders = {role: _loader(data, role) for role in dry.run.task.training_roles}
+        loaders = {role: _loader(data, role, role == "train") for role in roles} if trains else {}
         ready = time.perf_counter() - started  # loading and tokenising
-        if name in todo:
+        if trains and name in todo:
             found.seconds[name] = ready + stage.epochs * _epoch(dry, module, data, loaders)
         for test, read in tests.items():
-            found.seconds[test] = _test(dry, module, read)
+            found.seconds[test] = _test(dry, module, read, role_of(test))
         del module, model, source
         started = time.perf_counter()
     gpu = dry.run.cfg.trainer.accelerator == "gpu"
@@ -84,26 +94,24 @@ def _epoch(
     rows = round(parts["train"] * len(data.dataset("train")))
     epoch = steps_per_epoch(dry, rows) * clock.mean("train")
     if "validation" in loaders:
-        batches = parts["validation"] * len(
-            batches_of(data, data.dataset("validation"), "validation")
-        )
+        batches = parts["validation"] * len(batches_of(data, data.dataset("validation")))
         epoch += batches * clock.mean("validation")
     return epoch
 
 
-def _test(dry: DryRun, module: FusionModule, data: PairedDataModule) -> float:
-    """Measure the seconds of a test. `data`: what the model is tested on."""
+def _test(dry: DryRun, module: FusionModule, data: PairedDataModule, role: str) -> float:
+    """Measure the seconds in which a model predicts a role of its data."""
     clock = _Clock(data.passes)
     trainer = make_trainer(dry.run, callbacks=[clock], logger=False, enable_checkpointing=False)
-    trainer.predict(module.eval(), _loader(data, "test"))
-    batches = dry.parts(data)["test"] * len(batches_of(data, data.dataset("test"), "test"))
+    trainer.predict(module.eval(), _loader(data, role))
+    batches = dry.parts(data)[role] * len(batches_of(data, data.dataset(role)))
     return batches * clock.mean("test")
 
 
-def _loader(data: PairedDataModule, role: str) -> Any:
+def _loader(data: PairedDataModule, role: str, trains: bool = False) -> Any:
     """Return the costliest batch first, as a warm-up, then two rounds of three typical ones."""
     dataset = data.dataset(role)
-    batches = batches_of(data, dataset, role)
+    batches = batches_of(data, dataset, trains)
     full = [rows for rows in batches if len(rows) == max(map(len, batches))]
     full.sort(key=lambda rows: max(dataset.costs[i] for i in rows))
     typical = [full[len(full) * sixth // 6] for sixth in (1, 3, 5)]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from flare_exp.artifacts import Artifact
-from flare_exp.config.methods import METHODS
+from flare_exp.config.methods import METHODS, Method
 from flare_exp.config.schema import StageConfig
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.dataset import PairedDataset
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.building import save_model
 from flare_exp.experiment.stages.transfer import fusion_options
-from flare_exp.experiment.tested import name_of_test
+from flare_exp.experiment.tested import name_of_test, stage_of
 from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.planning.preview import DryRun
+
+LABELS = "labels"  # artifacts of the texts that the teachers of a distillation label
 
 
 def iter_stage_models(
@@ -28,56 +31,84 @@ def iter_stage_models(
     """Yield the models of the stages in `todo`.
 
     Yields:
-        name, model, source, data to train on, and artifact -> data that it is tested on.
+        name, model, source, data to train on, and artifact -> data that it predicts. The name is
+        that of a training, or of the soft labels of a teacher, whose model is trained elsewhere.
     """
-    method, task = METHODS[dry.run.cfg.method.name], dry.run.cfg.task
-    passes = {"test": True}
-    if len(dry.run.cfg.predict.sources) > 1:
-        passes = {"test given": True, "test none": False}
-    tests, tested = {"english_test": dry.run.data(PairingMode.ENGLISH)}, {}
+    task = dry.run.cfg.task
+    tests = {"english_test": dry.run.data(PairingMode.ENGLISH)}
     for lang in task.tested:
         zero_shot = name_of_test("zero_shot", lang, task.tested)
         tests[zero_shot] = dry.run.data(PairingMode.TARGET, lang=lang)
-        for name, sources in passes.items():
-            own = name_of_test(name, lang, task.tested)
-            tested[own] = dry.run.data(method.mode, sources, lang)
-    adapted = tested if method.trains else {}
-    tests |= {} if method.trains else tested
-    trains, transfers = bool(todo & {"finetune", *tests}), bool(todo & {"transfer", *adapted})
-    saves = transfers and dry.shapes is None
+    tested, trained = _tests(dry), METHODS[dry.run.cfg.method.name].trains
+    adapted = tested if trained else {}
+    tests |= {} if trained else tested
+    labels = [name for name in sorted(todo) if name.startswith(f"{LABELS} ")]
+    later = [*labels, *(["transfer"] if todo & {"transfer", *adapted} else [])]
+    saves = bool(later) and dry.shapes is None
+    trains = bool(todo & {"finetune", *tests})
     model = build_english(dry) if trains or saves else None
     if trains:
-        yield (
-            "finetune",
-            model,
-            None,
-            dry.run.data(PairingMode.ENGLISH),
-            {k: v for k, v in tests.items() if k in todo},
-        )  # type: ignore[misc]
-    if transfers:
-        english = Artifact(
-            dry.store.scratch / "english" / dry.run.backbone.digest.replace("/", "--"),
-            "",
-            "",
-            {},
-            0.0,
-            False,
-        )
-        if saves:
-            assert model is not None
-            english.path.mkdir(parents=True, exist_ok=True)
-            trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-            lora = dry.run.cfg.finetune.tuning == "lora"
-            save_model(model, trained, english.path / ("adapter" if lora else "model"))
-        del model
-        adapted_model, source = build_adapted(dry, english)
-        yield (
-            "transfer",
-            adapted_model,
-            source,
-            dry.run.data(method.mode),
-            {k: v for k, v in adapted.items() if k in todo},
-        )
+        assert model is not None
+        read = {k: v for k, v in tests.items() if k in todo}
+        yield "finetune", model, None, dry.run.data(PairingMode.ENGLISH), read
+    place = dry.store.scratch / "english" / dry.run.backbone.digest.replace("/", "--")
+    english = Artifact(place, "", "", {}, 0.0, False)
+    if saves:
+        assert model is not None
+        _save_english(dry, model, place)
+    del model
+    for name in later:
+        mode = method_of(dry, name).mode
+        data = dry.run.data(mode, distils=name != "transfer")
+        read = {k: v for k, v in adapted.items() if k in todo}
+        yield name, *build(dry, name, english), data, read if name == "transfer" else {name: data}
+
+
+def _tests(dry: DryRun) -> dict[str, PairedDataModule]:
+    """Return artifact -> data, for the tests of the run's method in every language and pass."""
+    cfg, passes = dry.run.cfg, {"test": True}
+    if len(cfg.predict.sources) > 1:
+        passes = {"test given": True, "test none": False}
+    mode, tested = METHODS[cfg.method.name].mode, cfg.task.tested
+    return {
+        name_of_test(name, lang, tested): dry.run.data(mode, sources, lang)
+        for lang in tested
+        for name, sources in passes.items()
+    }
+
+
+def _save_english(dry: DryRun, model: nn.Module, place: Path) -> None:
+    """Save the untrained English model, which adapted models are built on."""
+    place.mkdir(parents=True, exist_ok=True)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    lora = dry.run.cfg.finetune.tuning == "lora"
+    save_model(model, trained, place / ("adapter" if lora else "model"))
+
+
+def role_of(artifact: str) -> str:
+    """Return the role of the data that an artifact is predictions of."""
+    return "train" if stage_of(artifact) == LABELS else "test"
+
+
+def method_of(dry: DryRun, name: str) -> Method:
+    """Return the method of a model: the run's, or that of a teacher (`labels <method>`)."""
+    return METHODS[name.partition(" ")[2] or dry.run.cfg.method.name]
+
+
+def build(dry: DryRun, name: str, english: Artifact) -> tuple[nn.Module, SourceEncoder | None]:
+    """Build the model of a name of `iter_stage_models`, and its source if it fuses.
+
+    Args:
+        english: the English model, on which adapted ones are built.
+    """
+    method = method_of(dry, name)
+    if name == "finetune" or not method.trains:
+        return build_english(dry), None
+    if method.full:
+        return dry.run.models.english_model(english).model.requires_grad_(True), None
+    fusion = fusion_options(dry.run, method) if method.mode.fuses else None
+    model = dry.run.models.add_adapter(dry.run.models.english_model(english), **(fusion or {}))
+    return model, dry.run.source(model) if fusion else None
 
 
 def build_english(dry: DryRun) -> nn.Module:
@@ -90,26 +121,18 @@ def build_english(dry: DryRun) -> nn.Module:
     )
 
 
-def build_adapted(dry: DryRun, english: Artifact) -> tuple[nn.Module, SourceEncoder | None]:
-    """Build the model that is trained in the transfer, and its source if it fuses."""
-    method = METHODS[dry.run.cfg.method.name]
-    if method.full:
-        return dry.run.models.english_model(english).model.requires_grad_(True), None
-    fusion = fusion_options(dry.run, method) if method.mode.fuses else None
-    model = dry.run.models.add_adapter(dry.run.models.english_model(english), **(fusion or {}))
-    return model, dry.run.source(model) if fusion else None
-
-
 def width_of(model: Any) -> int:
     """Return the width of a model's hidden states."""
     config = model.config
     return getattr(config, "hidden_size", None) or config.d_model
 
 
-def batches_of(data: PairedDataModule, dataset: PairedDataset, role: str) -> list[list[int]]:
-    """Return the batches of a data set, as rows, in the order of the first epoch."""
+def batches_of(
+    data: PairedDataModule, dataset: PairedDataset, trains: bool = False
+) -> list[list[int]]:
+    """Return the batches of a data set, as rows, in its order or in that of the first epoch."""
     size = data.batch_size
-    if role == "train":
+    if trains:
         return list(data.training_batches(dataset))
     return [list(range(i, min(i + size, len(dataset)))) for i in range(0, len(dataset), size)]
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flare_exp.config.methods import ENSEMBLE, METHODS
-from flare_exp.config.suggestions import nearest
 from flare_exp.report.comparability import code_notes, differences
 from flare_exp.report.comparisons import Comparer, Comparison, Ranking, rankings
 from flare_exp.report.published import published_table
@@ -29,6 +28,7 @@ from flare_exp.report.tables import (
     runs_table,
     scores_table,
 )
+from flare_exp.utils.suggestions import nearest
 
 BASELINE = "lora"
 SHOWN = 3  # the most differences that a message names

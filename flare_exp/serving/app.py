@@ -121,12 +121,14 @@ def make_app(run: LoadedRun, limits: Limits, access: Access) -> FastAPI:
     _add_guard(app, metrics, access)
     _add_pages(app, run, metrics, access, limits)
 
-    @app.post("/predict", openapi_extra={"requestBody": _schema(run.task.fields)})
+    schema = _schema(run.task.fields, run.sources.parts)
+
+    @app.post("/predict", openapi_extra={"requestBody": schema})
     async def answer(request: Request) -> JSONResponse:
         """Predict the label or the answer of every text."""
         access.check_token(request)
         body = await read_body(request, limits)
-        rows = rows_of(body, run.task.fields, run.reads_sources, limits)
+        rows = rows_of(body, run.task.fields, run.sources.parts, limits)
         results = await _asked(batcher, rows, limits)
         return JSONResponse({"predictions": [shown(run, result) for result in results]})
 
@@ -146,8 +148,8 @@ def shown(run: LoadedRun, result: Result) -> dict[str, Any]:
         found["english_prediction"] = result.english_prediction
     if result.source is not None:
         several = len(result.source) > 1
-        by_field = dict(zip(run.task.fields, result.source, strict=True))
-        found["source"] = by_field if several else result.source[0]
+        by_part = dict(zip(run.sources.parts, result.source, strict=True))
+        found["source"] = by_part if several else result.source[0]
     return found
 
 
@@ -212,6 +214,7 @@ def _add_pages(
         "fields": list(run.task.fields),
         "labels": list(run.task.labels),
         "reads_sources": run.reads_sources,
+        "sources": list(run.sources.parts),
         "needs_token": access.token is not None,
         "limits": {"texts": limits.texts, "length": limits.length, "body": limits.body},
     }
@@ -232,15 +235,23 @@ def _add_pages(
         return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
 
 
-def _schema(fields: Sequence[str]) -> dict[str, Any]:
-    """Return the body of a request in the form of OpenAPI."""
-    text: dict[str, Any] = {"type": "string"}
-    if len(fields) > 1:
-        each = {name: {"type": "string"} for name in fields}
-        text = {"type": "object", "properties": each, "required": list(fields)}
-    properties = {
-        "texts": {"type": "array", "items": text, "minItems": 1},
-        "sources": {"type": "array", "items": {"anyOf": [text, {"type": "null"}]}},
-    }
+def _schema(fields: Sequence[str], sources: Sequence[str]) -> dict[str, Any]:
+    """Return the body of a request in the form of OpenAPI.
+
+    Args:
+        fields: names of a text's fields.
+        sources: names of its source texts; empty: it has none.
+    """
+
+    def form_of(names: Sequence[str]) -> dict[str, Any]:
+        if len(names) == 1:
+            return {"type": "string"}
+        each = {name: {"type": "string"} for name in names}
+        return {"type": "object", "properties": each, "required": list(names)}
+
+    properties = {"texts": {"type": "array", "items": form_of(fields), "minItems": 1}}
+    if sources:
+        either = {"anyOf": [form_of(sources), {"type": "null"}]}
+        properties["sources"] = {"type": "array", "items": either}
     form = {"type": "object", "properties": properties, "required": ["texts"]}
     return {"required": True, "content": {"application/json": {"schema": form}}}

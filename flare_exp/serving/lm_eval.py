@@ -23,11 +23,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.api.task import Task, TaskConfig
 
 import flare_exp
-from flare_exp.config.suggestions import nearest
 from flare_exp.data.generation import GenerationPreprocessor
 from flare_exp.errors import UserError
 from flare_exp.experiment.overriding import KEYS, is_allowed
 from flare_exp.serving.prediction import same_texts, stored_predictions
+from flare_exp.utils.suggestions import nearest
 
 
 class OwnTestSet:
@@ -56,10 +56,15 @@ class OwnTestSet:
                 "give a generative run (a decoder or an encoder-decoder)"
             )
         self.preprocessor = preprocessor
+        if len(run.predictors) > 1:
+            raise UserError(
+                f"run={folder}: averages {' and '.join(run.predictors)}, and the harness compares "
+                "the likelihoods of one model; give predict.sources=[given], or the run of a member"
+            )
         if not (run.folder / "predictions.parquet").is_file():
             raise UserError(f"run={folder}: has no predictions.parquet; give a whole run folder")
-        self.dataset = run.test_set()
-        if not same_texts(self.dataset, stored_predictions(run)):
+        (self.dataset,) = tests = run.test_set()
+        if not same_texts(run, tests, stored_predictions(run)):
             raise UserError(
                 f"run={folder}: the test data, or their translations, are not those that the run "
                 "read; give back its data"
@@ -68,7 +73,9 @@ class OwnTestSet:
         self.labels: tuple[str, ...] = tuple(run.task.labels) if scores else ()
         self.documents = [self._document(i) for i in range(len(self.dataset.pairs))]
         self.numbers = {document["id"]: i for i, document in enumerate(self.documents)}
-        said: Iterator[Any] = (run.likelihoods if self.labels else run.answers)(self.dataset)
+        said: Iterator[Any] = (
+            run.first.likelihoods(self.dataset) if self.labels else run.answers(tests)
+        )
         self._known, self._left = [], said  # type: tuple[list[Any], Iterator[Any]]
 
     def _document(self, number: int) -> dict[str, Any]:

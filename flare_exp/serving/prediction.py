@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from flare_exp.artifacts import digest_of, file_sha256
 from flare_exp.data.dataset import PairedDataset
-from flare_exp.data.rows import Row, source_columns
+from flare_exp.data.rows import Row
 from flare_exp.errors import UserError
 from flare_exp.experiment.predicting import LoadedRun, Result
 from flare_exp.serving.output import Columns, Output, Rows
@@ -31,8 +31,8 @@ def predict_rows(run: LoadedRun, rows: Iterable[Row]) -> Iterator[dict[str, Any]
 def record(run: LoadedRun, row: Row, result: Result) -> dict[str, Any]:
     """Return what is written about a row."""
     fields = run.task.fields
-    source = dict(zip(source_columns(fields), result.source or (), strict=False))
-    back = {"english_prediction": result.english_prediction} if translates_back(run) else {}
+    source = dict(zip(run.sources.columns, result.source or (), strict=True))
+    back = {"english_prediction": result.english_prediction} if run.translates_back else {}
     return {
         **({} if row.id is None else {"id": row.id}),
         **dict(zip(fields, row.texts, strict=True)),
@@ -55,21 +55,16 @@ def said(run: LoadedRun, result: Result) -> dict[str, Any]:
     }
 
 
-def translates_back(run: LoadedRun) -> bool:
-    """Return whether the answers of a run are translated into the target language."""
-    return run.run.answers_back(run.mode) is not None
-
-
 def columns(run: LoadedRun, id_type: type | None) -> Columns:
     """Return column -> type of a table of records."""
     fields, labels = run.task.fields, run.task.labels
-    texts = [*fields, *(source_columns(fields) if run.reads_sources else ()), "prediction"]
+    texts = [*fields, *run.sources.columns, "prediction"]
     numbers = ["probability", *(f"probability_{label}" for label in labels)] if labels else []
     return {
         **({} if id_type is None else {"id": id_type}),
         **dict.fromkeys(texts, str),
         **dict.fromkeys(numbers, float),
-        **({"english_prediction": str} if translates_back(run) else {}),
+        **({"english_prediction": str} if run.translates_back else {}),
         "cut": bool,
     }
 
@@ -105,13 +100,13 @@ def write_test_predictions(run: LoadedRun, output: Output, advance: Advance) -> 
     Raises:
         UserError: the test data, or their translations, are not those of the run.
     """
-    dataset, stored = run.test_set(), stored_predictions(run)
-    if not same_texts(dataset, stored):
+    tests, stored = run.test_set(), stored_predictions(run)
+    if not same_texts(run, tests, stored):
         raise UserError(
             "split=test: the test data, or their translations, are not those that the run read; "
             "give back its data, or predict for a file"
         )
-    found = run.predictions(dataset, output.done)
+    found = run.test_predictions(tests, output.done)
     _keep(([one.text, one.probabilities] for one in found), output, advance)
     output.finish(lambda kept: _again(run, stored, kept))
 
@@ -121,12 +116,17 @@ def stored_predictions(run: LoadedRun) -> list[dict[str, Any]]:
     return pq.read_table(run.folder / "predictions.parquet").to_pylist()
 
 
-def same_texts(dataset: PairedDataset, stored: Sequence[dict[str, Any]]) -> bool:
-    """Return whether a dataset has the texts and sources of the rows of a predictions.parquet."""
-    return len(stored) == len(dataset.pairs) and all(
-        row["target"] == "\n".join(pair.target.texts)
-        and row["source"] == (pair.source and "\n".join(pair.source.texts))
-        for pair, row in zip(dataset.pairs, stored, strict=True)
+def same_texts(
+    run: LoadedRun, tests: Sequence[PairedDataset], stored: Sequence[dict[str, Any]]
+) -> bool:
+    """Return whether a test set has the texts and sources of the rows of a predictions.parquet.
+
+    Sources are compared where both have them: a mean over several predictors has none.
+    """
+    found = run.written(tests)
+    return len(stored) == len(found) and all(
+        row["target"] == text and (None in (source, row["source"]) or row["source"] == source)
+        for (text, source), row in zip(found, stored, strict=True)
     )
 
 
@@ -134,7 +134,7 @@ def _again(run: LoadedRun, stored: Sequence[dict[str, Any]], kept: Iterable[Any]
     """Put new predictions into the rows of the run; `kept`: text and probabilities of each."""
     found = list(kept)
     texts = [text for text, _ in found]
-    shown = run.translator.into_target(texts) if translates_back(run) else texts
+    shown = run.translator.into_target(texts) if run.translates_back else texts
     for row, text, answer, (_, probabilities) in zip(stored, texts, shown, found, strict=True):
         row["prediction"] = answer
         if "english_prediction" in row:

@@ -82,28 +82,28 @@ async def _read(request: Request, most: int) -> bytes:
     raise Refused(413, f"the body has more than {most:,} bytes")
 
 
-def rows_of(body: bytes, fields: Sequence[str], reads_sources: bool, limits: Limits) -> list[Row]:
+def rows_of(body: bytes, fields: Sequence[str], parts: Sequence[str], limits: Limits) -> list[Row]:
     """Return the rows of a body.
 
     Args:
         body: the body.
         fields: names of a text's fields.
-        reads_sources: whether the method reads sources.
+        parts: names of its source texts; empty: the method reads none.
         limits: limits of the request.
 
     Raises:
         Refused: the body is not JSON, or has wrong fields or texts.
     """
     texts, sources = _lists(_parsed(body), limits)
-    if sources is not None and not reads_sources:
-        raise Refused(422, "sources: the model reads no English text; leave them out")
+    if sources is not None and not parts:
+        raise Refused(422, "sources: the model reads none; leave them out")
     if sources is not None and len(sources) != len(texts):
         raise Refused(422, f"sources: {len(sources)} for {len(texts)} texts; give one for each")
     rows = []
     for i, text in enumerate(texts):
         own = _fields(text, f"texts[{i}]", fields, limits)
         given = None if sources is None else sources[i]
-        source = None if given is None else _fields(given, f"sources[{i}]", fields, limits)
+        source = None if given is None else _fields(given, f"sources[{i}]", parts, limits)
         rows.append(Row(own, source))
     return rows
 

@@ -18,6 +18,7 @@ from flare_exp.tasks.records import Problem, Record, Records, read_records
 from flare_exp.tasks.spec import Columns, DataSpec, HubSplit
 from flare_exp.tasks.spec_reading import read_spec
 from flare_exp.tasks.tables import ANSWERS, KINDS, shown
+from flare_exp.utils.suggestions import nearest
 
 LISTED = 10  # the most problems of one file that a refusal lists
 
@@ -247,7 +248,7 @@ class _CellReader:
         raise _Unusable(str(self.columns.label), text)
 
     def _meant(self, raw: str) -> str:
-        """Return how to describe a label that is spelled in another way, or is a number."""
+        """Return what was probably meant by a label that is spelled in another way."""
         names = list(self.columns.labels)
         near = [name for name in names if name.lower() == raw.strip().lower()]
         if near:
@@ -255,7 +256,7 @@ class _CellReader:
         if re.fullmatch(r"-?\d+(\.0+)?", raw) and not any(n.isdigit() for n in self.numbers):
             pair = f"{names[0]}: 0, {names[1]}: 1"
             return f"; if numbers stand for the labels: labels: {{{pair}, ...}}"
-        return ""
+        return nearest(raw, list(self.numbers))
 
     def _answers(self, record: Record, context: str) -> tuple[Answer, ...]:
         """Return the accepted answers: SQuAD's {text[], answer_start[]}, or one text."""

@@ -15,6 +15,7 @@ import yaml
 from flare_exp.errors import first_line
 from flare_exp.languages import LANGUAGES, UNSPACED, Language
 from flare_exp.tasks.spec import Columns, DataSpec, HubSplit, SpecError, file_problem
+from flare_exp.utils.suggestions import nearest
 
 KEYS = (
     "name", "english", "languages", "files", "delimiter", "quotes", "id", "text", "label", "labels",
@@ -38,7 +39,7 @@ def read_spec(path: Path) -> DataSpec:
     """
     given = _mapping(path)
     problems: list[str] = [
-        f"there is no key {key!r}{_meant(key, KEYS)}; keys: {', '.join(KEYS)}"
+        f"there is no key {key!r}{nearest(key, KEYS)}; keys: {', '.join(KEYS)}"
         for key in given
         if key not in KEYS
     ]
@@ -343,10 +344,3 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _meant(key: str, known: Sequence[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(key, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -1,4 +1,4 @@
-"""Small helpers for signals, files, progress and checks of numbers.
+"""Small helpers for signals, files, progress, suggestions and checks of numbers.
 
 No helper depends on models, tasks or experiments.
 """

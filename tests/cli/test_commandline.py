@@ -85,6 +85,8 @@ WRONG = [
     ),
     (["method=distil", "method.of=[]"], "one to four teachers, each once"),
     (["method=distil", "task=toy_qa"], "answers have none"),
+    (["method=distil", "model=tiny_decoder"], "a prompt has none; choose an encoder"),
+    (["method=distil", "task.form=generative", "model=tiny_seq2seq"], "a prompt has none; leave"),
     (["method=lora", "distil.weight=2"], "only distil has it"),
     (["method=distil", "distil.texts=texts.txt"], "must end in .jsonl, .csv"),
     (["method=x_mixup", "mixup.depths=[2]"], "must be one or more numbers from 0 to 1"),

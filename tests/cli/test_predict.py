@@ -71,7 +71,9 @@ def test_a_run_without_a_model_or_a_translator_is_refused(tmp_path, capsys):
     words = {"ensemble": ["method=ensemble"], "gold": ["mt=gold"]}
     for name, overrides in words.items():
         traced(predicted(finished(tmp_path / name, *overrides), [], []))
-    assert "load the run of a member" in said(capsys, "serve", f"run={tmp_path}/ensemble", "port=0")
+    (tmp_path / "ensemble" / "english").mkdir()
+    line = said(capsys, "predict", f"run={tmp_path}/ensemble", "text=a")
+    assert line.startswith(f"{tmp_path}/ensemble: adapter_lora is missing in it; give the run's")
     line = said(capsys, "predict", f"run={tmp_path}/gold", "text=a")
     assert line.startswith("mt=gold: the run's translations were looked up")
 

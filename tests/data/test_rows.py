@@ -61,7 +61,19 @@ def test_tables_are_read(tmp_path, ending, between):
         ("a.jsonl", b'{"text": "\xff"}\n', "is not UTF-8"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1: text: half a surrogate pair"),
         ("a.jsonl", lines({"text": "a"}, {"text": 5}).encode(), "line 2: text: 5 is not text"),
-        ("a.jsonl", lines(*[{"text": " "}] * 9).encode(), "line 5: text: is empty; 4 more rows"),
+        ("a.jsonl", lines(*[{"text": " "}] * 9).encode(), ": every one of 9 rows: text: is empty"),
+        (
+            "a.jsonl",
+            lines({"text": "a"}, *[{"text": i} for i in range(9)], {"text": 0}).encode(),
+            "line 2, line 11: text: 0 is not text; line 3: text: 1 is not text; line 4: text: 2 is "
+            "not text; line 5: text: 3 is not text; line 6: text: 4 is not text; 4 more rows are",
+        ),
+        ("a.csv", b"id,txt\n1,a\n2,b\n", "rows: has no text; it has id, txt; did you mean txt?"),
+        (
+            "a.jsonl",
+            lines({"text": "a"}, *[{}] * 7).encode(),
+            "line 2, line 3, line 4, line 5, line 6 and 2 more: has no text; it has ",
+        ),
         ("a.jsonl", lines({"text": "a", "id": 1}, {"text": "b"}).encode(), "line 2: id: 'None'"),
         ("a.jsonl", lines({"text": "a", "id": 2**63}).encode(), "whole number of 64 bits"),
         ("a.csv", b"text,text\na,b\n", "several columns have the name 'text'"),

@@ -565,7 +565,8 @@ def test_the_hash_is_of_what_the_code_does(monkeypatch, old, new, same):
 # modules, or whole packages, whose code cannot change what an artifact holds -> why
 NOT_HASHED = {
     "__main__, cli, cluster, export, report": "what is typed, shown and shared, and where it runs",
-    "serving, experiment.predicting, experiment.translating": "they use a finished run",
+    "serving, experiment.predicting, experiment.predictor, experiment.mixing, "
+    "experiment.source_texts, experiment.translating": "they use a finished run",
     "experiment.overriding": "it changes nothing that the model depends on",
     "planning": "it builds nothing",
     "config": "its values are in the keys",

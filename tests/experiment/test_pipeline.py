@@ -217,15 +217,17 @@ def test_a_run_without_fusion_is_loaded_too(method, flare_run, cache_dir, tmp_pa
     assert ("sources=english_texts" in page) == (method == "input_fusion")
 
 
-def test_an_ensemble_has_no_model_of_its_own(flare_run, cache_dir, tmp_path):
+def test_an_ensemble_is_loaded_with_its_members(flare_run, cache_dir, tmp_path):
     done = launch(cache_dir, tmp_path, "method=ensemble")
     assert done.returncode == 0
     assert "weights of the members (validation): lora" in done.stdout
     assert not {"adapter", "model"} & {path.name for path in tmp_path.iterdir()}
     assert (tmp_path / "adapter_lora").is_dir()
-    assert "flare_exp.load" not in (tmp_path / "README.md").read_text()
-    with pytest.raises(UserError, match="is an ensemble of lora, translate_test"):
-        flare_exp.load(tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert "| `adapter_lora/` | the adapter of lora, in PEFT format |" in page
+    assert "run.predict(texts, sources=english_texts)" in page
+    assert "adapter_lora/adapter_model.safetensors" in (tmp_path / "checksums.json").read_text()
+    assert list(flare_exp.load(tmp_path).predictors) == ["lora", "translate_test"]
 
 
 def test_the_python_snippets_of_the_pages_run(flare_run, cache_dir):

@@ -45,19 +45,22 @@ CURVES = """epoch,step,train/loss_step,validation/f1,validation/loss
 """
 
 
-def test_the_page_says_what_was_run_and_with_what_result(tmp_path):
+def test_the_page_says_what_was_run_and_with_what_result(tmp_path, monkeypatch):
     (tmp_path / "adapter").mkdir()
     page = run_page(MEASURED, FACTS, tmp_path)
     assert page.startswith("# flare (add) on toy_qa, far\n")
-    # a run of two passes is loaded for one of them
-    both = run_page(MEASURED, {**FACTS, "test": {"weights": {"given": 0.5, "none": 0.5}}}, tmp_path)
-    assert f'load("{tmp_path.name}", "predict.sources=[given]")' in both
-    assert "predict.sources" not in page
     assert "seed 3; 1,200 of 34,000 parameters trained" in page
     assert "0123456789ab with local changes" in page
     assert "| **flare (add)**, on far (1,000 examples) | 50.0 | 62.5 |" in page
     assert "    python -m flare_exp seed=3 'task.train_split=train[:9]'\n" in page
-    assert f'flare_exp.load("{tmp_path.name}")' in page
+    # paths are those of the command: a folder below where it ran, or any other
+    assert f'flare_exp.load("{tmp_path}")' in page
+    monkeypatch.chdir(tmp_path.parent)
+    near = run_page(MEASURED, FACTS, tmp_path)
+    assert (
+        f'flare_exp.load("{tmp_path.name}")\n    run.predict(texts, sources=english_texts)' in near
+    )
+    assert f"    python -m flare_exp serve run={tmp_path.name}\n" in near
     assert "`adapter/`" in page
     assert "`english/`" not in page, "it lists what is there"
     assert "/somewhere" not in page

@@ -603,8 +603,8 @@ def test_table_and_page_have_each_language_and_the_mean(two_languages, capsys):
     page = (out / "README.md").read_text()
     assert "# flare (add_relu) on toy_sentiment, near+far\n" in page
     assert "| **flare (add_relu)**, on far (24 examples) | " in page
-    assert 'flare_exp.load("out", "task.lang=near")' in page
-    assert "serve run=out task.lang=near\n" in page
+    assert f'flare_exp.load("{out}", "task.lang=near")' in page
+    assert f"serve run={out} task.lang=near\n" in page
     mean = f"{100 * measured['zero_shot']['accuracy']:.1f}"
     assert f"| zero-shot, on mean of near+far | {mean} " in page
 

@@ -19,6 +19,7 @@ from small_checkpoints import COMMIT, put, tiny_checkpoint
 import flare_exp
 from flare_exp.cli.main import main
 from flare_exp.errors import UserError
+from flare_exp.experiment.loading import stored_config
 from flare_exp.export.writing import check_has_model, unexported
 from flare_exp.report.runs import read as read_run
 
@@ -114,6 +115,7 @@ def test_others_load_an_export_and_get_the_same_logits(runs, exported, cache_dir
         env={**os.environ, **places, "PYTHONPATH": str(Path(flare_exp.__file__).parents[1])},
     )
     assert done.returncode == 0, done.stderr
+    assert "LOAD REPORT" not in done.stdout + done.stderr
     found = load_file(exported / "logits.safetensors")
     for name, run in (
         ("flare", "flare"),
@@ -207,17 +209,25 @@ def test_a_run_on_data_of_ones_own_is_exported_as_plain_lora_alone(runs):
         check_has_model(own, "flare")
 
 
-def test_a_run_of_several_languages_or_passes_is_not_exported(runs):
+def test_a_run_of_several_languages_is_not_exported(runs):
     run = read_run(runs["lora"])
     assert list(unexported(run)) == []
     several = replace(run, metrics={**run.metrics, "languages": {"near": {}, "far": {}}})
     assert "several languages (near, far)" in next(unexported(several))
-    passes = replace(run, options={**run.options, "predict.sources": ["given", "none"]})
-    assert "give the run with predict.sources=[given]" in next(unexported(passes))
-    sources = replace(run, options={**run.options, "source.langs": ["en", "near"]})
-    assert "fuses sources in en, near" in next(unexported(sources))
     systems = replace(run, options={**run.options, "source.systems": ["gold"]})
     assert "give a run with source.systems=[]" in next(unexported(systems))
+
+
+def test_an_export_reads_sources_in_two_languages_twice_as_its_run_did(finished_run, tmp_path):
+    folder = finished_run("source.langs=[en,near]", "predict.sources=[given,none]")
+    assert export(f"run={folder}", f"to={tmp_path / 'shared'}", f"base=me/tiny@{COMMIT}") == 0
+    page = (tmp_path / "shared" / "README.md").read_text()
+    assert "its translations are fused (en, near); read twice, with the source and without" in page
+    assert """sources=[('a text, en', 'a text, near')]))  # sources: en, near of each""" in page
+    place = f"model.path={stored_config(folder).model.path}"
+    own, shared = (flare_exp.load(f, place) for f in (folder, tmp_path / "shared"))
+    both = [list(run.stream(["a"], [("b", "c")])) for run in (own, shared)]
+    assert both[0] == both[1]
 
 
 class Hub:

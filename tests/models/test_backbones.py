@@ -1,7 +1,7 @@
 """Loading checkpoints: strict about what is missing, clear about what is wrong."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from random_models import SMALL, random_backbone
 from small_checkpoints import tiny_checkpoint
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
+from flare_exp.config.schema import PROMPTED, PretrainConfig
 from flare_exp.errors import UserError
 from flare_exp.flare import adapter
 from flare_exp.models import backbones, families
@@ -163,3 +164,8 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path):
         match=rf"its tokenizer has \d tokens, and its model {tokens}; are the tokenizer's files",
     ):
         backbones.load_tokenizer(str(folder))
+
+
+def test_the_command_line_knows_which_embedded_models_have_no_head():
+    (known,) = (f.metadata["choices"] for f in fields(PretrainConfig) if f.name == "architecture")
+    assert tuple(name for name in known if "label" not in families.FAMILIES[name].heads) == PROMPTED

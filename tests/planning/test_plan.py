@@ -185,6 +185,27 @@ def three_blocks(folder: Path, architecture: str) -> list[str]:
 
 
 @pytest.mark.slow
+def test_the_texts_that_teachers_label_are_priced_and_their_jobs_explained(tmp_path):
+    """Measured where the weights are here, and counted where they are not."""
+    labels = {"labels flare", "labels translate_test"}
+    method = ["method=distil", "method.of=[flare,translate_test]"]
+    found = jobs(*three_blocks(tmp_path, "xlm-roberta"), *method, scratch=tmp_path)
+    assert plan.notes(found) == [
+        "job 0, 1: there for method=distil, which learns from what its teachers predict"
+    ]
+    student = found[-1]
+    assert labels <= student.todo
+    measured = estimates.estimate(student.cfg, tmp_path, labels)
+    assert min(measured.seconds[name] for name in labels) > 0
+    assert measured.parameters == {}, "the teachers are trained elsewhere"
+    words = ["model=xlmr_base", "task=nusax", "task.lang=jav", f"cache_dir={tmp_path / 'none'}"]
+    counted = jobs(*words, *method, scratch=tmp_path)[-1]
+    cost = estimates.estimate(counted.cfg, tmp_path, {*labels, "transfer"}).seconds
+    # a teacher with a source reads twice as many texts, and a step of training takes three passes
+    assert cost["labels translate_test"] < cost["labels flare"] < cost["transfer"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["xlm-roberta", "llama", "mt5"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_arithmetic_counts_the_tensors_that_a_real_step_has(

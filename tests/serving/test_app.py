@@ -10,10 +10,11 @@ from fastapi.testclient import TestClient
 
 from flare_exp.data.rows import Row
 from flare_exp.experiment.predicting import Result
+from flare_exp.experiment.source_texts import SourceTexts
 from flare_exp.experiment.translating import UnknownText
 from flare_exp.serving.app import Access, make_app
 from flare_exp.serving.batching import Batcher
-from flare_exp.serving.requests import Limits
+from flare_exp.serving.requests import Limits, Refused, rows_of
 
 LIMITS = Limits(body=2000, texts=20, length=100, seconds=5.0, waiting=30)
 LOCAL = Access(hosts=("127.0.0.1",))
@@ -23,7 +24,7 @@ URL = "http://127.0.0.1"
 class Upper:
     """A run whose label is the text itself in upper case, and whose source is the reverse."""
 
-    reads_sources, mode = True, None
+    reads_sources, sources = True, SourceTexts(("text",), ("en",), "en")
     task = SimpleNamespace(name="letters", fields=("text",), labels=("A", "B"))
     run = SimpleNamespace(
         cfg=SimpleNamespace(
@@ -107,6 +108,15 @@ def test_a_hostile_request_gets_one_error_and_shows_nothing_of_the_inside(client
     for inside in ("Traceback", "flare_exp", "secret", ".py", "site-packages"):
         assert inside not in said
     assert post(client, b'{"texts": ["a"]}').status_code == 200, "the server goes on"
+
+
+def test_sources_in_several_languages_are_one_object_for_each_text():
+    parts = SourceTexts(("text",), ("en", "near"), "en").parts
+    body = {"texts": ["a", "b"], "sources": [{"near": "d", "en": "c"}, None]}
+    rows = rows_of(json.dumps(body).encode(), ("text",), parts, LIMITS)
+    assert rows == [Row(("a",), ("c", "d")), Row(("b",))]
+    with pytest.raises(Refused, match=r'sources\[0\]: must be {"en": "...", "near": "..."}'):
+        rows_of(b'{"texts": ["a"], "sources": ["c"]}', ("text",), parts, LIMITS)
 
 
 def test_a_body_is_not_read_beyond_its_limit(client):

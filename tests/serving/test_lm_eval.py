@@ -118,3 +118,11 @@ def test_other_decoding_than_that_of_the_run_is_refused(finished_run, tmp_path):
     )
     with pytest.raises(UserError, match=r"gen_kwargs=\{'max_gen_toks': 9\}: the run decodes with"):
         evaluate({"run": str(folder)}, tmp_path, gen_kwargs="max_gen_toks=9")
+
+
+def test_a_mean_of_several_passes_is_refused_and_one_of_them_is_scored(finished_run, tmp_path):
+    folder = finished_run("predict.sources=[given,none]", "task=toy_nli", architecture="llama")
+    with pytest.raises(UserError, match=r"averages given and none, .*predict\.sources=\[given\]"):
+        lm_eval.RunModel(run=str(folder))
+    one = lm_eval.RunModel(run=str(folder), **{"predict.sources": "[given]"})
+    assert len(one.tests.documents) == 10

@@ -4,14 +4,21 @@ import itertools
 
 import pytest
 from finished_runs import SMALL_MT
+from pyarrow.parquet import read_table
 
 import flare_exp
+from flare_exp.data.rows import Row
 from flare_exp.errors import UserError
 from flare_exp.experiment import predicting
 from flare_exp.experiment.overriding import overridden
 from flare_exp.experiment.translating import UnknownText
 from flare_exp.serving.output import Output
-from flare_exp.serving.prediction import write_test_predictions
+from flare_exp.serving.prediction import predict_rows, write_test_predictions
+
+SIMILAR = ("method=ensemble", "method.of=[lora,flare]", "method.weights=similarity")
+ENSEMBLE = ("method=ensemble", "method.of=[translate_test,full,input_fusion]")
+PASSES = ("predict.sources=[given,none]", "source.dropout=0.5")
+TWO_SOURCES = ("source.langs=[en,near]",)
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serving")]
 
@@ -29,8 +36,23 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serving")]
         ("xlm-roberta", ("task=toy_nli", "method=x_mixup", "data.micro_batch_size=3")),
         ("xlm-roberta", ("method=input_fusion", "trainer.precision=64-true")),
         ("llama", ("trainer.precision=bf16-mixed", "mt.noise=0.5")),
+        # weights of validation; members with an adapter, with a model, and with neither
+        ("xlm-roberta", ENSEMBLE),
+        ("xlm-roberta", SIMILAR),
+        ("llama", ("task=toy_nli", *PASSES)),
+        ("xlm-roberta", TWO_SOURCES),
     ],
-    ids=["translated-back", "windows", "two-texts", "joint", "prompt"],
+    ids=[
+        "translated-back",
+        "windows",
+        "two-texts",
+        "joint",
+        "prompt",
+        "ensemble",
+        "similarity",
+        "passes",
+        "two-sources",
+    ],
 )
 def test_the_runs_own_test_set_again_is_its_file_byte_for_byte(
     architecture, overrides, finished_run, tmp_path
@@ -42,8 +64,50 @@ def test_the_runs_own_test_set_again_is_its_file_byte_for_byte(
         write_test_predictions(run, output, seen.append)
     assert out.read_bytes() == (folder / "predictions.parquet").read_bytes()
     assert seen == [4, 4, 2]
-    dataset = run.test_set()
-    assert list(run.predictions(dataset, 5)) == list(run.predictions(dataset))[5:]
+    tests = run.test_set()
+    assert list(run.test_predictions(tests, 5)) == list(run.test_predictions(tests))[5:]
+
+
+@pytest.mark.parametrize("overrides", [ENSEMBLE, SIMILAR, PASSES, TWO_SOURCES], ids=str)
+def test_the_texts_of_the_test_set_as_new_texts_are_answered_alike(overrides, finished_run):
+    """Given the sources that the run has read."""
+    folder = finished_run(*overrides, "mt=gold")
+    run = flare_exp.load(folder)
+    stored = read_table(folder / "predictions.parquet").to_pydict()
+    texts, *sources = (
+        [example.texts[0] for example in run.task.load(lang, "test")]
+        for lang in ("far", *run.sources.langs)
+    )
+    found = list(run.stream(texts, zip(*sources, strict=True)))
+    assert [result.prediction for result in found] == stored["prediction"]
+    for result, probabilities in zip(found, stored["probabilities"], strict=True):
+        assert list(result.probabilities.values()) == pytest.approx(probabilities, abs=1e-6)
+
+
+def test_a_text_without_a_source_is_answered_by_the_members_that_read_none(finished_run):
+    """By similarity, its source has the weight 0; sources of two languages are given for each."""
+    run = flare_exp.load(finished_run(*SIMILAR))
+    lora = flare_exp.load(finished_run("method=lora"))
+    run.run.cfg.source.empty, run.run.cfg.source.ablate_in = True, "test"
+    (mean,), (alone,) = run.stream(["hello"]), lora.stream(["hello"])
+    assert mean.probabilities == alone.probabilities
+    assert mean.source is None
+
+
+def test_sources_in_two_languages_are_given_together(finished_run, toy_texts):
+    run = flare_exp.load(finished_run(*TWO_SOURCES))
+    assert run.sources.columns == ("source_en", "source_near")
+    english, near = (run.task.read(lang, "test")[0].texts[0] for lang in ("en", "near"))
+    given, made = run.stream([toy_texts[0]] * 2, [(english, near), None])
+    assert given.probabilities == made.probabilities
+    (row,) = predict_rows(run, [Row((toy_texts[0],), (english, "other"))])
+    assert (row["source_en"], row["source_near"]) == (english, "other")
+    assert row["probabilities"] != given.probabilities, "both are read"
+    with pytest.raises(UserError, match=r"sources\[0\]: give en and near as text, not 'x'"):
+        run.predict(["x"], ["x"])
+    translated = flare_exp.load(run.folder, *SMALL_MT)
+    (found,) = translated.stream(["what no world knows"])
+    assert len(found.source) == 2
 
 
 def test_other_test_data_are_not_taken_for_the_runs_own(flare_folder, tmp_path):
@@ -115,12 +179,9 @@ def test_another_translator_than_the_runs(finished_run, flare_folder, toy_texts)
 def test_a_method_that_reads_no_source_takes_none(flare_folder):
     run = flare_exp.load(flare_folder)
     run.run.cfg.source.empty = True
-    with pytest.raises(UserError, match="flare reads no English text: leave them out"):
+    with pytest.raises(UserError, match="flare reads no source: leave them out"):
         run.predict(["x"], ["y"])
-    run.run.cfg.source.empty, run.run.cfg.source.langs = False, ["en", "near"]
-    with pytest.raises(UserError, match="new texts are translated into English alone"):
-        run.check_new_texts()
-    run.run.cfg.source.langs, run.run.cfg.source.systems = [], ["gold"]
+    run.run.cfg.source.empty, run.run.cfg.source.systems = False, ["gold"]
     with pytest.raises(
         UserError, match=r"source\.systems=\[gold\]: new texts are translated by mt"
     ):

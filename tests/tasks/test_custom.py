@@ -81,6 +81,10 @@ BAD = {
         ".csv", GOOD.replace("negative", "mixed"), {}, "row 2 (line 3), column label",
         "'mixed' is none of negative, positive",
     ),
+    "typo in a label": (
+        ".csv", GOOD.replace("negative", "negtive"), {}, "row 2 (line 3), column label",
+        "'negtive' is none of negative, positive; did you mean negative?",
+    ),
     "label in another case": (
         ".csv", GOOD.replace("negative", "Negative"), {}, "row 2 (line 3), column label",
         "if it is negative: labels: {negative: [negative, 'Negative'], ...}",

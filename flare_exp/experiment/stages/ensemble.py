@@ -162,12 +162,11 @@ def _weights(
 ) -> np.ndarray:
     """Return the weight of each member, for each test example or for all: [members, examples or 1].
 
-    By `alike`, the members that read the source share its reliability, and the others the rest.
+    By `alike`, it follows from the reliability of the source.
     """
     if alike:
-        trust = reliability(alike["validation"], alike["test"], ids)
-        reads = np.array([m.reads_source for m in members.values()])[:, None]
-        return np.where(reads, trust / reads.sum(), (1 - trust) / (~reads).sum())
+        trusted = reliability(alike["validation"].info, alike["test"], ids)
+        return shares(trusted, [m.reads_source for m in members.values()])
     validated = [m.validation for m in members.values() if m.validation]
     if not validated:
         return np.full((len(members), 1), 1 / len(members))
@@ -178,6 +177,19 @@ def _weights(
         return task.score(said, examples)[task.metric]
 
     return np.array(choose_weights(given, task.labels, score))[:, None]
+
+
+def shares(trusted: np.ndarray, reads_source: Sequence[bool]) -> np.ndarray:
+    """Return the weight of each member for each text: [members, texts].
+
+    Those that read the source share its reliability, and the others the rest.
+
+    Args:
+        trusted: reliability of each text's source, from 0 to 1: [texts].
+        reads_source: whether a member reads it.
+    """
+    reads = np.array(reads_source)[:, None]
+    return np.where(reads, trusted / reads.sum(), (1 - trusted) / (~reads).sum())
 
 
 def _probabilities(artifacts: Sequence[Artifact]) -> tuple[np.ndarray, list[dict[str, Any]]]:

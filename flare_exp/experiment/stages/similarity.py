@@ -8,7 +8,7 @@ others may not, so `separation` says how well this one does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from flare_exp.artifacts import Artifact
 from flare_exp.code import code_of
+from flare_exp.data.dataset import PairedDataset
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.preprocessing import Item, Preprocessor
 from flare_exp.experiment.context import RunContext, device_of, pairs_digest
@@ -51,16 +52,8 @@ def similarities(run: RunContext, role: str) -> Artifact:
     def build(folder: Path) -> dict[str, Any]:
         own = other = np.full(len(dataset), np.nan)  # no source: nothing is like it
         if dataset.source:
-            model = run.models.load(str(run.backbone.path), run.cfg.model.revision).model
-            encoder = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
-            encoder = encoder.to(device_of(run.cfg)).eval()
-            target, source = (
-                embed(encoder, items, run.preprocessor, run.cfg.data.batch_size)
-                for items in (dataset.target, dataset.source)
-            )
-            own, other = (
-                (target * texts).sum(-1).double().numpy() for texts in (source, source.roll(1, 0))
-            )
+            target, source = embedded(run, encoder_of(run), dataset)
+            own, other = cosines(target, source), cosines(target, source.roll(1, 0))
         ids = [pair.target.id for pair in dataset.pairs]
         columns = {"id": ids, "own": own.tolist(), "other": other.tolist()}
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -71,6 +64,28 @@ def similarities(run: RunContext, role: str) -> Artifact:
         return {name: round(float(value), 6) for name, value in facts.items()}
 
     return run.store.get("similarity", key, build)
+
+
+def encoder_of(run: RunContext) -> nn.Module:
+    """Load the encoder of the pre-trained model, on its device and in eval mode."""
+    model = run.models.load(str(run.backbone.path), run.cfg.model.revision).model
+    encoder = model.get_encoder() if model.config.is_encoder_decoder else model.base_model
+    return encoder.to(device_of(run.cfg)).eval()
+
+
+def embedded(run: RunContext, encoder: nn.Module, dataset: PairedDataset) -> tuple[Tensor, Tensor]:
+    """Return the mean states of the targets and of the sources of a dataset: [rows, d] each."""
+    assert dataset.source is not None
+    size = run.cfg.data.batch_size
+    return (
+        embed(encoder, dataset.target, run.preprocessor, size),
+        embed(encoder, dataset.source, run.preprocessor, size),
+    )
+
+
+def cosines(target: Tensor, source: Tensor) -> np.ndarray:
+    """Return the cosine of each row of two tables of vectors of length 1."""
+    return (target * source).sum(-1).double().numpy()
 
 
 @torch.no_grad()
@@ -106,18 +121,13 @@ def separation(own: np.ndarray, other: np.ndarray) -> float:
     return float((differences > 0).mean() + (differences == 0).mean() / 2)
 
 
-def reliability(validation: Artifact, tested: Artifact, ids: Sequence[str]) -> np.ndarray:
-    """Return the weight of every test example's source, from 0 to 1: [examples].
-
-        w = sigmoid(k (s - (m + m') / 2)),    k = 2 logit(AT_MEAN) / (m - m')
-
-    s is the similarity of the text and its source; m and m' are the means over validation texts of
-    the similarity with their own sources and with other texts' sources. A source that is as similar
-    as pairs are on average gets AT_MEAN, one that is as similar as unrelated texts 1 - AT_MEAN.
-    A text without a source gets 0. No label is used.
+def reliability(
+    validation: Mapping[str, float], tested: Artifact, ids: Sequence[str]
+) -> np.ndarray:
+    """Return the weight of every test example's source (`trust`): [examples].
 
     Args:
-        validation: similarities of the validation split.
+        validation: facts of the validation split (`similarities`).
         tested: similarities of the test split.
         ids: the test examples, in the order of the weights.
 
@@ -127,7 +137,24 @@ def reliability(validation: Artifact, tested: Artifact, ids: Sequence[str]) -> n
     table = pq.read_table(tested.path / "similarities.parquet")
     if table["id"].to_pylist() != [*ids]:
         raise ValueError("the similarities are of other examples than the predictions")
-    own = table["own"].to_numpy()
-    m, unrelated = validation.info["own"], validation.info["other"]
+    return trust(table["own"].to_numpy(), validation)
+
+
+def trust(own: np.ndarray, validation: Mapping[str, float]) -> np.ndarray:
+    """Return the weight of each source, from 0 to 1: [texts].
+
+        w = sigmoid(k (s - (m + m') / 2)),    k = 2 logit(AT_MEAN) / (m - m')
+
+    s is the similarity of the text and its source; m and m' are the means over validation texts of
+    the similarity with their own sources and with other texts' sources. A source that is as similar
+    as pairs are on average gets AT_MEAN, one that is as similar as unrelated texts 1 - AT_MEAN.
+    A text without a source gets 0. No label is used.
+
+    Args:
+        own: similarity of each text with its source; NaN where there is none.
+        validation: facts of the validation split (`similarities`).
+    """
+    m, unrelated = validation["own"], validation["other"]
     k = 2 * np.log(AT_MEAN / (1 - AT_MEAN)) / max(m - unrelated, 1e-6)
-    return np.nan_to_num(1 / (1 + np.exp(-k * (own - (m + unrelated) / 2))), nan=0.0)
+    with np.errstate(over="ignore"):  # a weight of 0
+        return np.nan_to_num(1 / (1 + np.exp(-k * (own - (m + unrelated) / 2))), nan=0.0)
