@@ -53,8 +53,9 @@ yue_Hant zho_Hans zho_Hant zsm_Latn zul_Latn
 UNSPACED = ("Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
 
 LANGUAGES = {
-    # the generated world; these codes exist in its own translation model only
+    # the generated world; those of near and far exist in its own translation model only
     "near": Language("nea_Latn"),
+    "half": Language("hal_Latn"),
     "far": Language("far_Latn"),
     # XNLI, TyDiQA and XQuAD
     "en": Language("eng_Latn"),

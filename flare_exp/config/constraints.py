@@ -24,6 +24,7 @@ from flare_exp.config.source_rules import passes_problems, several_problems, sou
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
 from flare_exp.tasks import CUSTOM, ROLES, TASKS, CustomTask, Slice, SpecError, task_class
+from flare_exp.toy.translation_model import LANGS
 from flare_exp.translation.command import code_of_language, code_problems, command_problems
 from flare_exp.translation.lookup import has_split
 
@@ -262,11 +263,8 @@ def _check_system(cfg: Config, task) -> Iterator[str]:
             f"mt=toy with task={cfg.task.name}: it translates generated text only; choose another "
             "mt"
         )
-    if mt.name == "toy_nllb" and mt.path is None and not _generated(cfg, task):
-        yield (
-            f"mt=toy_nllb with task={cfg.task.name}: it knows the generated languages only; choose "
-            "another mt"
-        )
+    if mt.name == "toy_nllb" and mt.path is None:
+        yield from _check_toy_nllb(cfg, task)
     if mt.name == "gold" and not task.parallel:
         yield f"mt=gold with task={cfg.task.name}: {human}; choose another mt"
     if mt.fallback == "gold" and not task.parallel:
@@ -283,6 +281,22 @@ def _check_system(cfg: Config, task) -> Iterator[str]:
     )
     if local and mt.path != cfg.task.data_dir and not Path(str(mt.path)).expanduser().is_dir():
         yield f"mt.path={mt.path}: there is no such folder"
+
+
+def _check_toy_nllb(cfg: Config, task: Any) -> Iterator[str]:
+    """Check that the tiny NLLB knows the languages of a run."""
+    if not _generated(cfg, task):
+        yield (
+            f"mt=toy_nllb with task={cfg.task.name}: it knows the generated languages only; choose "
+            "another mt"
+        )
+        return
+    for lang in cfg.task.tested:
+        if lang in task.languages and lang not in LANGS:
+            yield (
+                f"mt=toy_nllb with task.lang={lang}: it translates {', '.join(LANGS)}; choose "
+                "mt=toy"
+            )
 
 
 def _generated(cfg: Config, task: Any) -> bool:

@@ -57,8 +57,9 @@ class PretrainConfig:
     hidden_size: int = option(0, "width d", min=8)
     layers: int = option(0, "blocks", min=1)
     heads: int = option(0, "attention heads", min=1)
-    target_share: float = option(0.0, "share of target-language text", min=0, max=1)
+    target_share: float = option(0.0, "share of text in the languages near and far", min=0, max=1)
     recall: float = option(0.0, "share of documents that come back to what they said", min=0, max=1)
+    half_share: float = option(0.0, "share of text in the language half", min=0, max=1)
 
 
 @dataclass

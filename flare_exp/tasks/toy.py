@@ -14,13 +14,13 @@ from flare_exp.toy.world import SPLITS, World
 
 
 class ToyTask(Task):
-    """A task on the trees of a generated world, in English and two constructed languages.
+    """A task on the trees of a generated world, in English and three constructed languages.
 
     The languages are parallel row by row.
     """
 
     english = "en"
-    languages = ("near", "far")
+    languages = ("near", "half", "far")
     parallel = True
 
     def __init__(self, world_seed: int = 0, **kwargs):

@@ -1,4 +1,4 @@
-"""Turn meanings into sentences: English, and two target languages."""
+"""Turn meanings into sentences, by the grammars of English and of two target languages."""
 
 from __future__ import annotations
 
@@ -78,26 +78,27 @@ class English(Grammar):
 
     def thought(self, c: Clause) -> list[str]:
         """Return the words of `i think that (clause)`."""
-        return ["i", "think", "that", *self.clause(c)]
+        return [*self.words("i think that"), *self.clause(c)]
 
     def speaker(self, person: str) -> list[str]:
         """Return the words of `my (person)` as a speaker; the last word names the person."""
-        return ["my", person]
+        return self.words(f"my {person}")
 
     def said(self, person: str, c: Clause) -> list[str]:
         """Return the words of `my (person) said that (clause)`."""
-        return [*self.speaker(person), "said", "that", *self.clause(c)]
+        return [*self.speaker(person), *self.words("said that"), *self.clause(c)]
 
     def slot(self, kind: Slot, word: str) -> list[str]:
         """Return the phrase of a time, place or person; its last word names it."""
-        return [*{"time": ["on"], "place": ["at", "the"], "person": ["with", "my"]}[kind], word]
+        return self.words(
+            f"{ {'time': 'on', 'place': 'at the', 'person': 'with my'}[kind] } {word}"
+        )
 
     def setting(self, s: Setting) -> list[str]:
         """Return the words of a setting: its time, place and person."""
         return [
             *self.slot("time", s.time),
-            "we",
-            "were",
+            *self.words("we were"),
             *self.slot("place", s.place),
             *self.slot("person", s.person),
         ]
@@ -105,41 +106,39 @@ class English(Grammar):
     def question(self, asked: Asked, given: list[str]) -> list[str]:
         """Return the words of `when were we (given)` or `who said that`."""
         if asked == "speaker":
-            return ["who", "said", "that"]
-        return [
-            *{"time": ["when"], "place": ["where"], "person": ["with", "whom"]}[asked],
-            "were",
-            "we",
-            *given,
-        ]
+            return self.words("who said that")
+        asking = {"time": "when", "place": "where", "person": "with whom"}[asked]
+        return [*self.words(f"{asking} were we"), *given]
 
     def clause(self, c: Clause) -> list[str]:
         """Return the words of a clause."""
+        s = self.stems
         if isinstance(c, Act):
-            return [
-                "i",
-                *(["did", "not"] if c.negated else []),
-                *coordinated(c.verbs, "and"),
-                "the",
-                c.topic,
-            ]
-        no, degree = ["not"] if c.negated else [], [c.degree] if c.degree else []
-        return ["the", c.topic, "was", *no, *degree, *coordinated(c.qualities, "and")]
+            no = self.words("did not") if c.negated else []
+            verbs = coordinated([s[verb] for verb in c.verbs], s["and"])
+            return [s["i"], *no, *verbs, *self.words(f"the {c.topic}")]
+        no, degree = [s["not"]] if c.negated else [], [s[c.degree]] if c.degree else []
+        qualities = coordinated([s[quality] for quality in c.qualities], s["and"])
+        return [*self.words(f"the {c.topic} was"), *no, *degree, *qualities]
 
     def render(self, r: Review) -> list[str]:
         """Return the words of a review."""
-        words = [*self.setting(r.setting), ","] if r.setting else []
+        s, words = self.stems, [*self.setting(r.setting), ","] if r.setting else []
         main = self.opinion(r)
         if r.frame == "expected":
-            return [*words, "i", "expected", "that", *main]
+            return [*words, *self.words("i expected that"), *main]
         if r.other is None:
             return words + main
         other = self.clause(r.other)
         if r.frame == "but":
-            return [*words, *other, "but", *main]
+            return [*words, *other, s["but"], *main]
         if r.frame == "although":
-            return [*words, "although", *other, ",", *main]
-        return [*words, *self.said(str(r.person), r.other), "but", *self.thought(r.main)]
+            return [*words, s["although"], *other, ",", *main]
+        return [*words, *self.said(str(r.person), r.other), s["but"], *self.thought(r.main)]
+
+    def words(self, english: str) -> list[str]:
+        """Return the language's words for English words."""
+        return [self.stems[word] for word in english.split()]
 
 
 class Near(Grammar):

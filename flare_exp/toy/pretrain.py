@@ -30,6 +30,7 @@ def pretrain(
     heads: int,
     target_share: float,
     recall: float = 0.0,
+    half_share: float = 0.0,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Train a tiny model and save it, with its tokenizer, as an ordinary checkpoint in `folder`.
@@ -41,7 +42,7 @@ def pretrain(
 
     kind = ARCHITECTURES[architecture]
     with reproducible():
-        texts = World(world_seed).corpus(documents, target_share, recall)
+        texts = World(world_seed).corpus(documents, target_share, recall, half_share)
         signals.raise_if_signalled("before pre-training")
         tokenizer = kind.tokenizer(texts, vocab_size)
         signals.raise_if_signalled("before pre-training")

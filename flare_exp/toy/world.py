@@ -1,7 +1,9 @@
 """Generate a world with FLARE's problem in miniature.
 
-It has English reviews whose sentiment needs composition, and two constructed target languages with
-their own lexicon, suffix morphology and word order.
+It has English reviews whose sentiment needs composition, and three constructed target languages.
+`near` and `far` have their own lexicon, suffix morphology and word order, and a model hardly sees
+them before training. `half` has English grammar and a third of its words; more of its text is in
+pre-training (`half_share`), so that a model half-knows it.
 
 A review is a tree (clauses, negation, contrast, distractors), and a language renders trees. Every
 sentence is therefore exactly known in every language, and a translation can be corrupted by a known
@@ -41,6 +43,7 @@ SPLITS = {"train": 2000, "validation": 400, "test": 1000}
 # in real data; validation and test are balanced. With model=tiny's recipe and one seed, English
 # reached 84.2 % with the bias and 70.2 % without.
 PRAISE = 0.8
+LOANS = 1 / 3  # share of the words of `half` that are English ones
 T = TypeVar("T")
 
 
@@ -174,7 +177,7 @@ def splits(seed: str, draw: Callable[[Sampler], T]) -> dict[str, list[T]]:
 
 
 class World:
-    """The tasks' trees, their sentences in `en`, `near` and `far`, and text for pre-training.
+    """The tasks' trees, their sentences in every language, and text for pre-training.
 
     Everything follows from `seed`.
     """
@@ -219,19 +222,44 @@ class World:
             "aeiouöü",
             cognates=0,
         )
+        half = self._stems(
+            "half",
+            ["b", "d", "f", "g", "l", "m", "n", "r", "s", "t", "w", "th"],
+            "aeiouy",
+            loans=LOANS,
+        )
         return {
             "en": English({word: word for word in self.words}),
             "near": Near(near),
+            "half": English(half),
             "far": Far(far),
         }
 
-    def _stems(self, name: str, onsets: list[str], vowels: str, cognates: float) -> dict[str, str]:
-        """Draw a different stem for every English word; a share of them are cognates."""
+    def _stems(
+        self,
+        name: str,
+        onsets: list[str],
+        vowels: str,
+        cognates: float = 0.0,
+        loans: float = 0.0,
+    ) -> dict[str, str]:
+        """Draw a different stem for every English word.
+
+        Args:
+            name: the language; its stems follow from it and from the world's seed.
+            onsets: consonants at the beginning of a syllable.
+            vowels: vowels of a syllable.
+            cognates: share of English words whose letters are shifted.
+            loans: share of English words that stay as they are.
+        """
         rng = random.Random(f"{self.seed}-{name}")
         taken, stems = set(self.words), {",": ","}
         shift = str.maketrans("aeioubdgvcy", "eiaouptkfki")
         for word in self.words:
             if word == ",":
+                continue
+            if loans and rng.random() < loans:
+                stems[word] = word
                 continue
             stem = (
                 word.translate(shift).rstrip("aeiou")
@@ -248,7 +276,7 @@ class World:
         return stems
 
     def render(self, review: Review, lang: str) -> str:
-        """Return the review's sentence in `en`, `near` or `far`."""
+        """Return the review's sentence in `en`, `near`, `half` or `far`."""
         return " ".join(self.grammars[lang].render(review))
 
     def ask(self, inquiry: Inquiry, lang: str) -> tuple[str, str, str, int]:
@@ -285,7 +313,13 @@ class World:
         """Return the stories with a question of a split; no inquiry is in two splits."""
         return splits(f"{self.seed}-qa", Sampler.inquiry)[split]
 
-    def corpus(self, size: int, target_share: float = 0.05, recall: float = 0.0) -> list[str]:
+    def corpus(
+        self,
+        size: int,
+        target_share: float = 0.05,
+        recall: float = 0.0,
+        half_share: float = 0.0,
+    ) -> list[str]:
         """Return documents for pre-training, never parallel ones.
 
         A document is a sentence with longer enumerations than the tasks have, often after an
@@ -293,8 +327,9 @@ class World:
 
         Args:
             size: number of documents.
-            target_share: share of documents in the target languages, half of it for each language.
+            target_share: share of documents in `near` and `far`, the same for each.
             recall: share of documents with several lines, which repeat earlier content.
+            half_share: share of documents in `half`.
         """
         rng = random.Random(f"{self.seed}-corpus")
         # plainer sentences than those of the tasks
@@ -303,6 +338,8 @@ class World:
         documents = []
         for _ in range(size):
             lang = rng.choice(["near", "far"]) if rng.random() < target_share else "en"
+            if half_share and rng.random() < half_share:
+                lang = "half"
             if recall and rng.random() < recall:
                 documents.append(self._recalling(storyteller, lang))
                 continue

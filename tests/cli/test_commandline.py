@@ -107,11 +107,14 @@ WRONG = [
     (["finetune.tuning=half"], "choose one of lora, full"),
     (["method=lora", "fusion=add"], "only flare and flare_mt fuse"),
     (["method=zero_shot", "fusion.source_layer=same"], "only flare and flare_mt fuse"),
-    (["task.lang=fr"], "choose one of near, far; did you mean far?"),
+    (["task.lang=fr"], "choose one of near, half, far; did you mean far?"),
     (["task=nusax", "task.lang=acee"], "did you mean ace?"),
-    (["task.lang=[near,fr]"], "task.lang=[near,fr]: fr: choose one of near, far; did you mean"),
+    (
+        ["task.lang=[near,fr]"],
+        "task.lang=[near,fr]: fr: choose one of near, half, far; did you mean",
+    ),
     (["task.lang=[near,far,near]"], "near is named 2 times; name each language once"),
-    (["task.lang=[]"], "task.lang=[]: name one language or more; choose one of near, far"),
+    (["task.lang=[]"], "task.lang=[]: name one language or more; choose one of near, half, far"),
     (["task.lang=null"], "task.lang=null: must be text, or a list of texts, e.g. [a,b]"),
     (["task.lang=[1]"], "task.lang=[1]: must be text, or a list of texts"),
     (
@@ -119,7 +122,7 @@ WRONG = [
         "several values need -m (multirun); one run of all of them: task.lang=[near,far]",
     ),
     (["task.unseen=near"], "task.unseen=near: must be a list, e.g. [a,b]"),
-    (["task.unseen=[fr]"], "task.unseen=[fr]: fr: choose one of near, far"),
+    (["task.unseen=[fr]"], "task.unseen=[fr]: fr: choose one of near, half, far"),
     (["task.unseen=[far]"], "task.unseen=[far] with task.lang=far: far is trained on"),
     (["task.temperature=0"], "task.temperature=0.0: must be above 0"),
     (
@@ -141,6 +144,10 @@ WRONG = [
     (["mt.errors=[drop,typo]"], "mt.errors=typo: choose one of drop, swap, replace, hallucinate"),
     (["mt.errors=[]"], "mt.errors=[]: choose one of"),
     (["task=nusax", "mt=toy_nllb"], "it knows the generated languages only"),
+    (
+        ["task.lang=half", "mt=toy_nllb"],
+        "mt=toy_nllb with task.lang=half: it translates en, near, far",
+    ),
     (["task=nusax", "mt=custom"], "mt.path=<hub id or checkpoint folder> is missing"),
     (["mt=custom", "mt.path=./nowhere"], "mt.path=./nowhere: there is no such folder"),
     (["mt=toy_nllb", "mt.marker=stars"], "mt.marker=stars: choose one of quotes, brackets, tags"),

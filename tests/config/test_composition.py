@@ -36,7 +36,8 @@ def test_every_experiment_composes(name, tmp_path):
         (tmp_path / lang).mkdir()
     training = [f"task.train_data_dir={tmp_path}"] if name.endswith("xquad") else []
     folders = [f"model.path={tmp_path}", f"task.data_dir={tmp_path}", *training]
-    assert problems(f"experiment={name}", *folders) == []
+    given = [] if name == "half_known" else folders  # what is generated needs none
+    assert problems(f"experiment={name}", *given) == []
 
 
 @pytest.mark.parametrize(

@@ -614,7 +614,7 @@ def test_a_model_of_two_languages_is_loaded_and_analyzed(two_languages):
     _, out, _ = two_languages
     with pytest.raises(UserError, match=r"give the one of the texts: task.lang=near \(or far\)"):
         flare_exp.load(out)
-    with pytest.raises(UserError, match=r"task.lang=fra: choose one of near, far"):
+    with pytest.raises(UserError, match=r"task.lang=fra: choose one of near, half, far"):
         flare_exp.load(out, "task.lang=fra")
     loaded = flare_exp.load(out, "task.lang=far")
     far = [row for row in rows_of(out) if "/far/" in row["id"]]

@@ -95,7 +95,7 @@ NAMES = [
     refused("model=roberta", "model=roberta: choose one of"),
     refused("task=toy_sentimnt", "did you mean toy_sentiment?"),
     refused("task=mnli", "task=mnli: choose one of custom"),
-    refused("task.lang=fr", "task.lang=fr: choose one of near, far"),
+    refused("task.lang=fr", "task.lang=fr: choose one of near, half, far"),
     refused("task=xnli task.lang=swa", "task.lang=swa: choose one of ar"),
     refused("task.limit=0", "task.limit=0: must be 1 or more"),
     refused("task.limit=ten", "must be a whole number, or null"),

@@ -1,4 +1,4 @@
-"""The generated world: deterministic, compositional, with two languages that are really others."""
+"""The generated world: deterministic, compositional, with languages that are really others."""
 
 import math
 from collections import Counter
@@ -17,7 +17,7 @@ TOYS = (ToySentiment, ToyNLI, ToyQA)
 def test_deterministic_by_seed():
     first, again, other = World(0), World(0), World(1)
     for split in SPLITS:
-        for lang in ("en", "near", "far"):
+        for lang in ("en", "near", "half", "far"):
             texts = [[w.render(r, lang) for r in w.reviews(split)] for w in (first, again, other)]
             assert texts[0] == texts[1] != texts[2]
     assert first.corpus(50) == again.corpus(50) != other.corpus(50)
@@ -89,7 +89,7 @@ def test_one_sentence_of_a_pair_predicts_nothing(side):
         assert low < accuracy < high
 
 
-@pytest.mark.parametrize("lang", ["en", "near", "far"])
+@pytest.mark.parametrize("lang", ["en", "near", "half", "far"])
 def test_qa_answers_are_single_words_of_the_story_at_varied_places(lang):
     examples = ToyQA().read(lang, "train")
     for e in examples:
@@ -120,6 +120,17 @@ def test_lexica_are_disjoint_and_word_order_differs():
     assert shared == 1  # the comma
 
 
+def test_half_has_english_grammar_and_a_third_of_its_words():
+    world = World()
+    half = world.grammars["half"].stems
+    assert len(set(half.values())) == len(half) == len(world.words)
+    same = sum(word == stem for word, stem in half.items()) / len(half)
+    assert 0.28 < same < 0.38
+    for review in world.reviews("test")[:50]:
+        english = world.render(review, "en").split()
+        assert world.render(review, "half").split() == [half[word] for word in english]
+
+
 def test_sentiment_needs_composition():
     """The same words in another structure have another label: a bag of words is not enough."""
     from flare_exp.toy.meaning import Review, State
@@ -130,7 +141,7 @@ def test_sentiment_needs_composition():
         State("waiter", ("rude",), None, False, -1),
     )
     a, b = Review("but", good, bad, None, None), Review("but", bad, good, None, None)
-    for lang in ("en", "near", "far"):
+    for lang in ("en", "near", "half", "far"):
         assert sorted(world.render(a, lang).split()) == sorted(world.render(b, lang).split())
     assert (a.label, b.label) == (2, 0)
     assert Review("expected", good, None, None, None).label == 1
@@ -144,6 +155,15 @@ def test_corpus_under_represents_the_targets():
     documents = world.corpus(4000, 0.05)
     foreign = sum(not set(d.split()) <= english for d in documents)
     assert 0.035 < foreign / len(documents) < 0.065
+
+
+def test_a_model_sees_more_of_half():
+    """Its documents take the place of others; without them the corpus is as it was."""
+    world = World()
+    plain, mixed = (world.corpus(2000, 0.05, half_share=share) for share in (0.0, 0.2))
+    own = set(world.grammars["half"].stems.values()) - set(world.words)
+    assert not any(own & set(d.split()) for d in plain)
+    assert 0.17 < sum(bool(own & set(d.split())) for d in mixed) / len(mixed) < 0.23
 
 
 def test_corruption_has_the_chosen_rate_and_is_reproducible():
