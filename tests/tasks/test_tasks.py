@@ -543,7 +543,7 @@ def stage(task, folder, **mt):
 
     cfg = SimpleNamespace(mt=schema.MtConfig(**mt))
     parts = {"task": task, "cfg": cfg, "store": ArtifactStore(folder), "translations": {}}
-    return SimpleNamespace(**parts, translator=make_translator(cfg, task, None))
+    return SimpleNamespace(**parts, system=None, translator=make_translator(cfg, task, None))
 
 
 def test_the_stage_keeps_answers_and_follows_the_file_not_its_place(tmp_path):
