@@ -285,14 +285,7 @@ class ArtifactStore:
                 "info": info,
                 "seconds": round(time.perf_counter() - start, 3),
                 "flare_exp": version("flare-exp"),
-                "files": {
-                    str(path.relative_to(folder)): {
-                        "sha256": file_sha256(path),
-                        "bytes": path.stat().st_size,
-                    }
-                    for path in sorted(folder.rglob("*"))
-                    if path.is_file()
-                },
+                "files": _sums(folder),
             }
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
             _fsync(folder)
@@ -307,6 +300,15 @@ class ArtifactStore:
             if not resumable:
                 shutil.rmtree(folder, ignore_errors=True)
         return json.loads(json.dumps(manifest))
+
+
+def _sums(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return checksum and size of each file below a folder, by its path there."""
+    return {
+        str(path.relative_to(folder)): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def _fsync(folder: Path) -> None:

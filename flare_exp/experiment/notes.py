@@ -6,7 +6,7 @@ Nothing heavy is imported here, so that a stored result is shown at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ SEPARATES = 0.9
 def notes(cfg: Config, folder: Path) -> list[str]:
     """Return the notes below the table of a finished run."""
     facts = json.loads((folder / "provenance.json").read_text())
-    counts, test = facts["parameters"], facts["test"]
+    counts = facts["parameters"]
     trained = f"{counts['trainable']:,} of {counts['total']:,} parameters trained"
     found = [f"{trained} ({100 * counts['trainable'] / counts['total']:.1f} %)"]
     if kept := [
@@ -36,37 +36,45 @@ def notes(cfg: Config, folder: Path) -> list[str]:
         if _reused(facts["artefacts"], stage, cfg.task.tested)
     ]:
         found.append(f"found in the cache: {', '.join(kept)}")
+    found += _test_notes(cfg, facts["test"])
+    found += data_notes(facts["data"])
+    said = (translation_note(name, info) for name, info in facts["translations"].items())
+    found += [note for note in said if note]
+    return [*found, *_option_notes(cfg, facts["test"]["metrics"])]
+
+
+def _test_notes(cfg: Config, test: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the notes about a test. `test`: its facts in provenance.json."""
     if "weights" in test:
         given = ", ".join(f"{name} {weight:.2g}" for name, weight in test["weights"].items())
         combined = "passes" if cfg.method.name != ENSEMBLE else f"members ({cfg.method.weights})"
-        found.append(f"weights of the {combined}: {given}")
+        yield f"weights of the {combined}: {given}"
     if (separation := test.get("separation")) is not None:
-        found.append(
+        yield (
             f"{'warning: ' if separation < SEPARATES else ''}a validation text is more similar to "
             f"its own translation than to another text's with probability {separation:.2f}"
         )
     if test["cut_off"]:
-        found.append(
-            f"{test['cut_off']} of {test['examples']} gold answers are beyond what the model reads"
-        )
+        yield f"{test['cut_off']} of {test['examples']} gold answers are beyond what the model reads"
     if test["unparsable"]:
-        found.append(
+        yield (
             f"{test['unparsable']} of {test['examples']} predictions are no answer: counted as "
             "wrong"
         )
-    found += data_notes(facts["data"])
-    said = (translation_note(name, info) for name, info in facts["translations"].items())
-    found += [note for note in said if note]
+
+
+def _option_notes(cfg: Config, metrics: Mapping[str, float]) -> Iterator[str]:
+    """Yield the notes about options by which scores mean something else. `metrics`: of the test."""
     methods = members_of(cfg.method).values()
     if cfg.mt.name == "gold" and any(m.reads_translated_tests for m in methods):
-        found.append("mt=gold: the test sources are human English, so this is an upper bound")
+        yield "mt=gold: the test sources are human English, so this is an upper bound"
     if "gold" in cfg.source.systems:
-        found.append(
+        yield (
             "source.systems names gold: a test source is human English, so this is an upper bound"
         )
     translated = any(m.mode is PairingMode.TRANSLATED for m in methods)
-    if translated and "exact_match" in test["metrics"]:
-        found.append(
+    if translated and "exact_match" in metrics:
+        yield (
             f"answers were translated back into {joined(cfg.task.tested)} by mt={cfg.mt.name} and "
             "compared with the original ones"
             if cfg.mt.translates
@@ -74,13 +82,12 @@ def notes(cfg: Config, folder: Path) -> list[str]:
             "makes this an upper bound"
         )
     if cfg.mt.fallback == "gold":
-        found.append(
+        yield (
             "mt.fallback=gold: the benchmark's own translations stand in where a file is "
             "missing (see provenance.json)"
         )
     if cfg.source.shuffle or cfg.source.empty:
-        found.append(f"ablation: source.{'shuffle' if cfg.source.shuffle else 'empty'}=true")
-    return found
+        yield f"ablation: source.{'shuffle' if cfg.source.shuffle else 'empty'}=true"
 
 
 def _reused(artifacts: Mapping[str, Any], stage: str, tested: Sequence[str]) -> bool:
