@@ -55,7 +55,9 @@ def _test_notes(cfg: Config, test: Mapping[str, Any]) -> Iterator[str]:
             f"its own translation than to another text's with probability {separation:.2f}"
         )
     if test["cut_off"]:
-        yield f"{test['cut_off']} of {test['examples']} gold answers are beyond what the model reads"
+        yield (
+            f"{test['cut_off']} of {test['examples']} gold answers are beyond what the model reads"
+        )
     if test["unparsable"]:
         yield (
             f"{test['unparsable']} of {test['examples']} predictions are no answer: counted as "
