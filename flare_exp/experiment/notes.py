@@ -40,7 +40,7 @@ def notes(cfg: Config, folder: Path) -> list[str]:
     found += data_notes(facts["data"])
     said = (translation_note(name, info) for name, info in facts["translations"].items())
     found += [note for note in said if note]
-    return [*found, *_option_notes(cfg, facts["test"]["metrics"])]
+    return [*found, *_option_notes(cfg, facts["test"])]
 
 
 def _test_notes(cfg: Config, test: Mapping[str, Any]) -> Iterator[str]:
@@ -65,8 +65,8 @@ def _test_notes(cfg: Config, test: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _option_notes(cfg: Config, metrics: Mapping[str, float]) -> Iterator[str]:
-    """Yield the notes about options by which scores mean something else. `metrics`: of the test."""
+def _option_notes(cfg: Config, test: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the notes about options by which the scores of a test mean something else."""
     methods = members_of(cfg.method).values()
     if cfg.mt.name == "gold" and any(m.reads_translated_tests for m in methods):
         yield "mt=gold: the test sources are human English, so this is an upper bound"
@@ -75,7 +75,7 @@ def _option_notes(cfg: Config, metrics: Mapping[str, float]) -> Iterator[str]:
             "source.systems names gold: a test source is human English, so this is an upper bound"
         )
     translated = any(m.mode is PairingMode.TRANSLATED for m in methods)
-    if translated and "exact_match" in metrics:
+    if translated and "exact_match" in test["metrics"]:
         yield (
             f"answers were translated back into {joined(cfg.task.tested)} by mt={cfg.mt.name} and "
             "compared with the original ones"
