@@ -19,7 +19,7 @@ import yaml
 from flare_exp.experiment.checksums import CHECKSUMS, damage, seal
 from flare_exp.report.predictions import FILE
 from flare_exp.report.runs import read, run_folders
-from flare_exp.utils.files import write_json, write_parquet
+from flare_exp.utils.files import write_json
 
 ENDING = ".tar.xz"
 CURVE = "curves/transfer.csv"
@@ -89,7 +89,8 @@ def _copy(run: Path, place: Path) -> None:
     if (run / FILE).is_file():
         table = pq.read_table(run / FILE)
         kept = [name for name in COLUMNS if name in table.column_names]
-        write_parquet(place / FILE, table.select(kept).to_pylist())
+        # the archive compresses what runs share, if the files in it are not compressed
+        pq.write_table(table.select(kept), place / FILE, compression="none")
     if (run / CURVE).is_file():
         (place / CURVE).parent.mkdir()
         (place / CURVE).write_bytes((run / CURVE).read_bytes())
