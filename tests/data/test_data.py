@@ -10,7 +10,7 @@ from random_models import random_backbone
 from flare_exp.data.classification import ClassificationPreprocessor
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.dataset import PairedCollator, PairedDataset, check_known
-from flare_exp.data.pairing import make_pairs, shuffled_sources
+from flare_exp.data.pairing import Pair, make_pairs, shuffled_sources
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.preprocessing import Prediction, SourceTextPreprocessor
 from flare_exp.data.preprocessors import PREPROCESSORS
@@ -20,7 +20,7 @@ from flare_exp.data.source_augmentation import KINDS, SourceAugmentation
 from flare_exp.errors import UserError
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSourceEncoder
-from flare_exp.tasks import ToyQA, ToySentiment
+from flare_exp.tasks import Example, ToyQA, ToySentiment
 from flare_exp.toy.tokenizers import train_tokenizer
 from flare_exp.toy.world import World
 from flare_exp.training.generation import AnswerDecoding, GenerationModule
@@ -480,3 +480,18 @@ def test_texts_that_the_tokenizer_does_not_know_are_refused(unknown, known, shar
     check_known(items, fallback, "")
     fallback.unk_token_id = fallback.eos_token_id  # GPT-2
     check_known(items, fallback, "")
+
+
+def test_shuffled_sources_keep_those_of_one_pair_together():
+    def example(key, lang):
+        return Example(f"t/{lang}/x/{key}", key, (f"{lang} {key}",), 0)
+
+    pairs = [Pair(example(k, "a"), example(k, "en"), more=(example(k, "id"),)) for k in "123"]
+    for pair in shuffled_sources(pairs, 0):
+        assert pair.source.key == pair.more[0].key != pair.target.key
+
+
+def test_a_wrong_source_is_of_another_example_not_of_another_window():
+    drawn = SourceAugmentation(noise=1.0)
+    found = {drawn.source_of(0, epoch, [0, 0, 1]) for epoch in range(20)}
+    assert found == {2}

@@ -94,7 +94,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
         "data/pairing.py",
         ", more=pairs[taken[i]].more",
         "",
-        "flare/test_several_sources.py",
+        "data/test_data.py",
     ),
     (
         "data/question_answering.py",
