@@ -190,15 +190,12 @@ def flag_problems(arguments: Sequence[str]) -> list[str]:
 
 def unknown_command(arguments: Sequence[str]) -> str | None:
     """Return a message if the command line begins with an unknown command, else None."""
-    from difflib import get_close_matches
-
     word = arguments[0] if arguments else ""
     if not word or "=" in word or not word[0].isalpha():
         return None
     known = [*COMMANDS, "submit"]
-    near = get_close_matches(word, known, n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
-    return f"{word}: not of the form key=value, and no command; commands: {', '.join(known)}{meant}"
+    listed = f"{', '.join(known)}{nearest(word, known)}"
+    return f"{word}: not of the form key=value, and no command; commands: {listed}"
 
 
 def refuse(problems: Sequence[str]) -> int:

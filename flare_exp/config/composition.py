@@ -117,8 +117,8 @@ def systems_of(cfg: Config) -> list[Config]:
         if name in groups()["mt"]:
             composed = copy.deepcopy(_with_system(name))
             composed.task = OmegaConf.structured(cfg.task)  # a file of conf/mt may refer to it
-            alone = replace(cfg.source, systems=[])
-            found.append(replace(cfg, mt=OmegaConf.to_object(composed.mt), source=alone))  # type: ignore[arg-type]
+            system: Any = OmegaConf.to_object(composed.mt)
+            found.append(replace(cfg, mt=system, source=replace(cfg.source, systems=[])))
     return found
 
 

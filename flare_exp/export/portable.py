@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from flare_exp.config.methods import members_of
 from flare_exp.config.schema import Config, LoggerConfig
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
+from flare_exp.utils.programs import program_of
 
 # as in conf/config.yaml: resolved where the folder is loaded
 CACHE = "${oc.env:FLARE_EXP_CACHE,${oc.env:HOME}/.cache/flare_exp}"
@@ -181,14 +181,6 @@ def portable(cfg: Config, base: Origin, translation: Origin) -> Config:
         trainer=replace(cfg.trainer, accelerator="auto", devices=1, nodes=1, strategy=None),
         logger=LoggerConfig(name="csv"),
     )
-
-
-def program_of(command: str) -> str:
-    """Return the name of the program of a command, without its folder and its arguments.
-
-    Arguments may hold paths, or keys of a service.
-    """
-    return Path((shlex.split(command) or [""])[0]).name
 
 
 def places(cfg: Config, *folders: Path) -> set[str]:

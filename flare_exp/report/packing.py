@@ -1,7 +1,7 @@
 """Pack the runs of a report into an archive, from which anybody can make the same report.
 
-A table that is published with its runs can be checked, and continued on another machine. What
-belongs to one machine, and the texts of the data, are left out.
+A table that is published with its runs can be checked, and continued on another machine. Paths,
+arguments of programs (which may be keys of a service) and the texts of the data are left out.
 """
 
 from __future__ import annotations
@@ -18,12 +18,16 @@ import yaml
 
 from flare_exp.experiment.checksums import CHECKSUMS, damage, seal
 from flare_exp.report.predictions import FILE
-from flare_exp.report.runs import read, run_folders
+from flare_exp.report.runs import Run, cells_of, read, run_folders
 from flare_exp.utils.files import write_json
+from flare_exp.utils.programs import program_of
 
 ENDING = ".tar.xz"
 CURVE = "curves/transfer.csv"
-COLUMNS = ("id", "gold", "prediction", "probabilities")  # of predictions.parquet
+COLUMNS = ["id", "gold", "prediction"]  # of predictions.parquet
+# of provenance.json; what is left out holds the command line
+FACTS = ("commit", "python", "packages", "device", "threads", "peak_memory_bytes")
+FACTS += ("peak_gpu_memory_bytes", "data", "parameters", "training", "code", "artefacts")
 
 
 def pack(folders: Sequence[str], archive: Path) -> int:
@@ -37,19 +41,20 @@ def pack(folders: Sequence[str], archive: Path) -> int:
         archive: the file, with the ending .tar.xz; it is replaced.
 
     Raises:
-        ValueError: a run is damaged; the message names the folder and the file.
+        ValueError: a run is damaged, or runs differ only in what is left out; the message names
+            the folder.
     """
     runs = []
     for folder in run_folders(folders):
         try:
-            runs.append(read(folder).folder)
+            runs.append(read(folder))
         except ValueError as error:
             if (folder / "metrics.json").is_file():
                 raise ValueError(f"{folder}: {error}") from None
-    shared = Path(os.path.commonpath([run.parent for run in runs])) if runs else Path()
+    shared = Path(os.path.commonpath([run.folder.parent for run in runs])) if runs else Path()
     with tempfile.TemporaryDirectory() as place:
-        for run in runs:
-            _copy(run, Path(place) / run.relative_to(shared))
+        copies = [_copy(run.folder, Path(place) / run.folder.relative_to(shared)) for run in runs]
+        _check_cells(runs, copies)
         partial = archive.with_name(f"{archive.name}.part")
         try:
             with tarfile.open(partial, "w:xz") as file:
@@ -61,6 +66,21 @@ def pack(folders: Sequence[str], archive: Path) -> int:
     return len(runs)
 
 
+def _check_cells(runs: Sequence[Run], copies: Sequence[Run]) -> None:
+    """Check that what was left out told no runs apart.
+
+    Raises:
+        ValueError: it did.
+    """
+    (before, repeated), (after, alike) = cells_of(runs), cells_of(copies)
+    counts = [sum(map(len, tasks.values())) for tasks in (before, after)]
+    if counts[0] != counts[1] or len(alike) > len(repeated):
+        raise ValueError(
+            "some runs differ in a path or in the arguments of a program alone, which are left "
+            "out; pack them apart"
+        )
+
+
 def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     """Leave out who packed a file, and when."""
     entry.uid = entry.gid = entry.mtime = 0
@@ -69,8 +89,8 @@ def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry
 
 
-def _copy(run: Path, place: Path) -> None:
-    """Copy what a report reads of a run, without paths of this machine and without texts.
+def _copy(run: Path, place: Path) -> Run:
+    """Copy what a report reads of a run, and read the copy.
 
     Raises:
         ValueError: a file is damaged.
@@ -82,15 +102,15 @@ def _copy(run: Path, place: Path) -> None:
     place.mkdir(parents=True)
     (place / "metrics.json").write_bytes((run / "metrics.json").read_bytes())
     options = yaml.safe_load((run / "config.yaml").read_text())
+    if command := (options.get("mt") or {}).get("command"):
+        options["mt"]["command"] = program_of(command)
     (place / "config.yaml").write_text(yaml.safe_dump(_without_paths(options), sort_keys=False))
     if (run / "provenance.json").is_file():
         facts = json.loads((run / "provenance.json").read_text())
-        write_json(place / "provenance.json", _without_paths(facts))
+        write_json(place / "provenance.json", {key: facts[key] for key in FACTS if key in facts})
     if (run / FILE).is_file():
-        table = pq.read_table(run / FILE)
-        kept = [name for name in COLUMNS if name in table.column_names]
         # the archive compresses what runs share, if the files in it are not compressed
-        pq.write_table(table.select(kept), place / FILE, compression="none")
+        pq.write_table(pq.read_table(run / FILE, columns=COLUMNS), place / FILE, compression="none")
     if (run / CURVE).is_file():
         (place / CURVE).parent.mkdir()
         (place / CURVE).write_bytes((run / CURVE).read_bytes())
@@ -98,18 +118,14 @@ def _copy(run: Path, place: Path) -> None:
     for facts in sums.values():
         facts["mtime_ns"] = 0
     write_json(place / CHECKSUMS, sums)
+    return read(place)
 
 
 def _without_paths(value: Any) -> Any:
-    """Return a value in which the last part alone is left of every absolute path.
-
-    A word of a command line (`key=<path>`) counts as its value.
-    """
+    """Return options in which the last part alone is left of every absolute path."""
     if isinstance(value, Mapping):
         return {key: _without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_without_paths(inner) for inner in value]
-    if not isinstance(value, str):
-        return value
-    key, equals, given = value.rpartition("=")
-    return f"{key}{equals}{Path(given).name}" if given.startswith(("/", "~")) else value
+    absolute = isinstance(value, str) and value.startswith(("/", "~"))
+    return Path(value).name if absolute else value

@@ -327,7 +327,7 @@ class World:
 
         Args:
             size: number of documents.
-            target_share: share of documents in `near` and `far`, the same for each.
+            target_share: share of the other documents in `near` and `far`, the same for each.
             recall: share of documents with several lines, which repeat earlier content.
             half_share: share of documents in `half`.
         """

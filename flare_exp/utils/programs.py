@@ -5,16 +5,26 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from flare_exp.utils import signals
 
 CHUNK = 1 << 16
 KEPT = 1 << 13  # bytes of standard error that are kept for messages
+
+
+def program_of(command: str) -> str:
+    """Return the name of the program of a command, without its folder and its arguments.
+
+    Arguments may hold paths, or keys of a service.
+    """
+    return Path((shlex.split(command) or [""])[0]).name
 
 
 @dataclass

@@ -58,11 +58,34 @@ def test_it_holds_no_path_of_the_machine_and_no_text(grid, tmp_path):
     assert sorted(p.name for p in place.iterdir()) == ["flare", "lora"]
     for path in (p for p in place.rglob("*") if p.is_file()):
         assert str(tmp_path).encode() not in path.read_bytes(), path
-    assert "cache_dir=grid" in (place / "flare" / "provenance.json").read_text()
+    assert "\ncache_dir: grid\n" in (place / "flare" / "config.yaml").read_text()
     columns = pq.read_table(place / "flare" / "predictions.parquet").column_names
     assert columns == ["id", "gold", "prediction"]
     assert damage(place / "flare") == []
     assert (place / "flare" / "curves" / "transfer.csv").is_file()
+
+
+def commanded(folder, command):
+    """A run whose texts a program has translated."""
+    return traced(finished(folder, "mt=command", f"mt.command={command}"))
+
+
+def test_arguments_of_a_program_are_left_out(tmp_path):
+    commanded(tmp_path / "grid" / "0", "sh -c 'echo key-of-a-service' {from} {to}")
+    packing.pack([str(tmp_path / "grid")], tmp_path / "runs.tar.xz")
+    place = unpacked(tmp_path / "runs.tar.xz", tmp_path / "elsewhere")
+    written = (place / "0" / "config.yaml").read_text()
+    assert "command: sh\n" in written
+    assert "key-of-a-service" not in written
+
+
+def test_runs_that_would_be_alike_are_not_packed(tmp_path, capsys):
+    for name in "ab":
+        commanded(tmp_path / "grid" / name, f"sh -c 'echo {name}' {{from}} {{to}}")
+    archive = tmp_path / "runs.tar.xz"
+    assert main(["report", str(tmp_path / "grid"), "--pack", str(archive)]) == 2
+    assert "differ in a path or in the arguments of a program alone" in capsys.readouterr().err
+    assert not archive.exists()
 
 
 def test_the_same_runs_are_the_same_bytes(grid, tmp_path):
