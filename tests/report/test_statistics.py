@@ -62,6 +62,8 @@ def test_seeds_are_resampled_too():
         ([2, 0, 2, 0], 1.0),
         # gold b alone, predicted something that is no class: b has 0, a does not occur
         ([0, 0, 0, 4], 0.0),
+        # gold and predicted a alone: b does not occur
+        ([4, 0, 0, 0], 1.0),
     ],
 )
 def test_macro_f1_of_a_resample_against_hand_computed_values(counts, expected):

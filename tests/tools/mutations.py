@@ -70,7 +70,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
         "data/sampling.py",
         '"taken": self.taken // self.batch_sampler.passes',
         '"taken": self.taken',
-        "data/test_data.py",
+        "experiment/test_resuming.py",
     ),
     (
         "data/source_augmentation.py",
@@ -144,7 +144,7 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
         "translation/noise.py",
         "cut = len(before[-1]) if before and not text[start - 1].isspace() else 0",
         "cut = 0",
-        "translation/test_translation.py",
+        "tasks/test_tasks.py",
     ),
     # scores and statistics
     (
