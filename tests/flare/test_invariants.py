@@ -726,6 +726,10 @@ def test_a_frozen_english_adapter_equals_the_merged_one(make_model, kind, target
     torch.testing.assert_close(
         said(again, BackboneSourceEncoder(again), target, source), found[0], **tolerance(kind)
     )
+    with pytest.raises(ValueError, match="cannot be merged"):
+        again.merge_and_unload()
+    unmerged = said(again, BackboneSourceEncoder(again), target, source)
+    torch.testing.assert_close(unmerged, found[0], **tolerance(kind))
 
 
 def test_a_fusion_adds_its_own_parameters_to_every_fused_projection_and_nothing_else(make_model):

@@ -188,12 +188,12 @@ def test_what_comes_while_the_model_works_is_one_batch():
         given_up.cancel()
         await asyncio.sleep(0)
         go_on.set()
-        found = await asyncio.gather(first, *others)
+        found = [*await asyncio.gather(first, *others), await batcher.ask([Row(("g",))])]
         working.cancel()
         return found
 
-    assert asyncio.run(ask()) == [["A"], *([x, x + x] for x in "BCDE")]
-    assert sizes == [1, 4, 4], "nothing is computed for who has given up"
+    assert asyncio.run(ask()) == [["A"], *([x, x + x] for x in "BCDE"), ["G"]]
+    assert sizes == [1, 4, 4, 1], "nothing is computed for who has given up"
 
 
 def test_a_text_that_cannot_be_translated_fails_alone(client):
