@@ -26,8 +26,10 @@ ENDING = ".tar.xz"
 CURVE = "curves/transfer.csv"
 COLUMNS = ["id", "gold", "prediction"]  # of predictions.parquet
 # of provenance.json; what is left out holds the command line
-FACTS = ("commit", "python", "packages", "device", "threads", "peak_memory_bytes")
-FACTS += ("peak_gpu_memory_bytes", "data", "parameters", "training", "code", "artefacts")
+FACTS = (
+    *("commit", "python", "packages", "device", "threads", "code", "artefacts"),
+    *("data", "parameters", "training", "peak_memory_bytes", "peak_gpu_memory_bytes"),
+)
 
 
 def pack(folders: Sequence[str], archive: Path) -> int:
