@@ -6,6 +6,7 @@ This module is light on purpose: it imports no torch, and Hydra only inside func
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -308,6 +309,7 @@ class Config:
     logger: LoggerConfig = section(LoggerConfig, no_effect="where curves are shown")
 
 
+@functools.cache
 def keys() -> dict[str, Any]:
     """Return dotted key -> dataclass field, for every option."""
     return keys_of(Config)

@@ -30,8 +30,11 @@ def draw_curves(folder: Path, target: Path, metric: str, lang: str) -> None:
     stages = [stage for stage in TITLES if (folder / f"{stage}.csv").is_file()]
     if not stages:
         return
-    figure = Figure(figsize=(5.2 * len(stages), 5.4), layout="constrained")
+    width = 5.2 * len(stages)
+    figure = Figure(figsize=(width, 5.4))
     canvas = FigureCanvasAgg(figure)
+    # given margins, in inches: to compute them takes as long as the drawing
+    figure.subplots_adjust(0.8 / width, 0.55 / 5.4, 1 - 0.15 / width, 1 - 0.35 / 5.4, 0.06, 0.08)
     panels = figure.subplots(2, len(stages), squeeze=False, sharex="col", sharey="row")
     for column, stage in enumerate(stages):
         with (folder / f"{stage}.csv").open(newline="") as file:
