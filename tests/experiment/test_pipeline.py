@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]  # one work
 @pytest.fixture(scope="module")
 def flare_run(cache_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "flare"
-    done = launch(cache_dir, out, fresh=True)
+    done = launch(cache_dir, out)
     assert done.returncode == 0, done.stderr
     return out, done
 

@@ -3,14 +3,11 @@ functions are in test_fusion.py, I13 in test_pipeline.py).
 """
 
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 
+import processes
 import pytest
-import random_models
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from random_models import BUILDERS, dtype_of, outputs, random_backbone, rows, token_batch
 from torch import nn
@@ -25,7 +22,7 @@ from flare_exp.flare.source_states import (
     align,
     positions,
 )
-from flare_exp.models.backbones import parameter_counts
+from flare_exp.models.backbones import Precision, load, parameter_counts
 from flare_exp.models.families import FAMILIES
 from flare_exp.training.generation import AnswerDecoding, GenerationModule
 
@@ -620,6 +617,21 @@ def test_i13_the_same_seed_trains_the_same_adapter_and_another_seed_another_one(
 
 
 @pytest.mark.slow
+def save_outputs_of_what_is_loaded(folder):
+    """Load the models of the next test, in a process that has not made them."""
+    made = {}
+    for number, (family, task_type) in enumerate(BUILDERS):
+        place = folder / str(number)
+        precision = Precision("float32" if family == "gemma2" else "float64")
+        base = load(str(place / "base"), task_type, num_labels=3, precision=precision).model
+        model = PeftModel.from_pretrained(base, str(place / "adapter"), adapter_name="renamed")
+        model = model.to(base.dtype).eval()
+        batch = torch.load(place / "batch.pt", weights_only=True)
+        BackboneSourceEncoder(model).encode(batch["source"])
+        made[str(number)] = outputs(model, batch["target"]).detach()
+    torch.save(made, folder / "made.pt")
+
+
 def test_i10_saved_and_loaded_in_a_fresh_process_gives_the_same_outputs(tmp_path):
     kept = {}
     for number, kind in enumerate(BUILDERS):
@@ -633,31 +645,10 @@ def test_i10_saved_and_loaded_in_a_fresh_process_gives_the_same_outputs(tmp_path
         kept[str(number)] = said(model, stream, target, source)
         # a model without the learned weights would say something else
         assert not torch.allclose(kept[str(number)], outputs(random_backbone(kind).model, target))
-    script = """
-import sys, torch, pathlib
-sys.path.insert(0, sys.argv[2])
-from random_models import BUILDERS, dtype_of, outputs
-from peft import PeftModel
-import flare_exp.flare.peft_method
-from flare_exp.models.backbones import Precision, load
-from flare_exp.flare.source_encoders import BackboneSourceEncoder
-made = {}
-for number, (family, task_type) in enumerate(BUILDERS):
-    folder = pathlib.Path(sys.argv[1], str(number))
-    precision = Precision("float32" if family == "gemma2" else "float64")
-    base = load(str(folder / "base"), task_type, num_labels=3, precision=precision).model
-    model = PeftModel.from_pretrained(base, str(folder / "adapter"), \
-adapter_name="renamed").to(base.dtype).eval()
-    batch = torch.load(folder / "batch.pt", weights_only=True)
-    BackboneSourceEncoder(model).encode(batch["source"])
-    made[str(number)] = outputs(model, batch["target"]).detach()
-torch.save(made, pathlib.Path(sys.argv[1], "made.pt"))
-"""
-    tools = str(Path(random_models.__file__).parent)
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path), tools], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    loading = processes.CONTEXT.Process(target=save_outputs_of_what_is_loaded, args=(tmp_path,))
+    loading.start()
+    loading.join(120)
+    assert loading.exitcode == 0
     made = torch.load(tmp_path / "made.pt", weights_only=True)
     for number, expected in kept.items():
         torch.testing.assert_close(

@@ -139,6 +139,7 @@ def test_the_probe_is_within_30_percent_of_a_real_run_and_then_everything_is_bui
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr  # nor at the end of the interpreter
     facts = json.loads((tmp_path / "run" / "provenance.json").read_text())
     base, real = libraries(), facts["peak_memory_bytes"]
     assert real - base > 0.5 * base

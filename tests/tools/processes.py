@@ -1,7 +1,8 @@
 """Processes for the tests, forked from a server that has imported the libraries once.
 
 A fresh interpreter imports for several seconds before a tiny run of two seconds begins. A forked
-process has the same isolation: its own memory, environment, signals and exit code. Use `subprocess`
+process has the same isolation: its own memory, environment, signals and exit code. The server is
+itself forked from the process of the tests, before that has run any. Use `subprocess`
 where a fresh interpreter is itself tested (what is imported when, environment variables that
 libraries read on import, peak memory).
 """
@@ -9,12 +10,16 @@ libraries read on import, peak memory).
 from __future__ import annotations
 
 import atexit
+import faulthandler
+import itertools
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import random
 import resource
 import runpy
+import select
 import shutil
 import signal
 import subprocess
@@ -25,8 +30,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -62,12 +66,35 @@ CONTEXT.set_forkserver_preload(PRELOADED)
 PROGRAM = [sys.executable, "-m", "flare_exp"]
 
 
-def context() -> ForkServerContext:
-    """Return what starts processes of the server, which finds the modules of this folder."""
+def start_server() -> None:
+    """Fork the server from this process instead of letting it import the libraries again.
+
+    Call it before this process has a thread: what is forked has none of them, but their locks.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        # it warns of the semaphores of runs that tests kill
+        patch.setenv("PYTHONWARNINGS", "ignore::UserWarning")
+        resource_tracker.ensure_running()
+        patch.setattr(multiprocessing.util, "spawnv_passfds", _fork_server)
         forkserver.ensure_running()
-    return CONTEXT
+
+
+def _fork_server(_: bytes, arguments: Sequence[str], kept: Sequence[int]) -> int:
+    """Run the server's command in a forked process; return its id.
+
+    It waits until a first process is asked for, or the process of the tests is gone.
+    """
+    if pid := os.fork():
+        return pid
+    try:
+        faulthandler.disable()  # pytest's has a file that is closed here
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        for low, high in itertools.pairwise([2, *sorted(kept), 1 << 16]):
+            os.closerange(low + 1, high)
+        select.select(kept, [], [])
+        exec(arguments[-1])
+    finally:
+        os._exit(0)
 
 
 def _main(
@@ -221,7 +248,7 @@ class Run:
             largest_file,
             before,
         )
-        self._process = context().Process(target=_main, args=given)
+        self._process = CONTEXT.Process(target=_main, args=given)
         self._process.start()
         self.pid: int = self._process.pid
 

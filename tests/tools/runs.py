@@ -48,12 +48,10 @@ def command(cache: Path, *overrides: str) -> list[str]:
 
 
 def launch(
-    cache: Path, out: Path | None, *overrides: str, fresh: bool = False, **env: str
+    cache: Path, out: Path | None, *overrides: str, **env: str
 ) -> subprocess.CompletedProcess:
-    """Run to the end. `fresh`: in a new interpreter instead of a forked one."""
+    """Run to the end."""
     words = command(cache, *([f"output_dir={out}"] if out else []), *overrides)
-    if fresh:
-        return subprocess.run(words, capture_output=True, text=True, env={**os.environ, **env})
     return processes.run(words, {**os.environ, **env})
 
 

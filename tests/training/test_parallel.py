@@ -170,7 +170,7 @@ def one_process(task_type, folder, rank):
 def in_two_processes(work, *arguments):
     """work(*arguments, rank) in each."""
     workers = [
-        processes.context().Process(target=work, args=(*arguments, rank), daemon=True)
+        processes.CONTEXT.Process(target=work, args=(*arguments, rank), daemon=True)
         for rank in range(2)
     ]
     for process in workers:
