@@ -10,8 +10,6 @@ libraries read on import, peak memory).
 from __future__ import annotations
 
 import atexit
-import faulthandler
-import itertools
 import json
 import multiprocessing
 import multiprocessing.util
@@ -29,6 +27,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -87,10 +86,15 @@ def _fork_server(_: bytes, arguments: Sequence[str], kept: Sequence[int]) -> int
     if pid := os.fork():
         return pid
     try:
-        faulthandler.disable()  # pytest's has a file that is closed here
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-        for low, high in itertools.pairwise([2, *sorted(kept), 1 << 16]):
-            os.closerange(low + 1, high)
+        # Files of pytest and of its connections are replaced, not closed: an object that still has
+        # the number of one would write to the next file with this number, or close that.
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in map(int, os.listdir("/dev/fd")):
+            if number > 2 and number not in kept:
+                with suppress(OSError):  # that of the list itself is gone
+                    os.fstat(number)
+                    os.dup2(nothing, number)
         select.select(kept, [], [])
         exec(arguments[-1])
     finally:
