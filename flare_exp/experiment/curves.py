@@ -24,6 +24,7 @@ def draw_curves(folder: Path, target: Path, metric: str, lang: str) -> None:
         metric: the metric that the task is judged by.
         lang: the target language.
     """
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -33,9 +34,10 @@ def draw_curves(folder: Path, target: Path, metric: str, lang: str) -> None:
     width = 5.2 * len(stages)
     figure = Figure(figsize=(width, 5.4))
     canvas = FigureCanvasAgg(figure)
-    # given margins, in inches: to compute them takes as long as the drawing
+    # Margins (in inches) and the titles' heights are given: to compute them takes as long as to draw.
     figure.subplots_adjust(0.8 / width, 0.55 / 5.4, 1 - 0.15 / width, 1 - 0.35 / 5.4, 0.06, 0.08)
-    panels = figure.subplots(2, len(stages), squeeze=False, sharex="col", sharey="row")
+    with rc_context({"axes.titley": 1.0}):
+        panels = figure.subplots(2, len(stages), squeeze=False, sharex="col", sharey="row")
     for column, stage in enumerate(stages):
         with (folder / f"{stage}.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -49,6 +51,7 @@ def draw_curves(folder: Path, target: Path, metric: str, lang: str) -> None:
         score.set_xlabel("optimizer step")
         for panel in (loss, score):
             panel.grid(alpha=0.3)
+            panel.locator_params(nbins=5)
     panels[0, 0].set_ylabel("loss")
     if panels[0, 0].lines:
         panels[0, 0].legend()
