@@ -27,6 +27,7 @@ def pytest_sessionstart() -> None:
 def pytest_collection_finish() -> None:
     """Speed up what the tests do in this process."""
     warm.read_toy_tasks_once()
+    warm.sync_nothing()
     warm.freeze()
 
 

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import BatchSampler
 
 from flare_exp.artifacts import ArtifactStore
+from flare_exp.cli.commandline import normalized
 from flare_exp.config import validation
 from flare_exp.data.sampling import (
     LengthBucketedBatchSampler,
@@ -34,6 +35,7 @@ from flare_exp.data.sampling import (
 )
 from flare_exp.errors import UserError
 from flare_exp.experiment import launch, pipeline
+from flare_exp.experiment.runs import run_job
 from flare_exp.flare import adapter
 from flare_exp.flare.source_encoders import BackboneSourceEncoder, MTSourceEncoder
 from flare_exp.training import distributed
@@ -311,28 +313,22 @@ def weights(out):
 
 
 def assert_several_leave_what_one_leaves(folder, trainer, own, *overrides):
-    """Runs on one process and with trainer=`trainer` and its `own` overrides, in float64, so that
+    """Runs in this process and with trainer=`trainer` and its `own` overrides, in float64, so that
     Adam does not turn the rounding of a gradient near zero into a step.
     """
-    outs = {}
-    for name, more in (("cpu", []), (trainer, own)):
-        outs[name] = out = folder / name
-        done = processes.run(
-            command(
-                folder / f"cache_{name}",
-                out,
-                f"trainer={name}",
-                "trainer.precision=64-true",
-                *more,
-                *overrides,
-            ),
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("English fine-tuning") == 1
-        assert (done.stdout + done.stderr).count("transfer: ") == 1
-        assert not list(out.glob("process*.log"))
-    one, several = outs.values()
+    one, several = folder / "cpu", folder / trainer
+    alone = command(
+        folder / "cache_cpu", one, "trainer=cpu", "trainer.precision=64-true", *overrides
+    )
+    ((composed,), problems) = validation.validate(normalized(alone[3:]), False)
+    assert problems == []
+    run_job(composed, one, brief=True)
+    options = [f"trainer={trainer}", "trainer.precision=64-true", *own, *overrides]
+    done = processes.run(command(folder / "cache", several, *options), timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("English fine-tuning") == 1
+    assert (done.stdout + done.stderr).count("transfer: ") == 1
+    assert not list(several.glob("process*.log"))
     expected, found = weights(one), weights(several)
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
