@@ -273,10 +273,7 @@ class ArtifactStore:
                 self.distributed.broadcast(str(folder))
             info = dict(build(folder) or {})
             if not lock.is_lock_held_by_us:
-                raise UserError(
-                    f"{kind}/{place.name}: this process gave no sign of life for {LEASE:.0f} s, "
-                    "and another one has taken over; start it again"
-                )
+                raise _taken_over(place)
             spent.unlink(missing_ok=True)
             manifest = {
                 "kind": kind,
@@ -296,10 +293,22 @@ class ArtifactStore:
         except signals.StopRequested:
             spent.write_text(str(time.perf_counter() - start))
             raise
+        except OSError as error:
+            if lock.is_lock_held_by_us:
+                raise
+            raise _taken_over(place) from error
         finally:
-            if not resumable:
+            if not resumable and lock.is_lock_held_by_us:
                 shutil.rmtree(folder, ignore_errors=True)
         return json.loads(json.dumps(manifest))
+
+
+def _taken_over(place: Path) -> UserError:
+    """Return the error of a builder that was suspended, and has lost the lock to another one."""
+    return UserError(
+        f"{place.parent.name}/{place.name}: this process gave no sign of life for {LEASE:.0f} s, "
+        "and another one has taken over; start it again"
+    )
 
 
 def _sums(folder: Path) -> dict[str, dict[str, Any]]:

@@ -156,6 +156,8 @@ def build(folder):
     (folder / "data").write_text("stale")
     print("building", flush=True)
     os.kill(os.getpid(), signal.SIGSTOP)
+    if len(sys.argv) > 2:
+        (folder / "more").write_text("too late")
 
 try:
     artifacts.ArtifactStore(sys.argv[1]).get("kind", {"a": 1}, build)
@@ -164,20 +166,30 @@ except UserError as error:
 """
 
 
-def test_a_builder_that_gives_no_sign_of_life_is_followed_and_gives_up(tmp_path, monkeypatch):
+@pytest.mark.parametrize("resumes", ["before its successor has built", "after it has"])
+def test_a_builder_that_gives_no_sign_of_life_is_followed_and_gives_up(
+    tmp_path, monkeypatch, resumes
+):
     """As on another machine, where nobody can look for its process."""
     monkeypatch.setattr(artifacts, "LEASE", 1.5)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SUSPENDED, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+    late = resumes.startswith("after")
+    words = [sys.executable, "-c", SUSPENDED, str(tmp_path), *(["writes"] if late else [])]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "building\n"
-    made = ArtifactStore(tmp_path).get(
-        "kind", {"a": 1}, lambda folder: (folder / "data").write_text("fresh") and None
-    )
-    assert not made.reused
-    process.send_signal(signal.SIGCONT)
-    said, _ = process.communicate(timeout=30)
-    assert "gave no sign of life" in said
+
+    def resume():
+        process.send_signal(signal.SIGCONT)
+        said, _ = process.communicate(timeout=30)
+        assert "gave no sign of life" in said
+
+    def build(folder):
+        (folder / "data").write_text("fresh")
+        if not late:
+            resume()
+
+    assert not ArtifactStore(tmp_path).get("kind", {"a": 1}, build).reused
+    if late:
+        resume()
     again = ArtifactStore(tmp_path).get("kind", {"a": 1}, lambda folder: None)
     assert again.reused
     assert (again.path / "data").read_text() == "fresh"

@@ -34,7 +34,7 @@ def draw_curves(folder: Path, target: Path, metric: str, lang: str) -> None:
     width = 5.2 * len(stages)
     figure = Figure(figsize=(width, 5.4))
     canvas = FigureCanvasAgg(figure)
-    # Margins (in inches) and the titles' heights are given: to compute them takes as long as to draw.
+    # margins (in inches) and heights of titles are given: to compute them takes as long as to draw
     figure.subplots_adjust(0.8 / width, 0.55 / 5.4, 1 - 0.15 / width, 1 - 0.35 / 5.4, 0.06, 0.08)
     with rc_context({"axes.titley": 1.0}):
         panels = figure.subplots(2, len(stages), squeeze=False, sharex="col", sharey="row")
