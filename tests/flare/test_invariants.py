@@ -616,7 +616,6 @@ def test_i13_the_same_seed_trains_the_same_adapter_and_another_seed_another_one(
     assert not any(torch.equal(other[name], tensor) for name, tensor in first.items())
 
 
-@pytest.mark.slow
 def save_outputs_of_what_is_loaded(folder):
     """Load the models of the next test, in a process that has not made them."""
     made = {}
@@ -632,6 +631,7 @@ def save_outputs_of_what_is_loaded(folder):
     torch.save(made, folder / "made.pt")
 
 
+@pytest.mark.slow
 def test_i10_saved_and_loaded_in_a_fresh_process_gives_the_same_outputs(tmp_path):
     kept = {}
     for number, kind in enumerate(BUILDERS):

@@ -2,9 +2,9 @@
 
 A fresh interpreter imports for several seconds before a tiny run of two seconds begins. A forked
 process has the same isolation: its own memory, environment, signals and exit code. The server is
-itself forked from the process of the tests, before that has run any. Use `subprocess`
-where a fresh interpreter is itself tested (what is imported when, environment variables that
-libraries read on import, peak memory).
+itself forked from the process of the tests, before the first test. Use `subprocess` where a fresh
+interpreter is itself tested (what is imported when, environment variables that libraries read on
+import, peak memory).
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def _fork_server(_: bytes, arguments: Sequence[str], kept: Sequence[int]) -> int
                 with suppress(OSError):  # that of the list itself is gone
                     os.fstat(number)
                     os.dup2(nothing, number)
-        select.select(kept, [], [])
-        exec(arguments[-1])
+        listener, _ = kept
+        if listener in select.select(kept, [], [])[0]:
+            exec(arguments[-1])
     finally:
         os._exit(0)
 
