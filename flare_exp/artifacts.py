@@ -220,14 +220,16 @@ class ArtifactStore:
 
         The lock is not taken, because that would block rank 0.
         """
-        while (manifest := self._verified(place, kind, key)) is None:
+        while (manifest := self._verified(place, kind, key, warn=False)) is None:
             time.sleep(0.2)
         return manifest
 
-    def _verified(self, place: Path, kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _verified(
+        self, place: Path, kind: str, key: Mapping[str, Any], warn: bool = True
+    ) -> dict[str, Any] | None:
         """Return the manifest if every file is as it was written.
 
-        Otherwise the damage is logged and None is returned.
+        Otherwise the damage is logged (`warn`) and None is returned.
         """
         if not place.is_dir():
             return None
@@ -247,7 +249,8 @@ class ArtifactStore:
             problem = f"{MANIFEST} is missing or unreadable"
         if problem is None:
             return manifest
-        log.warning("damaged artifact %s: %s; building it again", place, problem)
+        if warn:
+            log.warning("damaged artifact %s: %s; building it again", place, problem)
         return None
 
     def _build(

@@ -6,10 +6,10 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from flare_exp.config import composition, schema
 from flare_exp.errors import UserError
@@ -246,19 +246,14 @@ def help_text() -> str:
     for group, options in composition.groups().items():
         lines.append(f"  {group}")
         lines += [f"    {name:<20}{_comment(group, name)}" for name in options]
-    lines += ["", "Options (default; a model, task or experiment may set another):"]
+    lines += ["", "Options [default; a model, task or experiment may set another]:"]
+    defaults = schema.dataclass_defaults()
     for key, f in schema.keys().items():
         text = f.metadata.get("help", "")
         if not text or key.endswith(".name") or key == "experiment":
             continue
-        default = (
-            ""
-            if f.default in ("???", None) or "dataclasses" in repr(f.default)
-            else f" [{f.default}]"
-        )
-        allowed = f.metadata.get("choices", f.metadata.get("each", ()))
-        choices = f" ({', '.join(map(str, allowed))})" if len(allowed) > 1 else ""
-        lines.append(f"  {key:<30}{text}{choices}{default}")
+        default = _default(defaults.get(key, "???"), f.metadata)
+        lines.append(f"  {key:<30}{text}{_allowed(f.metadata)}{default}")
     return "\n".join(
         [
             *lines,
@@ -266,6 +261,26 @@ def help_text() -> str:
             "-m runs every combination of comma-separated values; --cfg job shows a configuration.",
         ]
     )
+
+
+def _allowed(rules: Mapping[str, Any]) -> str:
+    """Return the values that an option takes, in parentheses; "" where its help says it."""
+    if len(names := rules.get("choices", rules.get("each", ()))) > 1:
+        return f" ({', '.join(map(str, names))})"
+    least = f"above {rules['above']}" if "above" in rules else rules.get("min")
+    most = rules.get("max")
+    if least is None:
+        return ""
+    if most is None:
+        return f" ({least})" if "above" in rules else f" ({least} or more)"
+    return f" ({least}, at most {most})" if "above" in rules else f" ({least} to {most})"
+
+
+def _default(value: Any, rules: Mapping[str, Any]) -> str:
+    """Return the default of an option, in brackets; "" if a model or the user gives it."""
+    if value == "???" or (value == 0 and (rules.get("min", 0) > 0 or "above" in rules)):
+        return ""
+    return f" [{'null' if value is None else value}]".replace("'", "")
 
 
 def _comment(group: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Turn meanings into sentences, by the grammars of English and of two target languages."""
+"""Turn meanings into sentences, by the grammars of English and of the target languages."""
 
 from __future__ import annotations
 
