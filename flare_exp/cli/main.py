@@ -224,13 +224,56 @@ class _Grid:
 
 def _on_slurm(grid: _Grid, wait: bool) -> int:
     """Submit the jobs that are not done, and wait for them if asked; return the exit code."""
-    from omegaconf import OmegaConf
-
     from flare_exp.cli import report, status
     from flare_exp.cluster import slurm
     from flare_exp.experiment import run_state
 
-    jobs = [
+    jobs = _slurm_jobs(grid)
+    before = {job.folder: run_state.read(job.folder) for job in jobs}
+    try:
+        queued = slurm.queued(grid.folder)
+        ended = [job for job in jobs if job.folder not in queued]
+        missing = [job for job in ended if before[job.folder].state not in ("done", "running")]
+        arrays = sorted({job.partition("_")[0] for job in queued.values()})
+        also = f"; {len(queued)} of them are in SLURM's queue already" if queued else ""
+        print(f"{grid.folder}: {len(jobs)} jobs, {run_state.counts(before)}{also}")
+        if missing:
+            array = slurm.submit(missing, composition.launcher(grid.cells[0]))
+            arrays.append(array)
+            print(
+                f"submitted as SLURM job array {array}; see: python -m flare_exp status "
+                f"{grid.folder}"
+            )
+    except UserError as error:
+        print(f"flare_exp: {error}", file=sys.stderr)
+        return 2
+    if arrays and not wait:
+        return 0
+    awaited = [job for job in jobs if job in missing or job.folder in queued]
+    if awaited:
+        try:
+            slurm.wait(awaited, arrays)
+        except (KeyboardInterrupt, signals.StopRequested, UserError) as error:
+            print(
+                f"\nno longer waiting{f' ({error})' if str(error) else ''}; the jobs go on "
+                f"(scancel {' '.join(arrays)} ends them)",
+                file=sys.stderr,
+            )
+            return 130
+    states = before | {job.folder: slurm.ended(run_state.read(job.folder)) for job in awaited}
+    status.print_table(states, {job.folder: list(job.overrides) for job in jobs})
+    if any(s.state == "done" for s in states.values()):
+        report.print_report([str(grid.folder)], mixed=True)
+    return 0 if all(s.state == "done" for s in states.values()) else 1
+
+
+def _slurm_jobs(grid: _Grid) -> list[Any]:
+    """Return the jobs of a grid as they are submitted."""
+    from omegaconf import OmegaConf
+
+    from flare_exp.cluster import slurm
+
+    return [
         slurm.Job(
             OmegaConf.to_object(grid.jobs[n]),  # type: ignore[arg-type]
             (grid.folder / str(n)).absolute(),
@@ -238,35 +281,6 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
         )
         for n in grid.numbers
     ]
-    before = {job.folder: run_state.read(job.folder) for job in jobs}
-    missing = [job for job in jobs if before[job.folder].state not in ("done", "running")]
-    print(f"{grid.folder}: {len(jobs)} jobs, {run_state.counts(before)}")
-    if missing:
-        try:
-            array = slurm.submit(missing, composition.launcher(grid.cells[0]))
-            print(
-                f"submitted as SLURM job array {array}; see: python -m flare_exp status "
-                f"{grid.folder}"
-            )
-            if not wait:
-                return 0
-        except UserError as error:
-            print(f"flare_exp: {error}", file=sys.stderr)
-            return 2
-        try:
-            slurm.wait(missing, array)
-        except (KeyboardInterrupt, signals.StopRequested, UserError) as error:
-            print(
-                f"\nno longer waiting{f' ({error})' if str(error) else ''}; the jobs go on "
-                f"(scancel {array} ends them)",
-                file=sys.stderr,
-            )
-            return 130
-    states = before | {job.folder: slurm.ended(run_state.read(job.folder)) for job in missing}
-    status.print_table(states, {job.folder: list(job.overrides) for job in jobs})
-    if any(s.state == "done" for s in states.values()):
-        report.print_report([str(grid.folder)], mixed=True)
-    return 0 if all(s.state == "done" for s in states.values()) else 1
 
 
 def _hand_over(arguments: Sequence[str], grid: _Grid | None = None) -> int:

@@ -10,6 +10,7 @@ handler for another signal would start it from the beginning.
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import subprocess
@@ -26,6 +27,7 @@ from flare_exp.experiment import downloads, run_state
 from flare_exp.utils import signals
 
 POLL = 5.0  # seconds between two queries of the queue
+SUBMITTED = "submitted.jsonl"  # in a grid's folder: each array, and the folders of its tasks' jobs
 # The shell ignores the signals until Python has started. From then on they are blocked and stay
 # pending until the job checks for them.
 BLOCKED = """import os, signal, sys
@@ -122,7 +124,37 @@ def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> str:
             run_state.add(job.folder, run_state.State("missing", "SLURM did not take it"))
         reason = getattr(error, "stderr", None) or str(error)
         raise UserError(f"SLURM does not take the jobs: {str(reason).strip()}") from error
-    return made[0].job_id.partition("_")[0]
+    array = made[0].job_id.partition("_")[0]
+    with (jobs[0].folder.parent / SUBMITTED).open("a") as file:
+        file.write(json.dumps({"array": array, "jobs": [job.folder.name for job in jobs]}) + "\n")
+    return array
+
+
+def queued(grid: Path) -> dict[Path, str]:
+    """Return folder -> SLURM job, for the jobs of a grid that wait in the queue or run.
+
+    Raises:
+        UserError: the queue cannot be read.
+    """
+    file = grid / SUBMITTED
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    folders = {
+        # submitit makes no array of one job
+        f"{line['array']}_{task}" if line["jobs"][1:] else line["array"]: grid.absolute() / name
+        for line in lines
+        for task, name in enumerate(line["jobs"])
+    }
+    there = _listed([line["array"] for line in lines]) if lines else {}
+    return {folders[job]: job for job, state in there.items() if state != "COMPLETING"}
+
+
+def _listed(arrays: Sequence[str]) -> dict[str, str]:
+    """Return SLURM job -> state, for the tasks of arrays that are in the queue."""
+    command = ["squeue", "-h", "-r", "-j", ",".join(arrays), "-o", "%i %T"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.returncode and "Invalid job id" not in done.stderr:
+        raise UserError(f"squeue: {done.stderr.strip()}")
+    return {job: state for job, _, state in (x.partition(" ") for x in done.stdout.splitlines())}
 
 
 def run(job: Job) -> None:
@@ -154,31 +186,21 @@ def run(job: Job) -> None:
         raise SystemExit(1)
 
 
-def active(array: str) -> bool:
-    """Return whether an array still has jobs in SLURM's queue.
+def wait(jobs: Sequence[Job], arrays: Sequence[str]) -> None:
+    """Wait until SLURM has finished arrays, and print the number of jobs in each state.
 
     Raises:
         UserError: the queue cannot be read.
     """
-    done = subprocess.run(
-        ["squeue", "-h", "-j", array, "-o", "%i"], capture_output=True, text=True, timeout=60
-    )
-    if done.returncode and "Invalid job id" not in done.stderr:
-        raise UserError(f"squeue: {done.stderr.strip()}")
-    return bool(done.stdout.strip())
-
-
-def wait(jobs: Sequence[Job], array: str) -> None:
-    """Wait until SLURM has finished an array, and print the number of jobs in each state."""
     said = ""
     while True:
-        queued = active(array)
+        active = _listed(arrays)
         if (
             now := run_state.counts({job.folder: run_state.read(job.folder) for job in jobs})
         ) != said:
             print(f"[{time.strftime('%H:%M:%S')}] {now}", flush=True)
             said = now
-        if not queued:
+        if not active:
             return
         signals.raise_if_signalled("while it waited")
         time.sleep(POLL)

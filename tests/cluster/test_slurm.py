@@ -166,6 +166,10 @@ def test_what_was_submitted_is_what_runs_and_submit_does_not_wait(cluster, check
     submitted = run([*words[:3], "submit", *words[5:], *(f"+{h}" for h in hold)], env)
     assert submitted.returncode == 0, submitted.stderr
     assert run_state.read(tmp_path / "grid" / "0").state == "waiting"
+    again = run([*words[:3], "submit", *words[5:], *(f"+{h}" for h in hold)], env)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "1 of them are in SLURM's queue already" in again.stdout
+    assert "submitted as" not in again.stdout
     for file in (code / "conf" / "task").glob("toy*.yaml"):  # before the job starts
         file.write_text("name: nonsense\n")
     done = tmp_path / "grid" / "0" / "metrics.json"
@@ -208,6 +212,31 @@ def test_two_machines_leave_what_one_leaves(cluster, checkpoint, tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
     assert_same_predictions(*(out / "predictions.parquet" for out in outs), atol=1e-3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "one_cache", "two", "two_cache"]
+
+
+def test_jobs_in_the_queue_are_found_by_their_tasks(tmp_path, monkeypatch):
+    squeue = tmp_path / "squeue"
+    squeue.write_text(
+        "#!/bin/sh\nprintf '8_0 PENDING\\n8_1 RUNNING\\n7_1 COMPLETING\\n9 RUNNING\\n'\n"
+    )
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert slurm.queued(tmp_path) == {}  # nothing was submitted, so SLURM is not asked
+    lines = [{"array": "7", "jobs": ["0", "1", "2"]}, {"array": "8", "jobs": ["0", "2"]}]
+    lines.append({"array": "9", "jobs": ["3"]})  # submitit makes no array of one job
+    (tmp_path / slurm.SUBMITTED).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert slurm.queued(tmp_path) == {
+        tmp_path / "0": "8_0",
+        tmp_path / "2": "8_1",
+        tmp_path / "3": "9",
+    }
+    squeue.write_text(
+        "#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1\n"
+    )
+    assert slurm.queued(tmp_path) == {}  # long gone
+    squeue.write_text("#!/bin/sh\necho 'no answer' >&2; exit 1\n")
+    with pytest.raises(UserError, match="squeue: no answer"):
+        slurm.queued(tmp_path)
 
 
 def test_a_signal_before_python_is_ready_waits():
