@@ -17,6 +17,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+# bytecode of the libraries is kept between the faults
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "",
+    "PYTHONPYCACHEPREFIX": str(ROOT / ".pytest_cache" / "bytecode"),
+}
 
 MUTATIONS: list[tuple[str, str, str, str]] = [
     # the paper's equations
@@ -199,6 +205,12 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
         'elif (place / name).stat().st_size != expected["bytes"]:',
         "test_artifacts.py",
     ),
+    (
+        "artifacts.py",
+        "if not resumable and lock.is_lock_held_by_us:",
+        "if not resumable:",
+        "test_artifacts.py",
+    ),
     # use of a run
     (
         "serving/batching.py",
@@ -238,7 +250,7 @@ def run(number: int) -> tuple[bool, float]:
                 f"tests/{tests}",
             ],
             cwd=copy,
-            env={**os.environ, "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": folder, **ENVIRONMENT},
             capture_output=True,
             text=True,
         )

@@ -267,6 +267,7 @@ def test_every_kind_of_error_does_what_it_says():
     }
     assert kept["drop"] == sorted(kept["drop"])
     assert 200 < len(made["drop"]) < 340
+    assert corrupted(["a", "b"], 1.0, ["x"], "s", ["drop"]) == [("b", 1)], "one word is left"
     assert sorted(kept["swap"]) == list(range(400)) != kept["swap"]
     assert len(made["replace"]) == 400
     assert 60 < sum(word == "x" for word, _ in made["replace"]) < 180
