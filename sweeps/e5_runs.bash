@@ -3,12 +3,13 @@
 failed=()
 
 # Learning rates with the best validation score among 2e-4, 5e-4, 1e-3 and 2e-3 on NusaX jav, seed 0, human translations (docs/results.md).
-# Not yet searched: input_fusion, x_mixup (the preset's rate) and full. That of distil is its teacher's; the student has distil.lr.
-declare -A rate=([lora]=2e-3 [ensemble]=2e-3 [flare]=1e-3 [distil]=1e-3 [full]=1e-4)
+# Of input_fusion 5e-4 and 1e-3 alone were tried; full is not searched. That of distil is its teacher's; the student has distil.lr.
+declare -A rate=([lora]=2e-3 [ensemble]=2e-3 [flare]=1e-3 [gated]=2e-3 [x_mixup]=2e-3 [input_fusion]=1e-3 [distil]=1e-3 [full]=1e-4)
 
 run() { # folder method=<name> key=value ...
     local folder=$1 code=0 method=${2#method=}
     shift
+    if [[ " $* " == *" fusion=gated "* ]]; then method=gated; fi
     "${PYTHON:-.venv/bin/python}" -m flare_exp "$@" ${rate[$method]:+transfer.lr=${rate[$method]}} \
         model.path="$E5" model.revision=null trainer.enable_progress_bar=false \
         output_dir="$out/$folder" || code=$?
