@@ -275,8 +275,7 @@ class ArtifactStore:
             if collective and self.distributed:
                 self.distributed.broadcast(str(folder))
             info = dict(build(folder) or {})
-            if not lock.is_lock_held_by_us:
-                raise _taken_over(place)
+            self._check_held(lock, place)
             spent.unlink(missing_ok=True)
             manifest = {
                 "kind": kind,
@@ -289,29 +288,30 @@ class ArtifactStore:
             }
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False))
             _fsync(folder)
+            self._check_held(lock, place)
             if place.exists():
                 shutil.rmtree(place)
             folder.rename(place)
             _fsync_path(place.parent)
         except signals.StopRequested:
-            spent.write_text(str(time.perf_counter() - start))
+            with suppress(OSError):  # another process has taken over
+                spent.write_text(str(time.perf_counter() - start))
             raise
         except OSError as error:
-            if lock.is_lock_held_by_us:
-                raise
-            raise _taken_over(place) from error
+            self._check_held(lock, place, f" ({error})")
+            raise
         finally:
             if not resumable and lock.is_lock_held_by_us:
                 shutil.rmtree(folder, ignore_errors=True)
         return json.loads(json.dumps(manifest))
 
-
-def _taken_over(place: Path) -> UserError:
-    """Return the error of a builder that was suspended, and has lost the lock to another one."""
-    return UserError(
-        f"{place.parent.name}/{place.name}: this process gave no sign of life for {LEASE:.0f} s, "
-        "and another one has taken over; start it again"
-    )
+    def _check_held(self, lock: SoftFileLease, place: Path, reason: str = "") -> None:
+        """Refuse to go on if this process was suspended, and another one has taken the lock."""
+        if not lock.is_lock_held_by_us:
+            raise UserError(
+                f"{place.parent.name}/{place.name}: this process gave no sign of life for "
+                f"{LEASE:.0f} s, and another one has taken over; start it again{reason}"
+            )
 
 
 def _sums(folder: Path) -> dict[str, dict[str, Any]]:

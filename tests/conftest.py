@@ -26,7 +26,8 @@ SHARED = Path(os.environ.get("FLARE_EXP_SHARED", Path(__file__).parents[2] / "sh
 
 def pytest_configure(config: pytest.Config) -> None:
     """Import the libraries where tests run, which is not the process that gives them to workers."""
-    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+    spread = config.getoption("numprocesses", None) and not config.option.collectonly
+    if hasattr(config, "workerinput") or not spread:
         config.pluginmanager.import_plugin("rare_gc")
         config.pluginmanager.import_plugin("shared_fixtures")
 

@@ -229,9 +229,10 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
     from flare_exp.experiment import run_state
 
     jobs = _slurm_jobs(grid)
-    before = {job.folder: run_state.read(job.folder) for job in jobs}
     try:
-        queued = slurm.queued(grid.folder)
+        done = all((job.folder / "metrics.json").is_file() for job in jobs)
+        queued = {} if done else slurm.queued(jobs)
+        before = {job.folder: run_state.read(job.folder) for job in jobs}
         ended = [job for job in jobs if job.folder not in queued]
         missing = [job for job in ended if before[job.folder].state not in ("done", "running")]
         arrays = sorted({job.partition("_")[0] for job in queued.values()})

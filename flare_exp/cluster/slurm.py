@@ -10,13 +10,16 @@ handler for another signal would start it from the beginning.
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
+import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ from flare_exp.experiment import downloads, run_state
 from flare_exp.utils import signals
 
 POLL = 5.0  # seconds between two queries of the queue
-SUBMITTED = "submitted.jsonl"  # in a grid's folder: each array, and the folders of its tasks' jobs
+SUBMITTED = "submitted.jsonl"  # in a grid's folder: SLURM's number, folder and overrides of a job
 # The shell ignores the signals until Python has started. From then on they are blocked and stay
 # pending until the job checks for them.
 BLOCKED = """import os, signal, sys
@@ -125,36 +128,55 @@ def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> str:
         reason = getattr(error, "stderr", None) or str(error)
         raise UserError(f"SLURM does not take the jobs: {str(reason).strip()}") from error
     array = made[0].job_id.partition("_")[0]
+    # submitit makes no array of one job
+    ids = [f"{array}_{task}" for task in range(len(jobs))] if jobs[1:] else [array]
+    noted = [[i, job.folder.name, list(job.overrides)] for i, job in zip(ids, jobs, strict=True)]
     with (jobs[0].folder.parent / SUBMITTED).open("a") as file:
-        file.write(json.dumps({"array": array, "jobs": [job.folder.name for job in jobs]}) + "\n")
+        file.write("".join(json.dumps(line) + "\n" for line in noted))
     return array
 
 
-def queued(grid: Path) -> dict[Path, str]:
+def queued(jobs: Sequence[Job]) -> dict[Path, str]:
     """Return folder -> SLURM job, for the jobs of a grid that wait in the queue or run.
 
     Raises:
-        UserError: the queue cannot be read.
+        UserError: the queue cannot be read, or it has a job in one of these folders with other
+            options.
     """
-    file = grid / SUBMITTED
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    folders = {
-        # submitit makes no array of one job
-        f"{line['array']}_{task}" if line["jobs"][1:] else line["array"]: grid.absolute() / name
-        for line in lines
-        for task, name in enumerate(line["jobs"])
-    }
-    there = _listed([line["array"] for line in lines]) if lines else {}
-    return {folders[job]: job for job, state in there.items() if state != "COMPLETING"}
+    file = jobs[0].folder.parent / SUBMITTED
+    noted = {}
+    for line in file.read_text().splitlines() if file.is_file() else []:
+        with suppress(ValueError):  # a line that was cut off
+            number, folder, overrides = json.loads(line)
+            noted[number] = folder, overrides
+    there = _listed(sorted({number.partition("_")[0] for number in noted})) if noted else []
+    own, found = {job.folder.name: job for job in jobs}, {}
+    for number in there:
+        folder, overrides = noted.get(number, ("", []))
+        if folder not in own:
+            continue
+        if overrides != list(own[folder].overrides):
+            raise UserError(
+                f"{own[folder].folder}: SLURM job {number} is in the queue for this folder, with "
+                f"other options ({' '.join(overrides)}); wait for it, end it (scancel {number}), "
+                "or give another output_dir"
+            )
+        found[own[folder].folder] = number
+    return found
 
 
-def _listed(arrays: Sequence[str]) -> dict[str, str]:
-    """Return SLURM job -> state, for the tasks of arrays that are in the queue."""
-    command = ["squeue", "-h", "-r", "-j", ",".join(arrays), "-o", "%i %T"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+def _listed(arrays: Sequence[str]) -> list[str]:
+    """Return the jobs of this user in SLURM's queue that are tasks of these arrays."""
+    command = ["squeue", "-h", "-r", "-u", getpass.getuser(), "-j", ",".join(arrays), "-o", "%i"]
+    # SQUEUE_STATES and others would hide jobs
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"SLURM's queue cannot be read: {error}") from error
     if done.returncode and "Invalid job id" not in done.stderr:
         raise UserError(f"squeue: {done.stderr.strip()}")
-    return {job: state for job, _, state in (x.partition(" ") for x in done.stdout.splitlines())}
+    return done.stdout.split()
 
 
 def run(job: Job) -> None:

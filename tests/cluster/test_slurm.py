@@ -214,29 +214,32 @@ def test_two_machines_leave_what_one_leaves(cluster, checkpoint, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "one_cache", "two", "two_cache"]
 
 
-def test_jobs_in_the_queue_are_found_by_their_tasks(tmp_path, monkeypatch):
+def test_jobs_in_the_queue_are_found_by_their_numbers(tmp_path, monkeypatch):
     squeue = tmp_path / "squeue"
     squeue.write_text(
-        "#!/bin/sh\nprintf '8_0 PENDING\\n8_1 RUNNING\\n7_1 COMPLETING\\n9 RUNNING\\n'\n"
+        "#!/bin/sh\necho \"$*\" > $(dirname $0)/asked; printf '8_0\\n8_1\\n9\\n10_0\\n'\n"
     )
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert slurm.queued(tmp_path) == {}  # nothing was submitted, so SLURM is not asked
-    lines = [{"array": "7", "jobs": ["0", "1", "2"]}, {"array": "8", "jobs": ["0", "2"]}]
-    lines.append({"array": "9", "jobs": ["3"]})  # submitit makes no array of one job
-    (tmp_path / slurm.SUBMITTED).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert slurm.queued(tmp_path) == {
-        tmp_path / "0": "8_0",
-        tmp_path / "2": "8_1",
-        tmp_path / "3": "9",
-    }
-    squeue.write_text(
-        "#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1\n"
-    )
-    assert slurm.queued(tmp_path) == {}  # long gone
+    every = [slurm.Job(None, tmp_path / str(n), [f"seed={n}"]) for n in range(4)]
+    assert slurm.queued(every) == {}  # nothing was submitted, so SLURM is not asked
+    assert not (tmp_path / "asked").exists()
+    lines = [["7_0", "1", []], ["8_0", "0", ["seed=0"]], ["8_1", "2", ["seed=2"]]]
+    noted = "".join(json.dumps(line) + "\n" for line in [*lines, ["9", "3", ["seed=3"]]])
+    (tmp_path / slurm.SUBMITTED).write_text(noted + '["10_0", "cut')
+    found = {tmp_path / "0": "8_0", tmp_path / "2": "8_1", tmp_path / "3": "9"}
+    assert slurm.queued(every) == found
+    assert "-j 7,8,9 " in (tmp_path / "asked").read_text()
+    with pytest.raises(UserError, match=r"SLURM job 9 is in the queue .* \(seed=3\); wait for it"):
+        slurm.queued([*every[:3], slurm.Job(None, tmp_path / "3", ["seed=4"])])
+    squeue.write_text("#!/bin/sh\necho 'error: Invalid job id specified' >&2; exit 1\n")
+    assert slurm.queued(every) == {}  # long gone
     squeue.write_text("#!/bin/sh\necho 'no answer' >&2; exit 1\n")
     with pytest.raises(UserError, match="squeue: no answer"):
-        slurm.queued(tmp_path)
+        slurm.queued(every)
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="SLURM's queue cannot be read"):
+        slurm.queued(every)
 
 
 def test_a_signal_before_python_is_ready_waits():

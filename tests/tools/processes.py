@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import multiprocessing
 import multiprocessing.util
 import os
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -86,6 +88,8 @@ def _fork_server(_: bytes, arguments: Sequence[str], kept: Sequence[int]) -> int
     if pid := os.fork():
         return pid
     try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # that of the tests' terminal
+        logging.getLogger().handlers.clear()
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         # Files of pytest and of its connections are replaced, not closed: an object that still has
         # the number of one would write to the next file with this number, or close that.
@@ -98,6 +102,8 @@ def _fork_server(_: bytes, arguments: Sequence[str], kept: Sequence[int]) -> int
         listener, _ = kept
         if listener in select.select(kept, [], [])[0]:
             exec(arguments[-1])
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(0)
 

@@ -75,7 +75,7 @@ CASES = {
 
 def steps_of(name):
     """Steps of a case: how many micro-batches there are is of interest for each type of task."""
-    return STEPS if name in BACKBONES_BY_TYPE else STEPS[:2]
+    return STEPS if name in BACKBONES_BY_TYPE else STEPS[:3]
 
 
 def loss_from_output(name, module, batch):
