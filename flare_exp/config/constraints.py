@@ -14,7 +14,6 @@ from flare_exp.config.composition import groups, systems_of
 from flare_exp.config.data_constraints import data_problems
 from flare_exp.config.language_rules import language_problems
 from flare_exp.config.method_schema import (
-    LEARNED_FUSIONS,
     FusionConfig,
 )
 from flare_exp.config.methods import METHODS, fuses, members_of, modes_of
@@ -138,14 +137,21 @@ def _check_devices(cfg: Config) -> Iterator[str]:
         yield from _check_sharding(cfg)
     several = cfg.trainer.devices * cfg.trainer.nodes > 1
     mixes = any(method.mixes for method in members_of(cfg.method).values())
-    learned = cfg.fusion.name in LEARNED_FUSIONS or PairingMode.LATENT in modes_of(cfg.method)
     trained_empty = cfg.source.empty and cfg.source.ablate_in != "test"
-    if several and trained_empty and (mixes or (learned and fuses(cfg.method))):
+    if several and trained_empty and (mixes or (fuses(cfg.method) and _has_weights(cfg))):
         yield (
             f"source.empty=true with trainer.strategy={cfg.trainer.strategy}: the fusion's own "
             "weights are never used then, and several processes wait for their gradient; choose "
             "trainer.devices=1"
         )
+
+
+def _has_weights(cfg: Config) -> bool:
+    """Return whether what fuses source and target has weights of its own."""
+    from flare_exp.flare import fusion  # torch is imported for this question alone
+
+    learned = next(fusion.build(cfg.fusion.name, rank=1).parameters(), None) is not None
+    return learned or PairingMode.LATENT in modes_of(cfg.method)
 
 
 def _check_sharding(cfg: Config) -> Iterator[str]:

@@ -11,7 +11,6 @@ from flare_exp.data.source_augmentation import KINDS, OTHER
 
 FUSING_METHODS = tuple(name for name, method in METHODS.items() if method.fuses)
 SOURCE_METHODS = tuple(name for name, method in METHODS.items() if method.mode.pairs)
-LEARNED_FUSIONS = ("cross_attn", "gated")  # fusions with weights of their own
 
 
 @dataclass
