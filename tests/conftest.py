@@ -4,6 +4,7 @@ tools/shared_fixtures.py.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -28,7 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Import the libraries where tests run, which is not the process that gives them to workers."""
     spread = config.getoption("numprocesses", None) and not config.option.collectonly
     if hasattr(config, "workerinput") or not spread:
-        config.pluginmanager.import_plugin("rare_gc")
+        # The libraries and the tests leave few cycles. To look for them as often as usual takes a
+        # tenth of the time.
+        gc.set_threshold(50_000, 20, 100)
         config.pluginmanager.import_plugin("shared_fixtures")
 
 

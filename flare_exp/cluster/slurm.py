@@ -127,13 +127,10 @@ def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> str:
             run_state.add(job.folder, run_state.State("missing", "SLURM did not take it"))
         reason = getattr(error, "stderr", None) or str(error)
         raise UserError(f"SLURM does not take the jobs: {str(reason).strip()}") from error
-    array = made[0].job_id.partition("_")[0]
-    # submitit makes no array of one job
-    ids = [f"{array}_{task}" for task in range(len(jobs))] if jobs[1:] else [array]
-    noted = [[i, job.folder.name, list(job.overrides)] for i, job in zip(ids, jobs, strict=True)]
     with (jobs[0].folder.parent / SUBMITTED).open("a") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in noted))
-    return array
+        for job, one in zip(jobs, made, strict=True):
+            file.write(json.dumps([one.job_id, job.folder.name, list(job.overrides)]) + "\n")
+    return made[0].job_id.partition("_")[0]
 
 
 def queued(jobs: Sequence[Job]) -> dict[Path, str]:

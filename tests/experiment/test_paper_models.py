@@ -174,9 +174,11 @@ def paper(model, task, checkpoints, benchmarks, stride=32):
     ]
 
 
-# one model of each family: another one differs in size
+# every task with one model of each family; another model of a family differs in size
 FAMILY_RUNS = [
-    (model, task) for model in ("xlmr_base", "mt5_xl", "llama3", "gemma2") for task in TASKS
+    *((model, task) for model in ("xlmr_base", "mt5_xl", "llama3", "gemma2") for task in TASKS),
+    ("xlmr_large", "tydiqa"),
+    ("llama31", "tydiqa"),
 ]
 
 

@@ -645,7 +645,9 @@ def test_i10_saved_and_loaded_in_a_fresh_process_gives_the_same_outputs(tmp_path
         kept[str(number)] = said(model, stream, target, source)
         # a model without the learned weights would say something else
         assert not torch.allclose(kept[str(number)], outputs(random_backbone(kind).model, target))
-    loading = processes.CONTEXT.Process(target=save_outputs_of_what_is_loaded, args=(tmp_path,))
+    loading = processes.CONTEXT.Process(
+        target=save_outputs_of_what_is_loaded, args=(tmp_path,), daemon=True
+    )
     loading.start()
     loading.join(120)
     assert loading.exitcode == 0

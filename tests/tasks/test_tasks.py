@@ -933,7 +933,7 @@ def benchmark_tables(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["benchmark", "translations"])
 @pytest.mark.parametrize("name", ["nusax", "xnli", "tydiqa"])
-def test_100_damaged_tables_end_in_a_message_or_in_success(name, where, tmp_path, characters):
+def test_200_damaged_tables_end_in_a_message_or_in_success(name, where, tmp_path, characters):
     """Every reading, pairing and encoding of a run, without its models."""
     from flare_exp.experiment import data_checks
 
@@ -969,7 +969,7 @@ def test_100_damaged_tables_end_in_a_message_or_in_success(name, where, tmp_path
     run()  # undamaged
 
     @settings(
-        max_examples=100,
+        max_examples=200,
         derandomize=True,
         deadline=None,
         database=None,
