@@ -119,8 +119,7 @@ def _counted(
     follows from two shallow models. That holds phase by phase, because most bytes are alive at the
     phase's end (source, forward) or at its beginning (backward, where each block frees what it has
     saved). Two cases count all blocks. One is that a block's gradients could be larger than what it
-    has
-    saved: most bytes may then be alive at the end of the backward pass. The other is that the
+    has saved: most bytes may then be alive at the end of the backward pass. The other is that the
     shallow models lack a kind of block (`layer_types`).
     """
     stacks = families.stacks(model)
@@ -205,7 +204,7 @@ def _written(run: RunContext, module: Any, batch: dict[str, Any]) -> int:
 
 
 def _batch(run: RunContext, data: PairedDataModule, rows: int) -> tuple[dict[str, Any], int]:
-    """As many rows as long as the longest, and how many tokens these are."""
+    """Return a batch whose rows are all as long as the longest text, and its tokens."""
 
     def ids(length: int) -> dict[str, Tensor]:
         return {
