@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.config.languages import as_list
-from flare_exp.config.methods import ENSEMBLE
 from flare_exp.config.schema import Config
 from flare_exp.utils.suggestions import allowed
 
@@ -25,12 +24,6 @@ def language_problems(cfg: Config, task: Any) -> Iterator[str]:
             "trained on, so it is not unseen; leave it out of one of them"
         )
     yield from _missing_tests(cfg, task)
-    if cfg.method.name == ENSEMBLE and len(cfg.task.tested) > 1:
-        yield (
-            f"method={ENSEMBLE} with {len(cfg.task.tested)} languages (task.lang, task.unseen): "
-            "its weights are those of one language; choose one language, or a run for each "
-            f"(-m task.lang={','.join(cfg.task.tested)})"
-        )
 
 
 def _codes_problems(given: str, value: Any, known: Sequence[str]) -> Iterator[str]:

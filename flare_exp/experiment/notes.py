@@ -45,15 +45,9 @@ def notes(cfg: Config, folder: Path) -> list[str]:
 
 def _test_notes(cfg: Config, test: Mapping[str, Any]) -> Iterator[str]:
     """Yield the notes about a test. `test`: its facts in provenance.json."""
-    if "weights" in test:
-        given = ", ".join(f"{name} {weight:.2g}" for name, weight in test["weights"].items())
-        combined = "passes" if cfg.method.name != ENSEMBLE else f"members ({cfg.method.weights})"
-        yield f"weights of the {combined}: {given}"
-    if (separation := test.get("separation")) is not None:
-        yield (
-            f"{'warning: ' if separation < SEPARATES else ''}a validation text is more similar to "
-            f"its own translation than to another text's with probability {separation:.2f}"
-        )
+    yield from dict.fromkeys(  # what is the same in every language is said once
+        note for lang, own in _by_language(test).items() for note in _weights_notes(cfg, lang, own)
+    )
     if test["cut_off"]:
         yield (
             f"{test['cut_off']} of {test['examples']} gold answers are beyond what the model reads"
@@ -62,6 +56,27 @@ def _test_notes(cfg: Config, test: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"{test['unparsable']} of {test['examples']} predictions are no answer: counted as "
             "wrong"
+        )
+
+
+def _by_language(test: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Return language -> facts of its test; "" is the only one."""
+    return test.get("languages", {"": test})
+
+
+def _weights_notes(cfg: Config, lang: str, test: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the notes about the weights of what a test combines. `lang`: "" for the only one."""
+    if "weights" not in test:
+        return
+    given = ", ".join(f"{name} {weight:.2g}" for name, weight in test["weights"].items())
+    combined = "passes" if cfg.method.name != ENSEMBLE else f"members ({cfg.method.weights})"
+    by_text = cfg.method.name == ENSEMBLE and cfg.method.weights == "similarity"
+    where = f" in {lang}" if lang and by_text else ""
+    yield f"weights of the {combined}{where}: {given}"
+    if (separation := test.get("separation")) is not None:
+        yield (
+            f"{'warning: ' if separation < SEPARATES else ''}a validation text is more similar to "
+            f"its own translation than to another text's with probability {separation:.2f}"
         )
 
 
@@ -74,8 +89,8 @@ def _option_notes(cfg: Config, test: Mapping[str, Any]) -> Iterator[str]:
         yield (
             "source.systems names gold: a test source is human English, so this is an upper bound"
         )
-    translated = any(m.mode is PairingMode.TRANSLATED for m in methods)
-    if translated and "exact_match" in test["metrics"]:
+    answers = any("exact_match" in own.get("metrics", ()) for own in _by_language(test).values())
+    if answers and any(m.mode is PairingMode.TRANSLATED for m in methods):
         yield (
             f"answers were translated back into {joined(cfg.task.tested)} by mt={cfg.mt.name} and "
             "compared with the original ones"

@@ -27,11 +27,11 @@ def write_outputs(
     folder: Path,
     measured: Mapping[str, Any],
     made: Mapping[str, Artifact],
-    tests: Sequence[Artifact],
+    tests: Mapping[str, Artifact],
     data: Mapping[str, Any],
     metric: str,
 ) -> None:
-    """Fill a run folder from the artifacts of its stages; `tests` are those of its languages.
+    """Fill a run folder from the artifacts of its stages. `tests`: language -> its test.
 
     metrics.json comes last: it says that the run is complete. `adapter/` and `english/` are the
     transfer and the English model as saved (PEFT or transformers format). `curves/` has their
@@ -46,7 +46,7 @@ def write_outputs(
             shutil.copytree(saved, place, dirs_exist_ok=True, copy_function=link_weights)
             curve = folder / "curves" / f"{name.replace(' ', '_')}.csv"
             shutil.copyfile(artifact.path / "metrics.csv", curve)
-        write_predictions(tests, folder / "predictions.parquet")
+        write_predictions(tests.values(), folder / "predictions.parquet")
         training = {name: artifact.info for name, artifact in trained.items()}
         facts = {
             "data": data,

@@ -8,7 +8,7 @@ that a stored result is shown at once.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,11 @@ def stage_of(name: str) -> str:
     return name.partition(" ")[0]
 
 
-def tests_of(made: Mapping[str, Artifact], stage: str, tested: Sequence[str]) -> list[Artifact]:
-    """Return the tests of each language. `stage`: one of STAGES."""
-    return [made[name_of_test(stage, lang, tested)] for lang in tested]
+def tests_of(
+    made: Mapping[str, Artifact], stage: str, tested: Sequence[str]
+) -> dict[str, Artifact]:
+    """Return language -> its test. `stage`: one of STAGES."""
+    return {lang: made[name_of_test(stage, lang, tested)] for lang in tested}
 
 
 def scores_of(task: TaskConfig, made: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def scores_of(task: TaskConfig, made: Mapping[str, Artifact]) -> dict[str, Any]:
     from flare_exp.tasks.metrics import mean_of
 
     tests = {stage: tests_of(made, stage, task.tested) for stage in STAGES}
-    found = {stage: [a.info["metrics"] for a in own] for stage, own in tests.items()}
+    found = {stage: [a.info["metrics"] for a in own.values()] for stage, own in tests.items()}
     blocks: dict[str, Any] = {
         stage: mean_of(scores[: len(task.langs)]) for stage, scores in found.items()
     }
@@ -62,14 +64,23 @@ def scores_of(task: TaskConfig, made: Mapping[str, Artifact]) -> dict[str, Any]:
     return blocks
 
 
-def facts_of(tests: Sequence[Artifact]) -> dict[str, Any]:
-    """Return the facts of one test, or the sums of the counts of several."""
-    if len(tests) == 1:
-        return tests[0].info
-    return {name: sum(a.info[name] for a in tests) for name in COUNTS}
+def facts_of(tests: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Return the facts of a run's tests. `tests`: language -> its test.
+
+    Of several languages these are the sums of the counts, and `languages`: language -> the other
+    facts of its test, such as the weights of an ensemble.
+    """
+    facts = [test.info for test in tests.values()]
+    if len(facts) == 1:
+        return facts[0]
+    own = {
+        lang: {name: value for name, value in test.info.items() if name not in COUNTS}
+        for lang, test in tests.items()
+    }
+    return {**{name: sum(one[name] for one in facts) for name in COUNTS}, "languages": own}
 
 
-def write_predictions(tests: Sequence[Artifact], target: Path) -> None:
+def write_predictions(tests: Iterable[Artifact], target: Path) -> None:
     """Write the predictions of all tests to one file; the ids of its rows name the language."""
     import pyarrow.parquet as pq
 

@@ -125,10 +125,6 @@ WRONG = [
     (["task.unseen=[fr]"], "task.unseen=[fr]: fr: choose one of near, half, far"),
     (["task.unseen=[far]"], "task.unseen=[far] with task.lang=far: far is trained on"),
     (["task.temperature=0"], "task.temperature=0.0: must be above 0"),
-    (
-        ["method=ensemble", "task.lang=[near,far]"],
-        "method=ensemble with 2 languages (task.lang, task.unseen): its weights are those of one",
-    ),
     (["task=nusax", "task.data_dir=/no/such"], "task.data_dir=/no/such: there is no such folder"),
     (["task.data_dir=/tmp"], "is generated and reads no files"),
     (["task=nusax", "mt=toy"], "mt=toy with task=nusax"),

@@ -23,7 +23,7 @@ from flare_exp.config.methods import METHODS, members_of
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.preprocessing import Prediction
 from flare_exp.errors import UserError
-from flare_exp.experiment import checkpoints, fitting, pipeline, results
+from flare_exp.experiment import checkpoints, fitting, notes, pipeline, results
 from flare_exp.experiment.analysis import analyze
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.similarity import embed
@@ -663,6 +663,61 @@ def test_an_unseen_language_is_tested_and_never_trained_on(make_run, tmp_path):
     for block, name in (("test", "test near"), ("zero_shot", "zero_shot near")):
         assert measured[block] == made[name].info["metrics"], "the unseen one is not in the mean"
     assert "on far (unseen) (8 examples)" in (out / "README.md").read_text()
+
+
+def test_an_ensemble_of_several_languages_has_the_same_weights_in_each(make_run, tmp_path):
+    """Chosen by the mean of the languages' validation scores, by hand; also in an unseen one."""
+    given = ["task.limit=24", "finetune.lr=1e-2", "mt.noise=0.5", "task.lang=[near,far]"]
+    run, out = make_run("method=ensemble", *given, "task.unseen=[half]"), tmp_path / "out"
+    out.mkdir()
+    (out / "config.yaml").write_text(OmegaConf.to_yaml(run.cfg))
+    measured = pipeline.run(run.cfg, out)
+    made = stages_of(run)
+    alone = stages_of(make_run("method=lora", *given))
+    assert made["test lora near"].digest == alone["test near"].digest
+    scores = {}
+    for tenths in range(11):
+        scores[tenths] = 0
+        for lang in ("near", "far"):
+            lora, english = (
+                read_table(made[f"validation {name} {lang}"].path / "predictions.parquet")
+                for name in ("lora", "translate_test")
+            )
+            own, other = (torch.tensor(t["probabilities"].to_pylist()) for t in (lora, english))
+            mixed = (tenths * own.double() + (10 - tenths) * other).argmax(1)
+            said = [run.task.labels[i] for i in mixed]
+            scores[tenths] += round(macro_f1(lora["gold"].to_pylist(), said), 6) / 2
+    top = max(scores.values())
+    best = min((w for w in scores if scores[w] > top - 1e-6), key=lambda w: abs(w - 5))
+    weights = {"lora": best / 10, "translate_test": 1 - best / 10}
+    facts = json.loads((out / "provenance.json").read_text())
+    assert [*facts["test"]["languages"]] == [*measured["languages"]] == ["near", "far", "half"]
+    for lang, own in facts["test"]["languages"].items():
+        assert own["weights"] == pytest.approx(weights)
+        assert own["metrics"] == measured["languages"][lang]["test"]
+    assert facts["test"]["examples"] == len(rows_of(out)) == 72
+    said = [note for note in notes.notes(run.cfg, out) if note.startswith("weights of")]
+    assert len(said) == 1, "the same in every language: said once"
+    half = [row for row in rows_of(out) if "/half/" in row["id"]]
+    english = [
+        pair.target.texts[0] for pair in run.data(PairingMode.TRANSLATED, lang="half").pairs("test")
+    ]
+    loaded = flare_exp.load(out, "task.lang=half")
+    assert loaded.predict([row["target"] for row in half], english) == [
+        row["prediction"] for row in half
+    ]
+
+
+def test_an_ensemble_by_similarity_compares_each_languages_test_texts(make_run):
+    given = ["method=ensemble", "method.of=[lora,flare]", "method.weights=similarity"]
+    made = stages_of(make_run(*given, "task.lang=near", "task.unseen=[far]"))
+    alone = stages_of(make_run(*given, "task.lang=near"))
+    for name in ("similarity of test", "test"):
+        assert made[f"{name} near"].digest == alone[name].digest
+    near, far = (made[f"similarity of test {lang}"].info["own"] for lang in ("near", "far"))
+    assert near != far
+    weights = [made[f"test {lang}"].info["weights"] for lang in ("near", "far")]
+    assert weights[0] != weights[1]
 
 
 def test_flare_mt_tells_the_encoder_the_language_of_each_row(make_run):

@@ -7,7 +7,7 @@ the same two texts as a fusion does. A fusion that does not beat it is not worth
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,14 @@ from flare_exp.experiment.context import RunContext
 from flare_exp.experiment.stages.similarity import reliability, similarities
 from flare_exp.experiment.stages.testing import evaluate
 from flare_exp.experiment.stages.transfer import trained_by
+from flare_exp.experiment.tested import name_of_test
+from flare_exp.tasks.metrics import mean_of
 from flare_exp.utils import files
 
 PARTS = 10  # weights are multiples of 1 / PARTS
 
-Score = Callable[[Sequence[str]], float]
+Score = Callable[[Sequence[float]], float]  # of the members' weights
+Alike = tuple[Artifact, Artifact]  # similarities of the validation pairs, and of a test set's
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,15 @@ class Member:
 
     Attributes:
         trained: the adapter or the model; the English model for methods that train nothing.
-        validation: predictions of the validation split; None where the weights are equal.
-        test: predictions of the test split.
+        validations: language that is trained on -> predictions of its validation split; empty
+            where they do not choose the weights.
+        tests: language -> predictions of its test split.
         reads_source: whether the method reads the translations of the test texts.
     """
 
     trained: Artifact
-    validation: Artifact | None
-    test: Artifact
+    validations: Mapping[str, Artifact]
+    tests: Mapping[str, Artifact]
     reads_source: bool
 
 
@@ -51,26 +55,36 @@ def ensemble(
 ) -> dict[str, Artifact]:
     """Train and test every member as in a run of its own, and combine their predictions.
 
+    Of several languages, the members have the same weights in each, or, by similarity, the same
+    scale of reliability: both follow from the validation data of all that are trained on.
+
     Args:
         english: the fine-tuned English model.
         methods: name -> method of each member.
 
     Returns:
-        name in the provenance -> artifact; `test` is the ensemble's.
+        name in the provenance -> artifact; `test`, or `test <language>`, is the ensemble's.
     """
     members = {name: _member(run, english, method) for name, method in methods.items()}
+    langs = run.cfg.task.tested
     made: dict[str, Artifact] = {}
-    alike: dict[str, Artifact] = {}
+    validated = None
     if run.cfg.method.weights == "similarity":
-        alike = {role: similarities(run, role) for role in ("validation", "test")}
-        made |= {f"similarity of {role}": artifact for role, artifact in alike.items()}
+        validated = made["similarity of validation"] = similarities(run, "validation")
     for name, member in members.items():
         if methods[name].trains:
             made[f"transfer {name}"] = member.trained
-        if member.validation:
-            made[f"validation {name}"] = member.validation
-        made[f"test {name}"] = member.test
-    return {**made, "test": _combined(run, members, run.cfg.task.lang, alike)}
+        for role, artifacts in (("validation", member.validations), ("test", member.tests)):
+            for lang, artifact in artifacts.items():
+                made[name_of_test(f"{role} {name}", lang, langs)] = artifact
+    for lang in langs:
+        alike: Alike | None = None
+        if validated:
+            tested = similarities(run, "test", lang)
+            made[name_of_test("similarity of test", lang, langs)] = tested
+            alike = validated, tested
+        made[name_of_test("test", lang, langs)] = _combined(run, members, lang, alike)
+    return made
 
 
 def test_passes(
@@ -91,33 +105,39 @@ def test_passes(
         name: evaluate(run, trained, method.mode, english, sources=name == "given", lang=lang)
         for name in passes
     }
-    members = {name: Member(trained, None, test, name == "given") for name, test in tested.items()}
+    members = {
+        name: Member(trained, {}, {lang: test}, name == "given") for name, test in tested.items()
+    }
     return {f"test {name}": test for name, test in tested.items()} | {
-        "test": _combined(run, members, lang, {})
+        "test": _combined(run, members, lang)
     }
 
 
 def _member(run: RunContext, english: Artifact, method: Method) -> Member:
     trained, below = trained_by(run, english, method)
-    validation = None
-    if run.cfg.method.weights == "validation":
-        validation = evaluate(run, trained, method.mode, below, role="validation")
-    test = evaluate(run, trained, method.mode, below)
-    return Member(trained, validation, test, method.mode.translates_tests)
+
+    def predicted(role: str, langs: Sequence[str]) -> dict[str, Artifact]:
+        return {lang: evaluate(run, trained, method.mode, below, role, lang=lang) for lang in langs}
+
+    validates, task = run.cfg.method.weights == "validation", run.cfg.task
+    validations = predicted("validation", task.langs if validates else ())
+    return Member(
+        trained, validations, predicted("test", task.tested), method.mode.translates_tests
+    )
 
 
 def _combined(
-    run: RunContext, members: Mapping[str, Member], lang: str, alike: Mapping[str, Artifact]
+    run: RunContext, members: Mapping[str, Member], lang: str, alike: Alike | None = None
 ) -> Artifact:
     """Combine the members' predictions of a language's test set.
 
     Args:
         members: name -> member.
         lang: the language.
-        alike: role -> similarities of texts and sources; empty: they do not count.
+        alike: similarities of texts and sources; None: they do not count.
     """
-    validated = [m.validation for m in members.values() if m.validation]
-    tested = [m.test for m in members.values()]
+    validated = [a for m in members.values() for a in m.validations.values()]
+    tested = [m.tests[lang] for m in members.values()]
     key = {
         "stage": "ensemble",
         "test": [artifact.digest for artifact in tested],
@@ -126,7 +146,7 @@ def _combined(
         "code": code_of("ensemble"),
     }
     if alike:
-        key["similarity"] = [artifact.digest for artifact in alike.values()]
+        key["similarity"] = [artifact.digest for artifact in alike]
 
     def build(folder: Path) -> dict[str, Any]:
         given, rows = _probabilities(tested)
@@ -144,10 +164,10 @@ def _combined(
         return {
             "metrics": run.task.score(predicted, examples),
             "weights": dict(zip(members, weights.mean(-1).tolist(), strict=True)),
-            "members": {name: m.test.info["metrics"] for name, m in members.items()},
+            "members": {name: m.tests[lang].info["metrics"] for name, m in members.items()},
             "examples": len(predicted),
             "unparsable": 0,
-            **({"separation": alike["validation"].info["separation"]} if alike else {}),
+            **({"separation": alike[0].info["separation"]} if alike else {}),
             **counts,
         }
 
@@ -157,7 +177,7 @@ def _combined(
 def _weights(
     run: RunContext,
     members: Mapping[str, Member],
-    alike: Mapping[str, Artifact],
+    alike: Alike | None,
     ids: Sequence[str],
 ) -> np.ndarray:
     """Return the weight of each member, for each test example or for all: [members, examples or 1].
@@ -165,18 +185,21 @@ def _weights(
     By `alike`, it follows from the reliability of the source.
     """
     if alike:
-        trusted = reliability(alike["validation"].info, alike["test"], ids)
+        validation, tested = alike
+        trusted = reliability(validation.info, tested, ids)
         return shares(trusted, [m.reads_source for m in members.values()])
-    validated = [m.validation for m in members.values() if m.validation]
-    if not validated:
+    validated = zip(*(m.validations.values() for m in members.values()), strict=True)
+    languages = [_probabilities(artifacts)[0] for artifacts in validated]
+    if not languages:
         return np.full((len(members), 1), 1 / len(members))
-    task, (given, _) = run.task, _probabilities(validated)
+    task = run.task
     examples = task.load(task.english, "validation")
 
-    def score(said: Sequence[str]) -> float:
-        return task.score(said, examples)[task.metric]
+    def score(weights: Sequence[float]) -> float:
+        said = (predicted_labels(given, weights, task.labels) for given in languages)
+        return mean_of([task.score(own, examples) for own in said])[task.metric]
 
-    return np.array(choose_weights(given, task.labels, score))[:, None]
+    return np.array(choose_weights(len(members), score))[:, None]
 
 
 def shares(trusted: np.ndarray, reads_source: Sequence[bool]) -> np.ndarray:
@@ -218,29 +241,36 @@ def mix(probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (weights[..., None] * probabilities).sum(0)
 
 
-def choose_weights(
-    probabilities: np.ndarray, labels: Sequence[str], score: Score
-) -> Sequence[float]:
+def predicted_labels(
+    probabilities: np.ndarray, weights: Sequence[float], labels: Sequence[str]
+) -> list[str]:
+    """Return the label of each example that is most probable in the weighted mean.
+
+    Args:
+        probabilities: [members, examples, labels].
+        weights: one for each member.
+        labels: names of the labels.
+    """
+    return [labels[i] for i in mix(probabilities, np.array(weights)[:, None]).argmax(-1)]
+
+
+def choose_weights(count: int, score: Score) -> Sequence[float]:
     """Return the weights whose mixture has the highest validation score.
 
     All weights that are multiples of 1 / PARTS and sum to 1 are tried. Of equal scores, the weights
     that are closest to equal ones win, since a small validation set has many ties.
 
     Args:
-        probabilities: [members, examples, labels].
-        labels: names of the labels.
-        score: predicted labels -> the metric.
+        count: number of members.
+        score: weights -> the metric; of several languages, the mean of their metrics.
     """
-    count = len(probabilities)
 
-    def worth(tried: Iterable[float]) -> tuple[float, float]:
-        weights = [*tried]
-        mixed = mix(probabilities, np.array(weights)[:, None])
-        predicted = [labels[i] for i in mixed.argmax(-1)]
+    def worth(weights: Sequence[float]) -> tuple[float, float]:
         distance = sum((w - 1 / count) ** 2 for w in weights)
-        return score(predicted), -round(distance, 9)
+        return score(weights), -round(distance, 9)
 
-    return list(max([*_grid(count)], key=worth))
+    best: Sequence[float] = max(_grid(count), key=worth)
+    return best
 
 
 def _grid(count: int) -> Iterator[tuple[float, ...]]:

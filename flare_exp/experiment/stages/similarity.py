@@ -28,18 +28,19 @@ from flare_exp.utils import files
 AT_MEAN = 0.95  # weight of a source that is as similar as pairs are on average
 
 
-def similarities(run: RunContext, role: str) -> Artifact:
+def similarities(run: RunContext, role: str, lang: str | None = None) -> Artifact:
     """Measure the similarity of every text of a split with its source, and with another one's.
 
     Args:
         role: "validation" or "test".
+        lang: the language of the texts; None: all that are trained on.
 
     Returns:
         similarities.parquet with the columns id, own and other (NaN where there is no source). Its
         facts are their means, and `separation`: the probability that a text is more similar to its
         own source than another text is to a source that is not its own (area under the ROC curve).
     """
-    data = run.data(PairingMode.PAIRED)
+    data = run.data(PairingMode.PAIRED, lang=lang)
     dataset = data.dataset(role)
     key = {
         "stage": "similarity",
