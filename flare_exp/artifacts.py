@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,10 +23,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import SoftFileLease, Timeout
-
 from flare_exp.errors import UserError, out_of_room
 from flare_exp.utils import signals
+from flare_exp.utils.leases import Lease
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,6 @@ log = logging.getLogger(__name__)
 SCHEMA = 3
 MANIFEST = "manifest.json"
 SPENT = ".seconds"  # file with the time that earlier builders of an unfinished artifact took
-# seconds without a renewal after which a builder on another machine counts as dead
-LEASE = 120.0
 
 
 @dataclass(frozen=True)
@@ -195,21 +193,17 @@ class ArtifactStore:
         return plain, digest, self.root / kind / digest
 
     @contextmanager
-    def _locked(self, place: Path) -> Iterator[SoftFileLease]:
+    def _locked(self, place: Path) -> Iterator[Lease]:
         """Hold the lock of an artifact, and wait before that while another process builds it."""
-        lock = SoftFileLease(place.parent / f"{place.name}.lock", lease_duration=LEASE)
-        try:
-            lock.acquire(timeout=0.5)
-        except Timeout:
+        lock = Lease(place.parent / f"{place.name}.lock")
+        if not lock.acquire(0.5):
             log.info(
                 "waiting for %s/%s: another process is building it", place.parent.name, place.name
             )
-            while not lock.is_locked:
+            while not lock.acquire(2):
                 signals.raise_if_signalled(
                     f"while another process was building {place.parent.name}"
                 )
-                with suppress(Timeout):
-                    lock.acquire(timeout=2, poll_interval=0.5)
         try:
             yield lock
         finally:
@@ -256,7 +250,7 @@ class ArtifactStore:
     def _build(
         self,
         place: Path,
-        lock: SoftFileLease,
+        lock: Lease,
         kind: str,
         key: Mapping[str, Any],
         build: Callable,
@@ -264,11 +258,7 @@ class ArtifactStore:
         resumable: bool,
     ) -> dict[str, Any]:
         """Build an artifact in a temporary folder, move it into place and return its manifest."""
-        # This process holds the lock, so no other one uses the folder of a killed builder.
-        folder = place.parent / f".{place.name}.part"
-        if not resumable:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(exist_ok=True)
+        folder = _begun(place, resumable)
         spent = folder / SPENT
         start = time.perf_counter() - (float(spent.read_text()) if spent.exists() else 0.0)
         try:
@@ -297,21 +287,36 @@ class ArtifactStore:
             with suppress(OSError):  # another process has taken over
                 spent.write_text(str(time.perf_counter() - start))
             raise
-        except OSError as error:
+        except Exception as error:
             self._check_held(lock, place, f" ({error})")
             raise
         finally:
-            if not resumable and lock.is_lock_held_by_us:
+            if not resumable:
                 shutil.rmtree(folder, ignore_errors=True)
         return json.loads(json.dumps(manifest))
 
-    def _check_held(self, lock: SoftFileLease, place: Path, reason: str = "") -> None:
+    def _check_held(self, lock: Lease, place: Path, reason: str = "") -> None:
         """Refuse to go on if this process was suspended, and another one has taken the lock."""
-        if not lock.is_lock_held_by_us:
+        if not lock.is_held:
             raise UserError(
                 f"{place.parent.name}/{place.name}: this process gave no sign of life for "
-                f"{LEASE:.0f} s, and another one has taken over; start it again{reason}"
+                f"{lock.duration:.0f} s, and another one has taken over; start it again{reason}"
             )
+
+
+def _begun(place: Path, resumable: bool) -> Path:
+    """Return the temporary folder of an artifact: empty, or what a stopped builder has left.
+
+    The lock's holder calls it. A builder that does not go on from files gets a folder of its own
+    name, so that one that was suspended, and lost its lock, cannot write into its successor's.
+    """
+    folder = place.parent / f".{place.name}.part"  # a training's state names its folder
+    if not resumable:
+        for left in place.parent.glob(f".{place.name}*.part"):
+            shutil.rmtree(left, ignore_errors=True)
+        folder = place.parent / f".{place.name}.{secrets.token_hex(4)}.part"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _sums(folder: Path) -> dict[str, dict[str, Any]]:

@@ -11,10 +11,9 @@ import time
 import pytest
 from filelock import SoftFileLease
 
-from flare_exp import artifacts
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.errors import UserError
-from flare_exp.utils import signals
+from flare_exp.utils import leases, signals
 
 
 def builder(calls=None, text="content"):
@@ -150,7 +149,8 @@ SUSPENDED = """
 import os, signal, sys
 from flare_exp import artifacts
 from flare_exp.errors import UserError
-artifacts.LEASE = 1.5
+from flare_exp.utils import leases
+leases.LEASE = 1.5
 
 def build(folder):
     (folder / "data").write_text("stale")
@@ -171,7 +171,7 @@ def test_a_builder_that_gives_no_sign_of_life_is_followed_and_gives_up(
     tmp_path, monkeypatch, resumes
 ):
     """As on another machine, where nobody can look for its process."""
-    monkeypatch.setattr(artifacts, "LEASE", 1.5)
+    monkeypatch.setattr(leases, "LEASE", 1.5)
     late = resumes.startswith("after")
     words = [sys.executable, "-c", SUSPENDED, str(tmp_path), *(["writes"] if late else [])]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
@@ -196,7 +196,7 @@ def test_a_builder_that_gives_no_sign_of_life_is_followed_and_gives_up(
 
 
 def test_who_waits_for_another_builder_can_be_stopped(tmp_path, monkeypatch):
-    held = SoftFileLease(tmp_path / "kind" / "x.lock", lease_duration=artifacts.LEASE)
+    held = SoftFileLease(tmp_path / "kind" / "x.lock", lease_duration=leases.LEASE)
     (tmp_path / "kind").mkdir()
     with held:
         monkeypatch.setattr(signals, "pending_signal", lambda: signal.SIGUSR1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
@@ -11,12 +12,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import SoftFileLease, Timeout
-
-from flare_exp.artifacts import LEASE
 from flare_exp.errors import UserError
 from flare_exp.experiment.checksums import damage
+from flare_exp.utils import signals
+from flare_exp.utils.leases import LEASE, MARGIN, Lease, process_exists
 from flare_exp.utils.signals import StopRequested
+
+log = logging.getLogger(__name__)
 
 GRID, STATES, SIGN = "grid.json", "states.jsonl", ".running"
 STYLES = {
@@ -82,14 +84,8 @@ def running(folder: Path) -> Iterator[None]:
         UserError: another process is running there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lease = SoftFileLease(folder / SIGN, lease_duration=LEASE, timeout=0.5)
-    try:
-        lease.acquire()
-    except Timeout:
-        raise UserError(
-            f"output_dir={folder}: another process is running there; see: python -m flare_exp "
-            f"status {folder}"
-        ) from None
+    lease = Lease(folder / SIGN)
+    _take(lease, folder)
     try:
         write(folder, "running")
         yield
@@ -112,6 +108,30 @@ def running(folder: Path) -> Iterator[None]:
         raise
     finally:
         lease.release()
+
+
+def _take(lease: Lease, folder: Path) -> None:
+    """Take the lease of a run's folder, also from a process that was killed.
+
+    Raises:
+        UserError: another process is running there.
+    """
+    said = False
+    while not lease.acquire(0.5):
+        if lease.other_is_alive:
+            raise UserError(
+                f"output_dir={folder}: another process is running there; see: python -m flare_exp "
+                f"status {folder}"
+            )
+        if not said:
+            log.info(
+                "%s: a process of another machine, or one that was killed, has begun this run; "
+                "waiting up to %.0f s for a sign of its life",
+                folder,
+                lease.duration * MARGIN,
+            )
+            said = True
+        signals.raise_if_signalled("before the run")
 
 
 def read(folder: Path) -> State:
@@ -141,13 +161,8 @@ def read(folder: Path) -> State:
 
 
 def _alive(folder: Path, found: State) -> bool:
-    if found.host == socket.gethostname():
-        try:
-            os.kill(found.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
+    if found.host == socket.gethostname() and not process_exists(found.pid):
+        return False
     try:
         return time.time() - (folder / SIGN).stat().st_mtime < LEASE
     except FileNotFoundError:

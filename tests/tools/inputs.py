@@ -82,7 +82,7 @@ def in_words(
         else []
     )
     if begun := sorted(
-        {name.split("/")[1] for name in after - before if re.match(r"cache/\w+/\.\w+\.part/", name)}
+        {x.split("/")[1] for x in after - before if re.match(r"cache/\w+/[.\w]+\.part/", x)}
     ):
         parts.append(f"cache: begun {', '.join(begun)}")
     if len(new) > 4:
