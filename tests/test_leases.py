@@ -101,9 +101,9 @@ def test_a_run_is_begun_again_from_another_machine(holder, tmp_path, monkeypatch
     """Refused while its process lives there, which shows after a while; else taken over."""
     on_another_machine(monkeypatch)
     caplog.set_level("INFO", "flare_exp")
-    with pytest.raises(UserError, match="another process is running there"):
-        with run_state.running(tmp_path):
-            pytest.fail("it runs already")
+    refused = pytest.raises(UserError, match="another process is running there")
+    with refused, run_state.running(tmp_path):
+        pytest.fail("it runs already")
     assert "waiting up to 1 s for a sign of its life" in caplog.text
     os.kill(holder.pid, signal.SIGSTOP)
     with monkeypatch.context() as patch:

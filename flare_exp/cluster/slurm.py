@@ -114,22 +114,23 @@ def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> str:
     asked = resources(launcher, jobs)
     for job in jobs:
         run_state.add(job.folder, run_state.State("waiting", "submitted to SLURM"))
-    try:
-        executor = submitit.AutoExecutor(
-            cluster="slurm",
-            folder=Path(launcher["submitit_folder"]).absolute(),
-            slurm_python=PYTHON,
-        )
-        executor.update_parameters(**asked)
-        made = executor.map_array(run, jobs)
-    except Exception as error:  # submitit raises many kinds, RuntimeError and its own
-        for job in jobs:
-            run_state.add(job.folder, run_state.State("missing", "SLURM did not take it"))
-        reason = getattr(error, "stderr", None) or str(error)
-        raise UserError(f"SLURM does not take the jobs: {str(reason).strip()}") from error
-    with (jobs[0].folder.parent / SUBMITTED).open("a") as file:
-        for job, one in zip(jobs, made, strict=True):
-            file.write(json.dumps([one.job_id, job.folder.name, list(job.overrides)]) + "\n")
+    with signals.deferred("SLURM has answered"):  # jobs that are not noted are submitted again
+        try:
+            executor = submitit.AutoExecutor(
+                cluster="slurm",
+                folder=Path(launcher["submitit_folder"]).absolute(),
+                slurm_python=PYTHON,
+            )
+            executor.update_parameters(**asked)
+            made = executor.map_array(run, jobs)
+        except Exception as error:  # submitit raises many kinds, RuntimeError and its own
+            for job in jobs:
+                run_state.add(job.folder, run_state.State("missing", "SLURM did not take it"))
+            reason = getattr(error, "stderr", None) or str(error)
+            raise UserError(f"SLURM does not take the jobs: {str(reason).strip()}") from error
+        with (jobs[0].folder.parent / SUBMITTED).open("a") as file:
+            for job, one in zip(jobs, made, strict=True):
+                file.write(json.dumps([one.job_id, job.folder.name, list(job.overrides)]) + "\n")
     return made[0].job_id.partition("_")[0]
 
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from flare_exp.cluster import slurm
 from flare_exp.config import composition, validation
 from flare_exp.errors import UserError
 from flare_exp.experiment import run_state
+from flare_exp.utils import signals
 
 START = SHARED.parent / "tools" / "slurm-local" / "start.sh"
 
@@ -240,6 +242,23 @@ def test_jobs_in_the_queue_are_found_by_their_numbers(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
     with pytest.raises(UserError, match="SLURM's queue cannot be read"):
         slurm.queued(every)
+
+
+def test_jobs_are_noted_though_ctrl_c_comes_when_slurm_has_taken_them(tmp_path, monkeypatch):
+    for name, body in (("srun", ""), ("sbatch", "kill -INT $PPID; echo 'Submitted batch job 77'")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(signals, "_interrupted", threading.Event())
+    given = [
+        slurm.Job(job.config, tmp_path / str(n), [f"seed={n}"])
+        for n, job in enumerate(jobs("seed=0,1", "trainer=cpu"))
+    ]
+    assert slurm.submit(given, {"submitit_folder": str(tmp_path / "slurm")}) == "77"
+    noted = [json.loads(line) for line in (tmp_path / slurm.SUBMITTED).read_text().splitlines()]
+    assert noted == [["77_0", "0", ["seed=0"]], ["77_1", "1", ["seed=1"]]]
+    with pytest.raises(signals.StopRequested, match="stopped by SIGINT"):
+        signals.raise_if_signalled("while it waited")
 
 
 def test_a_signal_before_python_is_ready_waits():
