@@ -288,10 +288,11 @@ class ArtifactStore:
                 spent.write_text(str(time.perf_counter() - start))
             raise
         except Exception as error:
-            self._check_held(lock, place, f" ({error})")
+            if not isinstance(error, UserError):
+                self._check_held(lock, place, f" ({error})")
             raise
         finally:
-            if not resumable:
+            if not (resumable and lock.is_held):
                 shutil.rmtree(folder, ignore_errors=True)
         return json.loads(json.dumps(manifest))
 
@@ -307,15 +308,17 @@ class ArtifactStore:
 def _begun(place: Path, resumable: bool) -> Path:
     """Return the temporary folder of an artifact: empty, or what a stopped builder has left.
 
-    The lock's holder calls it. A builder that does not go on from files gets a folder of its own
-    name, so that one that was suspended, and lost its lock, cannot write into its successor's.
+    The lock's holder calls it. The folder gets a name of its own, so that a builder that was
+    suspended, and lost its lock, cannot write into its successor's.
     """
-    folder = place.parent / f".{place.name}.part"  # a training's state names its folder
-    if not resumable:
-        for left in place.parent.glob(f".{place.name}*.part"):
-            shutil.rmtree(left, ignore_errors=True)
-        folder = place.parent / f".{place.name}.{secrets.token_hex(4)}.part"
-    folder.mkdir(exist_ok=True)
+    left = sorted(place.parent.glob(f".{place.name}*.part"), key=lambda path: path.stat().st_mtime)
+    folder = place.parent / f".{place.name}.{secrets.token_hex(4)}.part"
+    if resumable and left:
+        left.pop().rename(folder)
+    else:
+        folder.mkdir()
+    for other in left:
+        shutil.rmtree(other, ignore_errors=True)
     return folder
 
 

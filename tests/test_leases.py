@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -46,7 +45,7 @@ def tries(lease, most=20):
 
 
 def on_another_machine(monkeypatch):
-    monkeypatch.setattr(socket, "gethostname", lambda: "node2")
+    monkeypatch.setattr(leases, "own_name", lambda: "node2")
 
 
 @pytest.mark.slow
@@ -90,6 +89,14 @@ def test_a_process_of_another_machine_is_followed_when_it_gives_no_sign(
     assert time.monotonic() - start > leases.LEASE
 
 
+def test_a_process_of_another_user_exists(monkeypatch):
+    def refused(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refused)
+    assert leases.process_exists(2**22)
+
+
 def test_a_file_that_a_dead_holder_has_not_filled_is_no_lease(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "LEASE", 0.2)
     (tmp_path / "lease").touch()
@@ -113,3 +120,26 @@ def test_a_run_is_begun_again_from_another_machine(holder, tmp_path, monkeypatch
     with run_state.running(tmp_path):
         assert run_state.read(tmp_path).state == "running"
     assert not (tmp_path / ".running").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_taken_over_leaves_the_folder_to_its_successor(tmp_path):
+    """Its process was suspended: it writes no results and no state."""
+    run_state.check_alone(tmp_path)
+
+    def resumed_after_another_has_begun():
+        with run_state.running(tmp_path):
+            run_state.check_alone(tmp_path)
+            (tmp_path / ".running").unlink()
+            words = [sys.executable, "-c", HOLDER, str(tmp_path / ".running")]
+            with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout.readline() == "held\n"
+                try:
+                    run_state.check_alone(tmp_path)
+                finally:
+                    process.kill()
+
+    with pytest.raises(UserError, match="another one has taken the run over"):
+        resumed_after_another_has_begun()
+    assert [state.state for _, state in run_state.history(tmp_path)] == ["running"]
+    assert (tmp_path / ".running").exists(), "the other's"

@@ -122,7 +122,8 @@ def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> str:
                 slurm_python=PYTHON,
             )
             executor.update_parameters(**asked)
-            made = executor.map_array(run, jobs)
+            with signals.interrupts_held_back():  # from sbatch, too
+                made = executor.map_array(run, jobs)
         except Exception as error:  # submitit raises many kinds, RuntimeError and its own
             for job in jobs:
                 run_state.add(job.folder, run_state.State("missing", "SLURM did not take it"))

@@ -236,9 +236,11 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
             f"method={cfg.method.name} with mt=file and task={cfg.task.name}: no file can "
             f"translate the answers back; {fitting}"
         )
-    if PairingMode.LATENT in modes_of(cfg.method) and mt.kind != "model":
+    latent = [n for n, m in members_of(cfg.method).items() if m.mode is PairingMode.LATENT]
+    if latent and mt.kind != "model":
+        whose = "its" if latent == [cfg.method.name] else f"{latent[0]}'s"
         yield (
-            f"method={cfg.method.name} with mt={mt.name}: its source is a translation model's "
+            f"method={cfg.method.name} with mt={mt.name}: {whose} source is a translation model's "
             f"encoder; {fitting}"
         )
     for name in ("source_layer", "source_state"):

@@ -105,9 +105,9 @@ def _weights(folder: Path, run: RunContext, predictors: Mapping[str, Predictor])
         return equal
     facts = json.loads((folder / "provenance.json").read_text())
     if method.weights == "validation":
-        test = facts["test"]
-        weights = test.get("languages", {run.cfg.task.lang: test})[run.cfg.task.lang]["weights"]
-        return SameWeights([weights[name] for name in predictors])
+        # the same in every language
+        tests = [*facts["test"].get("languages", {"": facts["test"]}).values()]
+        return SameWeights([tests[0]["weights"][name] for name in predictors])
     if "similarity" not in facts:
         raise UserError(
             f"{folder}: method.weights=similarity: an earlier version left the folder without the "

@@ -25,7 +25,7 @@ from flare_exp.config.options import flat
 from flare_exp.config.schema import Config
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
-from flare_exp.experiment import launch, results
+from flare_exp.experiment import launch, results, run_state
 from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import MT, make_translator, prepare_backbone
 from flare_exp.experiment.context import (
@@ -121,6 +121,7 @@ def _execute_stages(
         # before the results: a folder that has them is never taken up again
         tracker.summary(summary_of(measured) | selected(made))
         tests = tests_of(made, "test", cfg.task.tested)
+        run_state.check_alone(folder)
         results.write_outputs(folder, measured, made, tests, data, task.metric)
     return measured
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from flare_exp.errors import UserError
 from flare_exp.experiment.checksums import damage
 from flare_exp.utils import signals
-from flare_exp.utils.leases import LEASE, MARGIN, Lease, process_exists
+from flare_exp.utils.leases import LEASE, MARGIN, Lease, held_by_another, holder_is_gone
 from flare_exp.utils.signals import StopRequested
 
 log = logging.getLogger(__name__)
@@ -86,10 +86,15 @@ def running(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lease = Lease(folder / SIGN)
     _take(lease, folder)
+
+    def leave(state: str, reason: str = "") -> None:
+        if lease.is_held:  # not if another process has taken over
+            write(folder, state, reason)
+
     try:
-        write(folder, "running")
+        leave("running")
         yield
-        write(folder, "done")
+        leave("done")
     except BaseException as error:
         interrupted = isinstance(
             error, (KeyboardInterrupt, SystemExit)
@@ -100,14 +105,26 @@ def running(folder: Path) -> Iterator[None]:
             else str(error).split("\n")[0] or type(error).__name__
         )
         with suppress(OSError):  # the disk may be full
-            write(
-                folder,
+            leave(
                 "stopped" if interrupted or isinstance(error, StopRequested) else "failed",
                 reason,
             )
         raise
     finally:
         lease.release()
+
+
+def check_alone(folder: Path) -> None:
+    """Check before results are written that no other process has taken the run over.
+
+    Raises:
+        UserError: one has.
+    """
+    if held_by_another(folder / SIGN):
+        raise UserError(
+            f"output_dir={folder}: this process gave no sign of life for {LEASE:.0f} s, "
+            f"and another one has taken the run over; see: python -m flare_exp status {folder}"
+        )
 
 
 def _take(lease: Lease, folder: Path) -> None:
@@ -149,7 +166,7 @@ def read(folder: Path) -> State:
         )
     except (OSError, ValueError, TypeError) as error:
         return State("failed", f"{folder / STATES} is unreadable ({error})")
-    if found.state == "running" and not _alive(folder, found):
+    if found.state == "running" and not _alive(folder):
         return State(
             "failed",
             f"killed on {found.host} (process {found.pid})",
@@ -160,8 +177,9 @@ def read(folder: Path) -> State:
     return found
 
 
-def _alive(folder: Path, found: State) -> bool:
-    if found.host == socket.gethostname() and not process_exists(found.pid):
+def _alive(folder: Path) -> bool:
+    """Return whether the process that runs in a folder gives signs of life."""
+    if holder_is_gone(folder / SIGN):
         return False
     try:
         return time.time() - (folder / SIGN).stat().st_mtime < LEASE

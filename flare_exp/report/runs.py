@@ -72,7 +72,16 @@ class Run:
     def trained_on(self) -> tuple[str, ...]:
         """Return the languages that were trained on; empty: that of the scores alone, or none."""
         langs = as_list(self.options["task.lang"])
-        return tuple(langs) if self.trains and langs != [self.lang] else ()
+        return tuple(langs) if self.mixes_languages and langs != [self.lang] else ()
+
+    @property
+    def mixes_languages(self) -> bool:
+        """Return whether scores on a language depend on the others of the run.
+
+        That is by a training on all of them, or by an ensemble's weights.
+        """
+        weighs = self.method == ENSEMBLE and self.options.get("method.weights") != "equal"
+        return self.trains or weighs
 
     @property
     def metric(self) -> str:
@@ -134,7 +143,7 @@ class Run:
         methods = self.members.values()
         several = len(as_list(self.options["task.lang"])) > 1
         languages = {
-            "task.lang": self.trains,
+            "task.lang": self.mixes_languages,
             "task.unseen": False,
             "task.temperature": self.trains and several,
         }

@@ -108,6 +108,9 @@ class StepCheckpoint(pl.Callback):
     ) -> None:
         """Read the data order and this process's random state, and rescale batch counts."""
         self.order, self.random = checkpoint["order"], checkpoint["random"][self.distributed.rank]
+        for state in checkpoint["callbacks"].values():
+            if before := state.get("dirpath"):  # the best epoch's file is where this state is
+                state.update(_moved(state, str(Path(before).parent), str(self.path.parent)))
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         _recount(progress, checkpoint.get("passes", 1), trainer.accumulate_grad_batches)
 
@@ -124,6 +127,13 @@ class StepCheckpoint(pl.Callback):
         if self.random is not None:
             set_random_state(self.random)
             self.random = None
+
+
+def _moved(value: Any, before: str, now: str) -> Any:
+    """Return a ModelCheckpoint's state with all paths in another folder."""
+    if isinstance(value, dict):
+        return {_moved(k, before, now): _moved(v, before, now) for k, v in value.items()}
+    return now + value.removeprefix(before) if str(value).startswith(before) else value
 
 
 def _recount(progress: dict[str, Any], before: int, now: int) -> None:

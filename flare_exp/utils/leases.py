@@ -7,7 +7,10 @@ the dead holder's file.
 
 from __future__ import annotations
 
-import socket
+import functools
+import os
+import secrets
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +20,10 @@ from filelock import SoftFileLease, Timeout
 # seconds without a renewal after which a holder on another machine counts as dead
 LEASE = 120.0
 MARGIN = 1.25  # filelock has the first try
+# seconds between two looks after which a waiter counts anew: it, or its disk, stood still itself
+BLIND = 15.0
+
+Sign = tuple[int, int]  # inode and time of a lease's file: a renewal or a new holder changes it
 
 
 class Lease:
@@ -32,8 +39,9 @@ class Lease:
     def __init__(self, path: Path):
         self.path, self.duration = path, LEASE
         self._lease = SoftFileLease(path, lease_duration=self.duration)
-        self._sign: tuple[int, int] | None = None  # the other holder's, as it was seen last
-        self._since, self._changes = 0.0, 0
+        self._sign: Sign | None = None  # the other holder's, as it was seen last
+        self._changes = 0
+        self._since = self._looked = time.monotonic()
 
     def acquire(self, seconds: float) -> bool:
         """Try for some seconds to take the lease, and return whether this process holds it.
@@ -43,11 +51,13 @@ class Lease:
         with suppress(Timeout):
             self._lease.acquire(timeout=seconds, poll_interval=0.25)
             return True
-        if (sign := self._seen()) != self._sign:
-            self._sign, self._since = sign, time.monotonic()
-            self._changes = self._changes + 1 if sign else 0
-        elif sign and self._is_dead() and self._seen() == sign:
-            self._lease.force_break()
+        sign, now = sign_of(self.path), time.monotonic()
+        blind, self._looked = now - self._looked > max(BLIND, 3 * seconds), now
+        if sign != self._sign or blind:
+            self._changes = self._changes + (sign != self._sign) if sign else 0
+            self._sign, self._since = sign, now
+        elif sign and (holder_is_gone(self.path) or now - self._since > self.duration * MARGIN):
+            self._remove(sign)
         return False
 
     def release(self) -> None:
@@ -57,41 +67,76 @@ class Lease:
     @property
     def is_held(self) -> bool:
         """Return whether this process still holds the lease, and was not taken for dead."""
-        return self._lease.is_lock_held_by_us
+        owner = self._lease.owner
+        return owner is not None and owner.token == self._lease.token
 
     @property
     def other_is_alive(self) -> bool:
         """Return whether the holder that `acquire` met is known to live; it may live if not."""
-        pid = self._local_holder()
-        return self._changes > 1 if pid is None else process_exists(pid)
+        if self._changes > 1 or not self._sign:
+            return self._changes > 1
+        # after a restart of the machine, its process may be another one
+        recent = time.time() - self._sign[1] / 1e9 < self.duration
+        return recent and local_holder(self.path) is not None and not holder_is_gone(self.path)
 
-    def _is_dead(self) -> bool:
-        pid = self._local_holder()
-        if pid is not None and not process_exists(pid):
-            return True
-        return time.monotonic() - self._since > self.duration * MARGIN
+    def _remove(self, dead: Sign) -> None:
+        """Remove a dead holder's file, and none that another process has put there meanwhile."""
+        aside = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}")
+        with suppress(FileNotFoundError):
+            self.path.rename(aside)
+            if sign_of(aside) == dead:
+                aside.unlink()
+            elif not self.path.exists():
+                aside.rename(self.path)
 
-    def _local_holder(self) -> int | None:
-        """Return the process on this machine that holds the lease; None: there is none."""
-        owner = self._lease.owner
-        return owner.pid if owner and owner.hostname == socket.gethostname() else None
 
-    def _seen(self) -> tuple[int, int] | None:
-        """Return what every renewal and every new holder changes; None: there is no holder."""
-        try:
-            found = self.path.stat()
-        except FileNotFoundError:
-            return None
-        return found.st_ino, found.st_mtime_ns
+def sign_of(path: Path) -> Sign | None:
+    """Return the sign of a lease's file; None: nobody holds it."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def held_by_another(path: Path) -> bool:
+    """Return whether another process than this one holds a lease."""
+    lease = SoftFileLease(path)
+    return lease.owner is not None and not lease.is_lock_held_by_us
+
+
+def local_holder(path: Path) -> int | None:
+    """Return the process on this machine that holds a lease; None: there is none."""
+    owner = SoftFileLease(path).owner
+    return owner.pid if owner and owner.hostname == own_name() else None
+
+
+def holder_is_gone(path: Path) -> bool:
+    """Return whether a process on this machine held a lease, and has ended."""
+    pid = local_holder(path)
+    return pid is not None and not process_exists(pid)
+
+
+@functools.cache
+def own_name() -> str:
+    """Return this machine's name as filelock writes it: containers have their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        lease = SoftFileLease(Path(folder) / "own")
+        with lease:
+            assert lease.owner
+            return lease.owner.hostname
 
 
 def process_exists(pid: int) -> bool:
     """Return whether a process of this machine runs. One that nobody has waited for is gone."""
     import psutil
 
-    with suppress(psutil.AccessDenied):
-        try:
-            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    with suppress(psutil.Error):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     return True

@@ -245,7 +245,11 @@ def test_jobs_in_the_queue_are_found_by_their_numbers(tmp_path, monkeypatch):
 
 
 def test_jobs_are_noted_though_ctrl_c_comes_when_slurm_has_taken_them(tmp_path, monkeypatch):
-    for name, body in (("srun", ""), ("sbatch", "kill -INT $PPID; echo 'Submitted batch job 77'")):
+    """A terminal sends it to sbatch, too."""
+    for name, body in (
+        ("srun", ""),
+        ("sbatch", "kill -INT $PPID $$; echo 'Submitted batch job 77'"),
+    ):
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)

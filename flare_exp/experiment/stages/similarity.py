@@ -118,8 +118,9 @@ def embed(
 
 def separation(own: np.ndarray, other: np.ndarray) -> float:
     """Return P(own > other) over all pairs of a value of each, ties counted as one half."""
-    differences = own[:, None] - other[None]
-    return float((differences > 0).mean() + (differences == 0).mean() / 2)
+    ordered = np.sort(other)
+    below, not_above = (np.searchsorted(ordered, own, side) for side in ("left", "right"))
+    return float((below + not_above).mean() / 2 / len(other))
 
 
 def reliability(
