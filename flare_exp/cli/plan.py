@@ -100,9 +100,10 @@ def show(jobs: Sequence[Job], left_out: int) -> None:
         ]
         table.add_row(*cells, duration(job.seconds))
     console = Console(width=150)
-    console.print(table, highlight=False)
-    for line in [*sums(jobs), *notes(jobs)]:
-        console.print(line, highlight=False, markup=False)
+    if jobs:
+        console.print(table, highlight=False)
+        for line in [*sums(jobs), *notes(jobs)]:
+            console.print(line, highlight=False, markup=False)
     if left_out:
         console.print(
             f"cells left out: {left_out}, which combine fusion=... or source=robust with a method "

@@ -229,7 +229,7 @@ def _check_translation(cfg: Config, task) -> Iterator[str]:
                 f"source.systems=[{','.join(cfg.source.systems)}]: {problem} (its options are "
                 f"those of conf/mt/{own.mt.name}.yaml)"
             )
-    if mt.name == "gold" and task.parallel and cfg.task.lang in task.languages:
+    if mt.name == "gold" and task.parallel:
         yield from _check_counterparts(cfg, task)
     if PairingMode.TRANSLATED in modes_of(cfg.method) and mt.kind == "file" and not task.labels:
         yield (
@@ -299,12 +299,14 @@ def _check_toy_nllb(cfg: Config, task: Any) -> Iterator[str]:
             "another mt"
         )
         return
-    for lang in cfg.task.tested:
-        if lang in task.languages and lang not in LANGS:
-            yield (
-                f"mt=toy_nllb with task.lang={lang}: it translates {', '.join(LANGS)}; choose "
-                "mt=toy"
-            )
+    asked = {"task.lang": cfg.task.tested, "source.langs": cfg.source.langs}
+    for option, langs in asked.items():
+        for lang in langs:
+            if lang in (task.english, *task.languages) and lang not in LANGS:
+                yield (
+                    f"mt=toy_nllb with {option}={lang}: it translates {', '.join(LANGS)}; choose "
+                    "mt=toy"
+                )
 
 
 def _generated(cfg: Config, task: Any) -> bool:
@@ -324,7 +326,7 @@ def _check_counterparts(cfg: Config, task) -> Iterator[str]:
         return
     given = [getattr(cfg.task, f"{role}_split") for role in ROLES[:2]]
     splits = dict.fromkeys(text.partition("[")[0] for text in given if text is not None)
-    for lang in cfg.task.langs:
+    for lang in (lang for lang in cfg.task.langs if lang in task.languages):
         if lacking := [split for split in splits if not has_split(task, split, lang)]:
             others = [f"method={name}" for name, method in METHODS.items() if not method.trains]
             yield (

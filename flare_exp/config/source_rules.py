@@ -8,7 +8,7 @@ from typing import Any
 
 from flare_exp.config.composition import groups, systems_of
 from flare_exp.config.method_schema import FUSING_METHODS, SOURCE_METHODS, SourceConfig
-from flare_exp.config.methods import DISTIL, ENSEMBLE, fuses, members_of, modes_of
+from flare_exp.config.methods import DISTIL, ENSEMBLE, answering, fuses, members_of, modes_of
 from flare_exp.config.schema import Config
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.source_augmentation import WORDS
@@ -25,8 +25,10 @@ def source_problems(cfg: Config) -> Iterator[str]:
     source, name = cfg.source, cfg.method.name
     if source.shuffle and source.empty:
         yield "source.shuffle=true with source.empty=true: choose one ablation"
+    tests_alone = source.ablate_in == "test"  # which a distillation's teachers do not read
+    methods = (answering if tests_alone else members_of)(cfg.method).values()
     for key in ("shuffle", "empty"):
-        if getattr(source, key) and not any(mode.pairs for mode in modes_of(cfg.method)):
+        if getattr(source, key) and not any(method.mode.pairs for method in methods):
             yield (
                 f"source.{key}=true with method={name}: only {', '.join(SOURCE_METHODS)} read a "
                 "source"
@@ -159,7 +161,8 @@ def passes_problems(cfg: Config, task: Any) -> Iterator[str]:
     if sources == ["given"]:
         return
     asked = f"predict.sources=[{','.join(sources)}]"
-    if cfg.method.name == ENSEMBLE or not fuses(cfg.method):
+    answers = answering(cfg.method).values()  # no teacher of a distillation
+    if cfg.method.name == ENSEMBLE or not any(method.fuses for method in answers):
         yield f"{asked} with method={cfg.method.name}: only {' and '.join(FUSING_METHODS)} have it"
     elif sources == ["none"]:
         yield f"{asked}: choose source.empty=true source.ablate_in=test for no source alone"

@@ -222,7 +222,8 @@ class PairedDataModule(LightningDataModule):
     def _versions(self, drawn: SourceAugmentation, pairs: Sequence[Pair]) -> list[list[Pair]]:
         """Return the training pairs with wrong words in their sources, in each version."""
         if self.mode is not PairingMode.LATENT:
-            return drawn.versions(pairs, self.task.english)
+            lang = self.sources[0][1] if self.sources else self.task.english
+            return drawn.versions(pairs, lang)
         if len(self.langs) == 1:
             return drawn.versions(pairs, self.langs[0])
         # the sources are texts of the target languages, one language after the other

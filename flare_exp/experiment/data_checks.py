@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flare_exp.config.methods import ENSEMBLE, members_of
+from flare_exp.config.methods import ENSEMBLE, answering, members_of
 from flare_exp.config.schema import Config
 from flare_exp.errors import UserError
 from flare_exp.tasks import Example, Task, fingerprint
@@ -82,7 +82,7 @@ def needed_translations(cfg: Config, task: Task) -> list[str]:
     roles = [*task.training_roles] if any(m.trains for m in methods) else []
     if cfg.method.name == ENSEMBLE and cfg.method.weights != "equal":
         roles.append("validation")
-    if any(m.reads_translated_tests for m in methods):
+    if any(m.reads_translated_tests for m in answering(cfg.method).values()):
         roles.append("test")
     return list(dict.fromkeys(roles))
 

@@ -29,11 +29,12 @@ def hub_resources(cfg: schema.Config) -> list[hub.HubResource]:
         if path and not hub.looks_local(path)
     ]
     task = task_class(cfg.task.name, cfg.task.spec)
+    langs = list(dict.fromkeys((task.english, *cfg.task.tested, *cfg.source.langs)))
     if issubclass(task, CustomTask):
-        used = hub_splits(task.spec, (task.english, *cfg.task.tested))
+        used = hub_splits(task.spec, langs)
         found += [hub.DataSet("data set", s.hub_id, s.revision, s.config) for s in used]
     elif issubclass(task, Benchmark) and not cfg.task.data_dir:
-        configs = dict.fromkeys(task.hub_config(lang) for lang in (task.english, *cfg.task.tested))
+        configs = dict.fromkeys(task.hub_config(lang) for lang in langs)
         found += [hub.DataSet("data set", task.hub_id, task.revision, name) for name in configs]
         if issubclass(task, XQuAD):
             name = TyDiQA.hub_config(task.english)

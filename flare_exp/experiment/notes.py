@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp.config.languages import joined
-from flare_exp.config.methods import ENSEMBLE, members_of
+from flare_exp.config.methods import ENSEMBLE, answering
 from flare_exp.config.schema import Config
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.tested import name_of_test
@@ -82,7 +82,7 @@ def _weights_notes(cfg: Config, lang: str, test: Mapping[str, Any]) -> Iterator[
 
 def _option_notes(cfg: Config, test: Mapping[str, Any]) -> Iterator[str]:
     """Yield the notes about options by which the scores of a test mean something else."""
-    methods = members_of(cfg.method).values()
+    methods = answering(cfg.method).values()
     if cfg.mt.name == "gold" and any(m.reads_translated_tests for m in methods):
         yield "mt=gold: the test sources are human English, so this is an upper bound"
     if "gold" in cfg.source.systems:

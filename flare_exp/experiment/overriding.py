@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -52,7 +53,11 @@ def overridden(cfg: Config, words: Sequence[str]) -> Config:
     if not words:
         return cfg
     problems = list(_refused(cfg, words))
-    base = [f"task={cfg.task.name}", f"method={cfg.method.name}"]
+    base = [f"task={cfg.task.name}", f"method={cfg.method.name}", *_splits(cfg)]
+    unseen = [word for word in words if word in [f"task.lang={lang}" for lang in cfg.task.unseen]]
+    if unseen:  # only its test data are needed
+        words = [word for word in words if word not in unseen]
+        base.append(f"task.unseen=[{unseen[-1].partition('=')[2]}]")
     if not any(word.startswith("task.lang=") for word in words):
         base.append(f"task.lang={cfg.task.langs[0]}")
     if cfg.task.spec and not any(word.startswith("task.spec=") for word in words):
@@ -64,7 +69,17 @@ def overridden(cfg: Config, words: Sequence[str]) -> Config:
     (job, *_), found = validation.validate([*base, *words], multirun=False)
     if problems := [*problems, *(problem for problem in found if problem not in known)]:
         raise UserError("; ".join(problems))
-    return _with_values(cfg, job, words)
+    made = _with_values(cfg, job, words)
+    if unseen:
+        made.task.lang, made.task.unseen = unseen[-1].partition("=")[2], []
+    return made
+
+
+def _splits(cfg: Config) -> list[str]:
+    """Return the words that name the run's own splits; some data have no other ones."""
+    names = ("train_split", "validation_split", "test_split", "english_test_split", "select")
+    given = {name: getattr(cfg.task, name) for name in names}
+    return [f"task.{n}={'null' if v is None else json.dumps(v)}" for n, v in given.items()]
 
 
 def _refused(cfg: Config, words: Sequence[str]) -> Iterator[str]:

@@ -145,18 +145,18 @@ def _usage(measured: Mapping[str, Any], folder: Path) -> list[str]:
     options = "".join(f', "{option}"' for option in chosen)
     place = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
     run = " ".join(shlex.quote(word) for word in (f"run={place}", *chosen))
-    arguments, further = "texts", measured.get("source", {}).get("langs")
-    if further:
-        arguments = "texts, sources=sources)  # each has what run.sources.parts names"
-    elif any(mode.translates_tests for mode in modes):
-        arguments = "texts, sources=english_texts"
+    call = "run.predict(texts)"
+    if any(mode.translates_tests for mode in modes):
+        call = "run.predict(texts, sources=english_texts)"
+        if measured.get("source", {}).get("langs"):
+            call = "run.predict(texts, sources=sources)  # each has what run.sources.parts names"
     return [
         "To load it and use it, in the folder where the command was run:",
         "",
         "    import flare_exp",
         "",
         f"    run = flare_exp.load({json.dumps(place, ensure_ascii=False)}{options})",
-        f"    run.predict({arguments}" + ("" if further else ")"),
+        f"    {call}",
         "",
         "Or, for one text, a file, or over HTTP:",
         "",

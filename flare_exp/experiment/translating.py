@@ -43,12 +43,13 @@ class TextTranslator:
         """Check early that texts can be translated into some languages.
 
         Raises:
-            UserError: there is no translator, or it does not have the languages.
+            UnknownText: there is no translator: texts that come with their sources need none.
+            UserError: it does not have the languages.
         """
         if self.machine is not None:
             self.machine.model.check(*map(self.machine.model.code, (self.lang, *langs)))
         elif problem := translator_problem(self.run.cfg):
-            raise UserError(problem)
+            raise UnknownText(problem)
 
     def into(self, lang: str, rows: Sequence[Texts]) -> list[Texts]:
         """Translate all fields of some rows into a language of the sources.

@@ -251,8 +251,9 @@ def _reading(card: Card) -> Iterator[str]:
 
 def _input(card: Card) -> str:
     """Return what the model reads of a text."""
-    what = READS[METHODS[card.run.method].mode]
-    if langs := card.cfg.source.langs:
+    mode = METHODS[card.run.method].mode
+    what, langs = READS[mode], card.cfg.source.langs
+    if langs and mode is PairingMode.PAIRED:
         what = f"a text in the target language; its translations are fused ({', '.join(langs)})"
     if len(card.reading["passes"]) > 1:
         what += "; read twice, with the source and without, and the probabilities are averaged"

@@ -179,6 +179,7 @@ def portable(cfg: Config, base: Origin, translation: Origin) -> Config:
         mt=mt,
         task=replace(cfg.task, data_dir=None, train_data_dir=None),
         trainer=replace(cfg.trainer, accelerator="auto", devices=1, nodes=1, strategy=None),
+        distil=replace(cfg.distil, texts=None),
         logger=LoggerConfig(name="csv"),
     )
 

@@ -123,7 +123,7 @@ def looked_up(
     building: dict[str, int] = {}  # artifact -> the job that builds it
     every = [member for job in jobs for member in _members(*job)]
     for number, (overrides, cfg, needed) in enumerate(_progress(every, "looking at")):
-        if multirun and composition.without_fusion(cfg, overrides):
+        if multirun and not needed and composition.without_fusion(cfg, overrides):
             continue  # a grid leaves this job out, too
         job = _looked_at(number, overrides, settled(cfg), scratch)
         job.needed = needed

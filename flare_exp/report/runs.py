@@ -190,7 +190,12 @@ class Run:
         """Return the number of parameters that the transfer trained; None: unknown."""
         if not (training := self.provenance.get("training")):
             return None
-        found = [facts for name, facts in training.items() if name.startswith("transfer")]
+        # a distillation's teachers ("transfer flare") do not answer
+        found = [
+            facts
+            for name, facts in training.items()
+            if name == "transfer" or (name.startswith("transfer ") and self.method == ENSEMBLE)
+        ]
         if not found:
             return None if self.trains else 0
         return sum(int(facts["parameters"]["trainable"]) for facts in found)

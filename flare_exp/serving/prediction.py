@@ -112,8 +112,9 @@ def write_test_predictions(run: LoadedRun, output: Output, advance: Advance) -> 
 
 
 def stored_predictions(run: LoadedRun) -> list[dict[str, Any]]:
-    """Return the rows of a run's predictions.parquet."""
-    return pq.read_table(run.folder / "predictions.parquet").to_pylist()
+    """Return the rows of a run's predictions.parquet that are in the language it was loaded for."""
+    rows = pq.read_table(run.folder / "predictions.parquet").to_pylist()
+    return [row for row in rows if row["id"].split("/")[1] == run.run.cfg.task.lang]
 
 
 def same_texts(

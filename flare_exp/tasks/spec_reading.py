@@ -29,6 +29,17 @@ HUB_KEYS = ("hub", "config", "split", "revision")
 ENGLISH = ("en", "eng", "eng_Latn")
 CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")  # ISO 639-3 and ISO 15924, as FLORES-200's
 BUILT_IN = frozenset(LANGUAGES)
+# names that a text column cannot have, and why
+TAKEN = {
+    "context": "in prompts, which question answering has",
+    **dict.fromkeys(
+        ("id", "source", "prediction", "probability", "cut"),
+        "in files of predictions, where that column is another one",
+    ),
+    **dict.fromkeys(
+        ("run", "file", "split", "out"), "on predict's command line, where it is another option"
+    ),
+}
 
 
 def read_spec(path: Path) -> DataSpec:
@@ -126,15 +137,11 @@ class _Reader:
             )
             return {}
         for name in named:
-            if not name.isidentifier() or name == "context":
+            if not name.isidentifier() or name in TAKEN:
+                why = TAKEN.get(name, "in prompts, one plain word")
                 self.problems.append(
-                    f"text: the column {name!r} needs another name in prompts"
-                    + (
-                        ", which question answering has"
-                        if name == "context"
-                        else ", one plain word"
-                    )
-                    + f"; write e.g. text: {{passage: {named[name]!r}}}"
+                    f"text: the column {name!r} needs another name {why}; write e.g. "
+                    f"text: {{passage: {named[name]!r}}}"
                 )
         return dict(named)
 

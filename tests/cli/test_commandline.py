@@ -84,6 +84,19 @@ WRONG = [
         "its texts have English sources alone",
     ),
     (["method=distil", "method.of=[]"], "one to four teachers, each once"),
+    (
+        ["method=distil", "predict.sources=[given,none]"],
+        "predict.sources=[given,none] with method=distil: only flare and flare_mt have it",
+    ),
+    (
+        ["method=distil", "source.empty=true", "source.ablate_in=test"],
+        "source.empty=true with method=distil: only input_fusion",
+    ),
+    (["mt=toy_nllb", "source.langs=[en,half]"], "mt=toy_nllb with source.langs=half: it transl"),
+    (
+        ["task=xquad", "task.lang=[ar,de]", "mt=gold", "method=lora"],
+        "mt=gold with task=xquad and method=lora: the benchmark has no train and validation in ar",
+    ),
     (["method=distil", "task=toy_qa"], "answers have none"),
     (["method=distil", "model=tiny_decoder"], "a prompt has none; choose an encoder"),
     (["method=distil", "task.form=generative", "model=tiny_seq2seq"], "a prompt has none; leave"),

@@ -55,6 +55,12 @@ def needed(*overrides):
     ]
 
 
+def test_the_languages_of_the_sources_are_needed_too():
+    found = needed("task=nusax", "task.lang=jav", "source.langs=[eng,ind]", "mt=gold")
+    data = [str(origin) for what, origin, _ in found if what == "data set"]
+    assert [origin.partition(" ")[2] for origin in data] == ["(eng)", "(jav)", "(ind)"]
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory) -> Path:
     """A random XLM-R with a tokenizer of its own."""

@@ -271,6 +271,20 @@ def test_sources_with_wrong_words_are_versions_of_the_own_one(task, tokenizer):
         )
 
 
+def test_wrong_words_are_those_of_the_sources_language(task, tokenizer, monkeypatch):
+    seen = []
+
+    def versions(self, pairs, lang):
+        seen.append(lang)
+        return []
+
+    monkeypatch.setattr(SourceAugmentation, "versions", versions)
+    drawn = SourceAugmentation(noise=0.5, kinds=("words",), errors=("drop",))
+    for sources in ((), [(ParallelTranslator(task).translate, "near")]):
+        module(task, tokenizer, "paired", augmentation=drawn, sources=sources).dataset("train")
+    assert seen == ["en", "near"]
+
+
 def test_another_ones_source_needs_another_example(task, tokenizer):
     pairs = module(task, tokenizer, "paired").pairs("train")[:1]
     with pytest.raises(UserError, match=r"source\.noise=0\.5: needs at least two examples"):

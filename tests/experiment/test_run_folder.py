@@ -11,7 +11,7 @@ from small_checkpoints import tiny_checkpoint
 
 from flare_exp.config import validation
 from flare_exp.errors import UserError
-from flare_exp.experiment import loading, results, runs
+from flare_exp.experiment import loading, notes, results, runs
 from flare_exp.experiment.curves import draw_curves
 from flare_exp.experiment.run_page import run_page
 
@@ -64,6 +64,18 @@ def test_the_page_says_what_was_run_and_with_what_result(tmp_path, monkeypatch):
     assert "`adapter/`" in page
     assert "`english/`" not in page, "it lists what is there"
     assert "/somewhere" not in page
+    several = {**MEASURED, "source": {"langs": ["en", "near"]}}
+    call = "run.predict(texts, sources=sources)  # each has what run.sources.parts names"
+    assert call in run_page(several, FACTS, tmp_path)
+    student = {**several, "method": "distil", "fusion": None, "of": ["flare"]}
+    assert "    run.predict(texts)\n" in run_page(student, FACTS, tmp_path)
+
+
+def test_a_student_reads_no_human_source():
+    for method, expected in (("flare", 1), ("distil", 0)):
+        (job,), _ = validation.validate(["mt=gold", f"method={method}"], multirun=False)
+        said = [*notes._option_notes(OmegaConf.to_object(job), {"metrics": {}})]
+        assert sum("upper bound" in note for note in said) == expected, said
 
 
 def test_curves_are_drawn_from_what_was_logged(tmp_path):

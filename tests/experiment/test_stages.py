@@ -250,6 +250,16 @@ def test_full_trains_every_weight_and_its_model_is_the_one_that_is_tested(make_r
     assert made["test"].digest != made["zero_shot"].digest
 
 
+def test_translations_of_two_parts_of_a_split_are_both_noted(make_run):
+    parts = ["task.train_split='train[8:16]'", "task.validation_split='train[:8]'"]
+    run = make_run("method=lora", *parts)
+    made = pipeline.run_stages(run, members_of(run.cfg.method))
+    names = [f"translation of toy_sentiment/en/train{part} into far" for part in ("", " from 0")]
+    assert set(names) <= set(made)
+    assert [made[name].info["examples"] for name in names] == [8, 8]
+    assert made[names[0]].digest != made[names[1]].digest
+
+
 def test_an_ensemble_is_the_weighted_mean_of_its_members_probabilities(make_run):
     """Against the members' own predictions, and weights found by trying all of them by hand."""
     methods = ["lora", "translate_test"]

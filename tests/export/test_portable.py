@@ -101,3 +101,10 @@ def test_a_path_is_found_but_not_a_word_that_ends_like_one(tmp_path):
     (tmp_path / "b.json").write_text('{"at": "/home/me/data"}')
     (line,) = portable.leaks(tmp_path, {"/home/me"})
     assert line == "b.json has the path /home/me of this machine in it"
+
+
+def test_the_texts_of_a_student_stay_here(tmp_path):
+    texts = tmp_path / "more.jsonl"
+    texts.write_text('{"text": "a"}\n')
+    cfg = config("method=distil", f"distil.texts={texts}")
+    assert portable.portable(cfg, Origin("tiny"), Origin("toy")).distil.texts is None

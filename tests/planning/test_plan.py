@@ -184,6 +184,17 @@ def three_blocks(folder: Path, architecture: str) -> list[str]:
 
 
 @pytest.mark.slow
+def test_a_grid_over_fusions_plans_all_members_of_an_ensemble(tmp_path, capsys):
+    """What a grid leaves out is a cell that was asked for, not a member without a fusion."""
+    words = [*SMALL, f"cache_dir={tmp_path / 'cache'}", "fusion=add,mul"]
+    given = ["method=ensemble", "method.of=[lora,flare]"]
+    found = jobs(*words, *given, scratch=tmp_path, multirun=True)
+    assert [job.cfg.method.name for job in found] == ["lora", "flare"] * 2
+    assert main(["plan", "-m", *words, "method=lora"]) == 0
+    said = "cells left out: 2, which combine fusion=... or source=robust with"
+    assert capsys.readouterr().out.strip().startswith(said)
+
+
 def test_the_texts_that_teachers_label_are_priced_and_their_jobs_explained(tmp_path):
     """Measured where the weights are here, and counted where they are not."""
     labels = {"labels flare", "labels translate_test"}

@@ -1,6 +1,7 @@
 """The table of runs: which runs share a row, what is left out, and what it says in a sentence."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,28 @@ def test_options_that_a_method_does_not_have_make_no_difference(tmp_path):
     assert [cell.method for cell in cells] == ["zero_shot", "lora", "lora"]
     assert varying(cells) == ["transfer.lr"]
     assert [option_of(cell, "transfer.lr") for cell in cells] == ["-", "0.001", "0.002"]
+
+
+def test_an_ensemble_that_trains_nothing_still_depends_on_all_its_languages(tmp_path):
+    """By its weights, unless they are equal."""
+    given = ["method=ensemble", "method.of=[zero_shot,translate_test]"]
+    for number, weights in enumerate(("validation", "equal")):
+        folder = finished(tmp_path / f"{number}", *given, f"method.weights={weights}")
+        run = read(folder)
+        several = replace(run, options={**run.options, "task.lang": ["near", "far"]})
+        assert several.has("task.lang") == (weights == "validation")
+        assert several.trained_on == (("near", "far") if weights == "validation" else ())
+
+
+@pytest.mark.parametrize(("method", "expected"), [("distil", 100), ("ensemble", 300)])
+def test_the_teachers_of_a_student_do_not_count_as_trained(method, expected, tmp_path):
+    run = read(finished(tmp_path / "run", f"method={method}", "method.of=[lora,flare]"))
+    sizes = {"transfer lora": 100, "transfer flare": 200}
+    if method == "distil":
+        sizes["transfer"] = 100
+    training = {name: {"parameters": {"trainable": n}} for name, n in sizes.items()}
+    run.__dict__["provenance"] = {"training": training}
+    assert run.trained_parameters == expected
 
 
 def test_only_an_ensemble_has_weights_and_only_a_fusion_has_passes(tmp_path):

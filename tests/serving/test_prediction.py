@@ -4,9 +4,11 @@ import itertools
 
 import pytest
 from finished_runs import SMALL_MT
+from omegaconf import OmegaConf
 from pyarrow.parquet import read_table
 
 import flare_exp
+from flare_exp.config import validation
 from flare_exp.data.rows import Row
 from flare_exp.errors import UserError
 from flare_exp.experiment import predicting
@@ -202,3 +204,54 @@ def test_options_that_the_model_depends_on_cannot_be_changed(loaded_run):
     assert (made.cache_dir, made.offline, made.mt.noise) == ("/elsewhere", True, 0.5)
     assert (made.mt.name, made.seed) == (cfg.mt.name, cfg.seed)
     assert cfg.offline is False
+
+
+SPLITS = ("task.train_split='train[:2]'", "task.validation_split='train[2:]'")
+
+
+def test_a_language_is_chosen_where_the_data_have_other_splits(tmp_path):
+    """Those that the run has read; of an unseen language, test data are enough."""
+    rows = "".join(f"{i},text {i},{'ab'[i % 2]}\n" for i in range(4))
+    for name in ("en", "b", "d"):
+        (tmp_path / f"{name}_train.csv").write_text(f"id,text,label\n{rows}")
+    rows = rows.replace("text", "other text").replace("\n", "\n1", 3).replace("0,", "9,", 1)
+    for name in ("en", "b", "c", "d"):
+        (tmp_path / f"{name}_test.csv").write_text(f"id,text,label\n{rows}")
+    files = "\n".join(
+        f"  {lang}: {{train: {lang}_train.csv, test: {lang}_test.csv}}" for lang in ("en", "b", "d")
+    )
+    spec = tmp_path / "data.yaml"
+    spec.write_text(
+        f"files:\n{files}\n  c: {{test: c_test.csv}}\nid: id\ntext: text\nlabel: label\n"
+        "labels: [a, b]\nparallel: true\n"
+    )
+    words = ["task=custom", f"task.spec={spec}", "task.lang=[b,d]", "task.unseen=[c]", "mt=gold"]
+    (job,), problems = validation.validate([*words, *SPLITS], multirun=False)
+    assert not problems
+    cfg = OmegaConf.to_object(job)
+    for lang in ("d", "c"):
+        made = overridden(cfg, [f"task.lang={lang}"]).task
+        assert (made.lang, made.unseen, made.train_split) == (lang, [], "train[:2]")
+    moved = tmp_path / "moved.yaml"
+    moved.write_text(spec.read_text())
+    assert overridden(cfg, ["task.lang=b", f"task.spec={moved}"]).task.spec == str(moved)
+    with pytest.raises(UserError, match=r"task\.lang=x: choose one of b, d, c"):
+        overridden(cfg, ["task.lang=x"])
+
+
+def test_the_test_set_of_one_of_several_languages_is_its_part_of_the_file(finished_run, tmp_path):
+    folder = finished_run("task.lang=near", "task.unseen=[far]")
+    run = flare_exp.load(folder, "task.lang=far")
+    with Output(tmp_path / "again.parquet", "test", 4) as output:
+        write_test_predictions(run, output, lambda _: None)
+    stored = read_table(folder / "predictions.parquet").to_pylist()
+    expected = [row for row in stored if "/far/" in row["id"]]
+    assert read_table(tmp_path / "again.parquet").to_pylist() == expected
+    assert len(expected) == 10 < len(stored)
+
+
+def test_without_a_translator_a_text_without_a_source_fails_alone(finished_run):
+    run = flare_exp.load(finished_run("mt=gold"))
+    with pytest.raises(UnknownText, match="mt=gold: the run's translations were looked up"):
+        run.predict(["a text"])
+    assert run.predict(["a text"], ["a source"])

@@ -266,6 +266,8 @@ def test_answers_are_read_in_every_form(tmp_path):
         ({"text": None}, "text: must be one column, or a list of two"),
         ({"text": ["a", "b", "c"]}, "text: must be one column, or a list of two"),
         ({"text": "the text"}, "needs another name in prompts, one plain word; write e.g. text: {"),
+        ({"text": "source"}, "needs another name in files of predictions, where that column is"),
+        ({"text": "out"}, "needs another name on predict's command line, where it is another"),
         ({"labels": ["one"]}, "labels: must name two labels or more"),
         ({"labels": ["one", "two", "one"]}, "labels: a name is there twice"),
         ({"labels": {"a": 1, "b": [1, 2]}}, "labels: '1' stands for a and for b"),

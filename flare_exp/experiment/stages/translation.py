@@ -42,9 +42,12 @@ def translate(run: RunContext, examples: Sequence[Example], lang: str) -> list[E
         key = {**errors, "code": code_of("noise", "translation")}
         artifact = keep(key, lambda: [(e, {}) for e in noisy], {**identity, **errors})
         made = noisy
-    split = examples[0].id.rpartition("/")[0]
-    by = f" by {run.system}" if run.system else ""
-    run.translations.setdefault(f"translation of {split} into {lang}{by}", artifact)
+    split, _, first = examples[0].id.rpartition("/")
+    target = f"into {lang}" + (f" by {run.system}" if run.system else "")
+    name = f"translation of {split} {target}"
+    if run.translations.setdefault(name, artifact).digest != artifact.digest:
+        # another part of this split, as with task.validation_split='train[:400]'
+        run.translations[f"translation of {split} from {first} {target}"] = artifact
     return made
 
 
