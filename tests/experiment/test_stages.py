@@ -7,6 +7,7 @@ import math
 import re
 import weakref
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from small_checkpoints import tiny_checkpoint, untied
 
 import flare_exp
-from flare_exp.artifacts import ArtifactStore
+from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.config import validation
 from flare_exp.config.methods import METHODS, members_of
 from flare_exp.data.pairing_mode import PairingMode
@@ -25,6 +26,7 @@ from flare_exp.data.preprocessing import Prediction
 from flare_exp.errors import UserError
 from flare_exp.experiment import checkpoints, fitting, notes, pipeline, results
 from flare_exp.experiment.analysis import analyze
+from flare_exp.experiment.stages.ensemble import Member, _weights
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.similarity import embed
 from flare_exp.experiment.stages.testing import evaluate
@@ -34,6 +36,7 @@ from flare_exp.flare.source_states import SourceStates
 from flare_exp.report.making import make_report
 from flare_exp.training import distributed
 from flare_exp.training.tracking import Tracker
+from flare_exp.utils.files import write_parquet
 
 pytestmark = pytest.mark.slow
 
@@ -716,6 +719,45 @@ def test_an_ensemble_of_several_languages_has_the_same_weights_in_each(make_run,
     assert loaded.predict([row["target"] for row in half], english) == [
         row["prediction"] for row in half
     ]
+
+
+def test_the_weights_have_the_best_mean_over_languages(make_run, tmp_path):
+    """The first member is right on half of one language, and wrong on all of the other."""
+    task = make_run("method=ensemble").task
+    gold = [task.labels.index(task.gold(e)[0]) for e in task.load(task.english, "validation")]
+
+    def predicted(name, rights):
+        rows = [
+            {"id": str(i), "gold": str(g), "probabilities": _distribution(g, right)}
+            for i, (g, right) in enumerate(zip(gold, rights, strict=True))
+        ]
+        (tmp_path / name).mkdir()
+        write_parquet(tmp_path / name / "predictions.parquet", rows)
+        return Artifact(tmp_path / name, "test", name, {}, 0.0, True)
+
+    both = [i % 2 == 0 for i in range(len(gold))]  # examples on which the two agree
+    members = {
+        "first": {"near": [True for _ in both], "far": [False for _ in both]},
+        "second": {"near": both, "far": [True for _ in both]},
+    }
+    made = {
+        name: Member(
+            None,
+            {lang: predicted(f"{name} {lang}", rights) for lang, rights in own.items()},
+            {},
+            False,
+        )
+        for name, own in members.items()
+    }
+    weights = _weights(SimpleNamespace(task=task), made, None, [])
+    assert weights[:, 0].tolist() == [0.4, 0.6], "the first language alone: [0.6, 0.4]"
+
+
+def _distribution(label, right):
+    """Probabilities of three labels, of which `label`, or the next one, has the most."""
+    found = [0.1, 0.1, 0.1]
+    found[label if right else (label + 1) % 3] = 0.8
+    return found
 
 
 def test_an_ensemble_by_similarity_compares_each_languages_test_texts(make_run):

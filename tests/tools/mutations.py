@@ -207,9 +207,23 @@ MUTATIONS: list[tuple[str, str, str, str]] = [
     ),
     (
         "artifacts.py",
-        "if not resumable and lock.is_lock_held_by_us:",
-        "if not resumable:",
+        "        left.pop().rename(folder)",
+        "        folder = left.pop()",
         "test_artifacts.py",
+    ),
+    (
+        "utils/leases.py",
+        "holder_is_gone(self.path) or now - self._since > self.duration * MARGIN",
+        "holder_is_gone(self.path)",
+        "test_leases.py",
+    ),
+    ("experiment/run_state.py", "if lease.is_held:", "if True:", "test_leases.py"),
+    # languages
+    (
+        "experiment/stages/ensemble.py",
+        "mean_of([task.score(own, examples) for own in said])[task.metric]",
+        "task.score(next(said), examples)[task.metric]",
+        "experiment/test_stages.py",
     ),
     # use of a run
     (
