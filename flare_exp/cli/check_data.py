@@ -45,6 +45,7 @@ from flare_exp.tasks.spec import Columns, file_problem
 if TYPE_CHECKING:
     from flare_exp.data.inspection import Lengths, Part, Repeated
     from flare_exp.report.tables import Table
+    from flare_exp.tasks import Example
 
 COLUMNS = ("--text", "--label", "--labels", "--context", "--question", "--answers")
 VALUES = (*COLUMNS, "--answer-start", "--id", "--delimiter")
@@ -142,7 +143,8 @@ def _command(description: Path, parts: Sequence[Part]) -> str:
     known = {part.name for part in parts}
     chosen = [f"task.lang={langs[0]}"] if len(langs) == 1 else ["task.lang=<language>"]
     parallel = task_class(CUSTOM, str(description)).parallel
-    if parallel and all(f"{lang}/{role}" in known for lang in langs for role in ROLES):
+    whole = all(f"{lang}/{role}" in known for lang in langs for role in ROLES)
+    if parallel and whole and not any(_untranslated(parts)):
         chosen.append("mt=gold")
     words = ["task=custom", f"task.spec={description}", *chosen]
     command = f"python -m flare_exp {' '.join(map(_quoted, words))}"
@@ -192,7 +194,24 @@ def _of_description(path: Path) -> tuple[list[Part], tuple[str, ...]]:
                 task.check_partners(found[lang, split], found[task.english, split].examples)
     parts = [_part(f"{lang}/{split}", part, columns, lang) for (lang, split), part in found.items()]
     parts[0].problems += _missing_splits(path, task)
+    if task.parallel:
+        for part, lacking in _untranslated(parts):
+            said = f"{len(lacking)} rows of {parts[0].lang} have no translation here, e.g. "
+            said += f"{lacking[0].id}; mt=gold takes none of these data"
+            part.problems.append(Problem(part.place, said, fatal=False))
     return parts, task.labels
+
+
+def _untranslated(parts: Sequence[Part]) -> Iterator[tuple[Part, list[Example]]]:
+    """Yield the training and validation parts that lack rows of the English ones, with these."""
+    english, by_name = parts[0].lang, {part.name: part for part in parts}
+    for part in parts:
+        split = part.name.rpartition("/")[2]
+        original = by_name.get(f"{english}/{split}")
+        if part.lang != english and split in ROLES[:2] and original:
+            there = {e.key for e in part.examples}
+            if lacking := [e for e in original.examples if e.key not in there]:
+                yield part, lacking
 
 
 def _missing_splits(path: Path, task: CustomTask) -> Iterator[Problem]:
@@ -249,7 +268,9 @@ def _with_labels_of_files(files: Sequence[Path], columns: Columns) -> Columns:
     cells = [
         r.cells[str(columns.label)] for path in files for r in read_records(path, columns).rows
     ]
-    names = sorted({str(cell) for cell in cells if cell is not None and str(cell).strip()})
+    given = (cell for cell in cells if isinstance(cell, (str, int)))
+    raw = (str(cell).lower() if isinstance(cell, bool) else str(cell) for cell in given)
+    names = sorted({name for name in raw if name.strip()})
     if len(names) > MOST_LABELS:
         raise UserError(
             f"--label {columns.label}: the column has {len(names)} different values, e.g. "
@@ -301,11 +322,24 @@ def _tables(
         yield _problems_table(problems)
 
 
-def _table(name: str, title: str, columns: str, rows: Any, notes: Sequence[str] = ()) -> Table:
-    """Build a table. `columns`: heads, separated by |; those that end in # hold numbers."""
+def _table(
+    name: str,
+    title: str,
+    columns: str,
+    rows: Any,
+    notes: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+) -> Table:
+    """Build a table.
+
+    Args:
+        columns: heads, separated by |; those that end in # hold numbers.
+        numbers: further heads of numbers, whatever characters they have.
+    """
     from flare_exp.report.tables import Column, Table, Value
 
     heads = [Column(head.rstrip("#"), head.endswith("#")) for head in columns.split("|")]
+    heads += [Column(head, True) for head in numbers]
     return Table(name, title, heads, [[Value(str(cell)) for cell in row] for row in rows], notes)
 
 
@@ -319,8 +353,7 @@ def _rows_table(parts: Sequence[Part], labels: Sequence[str]) -> Table:
         counts = balance(part.examples, labels).values()
         shares = [f"{n} ({n / total:.0%})" if total else "0" for n in counts]
         rows.append([part.name, part.place, total, refused, *shares])
-    heads = "|".join(["data|file|rows#|refused#", *(f"{name}#" for name in labels)])
-    return _table("rows", "rows and labels", heads, rows)
+    return _table("rows", "rows and labels", "data|file|rows#|refused#", rows, numbers=labels)
 
 
 def _texts_table(parts: Sequence[Part], counted: Sequence[Lengths], skipped: str) -> Table:

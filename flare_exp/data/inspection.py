@@ -12,7 +12,7 @@ from typing import Any
 from flare_exp.languages import LANGUAGES
 from flare_exp.tasks import Example
 from flare_exp.tasks.records import Problem
-from flare_exp.translation.quality import SCRIPTS
+from flare_exp.translation.quality import OTHER_SCRIPTS, SCRIPTS
 
 NEAR = 0.8  # Jaccard similarity from which on two texts are near-duplicates
 GRAM = 5  # characters of an n-gram
@@ -206,7 +206,7 @@ def doubt_labels(train: Part, others: Sequence[Part], labels: Sequence[str]) -> 
             train.doubt(
                 f"no row has the label {name}{where}: it is not learned", None, train.column
             )
-    for part in others:
+    for part in (p for p in others if not p.name.endswith(("/train", "/validation"))):
         for number, name in enumerate(labels):
             if number in known and not any(e.label == number for e in part.examples):
                 part.doubt(f"no row has the label {name}: it is not tested", None, part.column)
@@ -270,17 +270,22 @@ def doubt_script(part: Part) -> None:
     """Warn if most letters of a split are not of its language's script."""
     if part.lang not in LANGUAGES:
         return
-    script = LANGUAGES[part.lang].flores.rpartition("_")[2]
-    own = sum(share for name, share in scripts_of(part.texts).items() if name in _names(script))
-    if part.texts and script in SCRIPTS and own < 0.5:
+    flores = LANGUAGES[part.lang].flores
+    script = flores.rpartition("_")[2]
+    known = OTHER_SCRIPTS.get(flores) or SCRIPTS.get(script, ())
+    letters = Counter(c for text in part.texts for c in text if unicodedata.category(c)[0] == "L")
+    ours = sum(count for letter, count in letters.items() if _is_of(letter, known))
+    own = ours / max(1, letters.total())
+    if part.texts and known and own < 0.5:
         part.doubt(
             f"{own:.0%} of the letters are of the script of {part.lang} ({script}); is it the "
             "right file?"
         )
 
 
-def _names(script: str) -> Iterator[str]:
-    return (name.partition(" ")[0] for name in SCRIPTS.get(script, ()))
+def _is_of(letter: str, scripts: Sequence[str]) -> bool:
+    """Return whether a letter's Unicode name names one of some scripts."""
+    return not {*scripts}.isdisjoint(unicodedata.name(letter, "").replace("-", " ").split())
 
 
 def doubt_words(part: Part, max_length: int) -> None:

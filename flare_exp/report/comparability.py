@@ -23,6 +23,11 @@ def splits(run: Run) -> dict[str, Any]:
     return {key: run.options.get(key) for key in SPLITS}
 
 
+def score(run: Run) -> dict[str, Any]:
+    """Return what the score of a run is; the description of a user's own data may change."""
+    return {"metric": run.metric, "labels": run.labels}
+
+
 def fingerprints(run: Run) -> dict[str, Any]:
     """Return the fingerprint of each split that a run has read."""
     found = run.provenance.get("data", {})
@@ -70,7 +75,7 @@ def differences(cells: Sequence[Cell]) -> Iterator[str]:
         model = (cell.model, *own)
         by_model[model] += cell.runs.values()
     for runs in by_lang.values():
-        for facts in (splits, fingerprints, code):
+        for facts in (splits, score, fingerprints, code):
             yield from _first_difference([(run, facts(run)) for run in _sorted(runs)])
     for runs in by_model.values():
         yield from _first_difference([(run, checkpoint(run)) for run in _sorted(runs)])

@@ -88,10 +88,7 @@ class Comparer:
             and setting_of(other, self.options) == setting
         ]
         there = _trained_alike(cell, there)
-        own = {
-            option for option in cell.changed if not option[0].startswith(("fusion.", "source."))
-        }
-        alike = [other for other in there if other.changed == own]
+        alike = [other for other in there if _shared(cell, other) == _shared(other, cell)]
         if len(there) > 1 and len(alike) != 1:
             self.notes.append(
                 f"{cell.model}, {cell.lang}: {variant_of(cell, self.options)} is not compared, "
@@ -160,6 +157,11 @@ class Comparer:
                 family, statistics.holm(np.array([c.found.p for c in family])), strict=True
             )
         ]
+
+
+def _shared(cell: Cell, other: Cell) -> set[tuple[str, str]]:
+    """Return the options of a cell that the method of another one has, too."""
+    return {option for option in cell.changed if other.first.has(option[0])}
 
 
 def _trained_alike(cell: Cell, others: Sequence[Cell]) -> list[Cell]:

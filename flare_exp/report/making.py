@@ -45,6 +45,7 @@ class Section:
         comparisons: of cells with the baseline.
         tables: scores by language if there are several, runs, and differences if there are any.
         sentences: what the tables show, in words.
+        means: cells of the means over the languages of a run.
     """
 
     task: str
@@ -52,6 +53,7 @@ class Section:
     comparisons: Sequence[Comparison]
     tables: Sequence[Table]
     sentences: Sequence[str]
+    means: Sequence[Cell] = ()
 
 
 @dataclass(frozen=True)
@@ -161,4 +163,4 @@ def _section(
     tables.append(runs_table(task, [*cells, *means], metric))
     if found:
         tables.append(differences_table(task, metric, found))
-    return Section(task, cells, found, tables, readings(cells, metric))
+    return Section(task, cells, found, tables, readings(cells, metric), means)

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from flare_exp.experiment.checksums import CHECKSUMS, damage, seal
+from flare_exp.hub import looks_local
 from flare_exp.report.predictions import FILE
 from flare_exp.report.runs import Run, cells_of, read, run_folders
 from flare_exp.utils.files import write_json
@@ -24,6 +25,8 @@ from flare_exp.utils.programs import program_of
 
 ENDING = ".tar.xz"
 CURVE = "curves/transfer.csv"
+# options that are paths; model.path and mt.path may be hub ids
+PLACES = ("output_dir", "cache_dir", "data_dir", "train_data_dir", "spec", "texts")
 COLUMNS = ["id", "gold", "prediction"]  # of predictions.parquet
 # of provenance.json; what is left out holds the command line
 FACTS = (
@@ -123,11 +126,13 @@ def _copy(run: Path, place: Path) -> Run:
     return read(place)
 
 
-def _without_paths(value: Any) -> Any:
-    """Return options in which the last part alone is left of every absolute path."""
+def _without_paths(value: Any, key: str = "") -> Any:
+    """Return options in which the last part alone is left of every path. `key`: their name."""
     if isinstance(value, Mapping):
-        return {key: _without_paths(inner) for key, inner in value.items()}
+        return {name: _without_paths(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
         return [_without_paths(inner) for inner in value]
-    absolute = isinstance(value, str) and value.startswith(("/", "~"))
-    return Path(value).name if absolute else value
+    if not isinstance(value, str):
+        return value
+    place = key in PLACES or (key == "path" and looks_local(value))
+    return Path(value).name if place or value.startswith(("/", "~")) else value

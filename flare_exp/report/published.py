@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flare_exp.report.runs import Cell, variant_of, varying
+from flare_exp.report.runs import ABLATIONS, Cell, setting_of, variant_of, varying
 from flare_exp.report.tables import MISSING, Column, Table, Value, mean_of
 
 SOURCE = "arXiv 2501.06892"
@@ -121,7 +121,10 @@ def _ours(quoted: Quoted, tasks: Mapping[str, Sequence[Cell]]) -> list[tuple[Val
 def _averages_of(
     quoted: Quoted, task: str, tasks: Mapping[str, Sequence[Cell]]
 ) -> dict[str, tuple[float, list[str]]]:
-    """Return translation, with the options that differ -> our average in %, and its languages."""
+    """Return setting, with the options that differ -> our average in %, and its languages.
+
+    Ablations are none of the paper's numbers.
+    """
     cells = tasks.get(task, ())
     options = varying(cells)
     found: dict[str, dict[str, float]] = {}
@@ -129,7 +132,9 @@ def _averages_of(
         score = mean_of(cell.values("test", cell.first.metric))
         # the paper trains on each language alone
         named = quoted.method in (cell.label, cell.method) and not cell.trained_on
-        if cell.model == quoted.model and named and score is not None:
-            extra = variant_of(cell, options).removeprefix(cell.label)
-            found.setdefault(cell.mt + extra, {})[cell.lang] = 100 * score
+        ablated = any(cell.first.options.get(f"source.{name}") for name in ABLATIONS)
+        if cell.model == quoted.model and named and not ablated and score is not None:
+            _, *setting = setting_of(cell, options)
+            extra = variant_of(cell, options).removeprefix(quoted.method)
+            found.setdefault(", ".join(setting) + extra, {})[cell.lang] = 100 * score
     return {mt: (sum(own.values()) / len(own), sorted(own)) for mt, own in found.items()}

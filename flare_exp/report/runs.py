@@ -51,7 +51,7 @@ class Run:
     def name(self) -> tuple[str, str, str, str]:
         """Return model, language, translation and method, as a table shows them."""
         given = self.options
-        noise = f", {given['mt.noise']:.0%} noise" if given.get("mt.noise") else ""
+        noise = f", {100 * given['mt.noise']:g}% noise" if given.get("mt.noise") else ""
         if noise and (where := given.get("mt.noise_in", "all")) != "all":
             noise += f" in {where}"
         others = [name for name in self.members if name != self.method]
@@ -59,7 +59,7 @@ class Run:
         if self.fuses:
             details.append(str(given["fusion.name"]))
         details += [f"{n} source" for n in ABLATIONS if given.get(f"source.{n}")]
-        details += [f"trained on {joined(self.trained_on)}"] if self.trained_on else []
+        details += [f"trained on {'+'.join(self.trained_on)}"] if self.trained_on else []
         method = self.method + (f" ({', '.join(details)})" if details else "")
         return given["model.name"], self.lang, f"{given['mt.name']}{noise}", method
 
@@ -117,7 +117,8 @@ class Run:
     @functools.cached_property
     def changed(self) -> dict[str, str]:
         """Return the options that differ from the shipped ones, without those in `name`."""
-        chosen = [(g, str(self.options.get(f"{g}.name"))) for g in GROUPS]
+        groups = (g for g in GROUPS if g != "decode")  # whose name is an option like others
+        chosen = [(g, str(self.options.get(f"{g}.name"))) for g in groups]
         shipped = defaults(
             *(f"{g}={name}" for g, name in chosen if name in composition.groups()[g])
         )
@@ -350,7 +351,7 @@ def mean_of_languages(run: Run) -> Run | None:
     langs = run.metrics["lang"]
     if isinstance(langs, str):
         return None
-    return replace(run, metrics={**run.metrics, "lang": f"mean of {joined(langs)}"})
+    return replace(run, metrics={**run.metrics, "lang": f"mean of {'+'.join(langs)}"})
 
 
 def cells_of(runs: Sequence[Run]) -> tuple[dict[str, list[Cell]], list[str]]:
@@ -359,8 +360,7 @@ def cells_of(runs: Sequence[Run]) -> tuple[dict[str, list[Cell]], list[str]]:
     problems = []
     for run in runs:
         key = (run.metrics["task"], run.name, frozenset(run.changed.items()))
-        # the name has the first of many languages alone
-        cell = found.setdefault((*key, run.trained_on), Cell(*key))
+        cell = found.setdefault(key, Cell(*key))
         first = cell.runs.setdefault(run.metrics["seed"], run)
         # a grid may vary options that this method does not have: its runs are then the same
         if first is not run and not first.unused_options_differ(run):

@@ -59,6 +59,15 @@ def test_a_test_row_among_the_training_rows_of_its_own_language_is_found(check, 
     words = shlex.split(said.rstrip().splitlines()[-1])
     assert words[-3:] == [f"task.spec={path}", "task.lang=far", "mt=gold"]
 
+    lines = (folder / "far_train.csv").read_text().splitlines()
+    (folder / "far_train.csv").write_text("\n".join(lines[:-1]) + "\n")
+    code, _, said = check(path)
+    assert code == 0
+    assert "1 rows of en have no translation here, e.g. mine/en/train/1; mt=gold takes none" in said
+    assert "not tested" not in said, "training data are not"
+    (command,) = [line for line in said.splitlines() if line.startswith("Next: ")]
+    assert "mt=gold" not in command
+
 
 def test_what_a_run_would_still_miss_is_said(check, tmp_path):
     english = {split: f"{split}.csv" for split in ("train", "validation", "test")}
@@ -127,6 +136,11 @@ def test_a_file_in_another_script_is_doubted(check, tmp_path):
     code, _, said = check(path)
     assert code == 0
     assert "0% of the letters are of the script of ru (Cyrl); is it the right file?" in said
+    (tmp_path / "far.csv").write_text("id,text,label\n0,ᱥᱟᱱᱛᱟᱲᱤ ᱯᱟᱹᱨᱥᱤ,positive\n", "utf-8")
+    files = {"en": english, "sat": {"test": "far.csv"}}
+    given = yaml.safe_load(path.read_text()) | {"files": files, "languages": {"sat": "sat_Beng"}}
+    path.write_text(yaml.safe_dump(given))
+    assert "is it the right file" not in check(path)[2]
 
 
 def test_single_files_need_no_description(check, tmp_path):
@@ -145,6 +159,17 @@ def test_single_files_need_no_description(check, tmp_path):
     code, _, said = check(tmp_path / "qa.csv", "--context=c", "--question=q", "--answers=a")
     assert code == 1
     assert "the context does not hold the answer 'Congo'" in said
+
+
+def test_labels_may_be_truth_values_or_have_any_character(check, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"t":"good","l":true}\n{"t":"bad","l":false}\n')
+    code, rows, said = check(tmp_path / "a.jsonl", "--text", "t", "--label", "l")
+    assert code == 0, said
+    assert ["a.jsonl", str(tmp_path / "a.jsonl"), "2", "0", "1 (50%)", "1 (50%)"] in rows
+    (tmp_path / "b.csv").write_text("t,l\ngood,C#\nbad,a|b\n")
+    _, _, said = check(tmp_path / "b.csv", "--text", "t", "--label", "l")
+    assert "C#" in said
+    assert "a|b" in said
 
 
 def test_tokens_are_counted_with_the_tokenizer_of_a_model(check, tmp_path):

@@ -1,6 +1,7 @@
 """Which runs are compared, which are refused, and what the comparisons say."""
 
 import json
+import shutil
 
 import pytest
 from run_folders import finished, predicted, traced
@@ -157,6 +158,14 @@ def test_another_split_is_refused_and_another_language_or_model_is_not(tmp_path)
     assert f"{tmp_path / '0'} and {place} differ in task.limit: None and 50" in problem
 
 
+def test_another_metric_of_a_users_own_data_is_refused(tmp_path):
+    for number, metric in enumerate(("macro_f1", "accuracy")):
+        own = {"task": "reviews", "metric": metric, "labels": ["a", "b"]}
+        finished(tmp_path / f"{number}", "method=flare", f"seed={number}", metrics=own)
+    _, (problem,) = make_report([str(tmp_path)])
+    assert "differ in metric: macro_f1 and accuracy. Such runs are not compared" in problem
+
+
 def test_commits_whose_code_is_the_same_are_a_note(tmp_path):
     for name, commit in (("0", "a" * 40), ("1", "b" * 40)):
         run = finished(tmp_path / name, f"seed={name}")
@@ -235,6 +244,17 @@ def test_rows_with_several_baselines_are_matched_by_their_options(tmp_path):
         (0.001, 0.001),
         (0.002, 0.002),
     }
+    words = ["method=flare", "transfer.lr=1e-3", "predict.sources=[given,none]"]
+    passes = finished(tmp_path / "passes", *words, "source.dropout=0.1")
+    predicted(passes, gold, gold)
+    (passes / "metrics.json").write_text(json.dumps(stored))
+    report, _ = make_report([str(tmp_path)])
+    assert [
+        c.baseline.first.options["transfer.lr"]
+        for c in report.sections[0].comparisons
+        if c.cell.first.folder == passes
+    ] == [0.001], "what LoRA does not have does not count"
+    shutil.rmtree(passes)
     alone = finished(tmp_path / "third", "method=flare", "transfer.lr=3e-3")
     predicted(alone, gold, gold)
     report, _ = make_report([str(tmp_path)])
@@ -266,11 +286,19 @@ def test_a_run_whose_provenance_was_changed_is_left_out(tmp_path):
 def test_published_numbers_stand_beside_ours_and_are_marked_as_quoted(tmp_path):
     nusax(tmp_path, "flare", "ace", 0, 0, "model=xlmr_large")
     nusax(tmp_path, "flare", "jav", 0, 4, "model=xlmr_large")
+    shuffled = ["model=xlmr_large", "source.shuffle=true"]
+    nusax(tmp_path / "ablation", "x_mixup", "jav", 0, 4, *shuffled)
+    shorter = ["model=xlmr_large", "data.max_length=64"]
+    nusax(tmp_path / "shorter", "flare", "jav", 0, 9, *shorter)
     report, problems = make_report([str(tmp_path)], published=True)
     assert not problems
     table = report.tables[-1]
     rows = {(row[0].text, row[2].text): row for row in table.rows}
-    row = rows["nusax", "flare (add_relu)"]
+    own = [row for row in table.rows if row[0].text == "nusax" and row[5].text != "-"]
+    found = {row[6 + 1].text: row for row in own if row[2].text == "flare (add_relu)"}
+    assert len(found) == 2, "a row for each setting"
+    assert {row[2].text for row in own} == {"flare (add_relu)"}, "no ablation"
+    row = found["nllb_3b3, data.max_length=128"]
     assert (row[3].text, row[3].quoted) == ("79.18", True)
     runs = [read(tmp_path / f"{lang}flare0") for lang in ("ace", "jav")]
     mean = sum(run.metrics["test"]["macro_f1"] for run in runs) / 2

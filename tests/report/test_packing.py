@@ -115,3 +115,15 @@ def test_a_damaged_run_is_not_packed(grid, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"flare: predictions.parquet has \d+ bytes instead of"):
         packing.pack([str(place)], tmp_path / "again.tar.xz")
     assert not (tmp_path / "again.tar.xz").exists()
+
+
+def test_relative_paths_are_left_out_and_hub_ids_stay(tmp_path):
+    given = {"output_dir": "outputs/acme", "task": {"data_dir": "../acme/data", "spec": None}}
+    given["model"] = {"path": "FacebookAI/xlm-roberta-base"}
+    given["mt"] = {"path": "./acme/nllb"}
+    assert packing._without_paths(given) == {
+        "output_dir": "acme",
+        "task": {"data_dir": "data", "spec": None},
+        "model": {"path": "FacebookAI/xlm-roberta-base"},
+        "mt": {"path": "nllb"},
+    }

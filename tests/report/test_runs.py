@@ -8,7 +8,9 @@ import pytest
 from run_folders import finished
 
 from flare_exp.cli import report
+from flare_exp.report.making import make_report
 from flare_exp.report.runs import Run, cells_of, option_of, read, run_folders, varying
+from flare_exp.report.writers import plain
 
 
 def table(capsys, *folders):
@@ -32,6 +34,44 @@ def test_runs_that_differ_in_any_option_are_different_cells(tmp_path, capsys):
     column = head.index("macro_f1")
     found = {row[4]: (row[5], row[column]) for row in cells}
     assert found == {"ahead": ("0,1", "85.0 ± 7.1"), "same": ("0,1", "65.0 ± 7.1")}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("model=tiny_decoder", "decode=score", "decode=generate"),
+        ("model=tiny", "mt.noise=0.12", "mt.noise=0.125"),
+    ],
+)
+def test_runs_that_differ_in_how_they_answer_or_in_fine_noise_are_different_cells(words, tmp_path):
+    model, *values = words
+    for number, value in enumerate(values):
+        finished(tmp_path / f"{number}", "method=lora", model, value)
+    tasks, problems = cells_of([read(folder) for folder in run_folders([str(tmp_path)])])
+    assert problems == []
+    (cells,) = tasks.values()
+    shown = {(*cell.name, *(option_of(cell, key) for key in varying(cells))) for cell in cells}
+    assert len(shown) == 2
+
+
+def test_many_languages_are_all_named_where_runs_are_told_apart(tmp_path):
+    langs = ["ace", "ban", "bjn", "bug", "jav", "mad", "min", "nij", "sun"]
+    for left_out in langs[-2:]:
+        seen = [lang for lang in langs if lang != left_out]
+        words = [f"task.lang=[{','.join(seen)}]", f"task.unseen=[{left_out}]", "task=nusax"]
+        scores = {"accuracy": 0.5, "macro_f1": 0.5}
+        own = {lang: {"unseen": False, "test": scores, "zero_shot": scores} for lang in langs}
+        metrics = {"lang": seen, "languages": own}
+        finished(tmp_path / left_out, "mt=gold", "method=lora", *words, metrics=metrics)
+    report, problems = make_report([str(tmp_path)])
+    assert problems == []
+    (scores, *_) = report.sections[0].tables
+    assert [row[0].text for row in scores.rows] == [
+        f"lora (trained on {'+'.join(lang for lang in langs if lang != out)})"
+        for out in reversed(langs[-2:])
+    ]
+    text = plain.csv_text(report)
+    assert len(re.findall(",mean of ace.+", text)) == 2
 
 
 def test_the_quality_of_a_run_is_that_of_its_own_translation_system():

@@ -96,6 +96,17 @@ class Balanced(HTMLParser):
         self.texts.append((self.open[-1] if self.open else "", data))
 
 
+def test_latex_parts_a_table_that_is_longer_than_a_page():
+    rows = [[Value(f"row {n}")] for n in range(100)]
+    table = Table("long", "many", [Column("x")], rows, ["A note."])
+    text = latex.latex(Report([], [table], [], []))
+    parts = text.split(r"\begin{table}")[1:]
+    assert [part.count("row ") for part in parts] == [45, 45, 10]
+    assert [f"many (part {n} of 3)." in part for n, part in enumerate(parts, 1)] == [True] * 3
+    assert ["A note." in part for part in parts] == [False, False, True]
+    assert len(set(re.findall(r"\\label\{(.*?)\}", text))) == 3
+
+
 def test_html_is_one_file_with_escaped_text_and_figures(nasty):
     text = page.page(nasty, {"<b>": '<svg xmlns="http://www.w3.org/2000/svg"></svg>'})
     parser = Balanced()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import groupby
 
 from flare_exp.report.making import Report
 from flare_exp.report.tables import Table, Value
 
 WIDE = 90  # characters; wider tables are scaled to the width of the text
+LONG = 45  # rows that fit a page with the caption; longer tables are parted
 SPECIAL = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -45,7 +47,8 @@ TAIL = r"""
 
 def latex(report: Report) -> str:
     """Return the report in LaTeX."""
-    parts = [_table(part) for table in report.all_tables() for part in _narrower(table)]
+    tables = [part for table in report.all_tables() for part in _narrower(table)]
+    parts = [_table(part) for table in tables for part in _shorter(table)]
     sentences = [line for section in report.sections for line in section.sentences]
     parts += [f"\\noindent {escaped(line)}\n" for line in (*sentences, *report.notes)]
     return HEAD + "\n" + "\n".join(parts) + TAIL
@@ -72,6 +75,23 @@ def _narrower(table: Table) -> list[Table]:
         return [table]
     shorter = table.without_constants("model", "lang", "mt", "seeds")
     return [shorter] if _width(shorter) <= WIDE else shorter.costs_apart()
+
+
+def _shorter(table: Table) -> list[Table]:
+    """Return a table, or the parts of one that is too long for a page."""
+    if len(table.rows) <= LONG:
+        return [table]
+    starts = range(0, len(table.rows), LONG)
+    return [
+        replace(
+            table,
+            name=f"{table.name}-{number}",
+            title=f"{table.title} (part {number} of {len(starts)})",
+            rows=table.rows[start : start + LONG],
+            notes=table.notes if start == starts[-1] else (),
+        )
+        for number, start in enumerate(starts, 1)
+    ]
 
 
 def _table(table: Table) -> str:

@@ -60,7 +60,9 @@ def csv_text(report: Report) -> str:
         for method, found in ranking.ranks.items()
     }
     records = [
-        _record(section, cell, ranks) for section in report.sections for cell in section.cells
+        _record(section, cell, ranks)
+        for section in report.sections
+        for cell in (*section.cells, *section.means)
     ]
     for table in report.tables:
         if table.name == "published":
