@@ -75,6 +75,11 @@ def _check_mixup(cfg: Config) -> Iterator[str]:
         not cfg.mixup.depths or not all(0 <= depth <= 1 for depth in cfg.mixup.depths)
     ):
         yield f"mixup.depths={cfg.mixup.depths}: must be one or more numbers from 0 to 1"
+    if mixes and cfg.decode.cache == "static":
+        yield (
+            "method=x_mixup with decode.cache=static: it mixes no padding, and a static cache does "
+            "not tell which tokens are; choose decode.cache=dynamic"
+        )
     if mixes and cfg.trainer.strategy == "fsdp":
         yield (
             "method=x_mixup with trainer.strategy=fsdp: it was never tried with sharded weights; "

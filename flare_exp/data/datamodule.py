@@ -162,8 +162,12 @@ class PairedDataModule(LightningDataModule):
             return (self.translate(target, self.task.english) if translates else target), target
         english = self.task.load(self.task.english, role)
         target = self.translate(english, lang)
+        if len(self.langs) == 1:
+            return english, target
         # a translation has the id of its original, which several languages share
-        return english, [e.into(lang) for e in target] if len(self.langs) > 1 else target
+        if self.mode is PairingMode.TRANSLATED:
+            english = [e.into(lang) for e in english]
+        return english, [e.into(lang) for e in target]
 
     def _answerable(self, pairs: list[Pair], lang: str) -> list[Pair]:
         """Return the training pairs whose answer survived translation.
@@ -298,6 +302,8 @@ class PairedDataModule(LightningDataModule):
             dataset,
             batch_sampler=RankShardBatchSampler(batches, dataset.terms, *self.share, self.passes),
             collate_fn=PairedCollator(self.preprocessor, self.source_preprocessor),
+            # otherwise a loader draws from the generator of dropout, as often as it has workers
+            generator=torch.Generator().manual_seed(self.seed),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),

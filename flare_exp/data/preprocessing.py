@@ -15,6 +15,7 @@ from flare_exp.tasks import Answer, Example, Task
 
 Item = dict[str, Any]
 P = TypeVar("P", bound="Preprocessor")
+LONGEST_WORD = 50  # characters in which a space is looked for
 
 
 class Prediction(NamedTuple):
@@ -212,8 +213,9 @@ def part_read(
 def same_part(source: Example, target: Example, field: int, window: tuple[int, int]) -> Example:
     """Return the source with its context cut to the relative place of a window of the target.
 
-    The place is measured in characters. The cut is widened to whole words, unless source and target
-    have the same context (the source of a translation encoder): then it is the window itself.
+    The place is measured in characters. The cut is widened to whole words where there are spaces,
+    unless source and target have the same context (the source of a translation encoder): then it is
+    the window itself.
 
     Args:
         source: the example to cut.
@@ -224,8 +226,7 @@ def same_part(source: Example, target: Example, field: int, window: tuple[int, i
     own, other = target.texts[field], source.texts[field]
     first, last = (at * len(other) // max(1, len(own)) for at in window)
     if own != other:
-        first = other.rfind(" ", 0, first + 1) + 1
-        last = end if (end := other.find(" ", last)) >= 0 else len(other)
+        first, last = _word_start(other, first), _word_end(other, last)
     if window[1] >= len(own):
         last = len(other)
     return replace(
@@ -233,6 +234,18 @@ def same_part(source: Example, target: Example, field: int, window: tuple[int, i
         texts=(*source.texts[:field], other[first:last], *source.texts[field + 1 :]),
         answers=(),
     )
+
+
+def _word_start(text: str, at: int) -> int:
+    """Return where the word at a place begins; the place itself in a text without spaces."""
+    space = text.rfind(" ", max(0, at - LONGEST_WORD), at + 1)
+    return space + 1 if space >= 0 else (0 if at < LONGEST_WORD else at)
+
+
+def _word_end(text: str, at: int) -> int:
+    """Return where the word at a place ends; the place itself in a text without spaces."""
+    space = text.find(" ", at, at + LONGEST_WORD)
+    return space if space >= 0 else (len(text) if len(text) - at < LONGEST_WORD else at)
 
 
 class SourceTextPreprocessor(Preprocessor):

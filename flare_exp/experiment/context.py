@@ -343,7 +343,9 @@ def pairs_digest(data: PairedDataModule, *roles: str) -> str:
         [p.original for p in pairs if p.original],
     ]
     seen += [[*further] for further in zip(*(p.more for p in pairs), strict=True)]
-    return digest_of([fingerprint(examples) for examples in seen])[:20]
+    # training data end where validation data begin, which the examples alone do not tell
+    sizes = [len(data.dataset(role).pairs) for role in roles]
+    return digest_of([sizes, *(fingerprint(examples) for examples in seen)])[:20]
 
 
 def device_of(cfg: Config) -> torch.device:

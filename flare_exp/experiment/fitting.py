@@ -14,7 +14,6 @@ from typing import Any
 import hydra
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from flare_exp.config.schema import StageConfig
@@ -26,7 +25,12 @@ from flare_exp.experiment.context import RunContext
 from flare_exp.flare.source_encoders import MixupSourceEncoder, SourceEncoder
 from flare_exp.models import backbones
 from flare_exp.tasks.metrics import mean_of
-from flare_exp.training.checkpointing import StepCheckpoint, continued_curves, steps_kept
+from flare_exp.training.checkpointing import (
+    BestCheckpoint,
+    StepCheckpoint,
+    continued_curves,
+    steps_kept,
+)
 from flare_exp.training.consistency import Consistency
 from flare_exp.training.divergence import NotFinite, StopIfNotFinite
 from flare_exp.training.generation import GenerationModule
@@ -87,11 +91,11 @@ def fit(
     weights = {} if best else module.trained(trainer.strategy.lightning_module_state_dict())
     if not run.distributed.is_main:
         return {}
-    kept.path.unlink(missing_ok=True)
     chosen: dict[str, Any] = {"epoch": stage.epochs - 1}
     score = trainer.callback_metrics.get(_monitor(run))
     if best:
         score, chosen["epoch"], weights = _take_best(best)
+    kept.path.unlink(missing_ok=True)
     if score is not None:
         chosen = {_monitor(run): round(float(score), 6), **chosen}
     save_model(model, {name.removeprefix("model."): w for name, w in weights.items()}, saved)
@@ -111,7 +115,7 @@ def _fitting_trainer(
     stage: StageConfig,
     folder: Path,
     kept: StepCheckpoint,
-    best: ModelCheckpoint | None,
+    best: BestCheckpoint | None,
 ) -> pl.Trainer:
     """Return the Trainer of a training stage."""
     assert run.tracker
@@ -167,15 +171,15 @@ def _monitor(run: RunContext) -> str:
     return f"validation/{run.task.metric}"
 
 
-def _best_epoch(run: RunContext, folder: Path) -> ModelCheckpoint | None:
+def _best_epoch(run: RunContext, folder: Path) -> BestCheckpoint | None:
     """Return what keeps the best validation epoch; None: the last epoch is kept."""
     if run.cfg.task.select != "best":
         return None
     folder, monitor = folder / "checkpoints", _monitor(run)
-    return ModelCheckpoint(dirpath=folder, monitor=monitor, mode="max", save_weights_only=True)
+    return BestCheckpoint(dirpath=folder, monitor=monitor, mode="max", save_weights_only=True)
 
 
-def _take_best(best: ModelCheckpoint) -> tuple[Tensor | None, int, dict[str, Tensor]]:
+def _take_best(best: BestCheckpoint) -> tuple[Tensor | None, int, dict[str, Tensor]]:
     """Read score, epoch and weights of the best validation epoch, and remove its checkpoint."""
     checkpoint = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
     shutil.rmtree(str(best.dirpath))

@@ -233,6 +233,11 @@ class MixupStates(SourceStates):
         self.logits: Tensor | None = None
         self.shares: dict[BlockKey, Tensor] = {}
 
+    def begin_recording(self) -> None:
+        """Begin a source pass."""
+        super().begin_recording()
+        self.outputs: dict[BlockKey, Tensor] = {}
+
     def source(self) -> tuple[Tensor, Tensor] | None:
         """Return the source's final states [B, S, d] and mask [B, S]; None without a source."""
         return self.states_for(self.blocks[-1])
@@ -268,16 +273,20 @@ def mix(
 
     The source pass, and a pass without this adapter, leave the output as it is.
     """
-    if states.recording or layer.disable_adapters or adapter not in layer.active_adapters:
-        return None
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    if states.recording:
+        states.outputs.setdefault(key, hidden)
+        return None
+    if layer.disable_adapters or adapter not in layer.active_adapters:
+        return None
     batch = len(hidden)
     states.use(batch)
     found = states.states_for(key)
     tokens = states.mixed_tokens(hidden)
     if found is None or tokens is None:
         return None
-    source, mask = found
+    # in some families the state after the last block is normalized: `found` has that one
+    source, mask = states.outputs[key], found[1]
     if batch != len(mask):  # candidate answers: successive rows of one source
         source, mask = (x.repeat_interleave(batch // len(mask), dim=0) for x in (source, mask))
     mixed, share = getattr(layer, attribute)[adapter](hidden, source.to(hidden.dtype), tokens, mask)

@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from flare_exp.errors import first_line
@@ -93,6 +94,9 @@ class StepCheckpoint(pl.Callback):
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(self.path)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, BestCheckpoint):
+                callback.remove_superseded(trainer)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -110,7 +114,9 @@ class StepCheckpoint(pl.Callback):
         self.order, self.random = checkpoint["order"], checkpoint["random"][self.distributed.rank]
         for state in checkpoint["callbacks"].values():
             if before := state.get("dirpath"):  # the best epoch's file is where this state is
-                state.update(_moved(state, str(Path(before).parent), str(self.path.parent)))
+                # Lightning keeps the real path
+                now = os.path.realpath(self.path.parent)
+                state.update(_moved(state, str(Path(before).parent), now))
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         _recount(progress, checkpoint.get("passes", 1), trainer.accumulate_grad_batches)
 
@@ -127,6 +133,26 @@ class StepCheckpoint(pl.Callback):
         if self.random is not None:
             set_random_state(self.random)
             self.random = None
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """ModelCheckpoint that keeps a superseded file until a state that knows the better one is kept.
+
+    A training that is killed before that goes on from a state that names the superseded file.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.superseded: list[str] = []
+
+    def _remove_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        self.superseded.append(filepath)
+
+    def remove_superseded(self, trainer: pl.Trainer) -> None:
+        """Remove the superseded files."""
+        for path in self.superseded:
+            super()._remove_checkpoint(trainer, path)
+        self.superseded = []
 
 
 def _moved(value: Any, before: str, now: str) -> Any:

@@ -61,6 +61,8 @@ class GenerationModule(FusionModule):
         **options,
     ):
         super().__init__(model, **options)
+        # `generate` takes from it what it is not told, such as a checkpoint's repetition penalty
+        model.generation_config = GenerationConfig()  # type: ignore[assignment]
         self.tokenizer, self.decoding, self.rows = tokenizer, decoding, rows
         self.candidates = (
             padded_answers([encode_answer(text) for text in decoding.candidates])
@@ -95,6 +97,8 @@ class GenerationModule(FusionModule):
         )
         repeats = len(answers["input_ids"]) // count
         at_once = max(1, self.rows // count) if self.rows else repeats
+        if self.rows and self.device_mesh is not None:
+            at_once = 1  # processes with fewer rows gather sharded weights as often
         by_prompt = {name: x.reshape(count, repeats, -1) for name, x in answers.items()}
         scored = []
         for i in range(0, repeats, at_once):

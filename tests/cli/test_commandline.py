@@ -104,6 +104,7 @@ WRONG = [
     (["method=distil", "distil.texts=texts.txt"], "must end in .jsonl, .csv"),
     (["method=x_mixup", "mixup.depths=[2]"], "must be one or more numbers from 0 to 1"),
     (["method=x_mixup", "trainer=fsdp"], "choose trainer=ddp"),
+    (["method=x_mixup", "decode.cache=static"], "choose decode.cache=dynamic"),
     (["mt.errors=drop"], "mt.errors=drop: must be a list, e.g. [drop,swap]"),
     (["mixup.depths=0.5"], "mixup.depths=0.5: must be a list of numbers, e.g. [0.5], or null"),
     (["task.test_split=null"], "task.test_split=null: must be text"),

@@ -295,6 +295,23 @@ def test_another_ones_source_needs_another_example(task, tokenizer):
         )
 
 
+@pytest.mark.slow
+def test_workers_do_not_change_the_random_numbers_of_a_training(task, tokenizer):
+    """Dropout draws them; a loader has a generator of its own."""
+
+    def drawn(workers):
+        torch.manual_seed(3)
+        data, found = module(task, tokenizer, "paired", workers=workers), []
+        train, validation = data.train_dataloader(), data.val_dataloader()
+        for _ in range(2):
+            for loader in (train, validation):
+                for batch in loader:
+                    found.append((torch.rand(()).item(), batch["index"].tolist()))
+        return found
+
+    assert drawn(0) == drawn(1)
+
+
 def test_ablations_can_change_test_data_alone(task, tokenizer):
     plain, empty, shuffled = (
         module(task, tokenizer, "paired", ablate_in="test", **options)

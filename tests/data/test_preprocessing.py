@@ -473,6 +473,11 @@ def test_the_same_part_of_another_text():
     found = preprocessing.same_part(source, target, 0, (4, 8))
     assert found == Example("x", "0", ("two three", "who ?")), "whole words, and no answers"
     assert preprocessing.same_part(source, target, 0, (0, 18)).texts == source.texts
+    unspaced = Example("x", "0", ("甲" * 600, "?"))
+    spaced = Example("x", "0", ("wort " * 300, "?"))
+    for window, length in (((0, 400), 160), ((700, 1100), 160), ((1400, 1500), 40)):
+        (part, _) = preprocessing.same_part(unspaced, spaced, 0, window).texts
+        assert len(part) == pytest.approx(length, abs=1), "no word to widen it to"
     assert preprocessing.same_part(target, target, 0, (5, 8)).texts == ("wei", "wer ?"), (
         "of the text itself just that part"
     )
@@ -500,6 +505,27 @@ def test_candidates_are_scored_in_passes_of_at_most_so_many_rows(family, limit, 
     model.register_forward_hook(lambda *hooked: seen.append(len(hooked[-1].logits)))
     torch.testing.assert_close(module(batch, answers)[0], expected)
     assert seen == passes
+
+
+def test_with_sharded_weights_all_processes_score_in_equally_many_passes(monkeypatch):
+    """Each pass gathers weights together, and a process may have fewer prompts."""
+    monkeypatch.setattr(GenerationModule, "device_mesh", object())
+    model, seen = random_backbone(("llama", "prompt")).model, []
+    module = GenerationModule(model, None, lambda text: [], AnswerDecoding(), rows=3)
+    model.register_forward_hook(lambda *hooked: seen.append(len(hooked[-1].logits)))
+    answers = [[5, 3], [6, 9, 3], [3]]
+    for prompts in (1, 2):
+        ids = torch.tensor([[5, 6, 3], [7, 8, 3]])[:prompts]
+        batch = {"target": {"input_ids": ids, "attention_mask": torch.ones_like(ids)}}
+        module(batch, generation.padded_answers(answers * prompts))
+    assert seen == [1, 1, 1, 2, 2, 2]
+
+
+def test_a_checkpoints_own_settings_of_generation_do_not_count():
+    model = random_backbone(("llama", "prompt")).model
+    model.generation_config.repetition_penalty = 1.3
+    module = GenerationModule(model, None, lambda text: [], AnswerDecoding())
+    assert module.model.generation_config.repetition_penalty in (None, 1.0)
 
 
 @pytest.mark.shared

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import processes
 import pytest
@@ -28,6 +29,7 @@ from flare_exp.data.sampling import (
 from flare_exp.errors import out_of_room
 from flare_exp.experiment import pipeline, run_state, runs
 from flare_exp.training import checkpointing
+from flare_exp.training.distributed import SINGLE_PROCESS
 from flare_exp.utils import signals
 
 SMALL = [
@@ -448,6 +450,37 @@ def wait_for(condition, process, seconds=120):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_the_best_epoch_is_found_in_a_folder_of_another_name(tmp_path):
+    """Lightning keeps real paths, and the folder may have been given as a link."""
+    real, link = tmp_path / "real", tmp_path / "link"
+    (real / ".new.part").mkdir(parents=True)
+    link.symlink_to(real)
+    before = os.path.realpath(real / ".old.part" / "checkpoints")
+    state = {"dirpath": before, "best_model_path": f"{before}/a.ckpt", "best_model_score": 0.5}
+    state["best_k_models"] = {f"{before}/a.ckpt": 0.5}
+    progress = {"epoch_loop.batch_progress": {"current": {}, "total": {}}}
+    checkpoint = {"callbacks": {"best": state}, "loops": {"fit_loop": progress}}
+    checkpoint |= {"order": {}, "random": [None]}
+    callback = checkpointing.StepCheckpoint(link / ".new.part" / "state.ckpt", SINGLE_PROCESS, 1)
+    trainer = SimpleNamespace(accumulate_grad_batches=1)
+    callback.on_load_checkpoint(trainer, None, checkpoint)
+    now = os.path.realpath(real / ".new.part" / "checkpoints")
+    assert state["dirpath"] == now
+    assert [state["best_model_path"], *state["best_k_models"]] == [f"{now}/a.ckpt"] * 2
+    assert state["best_model_score"] == 0.5
+
+
+def test_a_superseded_epoch_stays_until_a_state_knows_the_better_one(tmp_path):
+    best = checkpointing.BestCheckpoint(dirpath=tmp_path, monitor="x")
+    removed = []
+    trainer = SimpleNamespace(strategy=SimpleNamespace(remove_checkpoint=removed.append))
+    best._remove_checkpoint(trainer, "epoch=0.ckpt")
+    assert removed == []
+    best.remove_superseded(trainer)
+    best.remove_superseded(trainer)
+    assert removed == ["epoch=0.ckpt"]
 
 
 def test_a_damaged_state_is_named_and_training_starts_anew(tmp_path, caplog):

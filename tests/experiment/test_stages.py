@@ -49,6 +49,7 @@ TINY = [
     "data.batch_size=4",
     "trainer.enable_progress_bar=false",
 ]
+LAST = "task.select=last"
 TINY_MT = [
     "mt=toy_nllb",
     "mt.pretrain.steps=2",
@@ -253,6 +254,19 @@ def test_full_trains_every_weight_and_its_model_is_the_one_that_is_tested(make_r
     assert made["test"].digest != made["zero_shot"].digest
 
 
+def test_trainings_on_other_parts_of_the_same_rows_are_other_trainings(make_run):
+    """Where training data end and validation data begin, and whether there are any."""
+    found = [
+        finetune(make_run(f"task.train_split='{train}'", f"task.validation_split={held}", LAST))
+        for train, held in (
+            ("train[:4]", "'train[4:8]'"),
+            ("train[:2]", "'train[2:8]'"),
+            ("train[:8]", "null"),
+        )
+    ]
+    assert len({artifact.digest for artifact in found}) == 3
+
+
 def test_translations_of_two_parts_of_a_split_are_both_noted(make_run):
     parts = ["task.train_split='train[8:16]'", "task.validation_split='train[:8]'"]
     run = make_run("method=lora", *parts)
@@ -409,6 +423,15 @@ def test_the_weights_of_every_translation_system_are_given_up(make_run):
         part.mt.__dict__["engine"] = "weights"
     run.release_models()
     assert not any("engine" in part.mt.__dict__ for part in (run, *run.systems))
+
+
+def test_a_student_of_several_languages_has_a_teacher_that_reads_english(make_run):
+    given = ["method=distil", "method.of=[lora,translate_test]", "task.lang=[near,far]"]
+    made, teachers = stages_of(make_run(*given)), ("lora", "translate_test")
+    tables = [read_table(made[f"labels {name}"].path / "soft_labels.parquet") for name in teachers]
+    assert tables[0]["id"].to_pylist() == tables[1]["id"].to_pylist()
+    assert len(tables[0]) == 16
+    assert {"test near", "test far"} <= set(made)
 
 
 def test_a_student_needs_a_classification_head(make_run, tmp_path):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from random_models import dtype_of, outputs, random_backbone
+from random_models import dtype_of, outputs, random_backbone, token_batch
 from test_invariants import DECODERS, batches, forced, generate, rows, tolerance
 from torch import nn
 
-from flare_exp.flare import adapter
+from flare_exp.flare import adapter, mixup
 from flare_exp.flare.mixup import (
     DEPTHS,
     Mixing,
@@ -188,6 +188,26 @@ def test_without_a_source_it_is_lora_and_with_one_its_block_mixes(kind):
     part = said(model, stream, target, some)
     torch.testing.assert_close(part[1], plain[1], **tolerance(kind))
     torch.testing.assert_close(part[0], fused[0], **tolerance(kind))
+
+
+@pytest.mark.parametrize("kind", [("llama", "prompt"), ("mt5", "prompt")])
+def test_the_last_block_mixes_the_sources_own_output_of_that_block(kind):
+    """Not the final state, which is normalized: the target's output is not."""
+    model, stream = mixed_model(kind, depths=(1.0,))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.zeros_(parameter)  # the target pass is the source pass, up to the mixing
+    read = []
+    handles = [
+        part.register_forward_hook(lambda _, args, output: read.append(args[:2]))
+        for part in model.modules()
+        if isinstance(part, mixup.Mixing)
+    ]
+    batch = token_batch([6, 6], 1, side="left" if kind[0] == "llama" else "right")
+    said(model, stream, batch, batch)
+    ((target, source),) = read
+    assert torch.allclose(target, source)
+    assert len(handles) == 1
 
 
 def test_gradients_reach_the_mixing_with_and_without_checkpointing():

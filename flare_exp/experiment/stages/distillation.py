@@ -119,6 +119,7 @@ def soft_labels(
         "model": trained.digest,
         "data": pairs_digest(data, "train"),
         **run.reading_of(method.mode),
+        "labels_code": code_of("distil"),
     }
 
     def build(folder: Path) -> dict[str, Any]:
