@@ -87,13 +87,14 @@ PATHS = (
     "mt.path",
     "mt.command",
 )
+TEXTS = ("str", "str | None")  # types of options
 
 
 def normalized(argv: Sequence[str], multirun: bool = False) -> list[str]:
     """Return a command line in the form that Hydra expects.
 
-    Flags come before overrides. Slices and paths are quoted where Hydra's grammar needs it, and
-    mt=[a,b] is written out.
+    Flags come before overrides. Slices, paths and texts that look like numbers are quoted where
+    Hydra's grammar needs it, and mt=[a,b] is written out.
 
     Args:
         argv: the words of the command line.
@@ -116,25 +117,48 @@ def written_out(override: str) -> list[str]:
 
 
 def quoted(override: str, several: bool) -> str:
-    """Quote the value of a key=value word if it is a slice or a path that Hydra would misread.
+    """Quote the value of a key=value word if it is a text that Hydra would misread.
 
     Args:
         override: the key=value word.
-        several: a comma separates two values; otherwise it is a part of a path.
+        several: a comma separates two values; otherwise it is a part of the text.
     """
     key, _, value = override.partition("=")
-    if key.endswith("_split") and "[" in value and value[0] not in "'\"":
-        return f"{key}='{value}'"
-    if (
-        key not in PATHS
-        or re.fullmatch(r"[\w./~-]*", value, re.ASCII)
-        or (_is_hydras(value) and _parses(override))
-    ):
+    if value and _is_hydras(value) and _parses(override):
         return override
+    parts = value.split(",") if several else [value]
+    return f"{key}={','.join(_as_text(key.lstrip('+'), part) for part in parts)}"
+
+
+def _as_text(key: str, part: str) -> str:
+    """Quote one value if it is a slice, path or number that Hydra would not keep as it is."""
+    if key in PATHS:
+        misread = not re.fullmatch(r"[\w./~-]*", part, re.ASCII) or _is_rewritten(part)
+    elif key.endswith("_split") and "[" in part:
+        misread = part[0] not in "'\""
+    else:
+        option = schema.keys().get(key)
+        misread = option is not None and option.type in TEXTS and _is_rewritten(part)
+    if not misread:
+        return part
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    parts = value.split(",") if several else [value]
-    return f"{key}={','.join(QuotedString(part, Quote.single).with_quotes() for part in parts)}"
+    return QuotedString(part, Quote.single).with_quotes()
+
+
+def _is_rewritten(text: str) -> bool:
+    """Return whether Hydra reads a text as a number that it writes otherwise: 1.10 as 1.1."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    # Hydra's grammar refuses numerals of other scripts, which float takes
+    return (
+        text.isascii()
+        and str(OverridesParser.create().parse_override(f"key={text}").value()) != text.strip()
+    )
 
 
 def _is_hydras(value: str) -> bool:

@@ -541,6 +541,22 @@ def test_paths_of_a_grid_may_have_spaces(tmp_path):
     ]
 
 
+def test_texts_that_look_like_numbers_stay_texts():
+    given = ["1.10", "1e3", "007", "1_000", "2024"]
+    words = normalized(["-m", f"model.revision={','.join(given)}", "output_dir=2024.10", "seed=1"])
+    jobs, found = validation.validate(commandline.overrides(words), True)
+    assert found == []
+    assert [job.model.revision for job in jobs] == given
+    assert {(job.output_dir, job.seed) for job in jobs} == {("2024.10", 1)}
+
+
+def test_a_grid_of_bare_slices():
+    words = normalized(["-m", "task.train_split=train[:100],train,train[:200]"])
+    jobs, found = validation.validate(commandline.overrides(words), True)
+    assert found == []
+    assert [job.task.train_split for job in jobs] == ["train[:100]", "train", "train[:200]"]
+
+
 @pytest.mark.parametrize(
     "given",
     [
