@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -50,12 +51,7 @@ def validate(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[
             problems.append(f"{text}: not of the form key=value{reason}")
             continue
         given.setdefault(override.key_or_group, []).append(override)
-        found = (
-            [f"{text}: several values need -m (multirun){_as_one_run(override)}"]
-            if override.is_sweep_override() and not multirun
-            else []
-        )
-        found = found or list(check_override(override))
+        found = _sweep_problems(override, multirun) or list(check_override(override))
         problems += found
         if not found:
             good.append(override)
@@ -71,6 +67,31 @@ def validate(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[
         problems += [p for p in found if p not in problems]
         jobs.append(job)
     return jobs, problems
+
+
+def _sweep_problems(override: Any, multirun: bool) -> list[str]:
+    """Return a message if the values of an option cannot be listed, or not in a single run.
+
+    A grid is expanded more than once, so values in a random order would give other jobs each time.
+    """
+    text, key = override.input_line, override.key_or_group
+    bare = re.sub(r"'(\\.|[^'\\])*'|\"(\\.|[^\"\\])*\"", "", text.partition("=")[2])
+    if found := re.search(r"\b(glob|interval|shuffle)\(", bare):
+        f = keys().get(key)
+        numbers = f is not None and f.type.startswith(("int", "float"))
+        also = f", or {key}=range(start,stop,step)" if numbers else ""
+        return [
+            f"{text}: {found[1]}(...) does not list its values in an order; write -m "
+            f"{key}=a,b,c{also}"
+        ]
+    if not override.is_sweep_override():
+        return []
+    values = override.value()
+    if override.is_range_sweep() and not (values.step and any(True for _ in values.range())):
+        return [f"{text}: there is no value in it; write range(start,stop,step)"]
+    if multirun:
+        return []
+    return [f"{text}: several values need -m (multirun){_as_one_run(override)}"]
 
 
 def _as_one_run(override: Any) -> str:
@@ -97,8 +118,6 @@ def _check_repeated(given: dict[str, list[Any]]) -> Iterator[str]:
 
 def check_override(override) -> Iterator[str]:
     """Check one override: its key exists, and its values are of the right type."""
-    from hydra.core.override_parser.types import Transformer
-
     key, known_groups, known = override.key_or_group, groups(), keys()
     if key.startswith("hydra"):
         return
@@ -106,8 +125,8 @@ def check_override(override) -> Iterator[str]:
         values = [override.value()]
     elif key in known_groups:
         values = list(override.sweep_string_iterator())
-    else:  # a list stays one
-        values = list(override.sweep_iterator(transformer=Transformer.identity))
+    else:  # a list stays one; texts lose their quotes
+        values = list(override.sweep_iterator(transformer=override._convert_value))
     if key in known_groups and override.is_add() and not override.is_force_add():
         yield f"{override.input_line}: leave out the +; it is for options that there are not yet"
     elif key in known_groups and not override.is_delete():
@@ -155,14 +174,12 @@ def _check_type(key: str, value: Any) -> Iterator[str]:
     # a copy is made five times as fast as the structure
     typed = copy.deepcopy(OmegaConf.select(_typed(), parent) if parent else _typed())
     try:
-        from hydra.core.override_parser.types import QuotedString
-
         # OmegaConf would take any other number for true
         if keys()[key].type == "bool" and isinstance(value, int) and value not in (0, 1):
             raise ValueError
         if keys()[key].type == "Any" and not _is_text_or_list(value):
             raise ValueError
-        OmegaConf.update(typed, name, value.text if isinstance(value, QuotedString) else value)
+        OmegaConf.update(typed, name, value)
     except (OmegaConfBaseException, ValueError) as error:
         yield f"{key}={'null' if value is None else value}: {_expected(key) or first_line(error)}"
 

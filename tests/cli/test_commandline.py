@@ -30,6 +30,13 @@ WRONG = [
     ),
     (["seed=x"], "seed=x: must be a whole number"),
     (["seed=99999999999"], "seed=99999999999: must be 4294967295 or less"),
+    (["-m", "seed=glob(*)"], "glob(...) does not list its values in an order; write -m seed=a,b,c"),
+    (["fusion=glob(*)"], "glob(...) does not list its values in an order; write -m fusion=a,b,c\n"),
+    (["transfer.lr=interval(1e-5,1e-3)"], "a,b,c, or transfer.lr=range(start,stop,step)"),
+    (["-m", "seed=str(shuffle(0,1,2))"], "shuffle(...) does not list its values in an order"),
+    (["-m", "seed=range(2,1)"], "seed=range(2,1): there is no value in it"),
+    (["-m", "seed=range(0,3,0)"], "seed=range(0,3,0): there is no value in it"),
+    (["-m", "seed='a','b'"], "seed=a: must be a whole number"),
     (["task.limit=ten"], "task.limit=ten: must be a whole number, or null"),
     (["transfer.lr=1e-3x"], "transfer.lr=1e-3x: must be a number"),
     (["source.shuffle=maybe"], "source.shuffle=maybe: must be true or false"),
@@ -548,6 +555,7 @@ def test_texts_that_look_like_numbers_stay_texts():
     assert found == []
     assert [job.model.revision for job in jobs] == given
     assert {(job.output_dir, job.seed) for job in jobs} == {("2024.10", 1)}
+    assert validation.validate([r"model.revision='it\'s glob(x)'"], False)[1] == []
 
 
 def test_a_grid_of_bare_slices():

@@ -222,6 +222,11 @@ def test_a_list_of_languages_is_one_run_and_a_sweep_over_lists_is_several(tmp_pa
     names = [re.sub("outputs/[^n]*", "", job.output_dir) for job in jobs]
     assert names == ["nusax_jav+ban_flare", "nusax_ace_flare", "nusax_sun_flare"]
     assert jobs[0].logger.group == "nusax-jav+ban-tiny"
+    quoted = ["task=nusax", "task.lang=['jav','ban'],'ace',sun"]
+    assert [job.task.lang for job in validation.validate(quoted, True)[0]] == [
+        job.task.lang for job in jobs
+    ]
+    assert validation.validate(quoted, True)[1] == []
     many = [lang for lang in NusaX.languages if lang != "sun"]
     (job,), _ = validation.validate(["task=nusax", f"task.lang=[{','.join(many)}]"], multirun=False)
     assert job.output_dir.endswith("nusax_ace+ban+bbc+bjn+bug+ind+4more_flare")
