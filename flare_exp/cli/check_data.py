@@ -38,7 +38,7 @@ from flare_exp.cli.commandline import normalized, parsed
 from flare_exp.config import validation
 from flare_exp.errors import UserError
 from flare_exp.tasks import CUSTOM, ROLES, task_class
-from flare_exp.tasks.custom import CustomTask, Examined, examined
+from flare_exp.tasks.custom import CustomTask, Examined, examined, label_text
 from flare_exp.tasks.records import Problem, columns_of, read_records
 from flare_exp.tasks.spec import Columns, file_problem
 
@@ -268,9 +268,7 @@ def _with_labels_of_files(files: Sequence[Path], columns: Columns) -> Columns:
     cells = [
         r.cells[str(columns.label)] for path in files for r in read_records(path, columns).rows
     ]
-    given = (cell for cell in cells if isinstance(cell, (str, int)))
-    raw = (str(cell).lower() if isinstance(cell, bool) else str(cell) for cell in given)
-    names = sorted({name for name in raw if name.strip()})
+    names = sorted({name for name in map(label_text, cells) if name and name.strip()})
     if len(names) > MOST_LABELS:
         raise UserError(
             f"--label {columns.label}: the column has {len(names)} different values, e.g. "

@@ -105,9 +105,11 @@ class CustomTask(Task):
 
         A row with another label than its English one is a problem, too.
         """
+        if not english:  # its own problems say why
+            return
         labels = {e.key: e.label for e in english}
-        split = english[0].id.split("/")[2] if english else ""
-        other, columns = self._place(self.english, split), self.spec.columns
+        other = self._place(self.english, english[0].id.split("/")[2])
+        columns = self.spec.columns
         for e in found.examples:
             if e.key not in labels:
                 found.blame(e, columns.id, f"{e.key!r} is no id of {other}, but parallel is true")
@@ -186,6 +188,18 @@ def examples_of(found: Records, columns: Columns, origin: str) -> list[Example]:
     return examples
 
 
+def label_text(cell: Any) -> str | None:
+    """Return the text of a label's cell; None: it holds none.
+
+    Tables write whole numbers as floats in a column that lacks a cell.
+    """
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    return str(cell) if isinstance(cell, (str, int)) else None
+
+
 class _Unusable(Exception):
     """A cell that cannot be used."""
 
@@ -238,13 +252,16 @@ class _CellReader:
 
     def _label(self, cell: Any) -> int:
         """Return the number of a label."""
-        raw = str(cell).lower() if isinstance(cell, bool) else str(cell)
-        if isinstance(cell, (str, int)) and raw in self.numbers:
+        raw = label_text(cell)
+        if raw in self.numbers:
             return self.numbers[raw]
-        if cell is None or raw == "":
+        if isinstance(cell, float) and str(cell) in self.numbers:
+            return self.numbers[str(cell)]
+        if cell is None or cell == "" or cell != cell:
             raise _Unusable(str(self.columns.label), "has no label")
         known = ", ".join(self.numbers)
-        text = f"{shown(cell)} is none of {known}{self._meant(raw)}"
+        said = f"is none of {known}" if known else "instead of text or a whole number"
+        text = f"{shown(cell)} {said}{self._meant(str(cell) if raw is None else raw)}"
         raise _Unusable(str(self.columns.label), text)
 
     def _meant(self, raw: str) -> str:
@@ -253,7 +270,8 @@ class _CellReader:
         near = [name for name in names if name.lower() == raw.strip().lower()]
         if near:
             return f"; if it is {near[0]}: labels: {{{near[0]}: [{near[0]}, {raw!r}], ...}}"
-        if re.fullmatch(r"-?\d+(\.0+)?", raw) and not any(n.isdigit() for n in self.numbers):
+        numbered = len(names) < 2 or any(name.isdigit() for name in self.numbers)
+        if re.fullmatch(r"-?\d+(\.0+)?", raw) and not numbered:
             pair = f"{names[0]}: 0, {names[1]}: 1"
             return f"; if numbers stand for the labels: labels: {{{pair}, ...}}"
         return nearest(raw, list(self.numbers))

@@ -98,9 +98,10 @@ def columns_of(place: Path) -> list[str]:
             return list(pq.read_schema(place).names)
         text = _text_of(place, found) or ""
         if place.suffix.lower() == ".jsonl":
-            return list(json.loads(text.partition("\n")[0]))
+            first = json.loads(text.partition("\n")[0])
+            return list(first) if isinstance(first, dict) else []
         return next(csv.reader(io.StringIO(text), delimiter=DELIMITERS[place.suffix.lower()]), [])
-    except (OSError, ValueError, TypeError, KeyError, csv.Error):
+    except (OSError, ValueError, KeyError, RecursionError, csv.Error):
         return []
 
 
@@ -187,7 +188,7 @@ def _read_lines(text: str, path: Path, columns: Columns, found: Records) -> None
         row += 1
         try:
             cells = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             found.report(f"is no JSON: {first_line(error)}", row=row, line=line)
             continue
         if not isinstance(cells, dict):

@@ -28,6 +28,7 @@ METRICS = {
 HUB_KEYS = ("hub", "config", "split", "revision")
 ENGLISH = ("en", "eng", "eng_Latn")
 CODE = re.compile(r"[a-z]{3}_[A-Z][a-z]{3}")  # ISO 639-3 and ISO 15924, as FLORES-200's
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 BUILT_IN = frozenset(LANGUAGES)
 # names that a text column cannot have, and why
 TAKEN = {
@@ -129,6 +130,12 @@ class _Reader:
     def _texts(self) -> dict[str, str]:
         """Read one or two columns of text: a name, a list, or field -> column."""
         given = self.given.get("text") or ()
+        if not _is_plain(given):
+            self.problems.append(
+                "text: a list has names of columns alone; write field and column as a table: "
+                "text: {premise: P, hypothesis: H}"
+            )
+            return {}
         named = given if isinstance(given, dict) else {n: n for n in _listed(given)}
         if not 1 <= len(named) <= 2 or not all(isinstance(n, str) for n in named.values()):
             self.problems.append(
@@ -148,6 +155,12 @@ class _Reader:
     def _labels(self) -> dict[str, tuple[str, ...]]:
         """Read the labels: a list of names, or name -> the raw values that stand for it."""
         given = self.given.get("labels") or ()
+        if not _is_plain(given):
+            self.problems.append(
+                "labels: a list has names alone; write names and their values as a table: "
+                "labels: {negative: Negative, positive: Positive}"
+            )
+            return {}
         raw = given if isinstance(given, dict) else {name: [name] for name in _listed(given)}
         labels = {name: tuple(_listed(values)) for name, values in raw.items()}
         if len(labels) < 2:
@@ -222,6 +235,9 @@ class _Reader:
             )
             self.problems.append(f"{key}: {said}; keys: {', '.join(HUB_KEYS)}")
             return None
+        if not HUB_ID.fullmatch(str(value["hub"])):  # the hub's cache knows whole names alone
+            self.problems.append(f"{key}: hub: {value['hub']} must be <owner>/<name>")
+            return None
         if not re.fullmatch("[0-9a-f]{40}", commit):
             self.problems.append(
                 f"{key}: revision: must be a commit of {value['hub']} (40 digits; its page on the "
@@ -263,7 +279,8 @@ class _Reader:
                     f"languages: {lang}: flare_exp knows {lang} as {LANGUAGES[lang].flores}; call "
                     "the language otherwise in files"
                 )
-        return {lang: _row(lang, given.get(lang)) for lang in files}
+        codes = {lang: code for lang, code in given.items() if isinstance(code, str)}
+        return {lang: _row(lang, codes.get(lang)) for lang in files}
 
     def _prompt(self, columns: Columns) -> str:
         """Read the prompt, or make one from the names of the texts."""
@@ -347,6 +364,11 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise SpecError([f"task.spec={path}: must hold keys and values, e.g. text: review"])
     return found
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is a table, a text, or a list of texts."""
+    return isinstance(value, dict) or all(isinstance(item, str) for item in _listed(value))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -166,6 +166,14 @@ def test_labels_may_be_truth_values_or_have_any_character(check, tmp_path):
     code, rows, said = check(tmp_path / "a.jsonl", "--text", "t", "--label", "l")
     assert code == 0, said
     assert ["a.jsonl", str(tmp_path / "a.jsonl"), "2", "0", "1 (50%)", "1 (50%)"] in rows
+    (tmp_path / "f.jsonl").write_text('{"t":"good","l":1.0}\n{"t":"bad","l":0.0}\n')
+    code, rows, said = check(tmp_path / "f.jsonl", "--text", "t", "--label", "l")
+    assert code == 0, said
+    assert ["f.jsonl", str(tmp_path / "f.jsonl"), "2", "0", "1 (50%)", "1 (50%)"] in rows
+    (tmp_path / "f.jsonl").write_text('{"t":"good","l":0.5}\n{"t":"bad","l":[0]}\n')
+    code, _, said = check(tmp_path / "f.jsonl", "--text", "t", "--label", "l")
+    assert code == 1
+    assert "0.5 instead of text or a whole number" in said
     (tmp_path / "b.csv").write_text("t,l\ngood,C#\nbad,a|b\n")
     _, _, said = check(tmp_path / "b.csv", "--text", "t", "--label", "l")
     assert "C#" in said
@@ -235,6 +243,21 @@ def test_too_many_labels_are_no_labels(check, tmp_path):
     assert (
         "the column has 60 different values, e.g. 'text 0'; is it the column of the labels?" in said
     )
+
+
+def test_rows_whose_english_ones_cannot_be_used_have_no_problem_of_their_own(check, tmp_path):
+    path = own_data(tmp_path, id="id", parallel="true")
+    (tmp_path / "test.csv").write_text("id,text,label\n0,good day,unknown\n")
+    code, _, said = check(path)
+    assert code == 1
+    assert "1 error," in said
+
+
+def test_a_file_of_lists_has_no_columns_to_suggest(check, tmp_path):
+    (tmp_path / "a.jsonl").write_text('[{"t": "a"}]\n')
+    code, _, said = check(tmp_path / "a.jsonl")
+    assert code == 2
+    assert "a.jsonl has none that can be read" in said
 
 
 def test_every_problem_of_a_description_is_said(check, tmp_path):

@@ -93,6 +93,10 @@ BAD = {
         ".csv", GOOD.replace("negative", "0"), {}, "row 2 (line 3), column label",
         "if numbers stand for the labels: labels: {negative: 0, positive: 1, ...}",
     ),
+    "NaN as label": (
+        ".jsonl", lines({"text": "a", "label": float("nan")}), {}, "row 1 (line 1), column label",
+        "has no label",
+    ),
     "no label": (
         ".csv", GOOD.replace("negative", ""), {}, "row 2 (line 3), column label", "has no label",
     ),
@@ -115,6 +119,10 @@ BAD = {
     "no JSON": (
         ".jsonl", lines({"text": "a", "label": "positive"}) + "{'text': 'b'}\n", {},
         "row 2 (line 2)", "is no JSON: Expecting property name",
+    ),
+    "deep JSON": (
+        ".jsonl", lines({"text": "a", "label": "positive"}) + '{"text": ' + "[" * 100_000, {},
+        "row 2 (line 2)", "is no JSON: ",
     ),
     "JSON that is no object": (".jsonl", '"a"\n', {}, "row 1 (line 1)", "is no object {...}"),
     "one JSON list": (".jsonl", "[\n{}\n]\n", {}, "", "is one JSON list"),
@@ -242,6 +250,16 @@ def test_every_format_gives_the_same_examples(suffix, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("labels", [[0, 1], ["0.0", "1.0"]])
+def test_whole_numbers_that_are_floats_are_labels(labels, tmp_path):
+    """Pandas writes the integers of a column that lacks a cell as floats."""
+    write(tmp_path / "far.jsonl", lines({"text": "a", "label": 1.0}, {"text": "b", "label": 0.0}))
+    files = {"en": {"test": "test.csv"}, "far": {"test": "far.jsonl"}}
+    names = dict(zip(("negative", "positive"), labels, strict=True))
+    task = described(tmp_path, files=files, labels=names)()
+    assert [e.label for e in task.read("far", "test")] == [1, 0]
+
+
 def test_answers_are_read_in_every_form(tmp_path):
     squad = json.dumps({"text": ["Nile", "The Nile"], "answer_start": [18, 0]})
     write(
@@ -271,6 +289,25 @@ def test_answers_are_read_in_every_form(tmp_path):
         ({"labels": ["one"]}, "labels: must name two labels or more"),
         ({"labels": ["one", "two", "one"]}, "labels: a name is there twice"),
         ({"labels": {"a": 1, "b": [1, 2]}}, "labels: '1' stands for a and for b"),
+        (
+            {"labels": [{"negative": "Negative"}, {"positive": "Positive"}]},
+            "write names and their values as a table: labels: {negative: Negative, positive: ",
+        ),
+        (
+            {"text": [{"premise": "P"}, {"hypothesis": "H"}]},
+            "write field and column as a table: text: {premise: P, hypothesis: H}",
+        ),
+        (
+            {
+                "files": {"en": {"test": "en.csv"}, "x": {"test": "en.csv"}},
+                "languages": {"x": ["mad_Latn"]},
+            },
+            "languages: x: ['mad_Latn'] must be ISO 639-3 and script",
+        ),
+        (
+            {"files": {"en": {"test": {"hub": "imdb"}}, "x": {"test": "en.csv"}}},
+            "files: en: test: hub: imdb must be <owner>/<name>",
+        ),
         ({"files": ["a.csv"]}, "files: must be language -> split -> file"),
         ({"files": {"en": {"train": "no.csv"}, "x": {"test": "x.xlsx"}}}, "save the sheet as CSV"),
         ({"files": {"en": {"train": "no.csv"}, "x": {"test": "x.xlsx"}}}, "there is no file"),
