@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 from collections import Counter, defaultdict
@@ -113,7 +114,7 @@ class Reader:
             return f"id: {str(value)[:60]!r} is of another type than that of the first row"
         if kind not in (None, str, int) or (kind is int and abs(value) >= 2**63):
             return f"id: {str(value)[:60]} is neither text nor a whole number of 64 bits"
-        return None
+        return _encoding_problem("id", value) if kind is str else None
 
     def _row(self, record: Record) -> Row:
         source = tuple(record.get(name) or "" for name in self.sources)
@@ -124,7 +125,9 @@ class Reader:
         """Yield each record with the name of its place in the file."""
         read: Callable[[Path, str], Iterator[tuple[str, Record]]] = {
             ".jsonl": _json_lines,
-            ".parquet": _parquet,
+            ".parquet": functools.partial(
+                _parquet, fields=self.fields, others=(*self.sources, "id")
+            ),
         }.get(self.path.suffix.lower(), _table)
         import pyarrow as pa
 
@@ -132,7 +135,7 @@ class Reader:
             yield from read(self.path, self.place)
         except UnicodeDecodeError as error:
             raise UserError(f"{self.place}: is not UTF-8 ({error.reason})") from None
-        except (OSError, csv.Error, pa.ArrowException) as error:
+        except (OSError, ValueError, OverflowError, csv.Error, pa.ArrowException) as error:
             said = getattr(error, "strerror", None) or first_line(error)
             raise UserError(f"{self.place}: cannot be read ({said})") from None
 
@@ -174,10 +177,16 @@ def text_problem(given: Mapping[str, Any]) -> str | None:
             return f"{name}: {str(text)[:60]} is not text"
         if not text.strip():
             return f"{name}: is empty"
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return f"{name}: half a surrogate pair is not text"
+        if found := _encoding_problem(name, text):
+            return found
+    return None
+
+
+def _encoding_problem(name: str, text: str) -> str | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return f"{name}: half a surrogate pair is not text"
     return None
 
 
@@ -202,8 +211,7 @@ def _table(path: Path, place: str) -> Iterator[tuple[str, Record]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter=delimiter, strict=True)
         names = next(rows, [])
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"{place}: several columns have the name {twice[0]!r}")
+        _check_names(names, place)
         for cells in filter(None, rows):
             if len(cells) != len(names):
                 raise UserError(
@@ -213,11 +221,30 @@ def _table(path: Path, place: str) -> Iterator[tuple[str, Record]]:
             yield f"line {rows.line_num}", dict(zip(names, cells, strict=True))
 
 
-def _parquet(path: Path, _: str) -> Iterator[tuple[str, Record]]:
+def _parquet(
+    path: Path, place: str, fields: Sequence[str], others: Sequence[str]
+) -> Iterator[tuple[str, Record]]:
+    """Yield the records of a parquet file, with the cells of `fields` and `others` alone.
+
+    Records that lack a field have the names of all columns, for messages, and no cells.
+    """
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
+        names = list(file.schema_arrow.names)
+        _check_names(names, place)
+        if not set(fields) <= set(names):
+            for number in range(file.metadata.num_rows):
+                yield f"row {number} (from 0)", dict.fromkeys(names)
+            return
         numbers = itertools.count()
-        for batch in file.iter_batches(batch_size=1024):
+        columns = [name for name in names if name in (*fields, *others)]
+        for batch in file.iter_batches(batch_size=1024, columns=columns):
             for record in batch.to_pylist():
                 yield f"row {next(numbers)} (from 0)", record
+
+
+def _check_names(names: Sequence[str], place: str) -> None:
+    """Raise UserError if two columns have the same name."""
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{place}: several columns have the name {twice[0]!r}")

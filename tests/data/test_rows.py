@@ -76,6 +76,7 @@ def test_tables_are_read(tmp_path, ending, between):
         ),
         ("a.jsonl", lines({"text": "a", "id": 1}, {"text": "b"}).encode(), "line 2: id: 'None'"),
         ("a.jsonl", lines({"text": "a", "id": 2**63}).encode(), "whole number of 64 bits"),
+        ("a.jsonl", b'{"text": "a", "id": "\\ud800"}\n', "line 1: id: half a surrogate pair"),
         ("a.csv", b"text,text\na,b\n", "several columns have the name 'text'"),
         ("a.csv", b"text\na,b\n", "line 2 has 2 columns, the first line has 1"),
         ("a.csv", b'text\n"a\n', "cannot be read"),
@@ -89,6 +90,21 @@ def test_a_wrong_file_is_refused_in_one_message(tmp_path, name, content, problem
     (line,) = str(failure.value).splitlines()
     assert line.startswith(f"file={tmp_path / name}: ")
     assert problem in line
+
+
+def test_columns_of_a_parquet_file_that_are_not_needed_are_not_read(tmp_path):
+    path = tmp_path / "a.parquet"
+    after_9999 = pa.array([2**62], pa.timestamp("ms"))  # no datetime of Python
+    pq.write_table(pa.table({"text": ["a"], "when": after_9999}), path)
+    assert Reader(path, ("text",)).check() == 1
+    assert list(Reader(path, ("text",))) == [Row(("a",))]
+    with pytest.raises(UserError, match=r"row 0 \(from 0\): has no texts; it has text, when; did"):
+        Reader(path, ("texts",)).check()
+    with pytest.raises(UserError, match=r"cannot be read \("):
+        Reader(path, ("when",)).check()
+    pq.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), path)
+    with pytest.raises(UserError, match="several columns have the name 'text'"):
+        Reader(path, ("text",)).check()
 
 
 def test_a_source_is_whole_and_there_where_nothing_translates(tmp_path):
