@@ -123,12 +123,13 @@ class Reader:
 
     def _records(self) -> Iterator[tuple[str, Record]]:
         """Yield each record with the name of its place in the file."""
-        read: Callable[[Path, str], Iterator[tuple[str, Record]]] = {
+        readers: dict[str, Callable[[Path, str], Iterator[tuple[str, Record]]]] = {
             ".jsonl": _json_lines,
             ".parquet": functools.partial(
                 _parquet, fields=self.fields, others=(*self.sources, "id")
             ),
-        }.get(self.path.suffix.lower(), _table)
+        }
+        read = readers.get(self.path.suffix.lower(), _table)
         import pyarrow as pa
 
         try:
