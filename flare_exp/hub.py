@@ -362,12 +362,13 @@ def load_hub(hub_id: str, config: str, revision: str, split: str | None = None) 
     All splits are prepared in the local cache. Without `split` all of them are returned.
 
     Raises:
-        UserError: the hub cannot be reached, or has no such configuration or split.
+        UserError: the hub cannot be reached, or has no such configuration or split, or the local
+            cache has another commit.
     """
     import datasets
 
     try:
-        return datasets.load_dataset(hub_id, config, split=split, revision=revision)
+        found = datasets.load_dataset(hub_id, config, split=split, revision=revision)
     except (OSError, ValueError, ConnectionError, RuntimeError) as error:
         raise UserError(
             f"the data set {hub_id} ({config}{f', {split}' if split else ''}) could not be loaded: "
@@ -375,3 +376,14 @@ def load_hub(hub_id: str, config: str, revision: str, split: str | None = None) 
             "  without network, fetch it beforehand (python -m flare_exp prefetch), or point "
             "task.data_dir at a folder of <language>/<split>.parquet files"
         ) from error
+    # without the hub, `datasets` takes the commit prepared last, whichever revision is asked for
+    for part in found.values() if isinstance(found, dict) else [found]:
+        for folder in {Path(file["filename"]).parent for file in part.cache_files}:
+            if is_commit(revision) and revision not in folder.parts:
+                raise UserError(
+                    f"the data set {hub_id} ({config}) is needed at commit {revision}, but without "
+                    f"the hub `datasets` takes another commit, prepared last, from {folder}\n"
+                    "  fetch the right one with network (python -m flare_exp prefetch); if it is "
+                    "in the cache already, remove that folder"
+                )
+    return found

@@ -21,12 +21,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlparse
 
+import datasets
 import processes
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers as hf
+from datasets.arrow_writer import ArrowWriter
 from omegaconf import OmegaConf
 from random_models import SMALL
 from rich.filesize import decimal
@@ -326,6 +328,26 @@ def test_a_data_set_at_another_commit_is_not_there(cache, tmp_path):
         assert need.find().lacks
         (place / "dataset_info.json").write_text("{}")
         assert (need.find().lacks is None) == found
+
+
+def test_without_the_hub_no_other_commit_of_a_data_set_is_read(cache, tmp_path):
+    hub_id, rows = "mteb/NusaX-senti", datasets.Dataset.from_dict({"text": ["a"]})
+    place = tmp_path / "datasets" / "mteb___nusa_x-senti" / "jav" / "0.0.0" / COMMIT
+    place.mkdir(parents=True)
+    with ArrowWriter(path=str(place / "nusa_x-senti-train.arrow"), features=rows.features) as file:
+        file.write(rows[0])
+        file.finalize()
+    datasets.DatasetInfo(
+        features=rows.features,
+        dataset_name="nusa_x-senti",
+        config_name="jav",
+        version="0.0.0",
+        splits=datasets.SplitDict({"train": datasets.SplitInfo("train", num_examples=1)}),
+    ).write_to_directory(str(place))
+    assert hub.load_hub(hub_id, "jav", COMMIT, "train")["text"][:] == ["a"]
+    for split in ("train", None):
+        with pytest.raises(UserError, match=f"at commit {OTHER}, but .*{COMMIT}\n.* prefetch"):
+            hub.load_hub(hub_id, "jav", OTHER, split)
 
 
 # --- runs without network ------------------------------------------------------------------------
