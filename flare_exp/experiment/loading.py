@@ -28,6 +28,7 @@ from flare_exp.experiment.predictor import Predictor
 from flare_exp.experiment.results import place_of
 from flare_exp.experiment.runs import quiet
 from flare_exp.experiment.stages.testing import trained_model
+from flare_exp.hub import is_commit
 from flare_exp.training.tracking import Tracker
 
 
@@ -48,7 +49,8 @@ def load(folder: str | Path, *options: str) -> LoadedRun:
             option is wrong.
     """
     folder = Path(folder).expanduser()
-    given = overridden(finished_config(folder), options)
+    stored = finished_config(folder)
+    given = as_read(overridden(stored, options), stored, folder)
     _check_alone(folder, given)
     _check_weights(folder, given)
     quiet(given)
@@ -59,6 +61,30 @@ def load(folder: str | Path, *options: str) -> LoadedRun:
     with isolate_rng():  # loading seeds the generators, and the caller's stay as they are
         predictors = _predictors(folder, run)
     return LoadedRun(folder, run, predictors, _weights(folder, run, predictors))
+
+
+def as_read(given: Config, stored: Config, folder: Path) -> Config:
+    """Replace the revisions of hub checkpoints by the commits that a run has read.
+
+    The configuration of a run keeps a branch, or null, whose commit may have changed since.
+
+    Args:
+        given: the run's configuration with other options.
+        stored: its own one.
+        folder: the run folder.
+    """
+    facts = folder / "provenance.json"
+    noted = json.loads(facts.read_text()) if facts.is_file() else {}
+    translated = [one.get("checkpoint") for one in noted.get("translations", {}).values()]
+    backbone = noted.get("artefacts", {}).get("backbone", {}).get("digest")
+    found: dict[str, Any] = {}
+    for name, identities in (("model", [backbone]), ("mt", translated)):
+        part, own = getattr(given, name), getattr(stored, name)
+        for identity in map(str, identities):
+            hub_id, _, commit = identity.rpartition("@")
+            if hub_id == part.path and part.revision == own.revision and is_commit(commit):
+                found[name] = replace(part, revision=commit)
+    return replace(given, **found)
 
 
 def _predictors(folder: Path, run: RunContext) -> dict[str, Predictor]:

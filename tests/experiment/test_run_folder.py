@@ -3,10 +3,12 @@
 import json
 import os
 import re
+from dataclasses import replace
 
 import processes
 import pytest
 from omegaconf import OmegaConf
+from run_folders import traced
 from small_checkpoints import tiny_checkpoint
 
 from flare_exp.config import validation
@@ -161,3 +163,18 @@ def test_a_run_folder_of_an_earlier_version_is_taken_up_and_loaded(tmp_path):
     OmegaConf.save(stored, tmp_path / "config.yaml")
     with pytest.raises(UserError, match=r"config\.yaml cannot be used"):
         loading.stored_config(tmp_path)
+
+
+def test_a_run_is_loaded_with_the_commits_that_it_read(tmp_path):
+    """Its configuration keeps a branch, which moves."""
+    given = ["model=custom", "model.path=org/name", "mt=custom", "mt.path=org/mt", "mt.revision=v2"]
+    stored = OmegaConf.to_object(validation.validate([*given, "method=flare_mt"], False)[0][0])
+    made = {"translation of train": {"checkpoint": "org/mt@" + "b" * 40}, "human": {}}
+    traced(tmp_path, artefacts={"backbone": {"digest": "org/name@" + "a" * 40}}, translations=made)
+    read = loading.as_read(stored, stored, tmp_path)
+    assert (read.model.revision, read.mt.revision) == ("a" * 40, "b" * 40)
+    other = replace(stored, model=replace(stored.model, path="org/other"))
+    chosen = replace(other, mt=replace(stored.mt, revision="v3"))
+    assert loading.as_read(chosen, stored, tmp_path) == chosen
+    traced(tmp_path, artefacts={"backbone": {"digest": "org/name@main, commit unknown"}})
+    assert loading.as_read(stored, stored, tmp_path) == stored
