@@ -7,6 +7,7 @@ import math
 import re
 import weakref
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +35,7 @@ from flare_exp.experiment.stages.transfer import distillation
 from flare_exp.experiment.stages.transfer import transfer as run_transfer
 from flare_exp.flare.source_states import SourceStates
 from flare_exp.report.making import make_report
+from flare_exp.tasks import Example
 from flare_exp.training import distributed
 from flare_exp.training.tracking import Tracker
 from flare_exp.utils.files import write_parquet
@@ -532,6 +534,18 @@ def test_wrong_words_can_be_in_the_test_sources_alone(make_run):
     train = make_run("mt.noise=0.5", "mt.noise_in=train")
     found = pipeline.run_stages(train, members_of(train.cfg.method))
     assert found["transfer"].digest == both["transfer"].digest
+
+
+@pytest.mark.parametrize(("where", "noisy"), [("train", True), ("test", False)])
+def test_wrong_words_in_unlabeled_texts_are_in_training_data(make_run, where, noisy):
+    """They are translated into English, as test data are."""
+    copies = SimpleNamespace(
+        identity=lambda *_: {"by": "copy"}, flagged=lambda examples, _: [(e, {}) for e in examples]
+    )
+    run = replace(make_run("mt.noise=1", f"mt.noise_in={where}"), translator=copies)
+    texts = [Example("toy_sentiment/far/unlabeled/0", "unlabeled/0", ("me kujo lano",))]
+    (made,) = run.translate(run, texts, "en")
+    assert (made.texts != texts[0].texts) == noisy
 
 
 # --- several languages ----------------------------------------------------------------------------

@@ -26,8 +26,8 @@ def translate(run: RunContext, examples: Sequence[Example], lang: str) -> list[E
     """Translate examples into `lang`, once: the translation is kept as an artifact.
 
     With `mt.noise`, wrong words are put into the translation, which is an artifact of its own.
-    `mt.noise_in` limits them to the training data (translated into the target language) or to the
-    test data (translated into English).
+    `mt.noise_in` limits them to the training data (translated into the target language, and the
+    unlabeled texts of a distillation) or to the test data (translated into English).
     """
     identity, o = run.translator.identity(examples, lang), run.cfg.mt
     data = {"task": run.task.name, "data": fingerprint(examples), "lang": lang}
@@ -35,14 +35,15 @@ def translate(run: RunContext, examples: Sequence[Example], lang: str) -> list[E
     keep = functools.partial(_kept, run, examples, lang)
     artifact = keep(key, lambda: run.translator.flagged(examples, lang), identity)
     made = read_translation(artifact, examples)
-    role = "train" if examples[0].lang == run.task.english else "test"
+    split, _, first = examples[0].id.rpartition("/")
+    trains = examples[0].lang == run.task.english or split.endswith("/unlabeled")
+    role = "train" if trains else "test"
     if o.noise and o.noise_in in ("all", role):
         errors = {"of": artifact.digest, "noise": o.noise, "errors": o.errors, "noise_seed": o.seed}
         noisy = corrupt_examples(made, lang, o.noise, o.errors, o.seed, run.task.context)
         key = {**errors, "code": code_of("noise", "translation")}
         artifact = keep(key, lambda: [(e, {}) for e in noisy], {**identity, **errors})
         made = noisy
-    split, _, first = examples[0].id.rpartition("/")
     target = f"into {lang}" + (f" by {run.system}" if run.system else "")
     name = f"translation of {split} {target}"
     if run.translations.setdefault(name, artifact).digest != artifact.digest:
