@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from flare_exp.data.rows import Row
+from flare_exp.errors import UserError
 from flare_exp.experiment.predicting import Result
-from flare_exp.experiment.translating import UnknownText
 
 Predict = Callable[[Sequence[Row]], Sequence[Result]]
 
@@ -43,7 +43,7 @@ class Batcher:
 
         Raises:
             TooBusy: too many texts wait.
-            UnknownText: a row cannot be translated.
+            UserError: a row cannot be translated, or cannot be answered for another reason.
         """
         if len(self.waiting) + len(rows) > self.most:
             raise TooBusy
@@ -79,13 +79,13 @@ class Batcher:
         return batch
 
     async def _answer(self, batch: Sequence[tuple[Row, asyncio.Future[Result]]]) -> None:
-        """Answer a batch. If a text of it cannot be translated, each one is tried by itself."""
+        """Answer a batch. If a text of it is in the way, each one is tried by itself."""
         rows = [row for row, _ in batch]
         loop = asyncio.get_running_loop()
         try:
             results = await loop.run_in_executor(self.thread, self.predict, rows)
         except Exception as error:
-            if isinstance(error, UnknownText) and len(batch) > 1:
+            if isinstance(error, UserError) and len(batch) > 1:
                 for one in batch:
                     await self._answer([one])
                 return

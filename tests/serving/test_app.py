@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from flare_exp.data.rows import Row
+from flare_exp.errors import UserError
 from flare_exp.experiment.predicting import Result
 from flare_exp.experiment.source_texts import SourceTexts
 from flare_exp.experiment.translating import UnknownText
@@ -41,6 +42,8 @@ class Upper:
                 raise UnknownText("mt=toy knows no 'unknown'")
             if text == "broken":
                 raise RuntimeError("/secret/place: weights are gone")
+            if text == "no translator":
+                raise UserError("mt.command=/secret/place: there is no such program")
             yield Result(text.upper(), {"A": 0.25, "B": 0.75}, source or (text[::-1],), None, False)
 
 
@@ -94,6 +97,7 @@ HOSTILE = {
     "a long text": (json.dumps({"texts": ["a" * 101]}).encode(), 413),
     "10,000 texts": (json.dumps({"texts": ["a"] * 10_000}).encode(), 413),
     "a broken model": (b'{"texts": ["broken"]}', 500),
+    "a lost translator": (b'{"texts": ["a", "no translator"]}', 500),
 }
 
 
@@ -210,6 +214,26 @@ def test_a_text_that_cannot_be_translated_fails_alone(client):
     for thread in threads:
         thread.join()
     assert [found[i] for i in range(10)] == [200, 422, 200, 422, 200] * 2
+
+
+@pytest.mark.parametrize("error", [UnknownText, UserError])
+def test_a_text_that_fails_takes_no_other_of_its_batch_along(error):
+    def predict(rows):
+        if any(row.source is None for row in rows):
+            raise error("mt.command=apertium: there is no such program")
+        return [row.texts[0].upper() for row in rows]
+
+    async def ask():
+        batcher = Batcher(predict, 4, 30, lambda _: None)
+        rows = [Row(("a",), ("A",)), Row(("b",)), Row(("c",), ("C",))]
+        asked = asyncio.gather(*(batcher.ask([row]) for row in rows), return_exceptions=True)
+        working = asyncio.create_task(batcher.work())
+        found = await asked
+        working.cancel()
+        return found
+
+    first, failed, last = asyncio.run(ask())
+    assert (first, last, type(failed)) == (["A"], ["C"], error)
 
 
 def test_requests_beyond_the_limits_of_time_and_waiting_are_refused():
