@@ -46,10 +46,10 @@ class TextTranslator:
             UnknownText: there is no translator: texts that come with their sources need none.
             UserError: it does not have the languages.
         """
+        if problem := translator_problem(self.run.cfg):
+            raise UnknownText(problem)
         if self.machine is not None:
             self.machine.model.check(*map(self.machine.model.code, (self.lang, *langs)))
-        elif problem := translator_problem(self.run.cfg):
-            raise UnknownText(problem)
 
     def into(self, lang: str, rows: Sequence[Texts]) -> list[Texts]:
         """Translate all fields of some rows into a language of the sources.
@@ -110,6 +110,12 @@ class TextTranslator:
 
 def translator_problem(cfg: Config) -> str | None:
     """Return why the translator of a configuration has no translation of a new text, or None."""
+    if cfg.mt.kind == "model" and cfg.mt.path is None and cfg.mt.pretrain is None:
+        return (
+            f"mt={cfg.mt.name}: the run's translation model was a folder, which is not here; give "
+            "it as mt.path, give the source beside each text, or choose a translator, for example "
+            "mt=nllb_600m"
+        )
     if cfg.mt.translates or cfg.mt.name == "toy":
         return None
     return (

@@ -10,8 +10,11 @@ from omegaconf import OmegaConf
 from flare_exp.artifacts import file_sha256
 from flare_exp.config import validation
 from flare_exp.errors import UserError
+from flare_exp.experiment.checkpoints import MT
+from flare_exp.experiment.translating import TextTranslator, UnknownText, translator_problem
 from flare_exp.export import portable
 from flare_exp.export.portable import Origin
+from flare_exp.translation.machine import MachineTranslator
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 
@@ -94,6 +97,17 @@ def test_a_portable_configuration_has_no_path_and_no_argument_of_a_program(tmp_p
         word for word in (str(tmp_path), "secret", "team", str(Path.home())) if word in text
     ]
     assert shared.trainer.devices == 1
+
+
+def test_a_translation_model_that_is_left_out_translates_no_new_text(tmp_path):
+    cfg = config("mt=custom", f"mt.path={tmp_path}", "task=nusax", "task.lang=jav")
+    assert translator_problem(cfg) is None
+    shared = portable.portable(cfg, Origin("tiny"), Origin("custom"))
+    translator = MachineTranslator(SimpleNamespace(), MT(shared, None), None)
+    run = SimpleNamespace(cfg=shared, task=None, translator=translator)
+    with pytest.raises(UnknownText, match=r"mt=custom: .* folder, .* give it as mt\.path"):
+        TextTranslator(run).check(["en"])
+    assert translator_problem(config("mt=toy_nllb")) is None
 
 
 def test_a_path_is_found_but_not_a_word_that_ends_like_one(tmp_path):
