@@ -91,12 +91,14 @@ def _prediction(reading: Mapping[str, Any], task_type: str) -> list[str]:
     """Return the lines that read one example and print its answer."""
     named = {name: f"a {name}" for name in reading["fields"]}
     texts = ", ".join(f'["{named[name]}"]' for name in reading["order"])
+    padding = "padding=True, "
     if reading["prompt"]:
+        padding = ""  # decoders may have no padding token
         texts = f"[{reading['prompt'].format(**named)!r}]"
     cut = "'only_second'" if task_type == "QUESTION_ANS" else "True"
     lines = [
         f"inputs = tokenizer({texts}, truncation={cut}, max_length={reading['max_length']}, "
-        'padding=True, return_tensors="pt")',
+        f'{padding}return_tensors="pt")',
         "with torch.no_grad():",
     ]
     if task_type == "SEQ_CLS":

@@ -11,15 +11,19 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+import transformers as hf
 from run_folders import finished, predicted, traced
 from runs import launch
 from safetensors.torch import load_file
 from small_checkpoints import COMMIT, put, tiny_checkpoint
+from tokenizers import Tokenizer, models
 
 import flare_exp
 from flare_exp.cli.main import main
 from flare_exp.errors import UserError
 from flare_exp.experiment.loading import stored_config
+from flare_exp.export.loading_code import code_of_lora
+from flare_exp.export.portable import Origin
 from flare_exp.export.writing import check_has_model, unexported
 from flare_exp.report.runs import read as read_run
 
@@ -145,6 +149,21 @@ def test_a_plain_lora_has_both_updates_and_the_base_where_nobody_has_it(exported
     assert of("plain") == (["LORA", 16, None, None], True)
     assert of("plain_full") == (["LORA", 8, None, None], True)
     assert of("plain_hub") == (["LORA", 16, "me/tiny", COMMIT], False)
+
+
+def test_a_prompt_is_read_by_a_tokenizer_without_a_padding_token():
+    """Those of Llama on the hub have none."""
+    words = Tokenizer(models.WordLevel({"?": 0, "a": 1}, unk_token="?"))
+    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
+    reading = {"prompt": "{text}:", "fields": ["text"], "order": ["text"], "max_length": 8}
+    weights = {"quantize": None, "dtype": "float32"}
+    reading |= {"task_type": "prompt", "weights": weights, "attention": "sdpa", "labels": []}
+    reading |= {"padding_side": "left", "truncation_side": "right"}
+    lines = code_of_lora(reading, "CAUSAL_LM", Origin("llama", "me/base", COMMIT))
+    (reads,) = (line for line in lines if line.startswith("inputs = "))
+    known = {"tokenizer": tokenizer}
+    exec(reads, known)
+    assert known["inputs"].input_ids.shape == (1, 1)
 
 
 def test_the_model_card_is_what_the_hub_reads(runs, exported):
