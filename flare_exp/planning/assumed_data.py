@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from flare_exp.errors import UserError
 from flare_exp.tasks import Answer, Example, Task
 from flare_exp.tasks.base import Benchmark
+from flare_exp.translation.base import Translator
+from flare_exp.translation.lookup import FileTranslator
 
 FEW = 256  # rows that stand for a split that is not here
 
@@ -70,3 +73,18 @@ def with_sizes(task: Task, few: int = FEW) -> Task:
     task.read, task.load = rows, some  # type: ignore[method-assign]
     some(task.english, "train")  # tells whether the benchmark is here
     return task
+
+
+class AssumedFiles(FileTranslator):
+    """Translations in files, which are not asked for rows without text."""
+
+    def _read(self, file: Path, examples: Sequence[Example]) -> list[Example]:
+        assumed = not any(examples[0].texts)
+        return [*examples] if assumed else super()._read(file, examples)
+
+
+def with_assumed_rows(translator: Translator) -> Translator:
+    """Let a translator take rows without text, whose translations have none either."""
+    if isinstance(translator, FileTranslator):
+        return AssumedFiles(translator.task, translator.path, translator.fallback)
+    return translator

@@ -31,7 +31,7 @@ from flare_exp.experiment.context import (
 from flare_exp.experiment.pipeline import load_task, pinned_systems, with_system
 from flare_exp.experiment.stages.translation import translate
 from flare_exp.planning import read_only
-from flare_exp.planning.assumed_data import FEW, with_sizes
+from flare_exp.planning.assumed_data import FEW, with_assumed_rows, with_sizes
 from flare_exp.planning.lengths import counting_preprocessor
 from flare_exp.planning.read_only import ArtifactMissing, PreviewMT, ReadOnlyStore
 from flare_exp.planning.shapes import ShapeBuilder, is_sketch, sketched
@@ -122,7 +122,7 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
             cfg, task, str(backbone.path), task_type
         ),
         mt=mt,
-        translator=make_translator(cfg, task, mt),
+        translator=with_assumed_rows(make_translator(cfg, task, mt)),
         translate=translate_or_note,
         # lengths need no tokenizer of the translation model
         make_source_preprocessor=(lambda run, langs: run.preprocessor)
@@ -131,7 +131,9 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
     )
     for own in pinned_systems(cfg, required=False):
         kept = ReadOnlyStore(own.cache_dir, scratch, own.mt.translates)
-        run.systems = [*run.systems, with_system(run, PreviewMT(own, kept), own)]
+        system = with_system(run, PreviewMT(own, kept), own)
+        system.translator = with_assumed_rows(system.translator)
+        run.systems = [*run.systems, system]
     return DryRun(run, store, mt, shapes, untranslated)
 
 

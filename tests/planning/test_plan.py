@@ -11,10 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tables import write_rows
 
 from flare_exp.cli import plan
 from flare_exp.cli.main import main
 from flare_exp.config import composition, validation
+from flare_exp.errors import UserError
 from flare_exp.experiment import fitting, pipeline, provenance, results, runs
 from flare_exp.models import backbones, families
 from flare_exp.planning import (
@@ -498,6 +500,19 @@ def test_without_model_and_data_published_sizes_are_planned_with(model, task, tm
     assert found.memory > 4 * found.total  # 32-bit weights and more
     assert any("published ones" in note for note in found.notes)
     assert any("mt=nllb_3b3 are not there yet" in note for note in found.notes)
+
+
+def test_translations_in_files_are_planned_with_where_the_benchmark_is_not_here(tmp_path):
+    given = ["model=xlmr_base", "task=nusax", "task.lang=jav", "mt=file", f"mt.path={tmp_path}"]
+    given += ["method=lora", f"cache_dir={tmp_path / 'cache'}"]
+    folder = tmp_path / "mt_eng-jav"
+    folder.mkdir()
+    write_rows(folder / "train.parquet", [{"text": "good", "text_translated": "apik"}])
+    with pytest.raises(UserError, match=r"there is no .*validation\.parquet"):
+        jobs(*given, scratch=tmp_path)
+    (folder / "validation.parquet").write_bytes((folder / "train.parquet").read_bytes())
+    (job,) = jobs(*given, scratch=tmp_path)
+    assert {"transfer", "test"} <= job.todo
 
 
 def test_a_further_translation_system_is_planned_and_priced(tmp_path):
