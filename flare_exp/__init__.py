@@ -18,6 +18,9 @@ __version__ = "0.1.0"
 
 def load(folder: str | Path, *options: str) -> LoadedRun:
     """Load the model of a finished run; see `flare_exp.experiment.loading.load`."""
+    from flare_exp.experiment.runs import quiet_as
+
+    quiet_as(folder, options)
     from flare_exp.experiment import loading
 
     return loading.load(folder, *options)

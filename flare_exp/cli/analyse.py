@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from flare_exp.cli.commandline import folder_problem, parsed
 from flare_exp.errors import UserError
+from flare_exp.experiment.runs import quiet_as
 
 if TYPE_CHECKING:
     from flare_exp.experiment.analysis import Analysis
@@ -58,6 +59,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Analyze a run, print tables and write numbers and figures; return the exit code."""
     given = parse(arguments)
+    quiet_as(given.run, [])
     from flare_exp.experiment.analysis import analyze
 
     write(analyze(given.run, given.rows, sys.stdout.isatty(), given.lang), given.out)

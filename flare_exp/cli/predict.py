@@ -38,7 +38,7 @@ from flare_exp.config.schema import Config
 from flare_exp.errors import UserError
 from flare_exp.experiment.overriding import KEYS as OPTIONS
 from flare_exp.experiment.overriding import is_allowed
-from flare_exp.experiment.runs import quiet
+from flare_exp.experiment.runs import quiet_as
 from flare_exp.utils.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def parse(arguments: Sequence[str], keys: Sequence[str] = KEYS) -> Given:
 def main(arguments: Sequence[str]) -> int:
     """Predict, and print or write the predictions; return the exit code."""
     given = parse(arguments)
-    quiet(Config(offline="offline=true" in given.options))
+    quiet_as(given.run, given.options)
     from flare_exp.experiment.loading import finished_config
     from flare_exp.experiment.overriding import overridden
     from flare_exp.experiment.pipeline import load_task

@@ -34,9 +34,8 @@ from typing import TYPE_CHECKING
 
 from flare_exp.cli.predict import Given
 from flare_exp.cli.predict import parse as sorted_words
-from flare_exp.config.schema import Config
 from flare_exp.errors import UserError
-from flare_exp.experiment.runs import quiet
+from flare_exp.experiment.runs import quiet_as
 from flare_exp.utils.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
         import uvicorn
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; pip install 'flare-exp[serve]'") from None
-    quiet(Config(offline="offline=true" in given.options))
+    quiet_as(given.run, given.options)
     import flare_exp
     from flare_exp.serving.app import Access, make_app
 

@@ -246,6 +246,24 @@ def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
     return measured
 
 
+def quiet_as(folder: str | Path, options: Sequence[str]) -> None:
+    """Call `quiet` for a finished run, whose `config.yaml` is read without heavy imports.
+
+    Args:
+        folder: the run folder. What is wrong in it is told where it is loaded.
+        options: changes of its options; the last `offline=` counts.
+    """
+    import yaml
+
+    given = [word.partition("=")[2] for word in options if word.startswith("offline=")]
+    if not given:
+        with suppress(OSError, ValueError, AttributeError, yaml.YAMLError):
+            stored = (Path(folder).expanduser() / "config.yaml").read_text(encoding="utf-8")
+            given = [str(yaml.safe_load(stored).get("offline"))]
+    offline = bool(given) and given[-1].strip("'\"").lower() in ("true", "1", "yes", "on")
+    quiet(schema.Config(offline=offline))
+
+
 def quiet(cfg: schema.Config) -> None:
     """Set up the network and silence libraries; it is called before they are imported."""
     import logging

@@ -7,7 +7,8 @@ import sys
 import pytest
 from run_folders import finished, predicted, traced
 
-from flare_exp.cli import serve
+import flare_exp
+from flare_exp.cli import analyse, predict, serve
 from flare_exp.cli.main import main
 from flare_exp.cli.predict import parse
 from flare_exp.errors import UserError
@@ -94,6 +95,54 @@ def test_wrong_options_of_the_server(monkeypatch, capsys):
     assert said(capsys, "serve", "run=r") == (
         "fastapi is not installed; pip install 'flare-exp[serve]'"
     )
+
+
+class Offline(Exception):
+    """Carries whether the hub must not be asked."""
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Calls what loads a run; whether it goes without the hub, before anything heavy is read."""
+
+    def stop(wanted):
+        raise Offline(wanted)
+
+    def call(load, *words):
+        with pytest.raises(Offline) as said:
+            load(*words)
+        return said.value.args[0]
+
+    monkeypatch.setattr("flare_exp.hub.offline", stop)
+    monkeypatch.setitem(sys.modules, "flare_exp.experiment.loading", None)
+    monkeypatch.delattr("flare_exp.experiment.loading", raising=False)
+    return call
+
+
+@pytest.mark.parametrize(
+    ("stored", "words", "offline"),
+    [
+        ("offline: true", [], True),
+        ("offline: false", [], False),
+        ("seed: 1", [], False),
+        ("offline: [", [], False),
+        ("offline: true", ["offline=false"], False),
+        ("offline: false", ["offline=false", "offline=On"], True),
+        ("offline: false", ["offline=1"], True),
+    ],
+)
+def test_a_run_is_loaded_offline_as_it_was_made_or_as_the_last_word_says(
+    tmp_path, asked, stored, words, offline
+):
+    (tmp_path / "config.yaml").write_text(stored)
+    assert asked(flare_exp.load, tmp_path, *words) is offline
+
+
+def test_commands_go_without_the_hub_as_the_run_did(tmp_path, asked):
+    (tmp_path / "config.yaml").write_text("offline: true")
+    for command in (predict, serve):
+        assert asked(command.main, [f"run={tmp_path}"]) is True
+    assert asked(analyse.main, [str(tmp_path)]) is True
 
 
 @pytest.mark.slow
