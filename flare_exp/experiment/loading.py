@@ -50,7 +50,7 @@ def load(folder: str | Path, *options: str) -> LoadedRun:
     """
     folder = Path(folder).expanduser()
     stored = finished_config(folder)
-    given = as_read(overridden(stored, options), stored, folder)
+    given = _as_read(overridden(stored, options), stored, folder)
     _check_alone(folder, given)
     _check_weights(folder, given)
     quiet(given)
@@ -63,7 +63,7 @@ def load(folder: str | Path, *options: str) -> LoadedRun:
     return LoadedRun(folder, run, predictors, _weights(folder, run, predictors))
 
 
-def as_read(given: Config, stored: Config, folder: Path) -> Config:
+def _as_read(given: Config, stored: Config, folder: Path) -> Config:
     """Replace the revisions of hub checkpoints by the commits that a run has read.
 
     The configuration of a run keeps a branch, or null, whose commit may have changed since.

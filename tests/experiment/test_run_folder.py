@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from dataclasses import replace
 
 import processes
 import pytest
@@ -165,16 +164,29 @@ def test_a_run_folder_of_an_earlier_version_is_taken_up_and_loaded(tmp_path):
         loading.stored_config(tmp_path)
 
 
-def test_a_run_is_loaded_with_the_commits_that_it_read(tmp_path):
+def test_a_run_is_loaded_with_the_commits_that_it_read(tmp_path, monkeypatch):
     """Its configuration keeps a branch, which moves."""
+    read, loaded = [f"org/name@{'a' * 40}", f"org/mt@{'b' * 40}"], []
+
+    def stop(cfg):
+        loaded.append([f"{part.path}@{part.revision}" for part in (cfg.model, cfg.mt)])
+        raise InterruptedError
+
+    def load(*options, backbone=read[0]):
+        made = {"human": {}, "translation of train": {"checkpoint": read[1]}}
+        traced(tmp_path, artefacts={"backbone": {"digest": backbone}}, translations=made)
+        with pytest.raises(InterruptedError):
+            loading.load(tmp_path, *options)
+        return loaded.pop()
+
     given = ["model=custom", "model.path=org/name", "mt=custom", "mt.path=org/mt", "mt.revision=v2"]
-    stored = OmegaConf.to_object(validation.validate([*given, "method=flare_mt"], False)[0][0])
-    made = {"translation of train": {"checkpoint": "org/mt@" + "b" * 40}, "human": {}}
-    traced(tmp_path, artefacts={"backbone": {"digest": "org/name@" + "a" * 40}}, translations=made)
-    read = loading.as_read(stored, stored, tmp_path)
-    assert (read.model.revision, read.mt.revision) == ("a" * 40, "b" * 40)
-    other = replace(stored, model=replace(stored.model, path="org/other"))
-    chosen = replace(other, mt=replace(stored.mt, revision="v3"))
-    assert loading.as_read(chosen, stored, tmp_path) == chosen
-    traced(tmp_path, artefacts={"backbone": {"digest": "org/name@main, commit unknown"}})
-    assert loading.as_read(stored, stored, tmp_path) == stored
+    (job,), _ = validation.validate(given, False)
+    (tmp_path / "metrics.json").write_text("{}")
+    OmegaConf.save(job, tmp_path / "config.yaml", resolve=True)
+    for name in ("english", "adapter"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(loading, "quiet", stop)
+    assert load() == read
+    assert load("model.path=org/other") == ["org/other@None", read[1]]
+    assert load("mt.path=org/mt", "mt.revision=v3") == [read[0], "org/mt@v3"]
+    assert load(backbone="org/name@main, commit unknown") == ["org/name@None", read[1]]
