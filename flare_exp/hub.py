@@ -379,7 +379,8 @@ def load_hub(hub_id: str, config: str, revision: str, split: str | None = None) 
     # without the hub, `datasets` takes the commit prepared last, whichever revision is asked for
     for part in found.values() if isinstance(found, dict) else [found]:
         for folder in {Path(file["filename"]).parent for file in part.cache_files}:
-            if is_commit(revision) and revision not in folder.parts:
+            commits = [name for name in folder.parts if is_commit(name)]
+            if commits and is_commit(revision) and revision not in commits:
                 raise UserError(
                     f"the data set {hub_id} ({config}) is needed at commit {revision}, but without "
                     f"the hub `datasets` takes another commit, prepared last, from {folder}\n"
