@@ -139,6 +139,10 @@ def test_a_run_that_was_taken_over_leaves_the_folder_to_its_successor(tmp_path):
                 finally:
                     process.kill()
 
+    (tmp_path / "metrics.json").touch()
+    with pytest.raises(UserError, match="another one has taken the run over"):
+        run_state.check_alone(tmp_path)  # it has finished, too
+    (tmp_path / "metrics.json").unlink()
     with pytest.raises(UserError, match="another one has taken the run over"):
         resumed_after_another_has_begun()
     assert [state.state for _, state in run_state.history(tmp_path)] == ["running"]

@@ -133,7 +133,8 @@ def quoted(override: str, several: bool) -> str:
 def _as_text(key: str, part: str) -> str:
     """Quote one value if it is a slice, path or number that Hydra would not keep as it is."""
     if key in PATHS:
-        misread = not re.fullmatch(r"[\w./~-]*", part, re.ASCII) or _is_rewritten(part)
+        part = os.path.expanduser(part)  # the shell leaves ~ as it is behind a =
+        misread = not re.fullmatch(r"[\w./-]*", part, re.ASCII) or _is_rewritten(part)
     elif key.endswith("_split") and "[" in part:
         misread = part[0] not in "'\""
     else:

@@ -87,6 +87,11 @@ def _checked(given: list[str], arguments: list[str], wait: bool) -> int:
     jobs, problems = validation.validate(
         [o for o in overrides if not (unknown and o == given[0])], multirun
     )
+    if len(folders := {str(job.output_dir) for job in jobs if job}) > 1:
+        problems.append(
+            f"output_dir={','.join(sorted(folders))}: a grid has one folder, in which each job has "
+            "its own; give one"
+        )
     problems = [*([unknown] if unknown else []), *commandline.flag_problems(arguments), *problems]
     only_shown = any(f.startswith(("--cfg", "-c", "--info", "-i", "--resolve")) for f in flags)
     if problems:

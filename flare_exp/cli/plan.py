@@ -134,8 +134,7 @@ def sums(jobs: Sequence[Job]) -> list[str]:
     every = [job.state(name) for job in jobs for name in job.made]
     built, todo = every.count("built"), sum(len(job.todo) for job in jobs)
     shared = sum(len(job.owners) for job in jobs) - todo
-    read = [(job.cfg.model.path, job.cfg.mt.path, job.cfg.source.systems) for job in jobs]
-    downloads = {repr(what): job.download for what, job in zip(read, jobs, strict=True)}
+    downloads = {place: count for job in jobs for place, count in job.download.items()}
     estimates = [(job.todo, job.estimate) for job in jobs if job.estimate]
     disk = sum(made.disk.get(name, 0) for names, made in estimates for name in names)
     return [

@@ -94,11 +94,13 @@ def fit(
     chosen: dict[str, Any] = {"epoch": stage.epochs - 1}
     score = trainer.callback_metrics.get(_monitor(run))
     if best:
-        score, chosen["epoch"], weights = _take_best(best)
-    kept.path.unlink(missing_ok=True)
+        score, chosen["epoch"], weights = _read_best(best)
     if score is not None:
         chosen = {_monitor(run): round(float(score), 6), **chosen}
     save_model(model, {name.removeprefix("model."): w for name, w in weights.items()}, saved)
+    kept.path.unlink(missing_ok=True)  # before the file that it names
+    if best:
+        shutil.rmtree(str(best.dirpath))
     roles = run.task.training_roles
     return {
         "parameters": counts,
@@ -179,10 +181,9 @@ def _best_epoch(run: RunContext, folder: Path) -> BestCheckpoint | None:
     return BestCheckpoint(dirpath=folder, monitor=monitor, mode="max", save_weights_only=True)
 
 
-def _take_best(best: BestCheckpoint) -> tuple[Tensor | None, int, dict[str, Tensor]]:
-    """Read score, epoch and weights of the best validation epoch, and remove its checkpoint."""
+def _read_best(best: BestCheckpoint) -> tuple[Tensor | None, int, dict[str, Tensor]]:
+    """Read score, epoch and weights of the best validation epoch."""
     checkpoint = torch.load(best.best_model_path, weights_only=True, map_location="cpu")
-    shutil.rmtree(str(best.dirpath))
     return best.best_model_score, checkpoint["epoch"], checkpoint["state_dict"]
 
 

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -78,6 +78,9 @@ def launch_workers(cfg: Config, folder: Path) -> Iterator[DistributedContext]:
         ended.set()
         for other in others:
             other.end()
+        if dist.is_initialized():  # the run failed, and a grid's next job begins in this process
+            with suppress(Exception):
+                destroy_process_groups()
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,11 @@ def address(nodes: int) -> tuple[str, int]:
             f"with srun --nodes={nodes} --ntasks-per-node=1, or submit it with -m "
             "hydra/launcher=slurm"
         )
-    host = SLURMEnvironment.resolve_root_node_address(os.environ["SLURM_JOB_NODELIST"])
-    return host, 15000 + int(
-        os.environ["SLURM_JOB_ID"]
-    ) % 10000  # the same on all machines, another one for every job
+    nodelist = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
+    # the same on all machines, another one for every job, and for every step of a job
+    numbers = [os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
+    own = sum(int(number) for number in numbers if number.isdecimal())
+    return SLURMEnvironment.resolve_root_node_address(nodelist), 15000 + own % 10000
 
 
 def run_secondary_node(machine: int, devices: int, nodes: int, accelerator: str) -> None:
@@ -142,9 +146,11 @@ def run_secondary_node(machine: int, devices: int, nodes: int, accelerator: str)
     ]
     while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
         time.sleep(0.5)
+    failed = any(process.poll() for process in processes)  # also by a signal
     for process in processes:
         process.kill()
-    if any(p.wait() > 0 for p in processes):
+        process.wait()
+    if failed:
         raise SystemExit(1)
 
 

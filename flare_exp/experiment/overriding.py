@@ -54,10 +54,11 @@ def overridden(cfg: Config, words: Sequence[str]) -> Config:
         return cfg
     problems = list(_refused(cfg, words))
     base = [f"task={cfg.task.name}", f"method={cfg.method.name}", *_splits(cfg)]
-    unseen = [word for word in words if word in [f"task.lang={lang}" for lang in cfg.task.unseen]]
+    (lang, *more) = [w.partition("=")[2] for w in words if w.startswith("task.lang=")] or [""]
+    unseen = lang in cfg.task.unseen and not more
     if unseen:  # only its test data are needed
-        words = [word for word in words if word not in unseen]
-        base.append(f"task.unseen=[{unseen[-1].partition('=')[2]}]")
+        words = [word for word in words if word != f"task.lang={lang}"]
+        base.append(f"task.unseen=[{lang}]")
     if not any(word.startswith("task.lang=") for word in words):
         base.append(f"task.lang={cfg.task.langs[0]}")
     if cfg.task.spec and not any(word.startswith("task.spec=") for word in words):
@@ -71,7 +72,7 @@ def overridden(cfg: Config, words: Sequence[str]) -> Config:
         raise UserError("; ".join(problems))
     made = _with_values(cfg, job, words)
     if unseen:
-        made.task.lang, made.task.unseen = unseen[-1].partition("=")[2], []
+        made.task.lang, made.task.unseen = lang, []
     return made
 
 

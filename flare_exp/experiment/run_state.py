@@ -63,17 +63,25 @@ def write(folder: Path, state: str, reason: str = "") -> None:
 def add(folder: Path, state: State) -> None:
     """Add a state to the history of the run in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / STATES).open("a") as file:
-        file.write(json.dumps({"time": round(time.time(), 1), **asdict(state)}) + "\n")
+    line = json.dumps({"time": round(time.time(), 1), **asdict(state)}) + "\n"
+    with (folder / STATES).open("a+b") as file:
+        if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n":
+            line = "\n" + line  # a full disk has cut the last line off
+        file.write(line.encode())
 
 
 def history(folder: Path) -> list[tuple[float, State]]:
     """Return when the run in `folder` came into which state."""
     try:
-        lines = [json.loads(line) for line in (folder / STATES).read_text().splitlines()]
-        return [(line.pop("time"), State(**line)) for line in lines]
+        lines = (folder / STATES).read_text().splitlines()
     except FileNotFoundError:
         return []
+    found = []
+    for line in lines:
+        with suppress(ValueError, TypeError, KeyError):  # a line that was cut off
+            facts = json.loads(line)
+            found.append((facts.pop("time"), State(**facts)))
+    return found
 
 
 @contextmanager
@@ -120,7 +128,7 @@ def check_alone(folder: Path) -> None:
     Raises:
         UserError: one has.
     """
-    if held_by_another(folder / SIGN):
+    if held_by_another(folder / SIGN) or (folder / "metrics.json").is_file():
         raise UserError(
             f"output_dir={folder}: this process gave no sign of life for {LEASE:.0f} s, "
             f"and another one has taken the run over; see: python -m flare_exp status {folder}"
@@ -161,11 +169,12 @@ def read(folder: Path) -> State:
             else State("done")
         )
     try:
-        found = next(
-            (state for _, state in reversed(history(folder))), State("missing", "not begun")
-        )
-    except (OSError, ValueError, TypeError) as error:
+        states = [state for _, state in history(folder)]
+    except (OSError, ValueError) as error:
         return State("failed", f"{folder / STATES} is unreadable ({error})")
+    if not states and (folder / STATES).is_file():
+        return State("failed", f"{folder / STATES} is unreadable (no whole line)")
+    found = states[-1] if states else State("missing", "not begun")
     if found.state == "running" and not _alive(folder):
         return State(
             "failed",

@@ -63,17 +63,14 @@ def _saved(dry: DryRun, name: str, counts: Mapping[str, int]) -> int:
     )
 
 
-def downloads(dry: DryRun) -> int:
-    """Return the bytes of the checkpoints that are not here."""
-    found, m, task_type = 0, dry.run.cfg.model, dry.run.task_type
+def downloads(dry: DryRun) -> dict[tuple[str, str | None], int]:
+    """Return path and revision -> bytes, of the checkpoints that are not here."""
+    found, m, task_type = {}, dry.run.cfg.model, dry.run.task_type
     if dry.run.backbone.kind == "hub" and not dry.run.backbone.reused:
-        found += _published(
-            str(m.path),
-            m.revision,
-            backbones.auto_class(task_type, config_of(str(m.path)).is_encoder_decoder),
-        )
+        auto = backbones.auto_class(task_type, config_of(str(m.path)).is_encoder_decoder)
+        found[str(m.path), m.revision] = _published(str(m.path), m.revision, auto)
     absent = {(str(mt.cfg.path), mt.cfg.revision) for mt in dry.models_read.values() if mt.absent}
-    return found + sum(_published(*place, AutoModelForSeq2SeqLM) for place in absent)
+    return found | {place: _published(*place, AutoModelForSeq2SeqLM) for place in absent}
 
 
 def _published(path: str, revision: str | None, auto: Any) -> int:

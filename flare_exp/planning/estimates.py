@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from flare_exp.config.schema import Config
+from flare_exp.models import backbones
 from flare_exp.planning.arithmetic import (
     ASSUMED_MFU,
     DECODE_TO_TRAIN_MFU,
@@ -37,11 +38,16 @@ def estimate(cfg: Config, scratch: Path, todo: set[str]) -> Estimate:
         found.seconds[digest] = times * translation_seconds(run.cfg, texts)
         found.disk[digest] = round(times * 2 * sum(len(text.encode()) for text in texts))
     if "backbone" in todo:
-        found.disk["backbone"] = 4 * found.total
+        found.disk["backbone"] = 4 * (found.total if found.parameters else _size_of(dry))
     if dry.run.cfg.source.cache == "disk" and "transfer" in todo:
         found.disk["transfer"] += found.states
     found.notes += _notes(dry)
     return found
+
+
+def _size_of(dry: DryRun) -> int:
+    """Count the parameters of the backbone."""
+    return backbones.parameter_counts(dry.run.models.fresh_backbone().model)["total"]
 
 
 def _notes(dry: DryRun) -> list[str]:

@@ -52,7 +52,7 @@ class Job:
             job.
         estimate: cost of the artifacts that this job builds; None if it builds nothing.
         parameters: number of parameters in its last training.
-        download: bytes of checkpoints that are not on this machine.
+        download: path and revision -> bytes, of checkpoints that are not on this machine.
         sizes: description of the assumed data; empty if the data is on this machine.
         counted: whether the cost is counted from shapes instead of measured.
         needed: why the job is there, if the command line does not name it; else "".
@@ -65,7 +65,7 @@ class Job:
     owners: dict[str, int | None] = field(default_factory=dict)
     estimate: Estimate | None = None
     parameters: dict[str, int] = field(default_factory=dict)
-    download: int = 0
+    download: dict[tuple[str, str | None], int] = field(default_factory=dict)
     sizes: str = ""
     counted: bool = False
     needed: str = ""

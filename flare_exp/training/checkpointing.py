@@ -96,7 +96,7 @@ class StepCheckpoint(pl.Callback):
             partial.replace(self.path)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, BestCheckpoint):
-                callback.remove_superseded(trainer)
+                callback.state_kept(trainer)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -143,16 +143,25 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, **options: Any):
         super().__init__(**options)
-        self.superseded: list[str] = []
+        self.named = ""  # the file that the last kept state names
+        self.superseded = False  # whether that file is superseded
 
     def _remove_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        self.superseded.append(filepath)
+        if filepath == self.named:
+            self.superseded = True
+        else:
+            super()._remove_checkpoint(trainer, filepath)
 
-    def remove_superseded(self, trainer: pl.Trainer) -> None:
-        """Remove the superseded files."""
-        for path in self.superseded:
-            super()._remove_checkpoint(trainer, path)
-        self.superseded = []
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Read the state, which names the best epoch's file."""
+        super().load_state_dict(state_dict)
+        self.named = self.best_model_path
+
+    def state_kept(self, trainer: pl.Trainer) -> None:
+        """Remove the file that the last state named, if the present one names another."""
+        if self.superseded:
+            super()._remove_checkpoint(trainer, self.named)
+        self.named, self.superseded = self.best_model_path, False
 
 
 def _moved(value: Any, before: str, now: str) -> Any:

@@ -20,6 +20,9 @@ from flare_exp.flare.source_states import positions
 from flare_exp.training.global_batch import global_mean, likeliest, real_row_mask, upcast
 from flare_exp.training.modules import FusionModule
 
+# of a model's generation_config: all that decoding keeps of it
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
 
 @dataclass(frozen=True)
 class AnswerDecoding:
@@ -62,7 +65,9 @@ class GenerationModule(FusionModule):
     ):
         super().__init__(model, **options)
         # `generate` takes from it what it is not told, such as a checkpoint's repetition penalty
-        model.generation_config = GenerationConfig()  # type: ignore[assignment]
+        own = model.generation_config
+        ids = {name: getattr(own, name, None) for name in SPECIAL_IDS}
+        model.generation_config = GenerationConfig(**ids)  # type: ignore[assignment]
         self.tokenizer, self.decoding, self.rows = tokenizer, decoding, rows
         self.candidates = (
             padded_answers([encode_answer(text) for text in decoding.candidates])

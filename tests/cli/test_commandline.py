@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -356,6 +357,19 @@ def test_flags_and_overrides_in_any_order_and_bare_slices():
 def test_several_translation_systems_have_a_short_form():
     assert normalized(["mt=[toy, gold,file]"]) == ["mt=toy", "source.systems=[gold,file]"]
     assert validation.validate(normalized(["mt=[toy,toy]", "mt.seed=1"]), False)[1] == []
+
+
+def test_a_grid_has_one_folder(capsys):
+    assert main(["-m", "output_dir=x,y", "seed=0"]) == 2
+    assert "output_dir=x,y: a grid has one folder, in which each job" in capsys.readouterr().err
+
+
+def test_the_home_folder_is_named_as_in_a_shell():
+    home = str(Path("~").expanduser())
+    assert normalized(["output_dir=~/r", "cache_dir=a~b"]) == [
+        f"output_dir={home}/r",
+        "cache_dir='a~b'",
+    ]
 
 
 def test_an_unknown_choice_is_one_problem(capsys):

@@ -119,6 +119,14 @@ def test_wrong_arguments(arguments):
         status.main(arguments)
 
 
+def test_a_line_that_a_full_disk_cut_off_is_left_out(tmp_path):
+    leave(tmp_path, "running")
+    with (tmp_path / run_state.STATES).open("a") as file:
+        file.write('{"time": 2.0, "sta')
+    leave(tmp_path, "stopped", reason="by hand")
+    assert [state.state for _, state in run_state.history(tmp_path)] == ["running", "stopped"]
+
+
 def test_unreadable_folders_are_named(tmp_path):
     with pytest.raises(UserError, match="no run and no grid lies there"):
         status.main([str(tmp_path)])

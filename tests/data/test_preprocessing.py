@@ -525,7 +525,9 @@ def test_a_checkpoints_own_settings_of_generation_do_not_count():
     model = random_backbone(("llama", "prompt")).model
     model.generation_config.repetition_penalty = 1.3
     module = GenerationModule(model, None, lambda text: [], AnswerDecoding())
-    assert module.model.generation_config.repetition_penalty in (None, 1.0)
+    found = module.model.generation_config
+    assert found.repetition_penalty in (None, 1.0)
+    assert found.eos_token_id == model.config.eos_token_id is not None, "it is saved, too"
 
 
 @pytest.mark.shared

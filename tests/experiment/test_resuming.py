@@ -473,14 +473,22 @@ def test_the_best_epoch_is_found_in_a_folder_of_another_name(tmp_path):
 
 
 def test_a_superseded_epoch_stays_until_a_state_knows_the_better_one(tmp_path):
+    """Only the one that the last state names: others are removed at once."""
     best = checkpointing.BestCheckpoint(dirpath=tmp_path, monitor="x")
     removed = []
     trainer = SimpleNamespace(strategy=SimpleNamespace(remove_checkpoint=removed.append))
+    best.best_model_path = "epoch=0.ckpt"
+    best.state_kept(trainer)
     best._remove_checkpoint(trainer, "epoch=0.ckpt")
-    assert removed == []
-    best.remove_superseded(trainer)
-    best.remove_superseded(trainer)
-    assert removed == ["epoch=0.ckpt"]
+    best._remove_checkpoint(trainer, "epoch=1.ckpt")
+    assert removed == ["epoch=1.ckpt"]
+    best.best_model_path = "epoch=2.ckpt"
+    best.state_kept(trainer)
+    best.state_kept(trainer)
+    assert removed == ["epoch=1.ckpt", "epoch=0.ckpt"]
+    best.load_state_dict({**best.state_dict(), "best_model_path": "epoch=3.ckpt"})
+    best._remove_checkpoint(trainer, "epoch=3.ckpt")
+    assert len(removed) == 2
 
 
 def test_a_damaged_state_is_named_and_training_starts_anew(tmp_path, caplog):

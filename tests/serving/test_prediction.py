@@ -232,6 +232,8 @@ def test_a_language_is_chosen_where_the_data_have_other_splits(tmp_path):
     for lang in ("d", "c"):
         made = overridden(cfg, [f"task.lang={lang}"]).task
         assert (made.lang, made.unseen, made.train_split) == (lang, [], "train[:2]")
+    with pytest.raises(UserError, match=r"task\.lang is given twice"):
+        overridden(cfg, ["task.lang=c", "task.lang=d"])
     moved = tmp_path / "moved.yaml"
     moved.write_text(spec.read_text())
     assert overridden(cfg, ["task.lang=b", f"task.spec={moved}"]).task.spec == str(moved)
