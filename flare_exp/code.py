@@ -141,6 +141,19 @@ def code_of(*kinds: str, task: str | None = None) -> str:
     return digest_of(found)[:16]
 
 
+def remember(*modules: str) -> None:
+    """Read the sources of all kinds of content, and of `modules`, as they are now.
+
+    A run calls it when it begins. Otherwise code that is edited while the run goes on would give
+    its hash to what the code in memory makes.
+    """
+    for names in CODE.values():
+        for name in names:
+            source_of(f"{__package__}.{name.partition(':')[0]}")
+    for module in modules:
+        source_of(module)
+
+
 @functools.cache
 def source_of(module: str) -> str:
     """Return the source of a module.

@@ -25,6 +25,7 @@ from flare_exp.data.sampling import (
 from flare_exp.data.source_augmentation import SourceAugmentation
 from flare_exp.data.temperature import TemperatureBatchSampler
 from flare_exp.errors import UserError
+from flare_exp.languages import LANGUAGES
 from flare_exp.tasks import Example, Task
 
 log = logging.getLogger(__name__)
@@ -223,13 +224,28 @@ class PairedDataModule(LightningDataModule):
                 )
         return self._datasets[role]
 
+    @property
+    def source_codes(self) -> dict[str, str]:
+        """Return language -> its code, where a translation model's encoder is told it."""
+        return dict(getattr(self.source_preprocessor, "codes", {}))
+
+    @property
+    def spaced_sources(self) -> list[bool]:
+        """Return whether each language of the sources is written with spaces."""
+        known = (LANGUAGES.get(lang) for lang in self._source_langs)
+        return [row is None or row.spaced for row in known]
+
+    @property
+    def _source_langs(self) -> list[str]:
+        """Return the languages of the sources that wrong words are put into."""
+        if self.mode is PairingMode.LATENT:
+            return self.langs
+        return [self.sources[0][1] if self.sources else self.task.english]
+
     def _versions(self, drawn: SourceAugmentation, pairs: Sequence[Pair]) -> list[list[Pair]]:
         """Return the training pairs with wrong words in their sources, in each version."""
-        if self.mode is not PairingMode.LATENT:
-            lang = self.sources[0][1] if self.sources else self.task.english
-            return drawn.versions(pairs, lang)
-        if len(self.langs) == 1:
-            return drawn.versions(pairs, self.langs[0])
+        if len(self._source_langs) == 1:
+            return drawn.versions(pairs, self._source_langs[0])
         # the sources are texts of the target languages, one language after the other
         own = [[p for p in pairs if p.target.lang == lang] for lang in self.langs]
         made = [drawn.versions(part, lang) for part, lang in zip(own, self.langs, strict=True)]

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from flare_exp import hub
+from flare_exp import code, hub
 from flare_exp.artifacts import Artifact, ArtifactStore
 from flare_exp.config.composition import systems_of
 from flare_exp.config.methods import DISTIL, ENSEMBLE, Method, fuses, members_of
@@ -66,6 +66,7 @@ def run(cfg: Config, folder: Path, distributed: DistributedContext | None = None
     methods = members_of(cfg.method)
     cfg = pinned(resolve_hardware(cfg))
     task = load_task(cfg)
+    code.remember(type(task).__module__)
     data = check_data(task, *cfg.task.tested)
     store = ArtifactStore(cfg.cache_dir)
     makers = [make_translator(own, task, MT(own, store)) for own in (cfg, *pinned_systems(cfg))]

@@ -228,7 +228,10 @@ def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     done = folder / "metrics.json"
     if done.is_file():  # nothing heavy is imported for it
-        logging.getLogger(__name__).info("this run is complete; showing the stored result")
+        logging.getLogger(__name__).info(
+            "this run is complete; showing the stored result (files that its options name are not "
+            "compared)"
+        )
         measured = json.loads(done.read_text())
     else:
         # an interrupted import leaves modules half made, which then fail with errors of their own

@@ -127,9 +127,9 @@ class CommandEngine:
         from flare_exp.artifacts import file_sha256
         from flare_exp.code import code_of
 
-        words = [word for word in shlex.split(self.command) if not _has_placeholder(word)]
-        program = shutil.which(words[0]) if words else None
-        named = [program or "", *(word for word in words if word != words[0])]
+        first, *rest = shlex.split(self.command)
+        program = None if _has_placeholder(first) else shutil.which(first)
+        named = [program or "", *(word for word in rest if not _has_placeholder(word))]
         return {
             "by": "machine",
             "command": self.command,

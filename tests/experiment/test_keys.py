@@ -536,6 +536,19 @@ def hash_of(source, monkeypatch):
     return code.code_of("sample")
 
 
+def test_the_code_counts_as_it_was_when_the_run_began(tmp_path, monkeypatch):
+    """Edited code is hashed in the next process, which runs it."""
+    (tmp_path / "edited.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(code.CODE, "sample", ())
+    code.remember("edited")
+    before = code.code_of("sample", task="edited")
+    (tmp_path / "edited.py").write_text("x = 2\n")
+    assert code.code_of("sample", task="edited") == before
+    code.source_of.cache_clear()
+    assert code.code_of("sample", task="edited") != before
+
+
 def test_the_hash_is_the_same_in_every_version_of_python(monkeypatch):
     assert hash_of(SOURCE, monkeypatch) == "387cf09f87d2e41e"
 

@@ -344,3 +344,11 @@ def test_apertium_translates_texts_apart():
     assert re.sub(r"\w+", "", made[2]) == re.sub(r"\w+", "", texts[2])
     alone = [m.text for text in texts[2:] for m in engine.translate([text], "eng", "spa")]
     assert made[2:] == alone
+
+
+def test_a_file_counts_behind_a_program_whose_name_has_a_placeholder(tmp_path):
+    (tmp_path / "model.bin").write_text("a")
+    command = f"./run-{{from}} {tmp_path}/model.bin {{to}}"
+    before = CommandEngine(command).identity
+    (tmp_path / "model.bin").write_text("b")
+    assert CommandEngine(command).identity != before

@@ -120,6 +120,7 @@ def soft_labels(
         "data": pairs_digest(data, "train"),
         **run.reading_of(method.mode),
         "labels_code": code_of("distil"),
+        "codes": data.source_codes,
     }
 
     def build(folder: Path) -> dict[str, Any]:

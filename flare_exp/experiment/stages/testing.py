@@ -50,6 +50,8 @@ def evaluate(
         "data": pairs_digest(data, role),
         **run.reading_of(mode),
     }
+    if data.source_codes:
+        key["codes"] = data.source_codes
     if back:
         identity = back.texts_identity(run.task.english, data.langs[0])
         key["back"] = {**identity, "code": code_of("translation")}

@@ -64,7 +64,11 @@ def transfer(
     if fusion and cfg.source.cache != "off" and cfg.source.dtype:
         key["states"] = cfg.source.dtype  # cached states are rounded to it
     if fusion and data.augmentation:
-        key["augmentation"] = {**asdict(data.augmentation), "code": code_of("noise")}
+        key["augmentation"] = {
+            **asdict(data.augmentation),
+            "spaced": data.spaced_sources,
+            "code": code_of("noise"),
+        }
     if method.mixes:
         key["consistency"] = [cfg.mixup.kl, cfg.mixup.mse]
     if teacher:
@@ -75,6 +79,7 @@ def transfer(
         key["encoder"] = {
             **run.mt.encoder_identity,
             "max_length": data.source_preprocessor.max_length,
+            "codes": data.source_codes,
         }
 
     def build(folder: Path) -> dict[str, Any]:
