@@ -292,7 +292,7 @@ class ArtifactStore:
                 self._check_held(lock, place, f" ({error})")
             raise
         finally:
-            if not (resumable and lock.is_held):
+            if not resumable or lock.is_lost:
                 shutil.rmtree(folder, ignore_errors=True)
         return json.loads(json.dumps(manifest))
 

@@ -45,7 +45,6 @@ from flare_exp.tasks.spec import Columns, file_problem
 if TYPE_CHECKING:
     from flare_exp.data.inspection import Lengths, Part, Repeated
     from flare_exp.report.tables import Table
-    from flare_exp.tasks import Example
 
 COLUMNS = ("--text", "--label", "--labels", "--context", "--question", "--answers")
 VALUES = (*COLUMNS, "--answer-start", "--id", "--delimiter")
@@ -139,12 +138,14 @@ def _command(description: Path, parts: Sequence[Part]) -> str:
     That is a translation system, for example. Where rows are translations of one another, these are
     taken (mt=gold).
     """
+    from flare_exp.data.inspection import untranslated
+
     langs = list(dict.fromkeys(part.lang for part in parts[1:] if part.lang != parts[0].lang))
     known = {part.name for part in parts}
     chosen = [f"task.lang={langs[0]}"] if len(langs) == 1 else ["task.lang=<language>"]
     parallel = task_class(CUSTOM, str(description)).parallel
     whole = all(f"{lang}/{role}" in known for lang in langs for role in ROLES)
-    if parallel and whole and not any(_untranslated(parts)):
+    if parallel and whole and not any(untranslated(parts)):
         chosen.append("mt=gold")
     words = ["task=custom", f"task.spec={description}", *chosen]
     command = f"python -m flare_exp {' '.join(map(_quoted, words))}"
@@ -183,6 +184,8 @@ def _verdict(problems: Sequence[Problem], command: str | None) -> int:
 
 def _of_description(path: Path) -> tuple[list[Part], tuple[str, ...]]:
     """Read every split of a description, the training data first."""
+    from flare_exp.data.inspection import doubt_untranslated
+
     cls = task_class(CUSTOM, str(path))
     assert issubclass(cls, CustomTask)
     task, columns = cls(), cls.spec.columns
@@ -195,23 +198,8 @@ def _of_description(path: Path) -> tuple[list[Part], tuple[str, ...]]:
     parts = [_part(f"{lang}/{split}", part, columns, lang) for (lang, split), part in found.items()]
     parts[0].problems += _missing_splits(path, task)
     if task.parallel:
-        for part, lacking in _untranslated(parts):
-            said = f"{len(lacking)} rows of {parts[0].lang} have no translation here, e.g. "
-            said += f"{lacking[0].id}; mt=gold takes none of these data"
-            part.problems.append(Problem(part.place, said, fatal=False))
+        doubt_untranslated(parts)
     return parts, task.labels
-
-
-def _untranslated(parts: Sequence[Part]) -> Iterator[tuple[Part, list[Example]]]:
-    """Yield the training and validation parts that lack rows of the English ones, with these."""
-    english, by_name = parts[0].lang, {part.name: part for part in parts}
-    for part in parts:
-        split = part.name.rpartition("/")[2]
-        original = by_name.get(f"{english}/{split}")
-        if part.lang != english and split in ROLES[:2] and original:
-            there = {e.key for e in part.examples}
-            if lacking := [e for e in original.examples if e.key not in there]:
-                yield part, lacking
 
 
 def _missing_splits(path: Path, task: CustomTask) -> Iterator[Problem]:

@@ -109,12 +109,17 @@ def scripts_of(texts: Iterable[str]) -> dict[str, float]:
 
     The script is the first word of a letter's Unicode name, e.g. LATIN.
     """
-    letters = Counter(c for text in texts for c in text if unicodedata.category(c)[0] == "L")
+    letters = _letters(texts)
     found: Counter[str] = Counter()
     for letter, count in letters.items():
         found[unicodedata.name(letter, "UNNAMED").partition(" ")[0]] += count
     total = found.total()
     return {name: count / total for name, count in found.most_common()}
+
+
+def _letters(texts: Iterable[str]) -> Counter[str]:
+    """Count each letter of some texts."""
+    return Counter(c for text in texts for c in text if unicodedata.category(c)[0] == "L")
 
 
 def repeated_rows(train: Part, part: Part) -> Repeated:
@@ -266,6 +271,30 @@ def doubt_repeated(found: Repeated) -> None:
         found.part.doubt(f"{total} rows in all are training rows, or almost")
 
 
+def untranslated(parts: Sequence[Part]) -> Iterator[tuple[Part, list[Example]]]:
+    """Yield the training and validation parts that lack rows of the English ones, with these rows.
+
+    The first part is English; rows are translations of one another.
+    """
+    by_name = {part.name: part for part in parts}
+    for part in parts:
+        split = part.name.rpartition("/")[2]
+        original = by_name.get(f"{parts[0].lang}/{split}")
+        if part is not original and original and split in ("train", "validation"):
+            there = {e.key for e in part.examples}
+            if lacking := [e for e in original.examples if e.key not in there]:
+                yield part, lacking
+
+
+def doubt_untranslated(parts: Sequence[Part]) -> None:
+    """Warn of English rows that have no translation, which mt=gold would refuse."""
+    for part, lacking in untranslated(parts):
+        part.doubt(
+            f"{len(lacking)} rows of {parts[0].lang} have no translation here, e.g. "
+            f"{lacking[0].id}; mt=gold takes none of these data"
+        )
+
+
 def doubt_script(part: Part) -> None:
     """Warn if most letters of a split are not of its language's script."""
     if part.lang not in LANGUAGES:
@@ -273,7 +302,7 @@ def doubt_script(part: Part) -> None:
     flores = LANGUAGES[part.lang].flores
     script = flores.rpartition("_")[2]
     known = OTHER_SCRIPTS.get(flores) or SCRIPTS.get(script, ())
-    letters = Counter(c for text in part.texts for c in text if unicodedata.category(c)[0] == "L")
+    letters = _letters(part.texts)
     ours = sum(count for letter, count in letters.items() if _is_of(letter, known))
     own = ours / max(1, letters.total())
     if part.texts and known and own < 0.5:

@@ -83,7 +83,7 @@ def fit(
         warmup=stage.warmup,
     )
     kept = StepCheckpoint(
-        folder / "state.ckpt", run.distributed, run.cfg.trainer.checkpoint_minutes
+        folder / "state.ckpt", run.distributed, run.cfg.trainer.checkpoint_minutes, best
     )
     trainer = _fitting_trainer(run, name, data, stage, folder, kept, best)
     _train(run, name, trainer, module, data, kept.path)

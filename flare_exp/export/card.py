@@ -14,7 +14,8 @@ from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.run_page import label_of
 from flare_exp.export.loading_code import code_of_lora, code_of_run, imports_of_lora
 from flare_exp.export.portable import Origin
-from flare_exp.report.runs import Cell, Run
+from flare_exp.report.cells import Cell
+from flare_exp.report.runs import Run
 from flare_exp.tasks import Task
 from flare_exp.tasks.toy import ToyTask
 

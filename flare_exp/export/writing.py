@@ -30,8 +30,9 @@ from flare_exp.export.card import Card, model_card
 from flare_exp.export.portable import Origin, leaks, origins, other_weights, places, portable
 from flare_exp.flare.peft_method import FlareConfig
 from flare_exp.hub import files_read
+from flare_exp.report.cells import Cell, cells_of
 from flare_exp.report.comparability import differences
-from flare_exp.report.runs import Cell, Run, cells_of
+from flare_exp.report.runs import Run
 from flare_exp.report.runs import read as read_run
 from flare_exp.training.tracking import Tracker
 from flare_exp.utils.files import write_json, write_text

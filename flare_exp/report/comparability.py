@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flare_exp.experiment.tested import stage_of
-from flare_exp.report.runs import Cell, Run
+from flare_exp.report.cells import Cell
+from flare_exp.report.runs import Run
 
 SPLITS = (
     "task.train_split",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from flare_exp.report import statistics
+from flare_exp.report.cells import Cell, setting_of, variant_of, varying
 from flare_exp.report.predictions import (
     Predictions,
     check_score,
@@ -17,7 +18,7 @@ from flare_exp.report.predictions import (
     mismatch,
     read_predictions,
 )
-from flare_exp.report.runs import Cell, Run, setting_of, variant_of, varying
+from flare_exp.report.runs import Run
 from flare_exp.report.statistics import Array, Difference, Metric
 
 

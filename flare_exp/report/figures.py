@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flare_exp.report.cells import Cell, is_setting, option_of, variant_of, varying
 from flare_exp.report.comparisons import Comparison
 from flare_exp.report.drawing import Drawing, Line
 from flare_exp.report.making import Report
-from flare_exp.report.runs import TIMED, Cell, Run, is_setting, option_of, variant_of, varying
+from flare_exp.report.runs import TIMED, Run
 from flare_exp.tasks import TASKS
 from flare_exp.translation.translators import BENCHMARK
 

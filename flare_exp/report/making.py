@@ -7,19 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flare_exp.config.methods import ENSEMBLE, METHODS
+from flare_exp.report.cells import Cell, cells_of
 from flare_exp.report.comparability import code_notes, differences
 from flare_exp.report.comparisons import Comparer, Comparison, Ranking, rankings
 from flare_exp.report.published import published_table
 from flare_exp.report.readings import readings
-from flare_exp.report.runs import (
-    Cell,
-    Run,
-    by_language,
-    cells_of,
-    mean_of_languages,
-    read,
-    run_folders,
-)
+from flare_exp.report.runs import Run, by_language, mean_of_languages, read, run_folders
 from flare_exp.report.tables import (
     Table,
     differences_table,

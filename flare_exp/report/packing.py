@@ -18,8 +18,9 @@ import yaml
 
 from flare_exp.experiment.checksums import CHECKSUMS, damage, seal
 from flare_exp.hub import looks_local
+from flare_exp.report.cells import cells_of
 from flare_exp.report.predictions import FILE
-from flare_exp.report.runs import Run, cells_of, read, run_folders
+from flare_exp.report.runs import Run, read, run_folders
 from flare_exp.utils.files import write_json
 from flare_exp.utils.programs import program_of
 

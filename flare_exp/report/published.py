@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from flare_exp.report.runs import ABLATIONS, Cell, setting_of, variant_of, varying
+from flare_exp.report.cells import Cell, setting_of, variant_of, varying
+from flare_exp.report.runs import ABLATIONS
 from flare_exp.report.tables import MISSING, Column, Table, Value, mean_of
 
 SOURCE = "arXiv 2501.06892"

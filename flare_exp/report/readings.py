@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flare_exp.config.methods import ENSEMBLE, METHODS
-from flare_exp.report.runs import Cell
+from flare_exp.report.cells import Cell
 
 TIE = 1.0  # points; smaller differences are called ties
 

@@ -1,13 +1,12 @@
-"""Read run folders, and gather the runs that differ in nothing but the seed in one cell."""
+"""Read run folders."""
 
 from __future__ import annotations
 
 import functools
 import json
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +15,7 @@ import yaml
 
 from flare_exp.config import composition, validation
 from flare_exp.config.languages import as_list, joined
-from flare_exp.config.methods import DISTIL, ENSEMBLE, METHODS, Method, members_of
+from flare_exp.config.methods import DISTIL, ENSEMBLE, Method, members_of
 from flare_exp.config.options import flat
 from flare_exp.errors import first_line
 from flare_exp.experiment import run_state
@@ -32,8 +31,6 @@ NAMED = {
 }
 ABLATIONS = ("shuffle", "empty")
 TIMED = ("transfer", "test")  # stages whose seconds are shown
-# sections of options that say what is compared on (`is_setting`)
-SETTING = ("model.", "task.", "mt.", "data.", "finetune.", "decode.", "trainer.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,73 +212,6 @@ class Run:
         return facts.get("peak_gpu_memory_bytes") or facts.get("peak_memory_bytes")
 
 
-@dataclass(frozen=True, eq=False)
-class Cell:
-    """The runs that differ in nothing but the seed.
-
-    Args:
-        task: the task.
-        name: model, language, translation and method, as a table shows them.
-        changed: option and value for each option that differs from the shipped ones.
-        runs: seed -> run.
-    """
-
-    task: str
-    name: tuple[str, str, str, str]
-    changed: frozenset[tuple[str, str]]
-    runs: dict[int, Run] = field(default_factory=dict)
-
-    @property
-    def model(self) -> str:
-        """Return the name of the model."""
-        return self.name[0]
-
-    @property
-    def lang(self) -> str:
-        """Return the target language."""
-        return self.name[1]
-
-    @property
-    def mt(self) -> str:
-        """Return the translation system, with its noise."""
-        return self.name[2]
-
-    @property
-    def label(self) -> str:
-        """Return the method with its fusion, as a table shows it."""
-        return self.name[3]
-
-    @property
-    def trained_on(self) -> tuple[str, ...]:
-        """Return the languages that were trained on; empty: its own alone, or none."""
-        return self.first.trained_on
-
-    @property
-    def first(self) -> Run:
-        """Return one of the runs, for what all of them share."""
-        return next(iter(self.runs.values()))
-
-    @property
-    def method(self) -> str:
-        """Return the name of the method."""
-        return self.first.method
-
-    def values(self, block: str, metric: str) -> list[float | None]:
-        """Return a metric of every run, in the order of the seeds.
-
-        Args:
-            block: "test", "english" or "zero_shot".
-            metric: name of the metric; a run without it has None.
-        """
-        return [self.runs[seed].metrics[block].get(metric) for seed in sorted(self.runs)]
-
-    def place(self) -> tuple[Any, ...]:
-        """Return the sort key of the cell: model, language, translation, then the method."""
-        model, lang, mt, label = self.name
-        order = [*METHODS, ENSEMBLE]
-        return model, lang, mt, order.index(self.method), label, sorted(self.changed)
-
-
 @functools.cache
 def defaults(*groups: str) -> dict[str, Any]:
     """Return the shipped configuration of some groups' options, with dotted keys."""
@@ -352,62 +282,3 @@ def mean_of_languages(run: Run) -> Run | None:
     if isinstance(langs, str):
         return None
     return replace(run, metrics={**run.metrics, "lang": f"mean of {'+'.join(langs)}"})
-
-
-def cells_of(runs: Sequence[Run]) -> tuple[dict[str, list[Cell]], list[str]]:
-    """Return task -> its cells in order, and a message for every run that repeats a seed."""
-    found: dict[tuple[Any, ...], Cell] = {}
-    problems = []
-    for run in runs:
-        key = (run.metrics["task"], run.name, frozenset(run.changed.items()))
-        cell = found.setdefault(key, Cell(*key))
-        first = cell.runs.setdefault(run.metrics["seed"], run)
-        # a grid may vary options that this method does not have: its runs are then the same
-        if first is not run and not first.unused_options_differ(run):
-            problems.append(
-                f"{first.folder} and {run.folder}: two runs of one configuration with seed "
-                f"{run.metrics['seed']}; give the folder of one of them"
-            )
-    tasks: dict[str, list[Cell]] = defaultdict(list)
-    for cell in sorted(found.values(), key=lambda cell: (cell.task, *cell.place())):
-        tasks[cell.task].append(cell)
-    return dict(tasks), problems
-
-
-def varying(cells: Sequence[Cell]) -> list[str]:
-    """Return the options that need a column, since they tell some of the cells apart."""
-    keys = sorted({key for cell in cells for key, _ in cell.changed})
-    return [
-        key
-        for key in keys
-        if len({dict(cell.changed).get(key) for cell in cells if cell.first.has(key)}) > 1
-    ]
-
-
-def option_of(cell: Cell, key: str) -> str:
-    """Return the value of an option as a table shows it; "-": the method has no such option."""
-    return str(cell.first.options.get(key, "-")) if cell.first.has(key) else "-"
-
-
-def is_setting(key: str) -> bool:
-    """Return whether an option says what is compared on; all others belong to the method."""
-    return key.startswith(SETTING) and key != "task.temperature"
-
-
-def setting_of(cell: Cell, options: Iterable[str]) -> tuple[str, ...]:
-    """Return what a cell shares with those that it is compared with.
-
-    That is model, translation, and those of `options` that do not belong to the method.
-    """
-    shown = [f"{key}={option_of(cell, key)}" for key in options if is_setting(key)]
-    return cell.model, cell.mt, *shown
-
-
-def variant_of(cell: Cell, options: Iterable[str]) -> str:
-    """Return the method with those of `options` that belong to it, which name it in a table."""
-    own = [
-        key
-        for key in options
-        if not is_setting(key) and key in cell.first.options and cell.first.has(key)
-    ]
-    return ", ".join([cell.label, *(f"{key}={option_of(cell, key)}" for key in own)])

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from flare_exp.report.cells import Cell, option_of, setting_of, variant_of, varying
 from flare_exp.report.comparisons import Comparison, Ranking, named
-from flare_exp.report.runs import TIMED, Cell, option_of, setting_of, variant_of, varying
+from flare_exp.report.runs import TIMED
 
 Mark = Literal["", "best", "second"]
 ALPHA = 0.05  # corrected p-values below it get a star

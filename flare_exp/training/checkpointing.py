@@ -41,18 +41,21 @@ class StepCheckpoint(pl.Callback):
         path: file of the state.
         distributed: the processes of the run; all must call this callback at the same steps.
         minutes: time between two states within an epoch.
+        best: keeps the best epoch, whose file a state names; None: nothing does.
 
     Raises:
         StopRequested: a signal asked the run to stop; the state is already kept.
     """
 
-    def __init__(self, path: Path, distributed: DistributedContext, minutes: float):
-        self.path, self.distributed, self.pace, self.epoch_ended = (
-            path,
-            distributed,
-            signals.Pace(minutes),
-            False,
-        )
+    def __init__(
+        self,
+        path: Path,
+        distributed: DistributedContext,
+        minutes: float,
+        best: BestCheckpoint | None = None,
+    ):
+        self.path, self.distributed, self.best = path, distributed, best
+        self.pace, self.epoch_ended = signals.Pace(minutes), False
         self.order: dict[str, int] | None = None
         self.random: dict[str, Any] | None = None
 
@@ -94,9 +97,8 @@ class StepCheckpoint(pl.Callback):
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(self.path)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, BestCheckpoint):
-                callback.state_kept(trainer)
+        if self.best:
+            self.best.state_kept(trainer)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -54,7 +54,8 @@ class Lease:
         sign, now = sign_of(self.path), time.monotonic()
         blind, self._looked = now - self._looked > max(BLIND, 3 * seconds), now
         if sign != self._sign or blind:
-            self._changes = self._changes + (sign != self._sign) if sign else 0
+            changed = sign != self._sign
+            self._changes = (self._changes + changed) if sign else 0
             self._sign, self._since = sign, now
         elif sign and (holder_is_gone(self.path) or now - self._since > self.duration * MARGIN):
             self._remove(sign)
@@ -69,6 +70,15 @@ class Lease:
         """Return whether this process still holds the lease, and was not taken for dead."""
         owner = self._lease.owner
         return owner is not None and owner.token == self._lease.token
+
+    @property
+    def is_lost(self) -> bool:
+        """Return whether another process is known to hold the lease now.
+
+        Both this and `is_held` are false where the file is gone, or cannot be read.
+        """
+        owner = self._lease.owner
+        return owner is not None and owner.token != self._lease.token
 
     @property
     def other_is_alive(self) -> bool:

@@ -28,7 +28,10 @@ def test_steps_of_one_allocation_meet_at_places_of_their_own(monkeypatch):
 def test_a_further_machine_fails_when_a_process_of_it_does(monkeypatch, command, fails):
     """Also by a signal, as when memory ran out."""
     monkeypatch.setattr(launch, "address", lambda nodes: ("n1", 1))
-    start = lambda self, **options: subprocess.Popen(["sh", "-c", command])  # noqa: E731
+
+    def start(self, **options):
+        return subprocess.Popen(["sh", "-c", command])
+
     monkeypatch.setattr(launch.WorkerSpec, "start", start)
     if not fails:
         assert launch.run_secondary_node(1, 1, 2, "cpu") is None

@@ -8,8 +8,9 @@ import pytest
 from run_folders import finished
 
 from flare_exp.cli import report
+from flare_exp.report.cells import cells_of, option_of, varying
 from flare_exp.report.making import make_report
-from flare_exp.report.runs import Run, cells_of, option_of, read, run_folders, varying
+from flare_exp.report.runs import Run, read, run_folders
 from flare_exp.report.writers import plain
 
 

@@ -7,8 +7,9 @@ import io
 import statistics
 from typing import Any
 
+from flare_exp.report.cells import Cell, option_of, setting_of, variant_of, varying
 from flare_exp.report.making import Report, Section
-from flare_exp.report.runs import TIMED, Cell, option_of, setting_of, variant_of, varying
+from flare_exp.report.runs import TIMED
 from flare_exp.report.tables import Table, Value, gap, mean_of, metrics_of
 from flare_exp.tasks import TASKS
 
