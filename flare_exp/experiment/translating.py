@@ -9,7 +9,6 @@ from flare_exp.config.schema import Config
 from flare_exp.errors import UserError
 from flare_exp.experiment.context import RunContext
 from flare_exp.toy.world import SPLITS
-from flare_exp.translation import projection
 from flare_exp.translation.machine import MachineTranslator
 
 Texts = tuple[str, ...]  # in the order of Task.fields
@@ -79,11 +78,7 @@ class TextTranslator:
     ) -> list[str]:
         """Translate every distinct text once."""
         unique, model = list(dict.fromkeys(texts)), machine.model
-        # as in a run, where sentences are not split between the marks of an answer
-        protect = (
-            None if self.task.labels else lambda text: projection.marked_range(text, machine.marker)
-        )
-        made = model.engine.translate(unique, model.code(own), model.code(lang), protect=protect)
+        made = model.engine.translate(unique, model.code(own), model.code(lang))
         known = {text: one.text for text, one in zip(unique, made, strict=True)}
         return [known[text] for text in texts]
 

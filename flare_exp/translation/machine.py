@@ -128,7 +128,8 @@ class MachineTranslator(Translator):
         """Translate the examples and add FLAGS of each translation."""
         marks = self._marks(lang)
         asked = [self._marked(e) if marks else e.texts for e in examples]
-        found = self._texts([text for texts in asked for text in texts], _lang(examples[0]), lang)
+        every = [text for texts in asked for text in texts]
+        found = self._texts(every, _lang(examples[0]), lang, self.marker if marks else None)
         return [
             self._translated(e, [found[text] for text in texts], marks)
             for e, texts in zip(examples, asked, strict=True)
@@ -136,7 +137,7 @@ class MachineTranslator(Translator):
 
     def texts(self, texts: Sequence[str], own: str, lang: str) -> list[str]:
         """Translate `texts` from one language of the benchmark into another, in their order."""
-        found = self._texts(texts, own, lang)
+        found = self._texts(texts, own, lang, None)
         return [found[text]["translation"] for text in texts]
 
     def texts_identity(self, own: str, lang: str) -> dict[str, Any]:
@@ -166,8 +167,14 @@ class MachineTranslator(Translator):
         flags = {flag: any(row[flag] for row in rows) for flag in FLAGS}
         return replace(example, texts=tuple(texts), answers=answers), flags
 
-    def _texts(self, texts: Sequence[str], own: str, lang: str) -> dict[str, dict[str, Any]]:
-        """Translate each distinct text and map it to its row (original, translation, flags)."""
+    def _texts(
+        self, texts: Sequence[str], own: str, lang: str, marker: str | None
+    ) -> dict[str, dict[str, Any]]:
+        """Translate each distinct text and map it to its row (original, translation, flags).
+
+        Args:
+            marker: name of the marks around answers; None: the texts were not marked.
+        """
         from flare_exp.utils import progress
 
         unique = list(dict.fromkeys(texts))
@@ -175,32 +182,34 @@ class MachineTranslator(Translator):
         with progress.bar(f"translating {own} -> {lang}", len(unique)) as advance:
             for first in range(0, len(unique), self.shard):
                 part = unique[first : first + self.shard]
-                rows |= {row["original"]: row for row in self._shard(part, own, lang, advance)}
+                made = self._shard(part, own, lang, marker, advance)
+                rows |= {row["original"]: row for row in made}
         return rows
 
     def _shard(
-        self, texts: Sequence[str], own: str, lang: str, advance: Callable[[int], None]
+        self,
+        texts: Sequence[str],
+        own: str,
+        lang: str,
+        marker: str | None,
+        advance: Callable[[int], None],
     ) -> list[dict[str, Any]]:
         from flare_exp.translation import quality
         from flare_exp.utils import files
 
         source, target, flores = self.model.code(own), self.model.code(lang), language(lang).flores
-        protected = None if self.task.labels else [self.marker, code_of("marks")]
         key = {
             **self.model.identity,
             "from": source,
             "to": target,
             "language": flores,
-            "protect": protected,
+            "protect": marker and [marker, code_of("marks")],
             "texts": digest_of(list(texts)),
         }
 
         def build(folder: Path) -> dict[str, Any]:
-            protect = (
-                None
-                if self.task.labels
-                else lambda text: projection.marked_range(text, self.marker)
-            )
+            # the sentences between the marks of an answer are translated as one
+            protect = marker and (lambda text: projection.marked_range(text, marker))
             made = self.model.engine.translate(
                 texts, source, target, progress=advance, protect=protect
             )

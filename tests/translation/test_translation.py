@@ -31,12 +31,13 @@ class Reverser:
     """
 
     def __init__(self, stop_after=None):
-        self.asked, self.stop_after = [], stop_after
+        self.asked, self.protected, self.stop_after = [], [], stop_after
 
     def translate(self, texts, source, target, progress=None, protect=None):
         if self.stop_after is not None and len(self.asked) >= self.stop_after:
             raise KeyboardInterrupt
         self.asked.append((list(texts), source, target))
+        self.protected.append(protect and [text for text in texts if protect(text)])
         if progress:
             progress(len(texts))
         # a marked span is one word
@@ -48,7 +49,7 @@ class Reverser:
         ]
 
 
-def maker(task, folder, engine, shard=4, check=lambda *codes: None, x=1):
+def maker(task, folder, engine, shard=4, check=lambda *codes: None, x=1, **options):
     model = SimpleNamespace(
         identity={"by": "machine", "x": x},
         check=check,
@@ -56,7 +57,7 @@ def maker(task, folder, engine, shard=4, check=lambda *codes: None, x=1):
         uncertain=False,
         engine=engine,
     )
-    return MachineTranslator(task, model, ArtifactStore(folder), shard=shard)
+    return MachineTranslator(task, model, ArtifactStore(folder), shard=shard, **options)
 
 
 # --- languages -----------------------------------------------------------------------------------
@@ -114,13 +115,19 @@ def test_answers_are_marked_into_the_target_language_only(tmp_path):
         assert answer.text == e.answers[0].text.upper()
         assert m.texts[0].startswith(answer.text, answer.start)
         assert '"' not in m.texts[0]
-    assert sum('"' in text for texts, *_ in engine.asked for text in texts) == 6
-    engine.asked.clear()
+    marked = [text for texts, *_ in engine.asked for text in texts if '"' in text]
+    assert len(marked) == 6
+    assert [text for texts in engine.protected for text in texts] == marked, "never split"
+    engine.asked.clear(), engine.protected.clear()
     tested = maker(task, tmp_path, engine).translate(task.load("far", "test"), "en")
     assert not any('"' in text for texts, *_ in engine.asked for text in texts), (
         "the test source must not show the answer"
     )
     assert all(m.answers == () for m in tested)
+    assert set(engine.protected) == {None}, "test texts are translated alike, whatever the marker"
+    engine.asked.clear()
+    maker(task, tmp_path, engine, marker="tags").translate(task.load("far", "test"), "en")
+    assert not engine.asked
 
 
 def test_a_model_translates_texts_by_themselves(tmp_path):
