@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -79,7 +80,7 @@ def cached_states(
         key: key of the artifact.
 
     Raises:
-        UserError: the disk is too small for the states.
+        UserError: the memory or the disk is too small for the states.
     """
     texts = [tuple(item["inputs"]["input_ids"]) for item in items]
     unique = list(dict.fromkeys(texts))
@@ -91,9 +92,7 @@ def cached_states(
     batches = [[one[unique[i]] for i in rows] for rows in _batches(order, unique)]
     compute = functools.partial(_compute, source, batches, preprocessor, device, dtype)
     if store is None:
-        kept: list[Tensor] = []
-        compute(kept.append)
-        flat = torch.cat(kept)
+        flat = _in_memory(compute, shape, dtype)
     else:
         flat = _on_disk(store, {**key, "dtype": str(dtype)}, compute, len(unique), shape, dtype)
     starts, at = {}, 0
@@ -130,6 +129,31 @@ def _compute(
                 source.compute(inputs), inputs["attention_mask"].bool(), strict=True
             ):
                 keep(states[mask].to("cpu", dtype))
+
+
+def _in_memory(
+    compute: Callable[[Callable[[Tensor], Any]], None], shape: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    """Return states in memory; the arguments are those of `_on_disk`.
+
+    Raises:
+        UserError: there is less memory. The system would kill the process without a message.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size > (free := psutil.virtual_memory().available):
+        raise UserError(
+            f"source.cache=memory: needs {_megabytes(size)}, and {_megabytes(free)} of memory are "
+            "free; choose source.cache=disk or off, or source.dtype=float16"
+        )
+    flat, at = torch.empty(*shape, dtype=dtype), 0
+
+    def keep(states: Tensor) -> None:
+        nonlocal at
+        flat[at : at + len(states)] = states
+        at += len(states)
+
+    compute(keep)
+    return flat
 
 
 def _on_disk(

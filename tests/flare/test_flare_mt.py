@@ -274,16 +274,25 @@ def test_a_disk_cache_is_read_again_and_not_computed(tmp_path):
     assert not torch.equal(first.states.double(), exact.states)
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("disk", r"source\.cache=disk: needs .* MB, and .* has 0\.0 MB left; .*cache=memory"),
+        ("memory", r"source\.cache=memory: needs .* MB, and 0\.0 MB .* free; .*cache=disk"),
+    ],
+)
+def test_a_cache_that_has_no_room_is_refused_before_it_is_filled(
+    tmp_path, monkeypatch, where, message
+):
     kind = ("xlm-roberta", "label")
     _, stream = latent(lambda: random_backbone(kind))
     monkeypatch.setattr(source_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    items, device, store = as_items(batches(kind)[1]), torch.device("cpu"), ArtifactStore(tmp_path)
-    with pytest.raises(
-        UserError,
-        match=r"source\.cache=disk: needs .* MB, and .* has 0\.0 MB left; "
-        r"choose source\.cache=memory",
-    ):
+    monkeypatch.setattr(
+        source_cache.psutil, "virtual_memory", lambda: SimpleNamespace(available=10)
+    )
+    items, device = as_items(batches(kind)[1]), torch.device("cpu")
+    store = ArtifactStore(tmp_path) if where == "disk" else None
+    with pytest.raises(UserError, match=message):
         cached_states(stream, items, Ids(kind), device, torch.float32, store, {})
     assert not list(tmp_path.rglob("*.bin"))
 
