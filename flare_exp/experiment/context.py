@@ -14,6 +14,7 @@ from torch import nn
 
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of
 from flare_exp.code import code_of
+from flare_exp.config.methods import DISTIL
 from flare_exp.config.schema import Config, StageConfig
 from flare_exp.data.datamodule import PairedDataModule, Unlabeled
 from flare_exp.data.pairing import Translate
@@ -34,6 +35,7 @@ from flare_exp.flare.source_encoders import (
 )
 from flare_exp.languages import language
 from flare_exp.models import backbones, families
+from flare_exp.models.families import Family
 from flare_exp.tasks import Example, Task, fingerprint
 from flare_exp.training.distributed import SINGLE_PROCESS, DistributedContext
 from flare_exp.training.generation import AnswerDecoding
@@ -275,18 +277,31 @@ class RunContext:
         }
 
 
-def task_type_of(cfg: Config, task: Task, path: str) -> str:
-    """Choose how a checkpoint takes a task: by a head where its family has one, else as a prompt.
+def family_of_model(cfg: Config) -> Family:
+    """Return the family of the model; an embedded one has it before it is built."""
+    if cfg.model.path is not None:
+        return families.family_of(cfg.model.path, cfg.model.revision)
+    assert cfg.model.pretrain
+    return families.FAMILIES[cfg.model.pretrain.architecture]
+
+
+def task_type_of(cfg: Config, task: Task, family: Family) -> str:
+    """Choose how a model takes a task: by a head where its family has one, else as a prompt.
 
     Raises:
         UserError: the options ask for something that the family cannot do.
     """
-    family = families.family_of(path, cfg.model.revision)
-    asked = "label" if task.labels else "span"
-    name = families.choose_task_type(family, asked, cfg.task.form, path)
+    asked, model = "label" if task.labels else "span", cfg.model.name
+    name = families.choose_task_type(family, asked, cfg.task.form, model)
     if cfg.decode.name == "generate" and name != "prompt":
         raise UserError(
-            f"decode=generate: {cfg.model.name} answers {task.name} by a head, which writes nothing"
+            f"decode=generate: {model} answers {task.name} by a head, which writes nothing"
+        )
+    if cfg.method.name == DISTIL and name != "label":
+        raise UserError(
+            f"method={DISTIL} with model={model}: soft labels are learned by a classification "
+            f"head, and this model answers {task.name} by a prompt; choose an encoder, for example "
+            "model=xlmr_base"
         )
     return name
 

@@ -30,12 +30,13 @@ from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import MT, make_translator, prepare_backbone
 from flare_exp.experiment.context import (
     RunContext,
+    family_of_model,
     make_preprocessor,
     make_source_preprocessor,
     task_type_of,
 )
 from flare_exp.experiment.data_checks import check_data, check_every_translation
-from flare_exp.experiment.stages.distillation import check_task_type, check_texts, distil
+from flare_exp.experiment.stages.distillation import check_texts, distil
 from flare_exp.experiment.stages.ensemble import ensemble, test_passes
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.testing import evaluate
@@ -67,6 +68,7 @@ def run(cfg: Config, folder: Path, distributed: DistributedContext | None = None
     cfg = pinned(resolve_hardware(cfg))
     task = load_task(cfg)
     code.remember(type(task).__module__)
+    task_type_of(cfg, task, family_of_model(cfg))  # what the model cannot do is refused early
     data = check_data(task, *cfg.task.tested)
     store = ArtifactStore(cfg.cache_dir)
     makers = [make_translator(own, task, MT(own, store)) for own in (cfg, *pinned_systems(cfg))]
@@ -137,7 +139,7 @@ def make_context(
 ) -> RunContext:
     """Make what the stages of a settled configuration share."""
     path, mt = str(backbone.path), MT(cfg, store)
-    task_type = task_type_of(cfg, task, path)
+    task_type = task_type_of(cfg, task, family_of_model(cfg))
     run = RunContext(
         cfg,
         store,
@@ -179,8 +181,6 @@ def run_stages(run: RunContext, methods: Mapping[str, Method]) -> dict[str, Arti
     Returns:
         name in the provenance -> the artifact that a stage leaves.
     """
-    if run.cfg.method.name == DISTIL:
-        check_task_type(run)
     english, langs = finetune(run), run.cfg.task.tested
 
     made = {

@@ -150,7 +150,7 @@ def stacks(model: Any) -> list[list[nn.Module]]:
     return [list(whole.base_model.get_submodule(path)) for path in paths]
 
 
-def choose_task_type(family: Family, head: str, wanted: str, path: str) -> str:
+def choose_task_type(family: Family, head: str, wanted: str, model: str) -> str:
     """Return the task type with which a family takes a task.
 
     Args:
@@ -158,7 +158,7 @@ def choose_task_type(family: Family, head: str, wanted: str, path: str) -> str:
         head: the type of the task with a head, "label" or "span".
         wanted: "auto" takes `head` if the family has it and a prompt otherwise; "head" and
             "generative" require one of the two.
-        path: the checkpoint, for the message.
+        model: its name, for the message.
 
     Raises:
         UserError: the family does not have that type.
@@ -171,7 +171,7 @@ def choose_task_type(family: Family, head: str, wanted: str, path: str) -> str:
     if types[0] not in family.heads:
         other = "generative" if wanted == "head" else "head"
         raise UserError(
-            f"task.form={wanted}: {path} is of a family without it; choose task.form={other}"
+            f"task.form={wanted}: {model} is of a family without it; choose task.form={other}"
         )
     return types[0]
 

@@ -30,6 +30,7 @@ from flare_exp.experiment.context import (
 )
 from flare_exp.experiment.pipeline import load_task, pinned_systems, with_system
 from flare_exp.experiment.stages.translation import translate
+from flare_exp.models import families
 from flare_exp.planning import read_only
 from flare_exp.planning.assumed_data import FEW, with_assumed_rows, with_sizes
 from flare_exp.planning.lengths import counting_preprocessor
@@ -98,7 +99,8 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
     )
     shapes_only = is_sketch(cfg) or bool(task.assumed and cfg.model.path)  # type: ignore[attr-defined]
     backbone = sketched(cfg, scratch) if shapes_only else _prepared(cfg, store, scratch)
-    task_type, mt = task_type_of(cfg, task, str(backbone.path)), PreviewMT(cfg, store)
+    family = families.family_of(str(backbone.path), cfg.model.revision)
+    task_type, mt = task_type_of(cfg, task, family), PreviewMT(cfg, store)
     shapes = ShapeBuilder(cfg, task, backbone, task_type) if shapes_only else None
     untranslated: dict[str, tuple[RunContext, Sequence[Example], float]] = {}
 

@@ -354,8 +354,21 @@ def test_a_form_that_a_family_lacks_is_a_users_error(checkpoints, benchmarks, tm
             *paper("xlmr_base", "xnli", checkpoints, benchmarks),
             "task.form=generative",
         )
-    with pytest.raises(UserError, match="decode=generate: xlmr_base answers xnli by a head"):
-        run(tmp_path / "y", *paper("xlmr_base", "xnli", checkpoints, benchmarks), "decode=generate")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["decode=generate"], "decode=generate: tiny answers toy_sentiment by a head"),
+        (["model=tiny_decoder", "method=distil"], "soft labels are learned by a classification"),
+    ],
+)
+def test_what_an_embedded_model_cannot_do_is_refused_before_it_is_built(tmp_path, options, message):
+    from flare_exp.errors import UserError
+
+    with pytest.raises(UserError, match=message):
+        run(tmp_path, *options)
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "mt5"])

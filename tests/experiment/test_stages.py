@@ -436,15 +436,6 @@ def test_a_student_of_several_languages_has_a_teacher_that_reads_english(make_ru
     assert {"test near", "test far"} <= set(made)
 
 
-def test_a_student_needs_a_classification_head(make_run, tmp_path):
-    folder = tmp_path / "llama"
-    folder.mkdir()
-    tiny_checkpoint(folder, "llama")
-    run = make_run("method=distil", f"model.path={folder}")
-    with pytest.raises(UserError, match="soft labels are learned by a classification head"):
-        pipeline.run_stages(run, members_of(run.cfg.method))
-
-
 def test_an_ensemble_weighs_each_source_by_its_similarity(make_run):
     """By hand from similarities and the members' predictions; without a source, it is LoRA."""
     given = ["method=ensemble", "method.of=[lora,flare]", "method.weights=similarity"]

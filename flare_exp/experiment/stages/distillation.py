@@ -19,7 +19,6 @@ from flare_exp.code import code_of
 from flare_exp.config.methods import DISTIL, METHODS, Method, members_of
 from flare_exp.config.schema import Config
 from flare_exp.data.rows import Reader
-from flare_exp.errors import UserError
 from flare_exp.experiment.context import RunContext, pairs_digest
 from flare_exp.experiment.stages.testing import evaluate, predictions
 from flare_exp.experiment.stages.transfer import SOFT_LABELS, trained_by, transfer
@@ -70,20 +69,6 @@ def with_student_options(run: RunContext) -> RunContext:
     stage = run.cfg.transfer
     lr = run.cfg.distil.lr or stage.lr
     return replace(run, cfg=replace(run.cfg, transfer=replace(stage, lr=lr)))
-
-
-def check_task_type(run: RunContext) -> None:
-    """Check that the model gives label probabilities that a student can learn.
-
-    Raises:
-        UserError: it answers by a prompt.
-    """
-    if run.task_type != "label":
-        raise UserError(
-            f"method={DISTIL} with model={run.cfg.model.name}: soft labels are learned by a "
-            f"classification head, and this model answers {run.task.name} by a prompt; choose an "
-            "encoder, for example model=xlmr"
-        )
 
 
 def check_texts(cfg: Config, task: Task) -> None:
