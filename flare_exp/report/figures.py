@@ -20,7 +20,7 @@ from flare_exp.report.drawing import Drawing, Line
 from flare_exp.report.making import Report
 from flare_exp.report.runs import TIMED, Run
 from flare_exp.tasks import TASKS
-from flare_exp.translation.translators import BENCHMARK
+from flare_exp.translation.base import BENCHMARK
 
 HUMAN = 100.0  # chrF++ of a human translation with itself
 SIZE = re.compile(r"(?:^|_)(?:(\d+)b(\d*)|(\d+)m)(?:_|$)")
