@@ -7,9 +7,7 @@ This module is light on purpose: it imports no torch, and Hydra only inside func
 from __future__ import annotations
 
 import functools
-import os
 from dataclasses import MISSING, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from flare_exp.config.method_schema import (
@@ -338,8 +336,3 @@ def no_effect() -> dict[str, str]:
         if reason := f.metadata.get("no_effect") or parent.metadata.get("no_effect"):
             found[key] = reason
     return found
-
-
-def default_cache() -> str:
-    """Return the default folder of the artifacts: FLARE_EXP_CACHE, else ~/.cache/flare_exp."""
-    return os.environ.get("FLARE_EXP_CACHE") or str(Path.home() / ".cache" / "flare_exp")

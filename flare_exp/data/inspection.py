@@ -132,24 +132,22 @@ def repeated_rows(train: Part, part: Part) -> Repeated:
     return Repeated(train, part, exact, [(rest[j], own[i], how) for i, j, how in pairs], len(rest))
 
 
-def near_duplicates(
-    first: Sequence[str], second: Sequence[str], threshold: float = NEAR
-) -> list[tuple[int, int, float]]:
+def near_duplicates(first: Sequence[str], second: Sequence[str]) -> list[tuple[int, int, float]]:
     """Find the most similar text of `first` for each text of `second`.
 
     Texts are compared by the Jaccard similarity of their sets of character n-grams, in lower case
     and with single spaces. The search is exact: with its n-grams ordered from rare to frequent, a
-    text shares one of its first |A| - ceil(threshold |A|) + 1 with every text that is so similar
+    text shares one of its first |A| - ceil(NEAR |A|) + 1 with every text that is so similar
     (prefix filtering, Chaudhuri et al. 2006).
 
     Returns:
-        (number in `first`, number in `second`, similarity), for similarities from `threshold` on.
+        (number in `first`, number in `second`, similarity), for similarities from NEAR on.
     """
     sets = [[_grams(text) for text in texts] for texts in (first, second)]
     frequency = Counter(gram for grams in (*sets[0], *sets[1]) for gram in grams)
 
     def prefix(grams: frozenset[str]) -> list[str]:
-        kept = len(grams) - math.ceil(threshold * len(grams)) + 1
+        kept = len(grams) - math.ceil(NEAR * len(grams)) + 1
         return sorted(grams, key=lambda gram: (frequency[gram], gram))[:kept]
 
     index: dict[str, list[int]] = defaultdict(list)
@@ -160,7 +158,7 @@ def near_duplicates(
     for j, grams in enumerate(sets[1]):
         candidates = {i for gram in prefix(grams) for i in index.get(gram, ())}
         scored = [(len(grams & sets[0][i]) / len(grams | sets[0][i]), -i) for i in candidates]
-        if scored and (best := max(scored))[0] >= threshold:
+        if scored and (best := max(scored))[0] >= NEAR:
             found.append((-best[1], j, best[0]))
     return found
 
