@@ -25,6 +25,7 @@ from flare_exp.config.task_schema import TaskConfig
 RETIRED = {
     "trainer._target_": "the trainer is always Lightning's",
     "optim._partial_": "the optimizer is always made for the model's parameters",
+    "print_config": "--cfg job --resolve prints the configuration",
 }
 SHARED = "loss and gradients are those of the whole batch, up to rounding and dropout masks"
 OPTIMIZERS = (
@@ -276,9 +277,6 @@ class Config:
         False,
         "never ask the network; tell what is missing before anything runs (see prefetch)",
         no_effect="what is read is known by commit or content",
-    )
-    print_config: bool = option(
-        False, "print the resolved configuration and stop", no_effect="nothing runs"
     )
     resume: bool = option(
         True,

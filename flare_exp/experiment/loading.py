@@ -204,7 +204,7 @@ def stored_config(folder: Path) -> Config:
         stored: Any = OmegaConf.load(folder / "config.yaml")
         for key in RETIRED:  # options of earlier versions
             section, _, name = key.rpartition(".")
-            stored.get(section, {}).pop(name, None)
+            (OmegaConf.select(stored, section) or {}).pop(name, None)
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))  # type: ignore[return-value]
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{folder / 'config.yaml'} cannot be used: {first_line(error)}") from error
