@@ -41,11 +41,6 @@ class MTDecoding:
     max_length: int = 256
     no_repeat_ngram: int = 0
 
-    def __post_init__(self):
-        for name, least in (("beams", 1), ("max_length", 8), ("no_repeat_ngram", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"mt.{name}={getattr(self, name)}: at least {least}")
-
     def limit(self, source_tokens: int) -> int:
         """Return the largest number of tokens for the translation of a segment.
 
