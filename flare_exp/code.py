@@ -44,7 +44,6 @@ CODE = {
         "translation.lookup",
         "translation.machine",
         "translation.projection",
-        "translation.translators",
     ),
     "noise": ("translation.noise",),
     "ensemble": (

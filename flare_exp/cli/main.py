@@ -98,8 +98,6 @@ def _checked(given: list[str], arguments: list[str], wait: bool) -> int:
         return commandline.refuse(problems)
     if only_shown:
         return _hand_over(arguments)
-    if jobs[0].print_config:
-        return _print_config(jobs[0])
     if not multirun and run_if_secondary_node(jobs[0]):
         return 0
     # the default folder holds the time, so it is fixed once
@@ -178,14 +176,6 @@ def _command(name: str, arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"flare_exp {name}: {error}", file=sys.stderr)
         return 2
-
-
-def _print_config(job: Any) -> int:
-    """Print the resolved configuration of a job; return the exit code."""
-    from omegaconf import OmegaConf
-
-    print(OmegaConf.to_yaml(job, resolve=True), end="")
-    return 0
 
 
 class _Grid:

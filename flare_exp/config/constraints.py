@@ -22,6 +22,7 @@ from flare_exp.config.schema import Config
 from flare_exp.config.source_rules import passes_problems, several_problems, source_problems
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
+from flare_exp.hub import looks_local
 from flare_exp.tasks import CUSTOM, ROLES, TASKS, CustomTask, Slice, SpecError, task_class
 from flare_exp.toy.translation_model import LANGS
 from flare_exp.translation.command import code_of_language, code_problems, command_problems
@@ -106,11 +107,9 @@ def _check_model(cfg: Config) -> Iterator[str]:
     """Check the checkpoint, and the precision of weights that are trained or quantized."""
     if cfg.model.path is None and cfg.model.pretrain is None:
         yield f"model={cfg.model.name}: model.path=<hub id or checkpoint folder> is missing"
-    if cfg.model.path and (
-        cfg.model.path.startswith((".", "/", "~")) or cfg.model.path.count("/") > 1
-    ):
-        if not Path(cfg.model.path).expanduser().is_dir():
-            yield f"model.path={cfg.model.path}: there is no such folder"
+    path = cfg.model.path
+    if path and looks_local(path) and not Path(path).expanduser().is_dir():
+        yield f"model.path={path}: there is no such folder"
     needing = [
         key
         for key, value in (
@@ -289,11 +288,10 @@ def _check_system(cfg: Config, task) -> Iterator[str]:
     if mt.quantization and mt.backend != "ctranslate2":
         yield f"mt.quantization={mt.quantization}: only mt.backend=ctranslate2 has it"
     # a folder that is also task.data_dir has been checked as such
-    local = mt.path is not None and (
-        mt.kind == "file" or mt.path.startswith((".", "/", "~")) or mt.path.count("/") > 1
-    )
-    if local and mt.path != cfg.task.data_dir and not Path(str(mt.path)).expanduser().is_dir():
-        yield f"mt.path={mt.path}: there is no such folder"
+    if mt.path is not None and mt.path != cfg.task.data_dir:
+        local = mt.kind == "file" or looks_local(mt.path)
+        if local and not Path(mt.path).expanduser().is_dir():
+            yield f"mt.path={mt.path}: there is no such folder"
 
 
 def _check_toy_nllb(cfg: Config, task: Any) -> Iterator[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from flare_exp.config.options import option
+from flare_exp.translation.base import BENCHMARK
 from flare_exp.translation.noise import ERRORS
-from flare_exp.translation.translators import BENCHMARK
 
 
 @dataclass

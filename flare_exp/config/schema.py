@@ -7,9 +7,7 @@ This module is light on purpose: it imports no torch, and Hydra only inside func
 from __future__ import annotations
 
 import functools
-import os
 from dataclasses import MISSING, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from flare_exp.config.method_schema import (
@@ -27,6 +25,7 @@ from flare_exp.config.task_schema import TaskConfig
 RETIRED = {
     "trainer._target_": "the trainer is always Lightning's",
     "optim._partial_": "the optimizer is always made for the model's parameters",
+    "print_config": "--cfg job --resolve prints the configuration",
 }
 SHARED = "loss and gradients are those of the whole batch, up to rounding and dropout masks"
 OPTIMIZERS = (
@@ -279,9 +278,6 @@ class Config:
         "never ask the network; tell what is missing before anything runs (see prefetch)",
         no_effect="what is read is known by commit or content",
     )
-    print_config: bool = option(
-        False, "print the resolved configuration and stop", no_effect="nothing runs"
-    )
     resume: bool = option(
         True,
         "an output_dir with this same configuration continues or returns its result",
@@ -338,8 +334,3 @@ def no_effect() -> dict[str, str]:
         if reason := f.metadata.get("no_effect") or parent.metadata.get("no_effect"):
             found[key] = reason
     return found
-
-
-def default_cache() -> str:
-    """Return the default folder of the artifacts: FLARE_EXP_CACHE, else ~/.cache/flare_exp."""
-    return os.environ.get("FLARE_EXP_CACHE") or str(Path.home() / ".cache" / "flare_exp")

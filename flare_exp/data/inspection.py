@@ -12,7 +12,7 @@ from typing import Any
 from flare_exp.languages import LANGUAGES
 from flare_exp.tasks import Example
 from flare_exp.tasks.records import Problem
-from flare_exp.translation.quality import OTHER_SCRIPTS, SCRIPTS
+from flare_exp.translation.quality import is_of, scripts_of_language
 
 NEAR = 0.8  # Jaccard similarity from which on two texts are near-duplicates
 GRAM = 5  # characters of an n-gram
@@ -50,7 +50,7 @@ class Part:
 
     def doubt(self, text: str, example: Example | None = None, column: str | None = None) -> None:
         """Add a warning, about one row if an example is given."""
-        row = None if example is None else row_of(example)
+        row = None if example is None else example.row + 1
         line = None if row is None else self.lines.get(row)
         self.problems.append(Problem(self.place, text, row, line, column, fatal=False))
 
@@ -93,11 +93,6 @@ class Lengths:
     unknown: float
 
 
-def row_of(example: Example) -> int:
-    """Return the number of an example's row in its file, from 1."""
-    return int(example.id.rpartition("/")[2]) + 1
-
-
 def balance(examples: Sequence[Example], labels: Sequence[str]) -> dict[str, int]:
     """Return the name of each label -> the number of its examples."""
     counts = Counter(example.label for example in examples)
@@ -132,24 +127,22 @@ def repeated_rows(train: Part, part: Part) -> Repeated:
     return Repeated(train, part, exact, [(rest[j], own[i], how) for i, j, how in pairs], len(rest))
 
 
-def near_duplicates(
-    first: Sequence[str], second: Sequence[str], threshold: float = NEAR
-) -> list[tuple[int, int, float]]:
+def near_duplicates(first: Sequence[str], second: Sequence[str]) -> list[tuple[int, int, float]]:
     """Find the most similar text of `first` for each text of `second`.
 
     Texts are compared by the Jaccard similarity of their sets of character n-grams, in lower case
     and with single spaces. The search is exact: with its n-grams ordered from rare to frequent, a
-    text shares one of its first |A| - ceil(threshold |A|) + 1 with every text that is so similar
+    text shares one of its first |A| - ceil(NEAR |A|) + 1 with every text that is so similar
     (prefix filtering, Chaudhuri et al. 2006).
 
     Returns:
-        (number in `first`, number in `second`, similarity), for similarities from `threshold` on.
+        (number in `first`, number in `second`, similarity), for similarities from NEAR on.
     """
     sets = [[_grams(text) for text in texts] for texts in (first, second)]
     frequency = Counter(gram for grams in (*sets[0], *sets[1]) for gram in grams)
 
     def prefix(grams: frozenset[str]) -> list[str]:
-        kept = len(grams) - math.ceil(threshold * len(grams)) + 1
+        kept = len(grams) - math.ceil(NEAR * len(grams)) + 1
         return sorted(grams, key=lambda gram: (frequency[gram], gram))[:kept]
 
     index: dict[str, list[int]] = defaultdict(list)
@@ -160,7 +153,7 @@ def near_duplicates(
     for j, grams in enumerate(sets[1]):
         candidates = {i for gram in prefix(grams) for i in index.get(gram, ())}
         scored = [(len(grams & sets[0][i]) / len(grams | sets[0][i]), -i) for i in candidates]
-        if scored and (best := max(scored))[0] >= threshold:
+        if scored and (best := max(scored))[0] >= NEAR:
             found.append((-best[1], j, best[0]))
     return found
 
@@ -229,7 +222,7 @@ def doubt_repetitions(part: Part, labels: Sequence[str]) -> None:
                 differing.append((e, other))
     for e, other in differing[:LISTED]:
         part.doubt(
-            f"has the text of row {row_of(other)}, but the label {labels[e.label or 0]} instead of "
+            f"has the text of row {other.row + 1}, but the label {labels[e.label or 0]} instead of "
             f"{labels[other.label or 0]}",
             e,
             part.column,
@@ -259,10 +252,10 @@ def doubt_repeated(found: Repeated) -> None:
     """Warn of rows that are training rows, too."""
     train = found.train
     for e, other in found.exact[:LISTED]:
-        found.part.doubt(f"is row {row_of(other)} of {train.place}, a training row", e)
+        found.part.doubt(f"is row {other.row + 1} of {train.place}, a training row", e)
     for e, other, how in found.near[:LISTED]:
         found.part.doubt(
-            f"is almost row {row_of(other)} of {train.place}, a training row (similarity "
+            f"is almost row {other.row + 1} of {train.place}, a training row (similarity "
             f"{how:.2f})",
             e,
         )
@@ -300,21 +293,15 @@ def doubt_script(part: Part) -> None:
     if part.lang not in LANGUAGES:
         return
     flores = LANGUAGES[part.lang].flores
-    script = flores.rpartition("_")[2]
-    known = OTHER_SCRIPTS.get(flores) or SCRIPTS.get(script, ())
+    script, known = flores.rpartition("_")[2], scripts_of_language(flores)
     letters = _letters(part.texts)
-    ours = sum(count for letter, count in letters.items() if _is_of(letter, known))
+    ours = sum(count for letter, count in letters.items() if is_of(letter, known))
     own = ours / max(1, letters.total())
     if part.texts and known and own < 0.5:
         part.doubt(
             f"{own:.0%} of the letters are of the script of {part.lang} ({script}); is it the "
             "right file?"
         )
-
-
-def _is_of(letter: str, scripts: Sequence[str]) -> bool:
-    """Return whether a letter's Unicode name names one of some scripts."""
-    return not {*scripts}.isdisjoint(unicodedata.name(letter, "").replace("-", " ").split())
 
 
 def doubt_words(part: Part, max_length: int) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of, file_sha256
 from flare_exp.code import code_of
 from flare_exp.config.schema import Config
+from flare_exp.errors import UserError
 from flare_exp.hub import files_read, is_commit, looks_local
 from flare_exp.languages import language
 from flare_exp.models import families
@@ -24,8 +25,8 @@ from flare_exp.toy.translation_model import train_mt
 from flare_exp.translation import engines, nllb
 from flare_exp.translation.base import Translator
 from flare_exp.translation.command import CommandEngine
+from flare_exp.translation.lookup import FileTranslator, ParallelTranslator
 from flare_exp.translation.machine import MachineTranslator
-from flare_exp.translation.translators import translator
 
 
 def prepare_backbone(cfg: Config, store: ArtifactStore) -> Artifact:
@@ -230,11 +231,19 @@ class MT:
 
 
 def make_translator(cfg: Config, task: Task, model: MT) -> Translator:
-    """Make the translator of a configuration."""
-    return translator(
-        task,
-        cfg.mt.name,
-        path=cfg.mt.path,
-        fallback=cfg.mt.fallback,
-        machine=lambda: model.translator(task),
-    )
+    """Make the translator of a configuration.
+
+    Raises:
+        UserError: the translator does not suit the task, or mt.path is missing.
+    """
+    if cfg.mt.translates:
+        return model.translator(task)
+    if cfg.mt.kind == "benchmark":
+        return ParallelTranslator(task)
+    if cfg.mt.path is None:
+        raise UserError(
+            "mt=file: set mt.path=<folder> of mt_<from>-<to>/<split>.parquet, translations of "
+            f"{task.name}"
+        )
+    fallback = ParallelTranslator(task) if cfg.mt.fallback == "gold" else None
+    return FileTranslator(task, Path(cfg.mt.path).expanduser(), fallback)

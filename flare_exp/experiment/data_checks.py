@@ -56,11 +56,9 @@ def _check_parallel(task: Task, loaded: Mapping[str, Sequence[Example]], name: s
         UserError: a test example translates a training example, or labels differ.
     """
     trained = {
-        (e.id.split("/")[2], e.key)
-        for role in task.training_roles
-        for e in loaded[f"{task.english}/{role}"]
+        (e.split, e.key) for role in task.training_roles for e in loaded[f"{task.english}/{role}"]
     }
-    if leaked := [e.id for e in loaded[name] if (e.id.split("/")[2], e.key) in trained]:
+    if leaked := [e.id for e in loaded[name] if (e.split, e.key) in trained]:
         raise UserError(
             f"{len(leaked)} test examples are translations of training or validation "
             f"examples, e.g. {leaked[0]}"

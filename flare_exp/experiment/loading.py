@@ -13,12 +13,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from flare_exp.artifacts import Artifact, ArtifactStore
+from flare_exp.artifacts import Artifact
 from flare_exp.config.methods import ENSEMBLE, METHODS, answering
 from flare_exp.config.schema import RETIRED, Config
 from flare_exp.errors import UserError, first_line
 from flare_exp.experiment import pipeline
-from flare_exp.experiment.checkpoints import prepare_backbone
 from flare_exp.experiment.checksums import damage
 from flare_exp.experiment.context import RunContext
 from flare_exp.experiment.mixing import SameWeights, Weights, WeightsBySimilarity
@@ -29,7 +28,6 @@ from flare_exp.experiment.results import place_of
 from flare_exp.experiment.runs import quiet
 from flare_exp.experiment.stages.testing import trained_model
 from flare_exp.hub import is_commit
-from flare_exp.training.tracking import Tracker
 
 
 def load(folder: str | Path, *options: str) -> LoadedRun:
@@ -54,10 +52,7 @@ def load(folder: str | Path, *options: str) -> LoadedRun:
     _check_alone(folder, given)
     _check_weights(folder, given)
     quiet(given)
-    cfg = pipeline.resolve_hardware(given)
-    store = ArtifactStore(cfg.cache_dir)
-    task, backbone = pipeline.load_task(cfg), prepare_backbone(cfg, store)
-    run = pipeline.make_context(cfg, store, task, backbone, Tracker(folder, {}))
+    run = pipeline.context_of(given, folder)
     with isolate_rng():  # loading seeds the generators, and the caller's stay as they are
         predictors = _predictors(folder, run)
     return LoadedRun(folder, run, predictors, _weights(folder, run, predictors))
@@ -204,7 +199,7 @@ def stored_config(folder: Path) -> Config:
         stored: Any = OmegaConf.load(folder / "config.yaml")
         for key in RETIRED:  # options of earlier versions
             section, _, name = key.rpartition(".")
-            stored.get(section, {}).pop(name, None)
+            (OmegaConf.select(stored, section) or {}).pop(name, None)
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored))  # type: ignore[return-value]
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{folder / 'config.yaml'} cannot be used: {first_line(error)}") from error

@@ -158,6 +158,14 @@ def make_context(
     return run
 
 
+def context_of(cfg: Config, folder: Path) -> RunContext:
+    """Make the context of a finished run, which reads texts as the run did; nothing is tracked."""
+    cfg = resolve_hardware(cfg)
+    store = ArtifactStore(cfg.cache_dir)
+    task, backbone = load_task(cfg), prepare_backbone(cfg, store)
+    return make_context(cfg, store, task, backbone, Tracker(folder, {}))
+
+
 def with_system(run: RunContext, mt: MT, cfg: Config) -> RunContext:
     """Return a run that translates by another system, and notes its translations with the rest.
 

@@ -76,11 +76,9 @@ class TextTranslator:
     def _translated(
         self, machine: MachineTranslator, texts: Sequence[str], own: str, lang: str
     ) -> list[str]:
-        """Translate every distinct text once."""
-        unique, model = list(dict.fromkeys(texts)), machine.model
-        made = model.engine.translate(unique, model.code(own), model.code(lang))
-        known = {text: one.text for text, one in zip(unique, made, strict=True)}
-        return [known[text] for text in texts]
+        model = machine.model
+        made = model.engine.translate(texts, model.code(own), model.code(lang))
+        return [one.text for one in made]
 
     @functools.cached_property
     def _worlds(self) -> dict[str, Mapping[Texts, Texts]]:

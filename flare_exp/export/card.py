@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from flare_exp.export.loading_code import code_of_lora, code_of_run, imports_of_
 from flare_exp.export.portable import Origin
 from flare_exp.report.cells import Cell
 from flare_exp.report.runs import Run
+from flare_exp.report.tables import spread
 from flare_exp.tasks import Task
 from flare_exp.tasks.toy import ToyTask
 
@@ -222,8 +222,7 @@ def _means(card: Card, metrics: Sequence[str]) -> list[list[str]]:
     """Return the row of means and sample standard deviations, if there are several seeds."""
     if len(card.cell.runs) < 2:
         return []
-    values = [[100 * float(v or 0) for v in card.cell.values("test", m)] for m in metrics]
-    cells = [f"{statistics.mean(v):.1f} ± {statistics.stdev(v):.1f}" for v in values]
+    cells = [spread(card.cell.values("test", metric)).text for metric in metrics]
     return [["mean ± standard deviation", *cells]]
 
 

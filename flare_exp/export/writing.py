@@ -13,13 +13,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from peft import LoraConfig
 
-from flare_exp.artifacts import ArtifactStore
 from flare_exp.config.methods import ENSEMBLE, METHODS
 from flare_exp.config.schema import Config
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
 from flare_exp.experiment import pipeline
-from flare_exp.experiment.checkpoints import prepare_backbone
 from flare_exp.experiment.checksums import CHECKSUMS, damage, seal
 from flare_exp.experiment.context import RunContext
 from flare_exp.experiment.loading import stored_config
@@ -34,7 +32,6 @@ from flare_exp.report.cells import Cell, cells_of
 from flare_exp.report.comparability import differences
 from flare_exp.report.runs import Run
 from flare_exp.report.runs import read as read_run
-from flare_exp.training.tracking import Tracker
 from flare_exp.utils.files import write_json, write_text
 
 READING = "reading.json"
@@ -86,7 +83,7 @@ def export(request: Request) -> list[str]:
     base, translation = origins(given, run.provenance, request.base, request.mt_base)
     notes = compared(given, base)
     shared = portable(given, base, translation)
-    context = context_of(replace(given, trainer=shared.trainer), run.folder)
+    context = pipeline.context_of(replace(given, trainer=shared.trainer), run.folder)
     write = write_lora if request.format == "lora" else write_run
     with new_folder(request.to) as part:
         reading = reading_of(context, base, translation)
@@ -239,14 +236,6 @@ def compared(cfg: Config, base: Origin) -> list[str]:
             "name the repository that the folder was fetched from"
         )
     return []
-
-
-def context_of(cfg: Config, folder: Path) -> RunContext:
-    """Make what says how a run reads texts; no weights are loaded."""
-    cfg = pipeline.resolve_hardware(cfg)
-    store = ArtifactStore(cfg.cache_dir)
-    task, backbone = pipeline.load_task(cfg), prepare_backbone(cfg, store)
-    return pipeline.make_context(cfg, store, task, backbone, Tracker(folder, {}))
 
 
 def reading_of(context: RunContext, base: Origin, translation: Origin) -> dict[str, Any]:

@@ -117,14 +117,7 @@ def family_of(path: str, revision: str | None = None) -> Family:
     Raises:
         UserError: there is no such checkpoint, or its architecture has no row.
     """
-    if looks_local(path) and not (Path(path).expanduser() / "config.json").is_file():
-        raise UserError(f"model.path={path}: there is no checkpoint (config.json) in this folder")
-    try:
-        model_type = AutoConfig.from_pretrained(local(path), revision=revision).model_type
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.path={path}: its configuration could not be read: {first_line(error)}"
-        ) from error
+    model_type = config_of(path, revision, "model.path").model_type
     if model_type not in FAMILIES:
         raise UserError(
             f"model.path={path}: the architecture {model_type!r} is not known here; known: "
@@ -133,6 +126,23 @@ def family_of(path: str, revision: str | None = None) -> Family:
             "(docs/adding_a_model.md)"
         )
     return FAMILIES[model_type]
+
+
+def config_of(path: str, revision: str | None, option: str, instead: str = "") -> Any:
+    """Read the configuration of a checkpoint (hub id or folder) that an option names.
+
+    Raises:
+        UserError: it cannot be read; `instead` says what else one can do than ask the hub.
+    """
+    if looks_local(path) and not (Path(path).expanduser() / "config.json").is_file():
+        raise UserError(f"{option}={path}: there is no checkpoint (config.json) in this folder")
+    try:
+        return AutoConfig.from_pretrained(local(path), revision=revision)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{option}={path}: its configuration could not be read: {first_line(error)}"
+            f"{'' if looks_local(path) else instead}"
+        ) from error
 
 
 def blocks(model: Any) -> list[nn.Module]:

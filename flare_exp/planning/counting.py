@@ -334,11 +334,6 @@ class Counter(TorchDispatchMode):
         self.peaks: dict[str, int] = {}
 
     @property
-    def peak(self) -> int:
-        """Return the most bytes of all phases."""
-        return max(self.peaks.values(), default=0)
-
-    @property
     def phase(self) -> str:
         """Return what is being computed."""
         if torch._C._current_graph_task_id() != -1:

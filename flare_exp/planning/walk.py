@@ -15,7 +15,8 @@ from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.dataset import PairedDataset
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.building import save_model
-from flare_exp.experiment.stages.transfer import fusion_options
+from flare_exp.experiment.stages.finetune import untrained_english
+from flare_exp.experiment.stages.transfer import untrained
 from flare_exp.experiment.tested import name_of_test, stage_of
 from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.planning.preview import DryRun
@@ -46,7 +47,7 @@ def iter_stage_models(
     later = [*labels, *(["transfer"] if todo & {"transfer", *adapted} else [])]
     saves = bool(later) and dry.shapes is None
     trains = bool(todo & {"finetune", *tests})
-    model = build_english(dry) if trains or saves else None
+    model = untrained_english(dry.run) if trains or saves else None
     if trains:
         assert model is not None
         read = {k: v for k, v in tests.items() if k in todo}
@@ -103,22 +104,8 @@ def build(dry: DryRun, name: str, english: Artifact) -> tuple[nn.Module, SourceE
     """
     method = method_of(dry, name)
     if name == "finetune" or not method.trains:
-        return build_english(dry), None
-    if method.full:
-        return dry.run.models.english_model(english).model.requires_grad_(True), None
-    fusion = fusion_options(dry.run, method) if method.mode.fuses else None
-    model = dry.run.models.add_adapter(dry.run.models.english_model(english), **(fusion or {}))
-    return model, dry.run.source(model) if fusion else None
-
-
-def build_english(dry: DryRun) -> nn.Module:
-    """Build the model that is fine-tuned on English."""
-    backbone = dry.run.models.fresh_backbone()
-    return (
-        dry.run.models.add_adapter(backbone)
-        if dry.run.cfg.finetune.tuning == "lora"
-        else backbone.model
-    )
+        return untrained_english(dry.run), None
+    return untrained(dry.run, english, method)
 
 
 def width_of(model: Any) -> int:

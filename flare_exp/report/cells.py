@@ -65,6 +65,11 @@ class Cell:
         """Return the name of the method."""
         return self.first.method
 
+    @property
+    def by_seed(self) -> list[Run]:
+        """Return the runs in the order of the seeds."""
+        return [self.runs[seed] for seed in sorted(self.runs)]
+
     def values(self, block: str, metric: str) -> list[float | None]:
         """Return a metric of every run, in the order of the seeds.
 
@@ -72,7 +77,7 @@ class Cell:
             block: "test", "english" or "zero_shot".
             metric: name of the metric; a run without it has None.
         """
-        return [self.runs[seed].metrics[block].get(metric) for seed in sorted(self.runs)]
+        return [run.metrics[block].get(metric) for run in self.by_seed]
 
     def place(self) -> tuple[Any, ...]:
         """Return the sort key of the cell: model, language, translation, then the method."""

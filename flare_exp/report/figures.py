@@ -19,8 +19,9 @@ from flare_exp.report.comparisons import Comparison
 from flare_exp.report.drawing import Drawing, Line
 from flare_exp.report.making import Report
 from flare_exp.report.runs import TIMED, Run
+from flare_exp.report.tables import moments
 from flare_exp.tasks import TASKS
-from flare_exp.translation.translators import BENCHMARK
+from flare_exp.translation.base import BENCHMARK
 
 HUMAN = 100.0  # chrF++ of a human translation with itself
 SIZE = re.compile(r"(?:^|_)(?:(\d+)b(\d*)|(\d+)m)(?:_|$)")
@@ -256,7 +257,7 @@ def quality_by_cost(own: _Section) -> Drawing:
     panels: dict[str, list[Line]] = defaultdict(list)
     for cell in own.cells:
         scores = [score for score in cell.values("test", own.metric) if score is not None]
-        spent = [sum(run.metrics["seconds"][stage] for stage in TIMED) for run in _runs(cell)]
+        spent = [sum(run.metrics["seconds"][stage] for stage in TIMED) for run in cell.by_seed]
         if len(scores) == len(spent) and min(spent) > 0:
             y, low, high = _spread([100 * score for score in scores])
             x = [statistics.mean(spent)]
@@ -286,7 +287,7 @@ def learning_curves(own: _Section) -> Drawing:
     panels: dict[str, list[Line]] = defaultdict(list)
     # a training on several languages has one curve, of their mean
     for cell in (cell for cell in own.cells if "languages" not in cell.first.metrics):
-        curves = [curve(run, own.metric) for run in _runs(cell)]
+        curves = [curve(run, own.metric) for run in cell.by_seed]
         epochs = sorted(set.intersection(*map(set, curves)))
         if epochs:
             spread = [_spread([100 * one[epoch] for one in curves]) for epoch in epochs]
@@ -325,15 +326,9 @@ def curve(run: Run, metric: str) -> dict[float, float]:
         return {}
 
 
-def _runs(cell: Cell) -> list[Run]:
-    """Return the runs of a cell in the order of the seeds."""
-    return [cell.runs[seed] for seed in sorted(cell.runs)]
-
-
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the mean of some values, and the mean minus and plus the standard deviation."""
-    mean = statistics.mean(values)
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    mean, deviation = (one or 0.0 for one in moments(values))
     return mean, mean - deviation, mean + deviation
 
 

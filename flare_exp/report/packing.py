@@ -21,7 +21,7 @@ from flare_exp.hub import looks_local
 from flare_exp.report.cells import cells_of
 from flare_exp.report.predictions import FILE
 from flare_exp.report.runs import Run, read, run_folders
-from flare_exp.utils.files import write_json
+from flare_exp.utils.files import replacing, write_json
 from flare_exp.utils.programs import program_of
 
 ENDING = ".tar.xz"
@@ -61,14 +61,9 @@ def pack(folders: Sequence[str], archive: Path) -> int:
     with tempfile.TemporaryDirectory() as place:
         copies = [_copy(run.folder, Path(place) / run.folder.relative_to(shared)) for run in runs]
         _check_cells(runs, copies)
-        partial = archive.with_name(f"{archive.name}.part")
-        try:
-            with tarfile.open(partial, "w:xz") as file:
-                for path in sorted(Path(place).rglob("*")):
-                    file.add(path, path.relative_to(place), recursive=False, filter=_anonymous)
-            partial.replace(archive)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(archive) as part, tarfile.open(part, "w:xz") as file:
+            for path in sorted(Path(place).rglob("*")):
+                file.add(path, path.relative_to(place), recursive=False, filter=_anonymous)
     return len(runs)
 
 

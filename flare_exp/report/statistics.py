@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
-LEVEL = 0.95  # of intervals
+ENDS = (0.025, 0.975)  # of intervals: quantiles
+SEED = 0
 CHUNK = 1_000_000  # counts that are held at once
 
 Array = NDArray[np.floating]
@@ -42,18 +43,17 @@ class Difference:
     p: float
 
 
-def example_counts(examples: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Array]:
+def example_counts(examples: int, resamples: int = RESAMPLES) -> Iterator[Array]:
     """Yield how often each example is drawn, with replacement, in chunks of resamples.
 
     Args:
         examples: number of test examples, N.
         resamples: number of resamples in all chunks together, B.
-        seed: seed of the generator.
 
     Yields:
         counts of shape (b, N); the b of all chunks add up to B, and each row adds up to N.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(SEED)
     rows = max(1, CHUNK // examples)
     for start in range(0, resamples, rows):
         count = min(rows, resamples - start)
@@ -96,9 +96,7 @@ def macro_f1_metric(gold: NDArray[np.integer], predicted: NDArray[np.integer]) -
     return metric
 
 
-def paired_bootstrap(
-    difference: Array, differences_BS: Array, level: float = LEVEL, seed: int = 0
-) -> Difference:
+def paired_bootstrap(difference: Array, differences_BS: Array) -> Difference:
     """Return mean, percentile interval and p-value of a difference between two methods.
 
     Both levels are resampled: examples, which `differences_BS` has done already, and seeds, which
@@ -110,13 +108,11 @@ def paired_bootstrap(
     Args:
         difference: method minus baseline on the test set, for each seed, (S,).
         differences_BS: the same on each draw of examples, (B, S).
-        level: probability that the interval holds.
-        seed: seed of the generator that draws seeds.
     """
     resamples, seeds = differences_BS.shape
-    drawn = np.random.default_rng(seed).integers(seeds, size=(resamples, seeds))
+    drawn = np.random.default_rng(SEED).integers(seeds, size=(resamples, seeds))
     resampled = np.take_along_axis(differences_BS, drawn, axis=1).mean(axis=1)
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(resampled, ENDS)
     # what is closer to zero than rounding errors is zero
     resampled = np.where(np.abs(resampled) < 1e-12, 0.0, resampled)
     below = (1 + np.sum(resampled <= 0)) / (resamples + 1)
@@ -149,25 +145,20 @@ def ranks(scores_MC: Array) -> Array:
     return 1.0 + higher.sum(axis=1) + (equal.sum(axis=1) - 1) / 2
 
 
-def average_ranks(
-    scores_MC: Array, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[Array, Array]:
+def average_ranks(scores_MC: Array) -> tuple[Array, Array]:
     """Return the average rank of each method over cells, and its percentile interval.
 
     Cells are resampled with replacement; the ranks within a cell stay as they are.
 
     Args:
         scores_MC: score of each method in each cell, without gaps.
-        level: probability that the interval holds.
-        resamples: number of resamples.
-        seed: seed of the generator.
 
     Returns:
         average ranks of shape (M,), and the ends of the intervals, (M, 2).
     """
     found = ranks(scores_MC)
     cells = found.shape[1]
-    drawn = np.random.default_rng(seed).multinomial(cells, np.full(cells, 1 / cells), resamples)
+    drawn = np.random.default_rng(SEED).multinomial(cells, np.full(cells, 1 / cells), RESAMPLES)
     resampled = drawn @ found.T / cells
-    ends = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    ends = np.quantile(resampled, ENDS, axis=0)
     return found.mean(axis=1), ends.T

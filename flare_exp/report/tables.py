@@ -112,6 +112,12 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     return statistics.mean(known) if known and len(known) == len(values) else None
 
 
+def moments(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Return mean and standard deviation; None unless every run has a value, or of one run."""
+    mean, known = mean_of(values), [value for value in values if value is not None]
+    return mean, statistics.stdev(known) if mean is not None and len(known) > 1 else None
+
+
 def spread(values: Sequence[float | None], sign: bool = False) -> Value:
     """Return mean and standard deviation in percent; missing unless every run has a value.
 
@@ -119,13 +125,11 @@ def spread(values: Sequence[float | None], sign: bool = False) -> Value:
         values: a fraction per run.
         sign: show a positive mean with its sign.
     """
-    mean = mean_of(values)
+    mean, deviation = moments(values)
     if mean is None:
         return Value(MISSING)
-    known = [value for value in values if value is not None]
-    deviation = f" ± {100 * statistics.stdev(known):.1f}" if len(known) > 1 else ""
     text = signed(100 * mean) if sign else f"{100 * mean:.1f}"
-    return Value(text + deviation, 100 * mean)
+    return Value(text + (f" ± {100 * deviation:.1f}" if deviation is not None else ""), 100 * mean)
 
 
 def count(values: Sequence[float | None], digits: int = 0) -> Value:

@@ -125,14 +125,8 @@ def write(path: Path, rows: Rows, columns: Columns | None = None) -> None:
         columns: column -> type of its values, for a parquet file that is written in bounded
             memory; None: their types follow from all rows.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        WRITERS[path.suffix.lower()](temporary, rows, columns)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.replacing(path) as part:
+        WRITERS[path.suffix.lower()](part, rows, columns)
 
 
 def _is_whole(line: bytes) -> bool:

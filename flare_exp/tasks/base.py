@@ -96,7 +96,7 @@ class Task(ABC):
 
         This is for parallel benchmarks. English text is always human.
         """
-        machine = lang != self.english and example.id.split("/")[2] in self.machine_splits
+        machine = lang != self.english and example.split in self.machine_splits
         return "machine" if machine else "human"
 
     def gold(self, example: Example) -> tuple[str, ...]:
@@ -258,13 +258,12 @@ def check_labels(task: Task, examples: Sequence[Example], others: Sequence[Examp
     Raises:
         UserError: some labels differ; the message names the first five.
     """
-    there = {_split_and_key(e): e for e in others}
-    both = [(e, there[_split_and_key(e)]) for e in examples if _split_and_key(e) in there]
+    there = {(e.split, e.key): e for e in others}
+    both = [(e, there[e.split, e.key]) for e in examples if (e.split, e.key) in there]
     if wrong := [(e, o) for e, o in both if task.labels and e.label != o.label]:
-        own, other = (pair.id.split("/")[1] for pair in wrong[0])
+        own, other = (e.lang for e in wrong[0])
         named = [
-            f"{e.id.split('/')[2]} {e.key} ({task.gold(e)[0]} in {own}, {task.gold(o)[0]} in "
-            f"{other})"
+            f"{e.split} {e.key} ({task.gold(e)[0]} in {own}, {task.gold(o)[0]} in {other})"
             for e, o in wrong[:5]
         ]
         raise UserError(
@@ -293,10 +292,6 @@ def doubts(task: Task, examples: Sequence[Example]) -> dict[str, Any]:
         ],
     }
     return {name: value for name, value in found.items() if value}
-
-
-def _split_and_key(example: Example) -> tuple[str, str]:
-    return example.id.split("/")[2], example.key
 
 
 @functools.cache

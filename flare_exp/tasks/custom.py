@@ -108,7 +108,7 @@ class CustomTask(Task):
         if not english:  # its own problems say why
             return
         labels = {e.key: e.label for e in english}
-        other = self._place(self.english, english[0].id.split("/")[2])
+        other = self._place(self.english, english[0].split)
         columns = self.spec.columns
         for e in found.examples:
             if e.key not in labels:
@@ -141,7 +141,7 @@ class Examined:
 
     def blame(self, example: Example, column: str | None, text: str) -> None:
         """Add a fatal problem of an example."""
-        row = int(example.id.rpartition("/")[2]) + 1
+        row = example.row + 1
         self.problems.append(Problem(self.place, text, row, self.lines.get(row), column))
 
 

@@ -38,6 +38,16 @@ class Example:
         """Return the language that the id names."""
         return self.id.split("/")[1]
 
+    @property
+    def split(self) -> str:
+        """Return the split that the id names."""
+        return self.id.split("/")[2]
+
+    @property
+    def row(self) -> int:
+        """Return the number of the row, from 0; that of a translation (`into`) is no number."""
+        return int(self.id.rpartition("/")[2])
+
     def into(self, lang: str) -> Example:
         """Return a translation with an id that names its language, not that of its original."""
         task, own, split, row = self.id.split("/")

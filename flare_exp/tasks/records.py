@@ -15,7 +15,6 @@ from flare_exp.hub import load_hub
 from flare_exp.tasks.spec import DELIMITERS, Columns, HubSplit
 
 LONGEST_CELL = 10_000_000  # characters; csv's own limit is 131,072
-SURROGATES = range(0xD800, 0xE000)
 UNDECODED = range(0xDC80, 0xDD00)  # how Python keeps bytes that are not UTF-8
 
 

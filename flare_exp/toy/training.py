@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from flare_exp.errors import first_line
 from flare_exp.utils import signals
+from flare_exp.utils.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,13 +161,10 @@ def keep_state(path: Path, **state: Any) -> None:
     """Write the state of a training atomically."""
     import torch
 
-    partial, buffer = path.with_suffix(".partial"), io.BytesIO()
+    buffer = io.BytesIO()
     torch.save(state, buffer)  # with a file its error would not say that the disk is full
-    try:
-        partial.write_bytes(buffer.getbuffer())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as part:
+        part.write_bytes(buffer.getbuffer())
 
 
 def kept_state(path: Path) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from flare_exp.errors import first_line
 from flare_exp.training.distributed import DistributedContext
 from flare_exp.utils import signals
+from flare_exp.utils.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -279,10 +280,8 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _write(path: Path, rows: list[dict[str, str]]) -> None:
     """Write rows to a CSV file atomically; the columns are those of any row."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
+    with replacing(path) as part, part.open("w", newline="") as file:
         names = list(dict.fromkeys(name for row in rows for name in row))
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-    partial.replace(path)

@@ -8,6 +8,7 @@ from typing import Any
 
 from flare_exp.tasks import Example
 
+BENCHMARK = ("toy", "gold")  # names of mt whose translations are the benchmark's own
 # signs of a bad translation (flare_exp.translation.quality.flags)
 FLAGS = ("truncated", "empty", "repetitive", "copy", "wrong_script", "wrong_language")
 Flagged = list[tuple[Example, dict[str, bool]]]

@@ -8,7 +8,6 @@ one text is one translation. Nothing heavy is imported here: a command line is c
 
 from __future__ import annotations
 
-import bisect
 import difflib
 import functools
 import re
@@ -22,7 +21,7 @@ from typing import Any
 
 from flare_exp.errors import UserError
 from flare_exp.languages import FLORES, LANGUAGES, language
-from flare_exp.translation.segmentation import Protect, Translation
+from flare_exp.translation.segmentation import Protect, Translation, report_finished
 
 PLACEHOLDERS = ("{from}", "{to}")
 # Control characters, Unicode's line and paragraph separators, and surrogates, which UTF-8 lacks.
@@ -173,9 +172,9 @@ class CommandEngine:
         """
         del protect  # no line is split
         parts = {text: list(_parts(text)) for text in dict.fromkeys(texts)}
-        lines = list(dict.fromkeys(core for found in parts.values() for _, core, _ in found))
-        lines = [line for line in lines if line]
-        report = _finished(parts, Counter(texts), lines, progress)
+        cores = {text: [core for _, core, _ in found] for text, found in parts.items()}
+        lines = list(dict.fromkeys(core for found in cores.values() for core in found if core))
+        report = report_finished(cores, Counter(texts), progress)
         made = {"": ""}
         if lines:
             made |= zip(lines, self._lines(lines, source, target, report), strict=True)
@@ -186,19 +185,24 @@ class CommandEngine:
         return [whole[text] for text in texts]
 
     def _lines(
-        self, lines: Sequence[str], source: str, target: str, report: Callable[[int], None]
+        self,
+        lines: Sequence[str],
+        source: str,
+        target: str,
+        report: Callable[[Sequence[str]], None],
     ) -> list[str]:
-        """Translate lines that are not empty; `report` gets the number that is finished."""
+        """Translate lines that are not empty; `report` gets those that are finished."""
         from flare_exp.utils.programs import run_filter
 
         command, ends = self._filled(source, target), 2 if self.blank_lines else 1
         data = "".join(line + ends * "\n" for line in lines).encode()
-        seen = 0
+        seen = told = 0
 
         def heard(piece: bytes) -> None:
-            nonlocal seen
+            nonlocal seen, told
             seen += piece.count(b"\n")
-            report(min(seen // ends, len(lines)))
+            report(lines[told : seen // ends])
+            told = seen // ends
 
         try:
             left = run_filter(
@@ -214,7 +218,7 @@ class CommandEngine:
         if problem is None:
             found = self._read(bytes(left.output), len(lines))
             if not isinstance(found, str):
-                report(len(lines))
+                report(lines[told:])
                 return found
             problem = found
         words = f"; its last words: {left.last_words}" if left.last_words else "; it said nothing"
@@ -290,29 +294,3 @@ def _parts(text: str) -> Iterator[tuple[str, str, str]]:
         core = part.strip()
         before, _, after = part.partition(core) if core else (part, "", "")
         yield before, core, after
-
-
-def _finished(
-    parts: Mapping[str, Sequence[tuple[str, str, str]]],
-    counts: Counter[str],
-    lines: Sequence[str],
-    progress: Callable[[int], None] | None,
-) -> Callable[[int], None]:
-    """Return a function that takes the number of finished lines and reports finished texts."""
-    place = {line: number for number, line in enumerate(lines, 1)}
-    needed = sorted(
-        max((place.get(core, 0) for _, core, _ in found), default=0)
-        for text, found in parts.items()
-        for _ in range(counts[text])
-    )
-    told = 0
-
-    def report(done: int) -> None:
-        nonlocal told
-        complete = bisect.bisect_right(needed, done)
-        if progress and complete > told:
-            progress(complete - told)
-            told = complete
-
-    report(0)
-    return report

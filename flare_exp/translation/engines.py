@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,21 +22,18 @@ from transformers.utils import cached_file
 from flare_exp.errors import UserError, first_line
 from flare_exp.hub import local
 from flare_exp.translation.nllb import MTDecoding, check, language_id, load_model, load_tokenizer
-from flare_exp.translation.segmentation import Protect, Translation, joined, segments
+from flare_exp.translation.segmentation import (
+    Protect,
+    Translation,
+    joined,
+    report_finished,
+    segments,
+)
 
 # A shorter row counts as this many tokens: its logits over the vocabulary cost as much as those of
 # any row.
 NARROWEST = 16
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-QUANTIZATIONS = (
-    "float32",
-    "float16",
-    "bfloat16",
-    "int8",
-    "int8_float32",
-    "int8_float16",
-    "int8_bfloat16",
-)
 
 
 class Engine(Protocol):
@@ -117,7 +114,8 @@ class _Batched(ABC):
             for part, _ in found
             if part not in rows
         }
-        report = _finished(parts, counts, set(rows), progress)
+        pieces = {text: [part for part, _ in found] for text, found in parts.items()}
+        report = report_finished(pieces, counts, progress)
         names = list(rows)
         for batch in batches([len(row) for row in rows.values()], self.decoding, self.batch_tokens):
             chosen = [names[i] for i in batch]
@@ -172,33 +170,6 @@ class _Batched(ABC):
                 f"mt.batch_tokens={self.batch_tokens}: too much for the memory of the GPU "
                 f"({len(rows)} rows of {max(map(len, rows))} tokens); choose less"
             ) from error
-
-
-def _finished(
-    parts: dict[str, list[tuple[str, str]]],
-    counts: Counter[str],
-    pending: set[str],
-    progress: Callable[[int], None] | None,
-) -> Callable[[Sequence[str]], None]:
-    """Return a function that takes translated segments and reports finished texts to `progress`."""
-    users, left = defaultdict(list), {}
-    for text, found in parts.items():
-        missing = {part for part, _ in found} & pending
-        left[text] = len(missing)
-        for part in missing:
-            users[part].append(text)
-
-    def report(chosen: Sequence[str]) -> None:
-        complete = 0
-        for text in itertools.chain.from_iterable(users[part] for part in chosen):
-            left[text] -= 1
-            complete += 0 if left[text] else counts[text]
-        if complete and progress:
-            progress(complete)
-
-    if progress and (blank := sum(counts[text] for text, missing in left.items() if not missing)):
-        progress(blank)
-    return report
 
 
 class TransformersEngine(_Batched):
@@ -359,15 +330,11 @@ def convert(path: str, revision: str | None, folder: Path, quantization: str) ->
         path: hub id or folder of the checkpoint.
         revision: revision of the hub id, or None for the hub's default.
         folder: destination.
-        quantization: quantization of the weights (QUANTIZATIONS): int8 for CPUs, int8_float16 or
-            float16 for GPUs.
+        quantization: quantization of the weights: int8 for CPUs, int8_float16 or float16 for GPUs.
 
     Raises:
-        UserError: CTranslate2 is not installed, the quantization is not one of QUANTIZATIONS, or
-            the checkpoint cannot be read or converted.
+        UserError: CTranslate2 is not installed, or the checkpoint cannot be read or converted.
     """
-    if quantization not in QUANTIZATIONS:
-        raise UserError(f"mt.quantization={quantization}: choose one of {', '.join(QUANTIZATIONS)}")
     ctranslate2()
     from ctranslate2.converters import TransformersConverter
 

@@ -54,7 +54,7 @@ class ParallelTranslator(Translator):
             UserError: an example has no counterpart in `lang`, or one with another label.
         """
         found = self._counterparts(examples, lang)
-        own = [found[_split(e), e.key] for e in examples]
+        own = [found[e.split, e.key] for e in examples]
         return [
             replace(e, texts=o.texts, answers=o.answers) for e, o in zip(examples, own, strict=True)
         ]
@@ -63,9 +63,9 @@ class ParallelTranslator(Translator):
         self, examples: Sequence[Example], lang: str
     ) -> dict[tuple[str, str], Example]:
         """Return (split, key) -> example in `lang`, for all rows of the splits of `examples`."""
-        splits = sorted({_split(example) for example in examples})
+        splits = sorted({example.split for example in examples})
         found = {(split, row.key): row for split in splits for row in self.task.read(lang, split)}
-        missing = [e.id for e in examples if (_split(e), e.key) not in found]
+        missing = [e.id for e in examples if (e.split, e.key) not in found]
         if missing:
             raise UserError(
                 f"{len(missing)} examples have no translation into {lang} in {self.task.name}, "
@@ -119,7 +119,7 @@ class FileTranslator(Translator):
 
     def _place(self, examples: Sequence[Example], lang: str) -> Path | Translator:
         """Return the file of a direction, or the fallback if the file is missing."""
-        _, own, split, _ = examples[0].id.split("/")
+        own, split = examples[0].lang, examples[0].split
         file = self.path / f"mt_{own}-{lang}" / f"{split}.parquet"
         if file.is_file():
             return file
@@ -153,7 +153,7 @@ class FileTranslator(Translator):
         return [self._translated(file, rows, example) for example in examples]
 
     def _translated(self, file: Path, rows: Sequence[dict[str, Any]], example: Example) -> Example:
-        number = int(example.id.rpartition("/")[2])
+        number = example.row
         if number >= len(rows):
             raise UserError(
                 f"mt.path: {file} ends at row {len(rows) - 1}; it has no translation of "
@@ -180,7 +180,3 @@ class FileTranslator(Translator):
                 f"{wrong[0].start}"
             )
         return replace(example, texts=texts, answers=answers)
-
-
-def _split(example: Example) -> str:
-    return example.id.split("/")[2]

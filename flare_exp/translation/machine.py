@@ -100,9 +100,9 @@ class MachineTranslator(Translator):
         Raises:
             UserError: the model or a language is not available.
         """
-        own, other = (self.model.code(code) for code in (_lang(examples[0]), lang))
+        own, other = (self.model.code(code) for code in (examples[0].lang, lang))
         self.model.check(own, other)
-        for name, code in ((_lang(examples[0]), own), (lang, other)):
+        for name, code in ((examples[0].lang, own), (lang, other)):
             if language(name).proxy and language(name).flores == code:
                 warn_once(
                     f"the translation model does not know {name}: {code} stands in for it "
@@ -129,7 +129,7 @@ class MachineTranslator(Translator):
         marks = self._marks(lang)
         asked = [self._marked(e) if marks else e.texts for e in examples]
         every = [text for texts in asked for text in texts]
-        found = self._texts(every, _lang(examples[0]), lang, self.marker if marks else None)
+        found = self._texts(every, examples[0].lang, lang, self.marker if marks else None)
         return [
             self._translated(e, [found[text] for text in texts], marks)
             for e, texts in zip(examples, asked, strict=True)
@@ -227,7 +227,3 @@ class MachineTranslator(Translator):
         return read_parquet(
             shard.path / "texts.parquet", ("original", "translation", *FLAGS), "cache_dir"
         )
-
-
-def _lang(example: Example) -> str:
-    return example.id.split("/")[1]

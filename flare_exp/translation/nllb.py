@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, M2M100ForConditionalGeneration, NllbTokenizer
+from transformers import AutoTokenizer, M2M100ForConditionalGeneration, NllbTokenizer
 
 from flare_exp.errors import UNREADABLE, UserError, first_line, why_unreadable
-from flare_exp.hub import local, looks_local
+from flare_exp.hub import local
 from flare_exp.models.backbones import check_vocabulary
+from flare_exp.models.families import config_of
 from flare_exp.utils.finite import check_finite
 
 DROPOUT_FIELDS = (
@@ -40,11 +40,6 @@ class MTDecoding:
     beams: int = 1
     max_length: int = 256
     no_repeat_ngram: int = 0
-
-    def __post_init__(self):
-        for name, least in (("beams", 1), ("max_length", 8), ("no_repeat_ngram", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"mt.{name}={getattr(self, name)}: at least {least}")
 
     def limit(self, source_tokens: int) -> int:
         """Return the largest number of tokens for the translation of a segment.
@@ -137,19 +132,8 @@ def read_config(path: str, revision: str | None) -> Any:
     Raises:
         UserError: it cannot be read, or is not that of an NLLB checkpoint.
     """
-    if looks_local(path) and not (Path(path).expanduser() / "config.json").is_file():
-        raise UserError(f"mt.path={path}: there is no checkpoint (config.json) in this folder")
-    try:
-        config = AutoConfig.from_pretrained(local(path), revision=revision)
-    except (OSError, ValueError) as error:
-        instead = (
-            ""
-            if looks_local(path)
-            else "\n  without network, fetch it with prefetch, or choose mt=gold or mt=file"
-        )
-        raise UserError(
-            f"mt.path={path}: its configuration could not be read: {first_line(error)}{instead}"
-        ) from error
+    instead = "\n  without network, fetch it with prefetch, or choose mt=gold or mt=file"
+    config = config_of(path, revision, "mt.path", instead)
     if config.model_type != "m2m_100":
         raise UserError(
             f"mt.path={path}: the architecture {config.model_type!r} is not NLLB's; "

@@ -47,13 +47,6 @@ def corrupt_examples(
     return made
 
 
-def corrupt(
-    text: str, rate: float, vocabulary: Sequence[str], seed: str, errors: Sequence[str] = ERRORS[:3]
-) -> str:
-    """Return `text` with words corrupted as by `corrupted`."""
-    return " ".join(word for word, _ in corrupted(text.split(), rate, vocabulary, seed, errors))
-
-
 def corrupted(
     words: Sequence[str],
     rate: float,

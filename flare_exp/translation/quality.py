@@ -99,16 +99,22 @@ def _foreign(text: str, language: str) -> bool:
     Modifier letters (category Lm), such as the Japanese long vowel mark, do not count: several
     scripts have them.
     """
-    names = OTHER_SCRIPTS.get(language) or SCRIPTS.get(language.rpartition("_")[2])
+    names = scripts_of_language(language)
     letters = [c for c in text if unicodedata.category(c) in ("Lu", "Ll", "Lt", "Lo")]
-    if names is None or len(letters) < LETTERS:
+    if not names or len(letters) < LETTERS:
         return False
-    own = sum(not {*names}.isdisjoint(_name(c)) for c in letters)
+    own = sum(is_of(c, names) for c in letters)
     return 2 * own < len(letters)
 
 
-def _name(letter: str) -> list[str]:
-    return unicodedata.name(letter, "").replace("-", " ").split()
+def scripts_of_language(language: str) -> tuple[str, ...]:
+    """Return the words for the scripts of a language (FLORES-200 code), or none if unknown."""
+    return OTHER_SCRIPTS.get(language) or SCRIPTS.get(language.rpartition("_")[2], ())
+
+
+def is_of(letter: str, scripts: tuple[str, ...]) -> bool:
+    """Return whether a letter's Unicode name has one of the words for some scripts."""
+    return not {*scripts}.isdisjoint(unicodedata.name(letter, "").replace("-", " ").split())
 
 
 def _untranslated(source: str, text: str) -> bool:

@@ -1,10 +1,14 @@
-"""Split long texts into sentences that a translation model can read, and join them again."""
+"""Split long texts into sentences that a translation model can read, and join them again.
+
+Nothing heavy is imported here: a command line is checked with `translation.command`.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 # scripts without white space between sentences
@@ -112,3 +116,35 @@ def joined(parts: Sequence[tuple[Translation, str]], target: str) -> Translation
         + parts[-1][0].text
     )
     return Translation(text, any(part.truncated for part, _ in parts))
+
+
+def report_finished(
+    parts: Mapping[str, Iterable[str]],
+    counts: Counter[str],
+    progress: Callable[[int], None] | None,
+) -> Callable[[Iterable[str]], None]:
+    """Return a function that takes translated pieces and reports finished texts to `progress`.
+
+    Args:
+        parts: text -> its pieces; those of white space alone need no translation.
+        counts: text -> how often it counts.
+        progress: called with the number of texts finished since its last call.
+    """
+    users, left = defaultdict(list), {}
+    for text, pieces in parts.items():
+        missing = {piece for piece in pieces if piece.strip()}
+        left[text] = len(missing)
+        for piece in missing:
+            users[piece].append(text)
+
+    def report(done: Iterable[str]) -> None:
+        complete = 0
+        for text in (text for piece in done for text in users[piece]):
+            left[text] -= 1
+            complete += 0 if left[text] else counts[text]
+        if complete and progress:
+            progress(complete)
+
+    if progress and (blank := sum(counts[text] for text, missing in left.items() if not missing)):
+        progress(blank)
+    return report

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: after a failure the old file is still there."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield where to write a file that then replaces `path`; after a failure the old one stays."""
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w") as file:
-            file.write(text)
-            file.flush()
+        yield part
+        with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with replacing(path) as part:
+        part.write_text(text)
 
 
 def write_json(path: Path, value: Any) -> None:

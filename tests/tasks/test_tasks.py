@@ -27,8 +27,7 @@ from flare_exp.experiment.stages.translation import quality, translate
 from flare_exp.tasks import TASKS, XNLI, Answer, Benchmark, Example, NusaX, Task, TyDiQA, base
 from flare_exp.tasks.tydiqa import PREFIXES, locate
 from flare_exp.translation.lookup import FileTranslator, ParallelTranslator
-from flare_exp.translation.noise import ERRORS, corrupt, corrupt_examples, corrupted, follow_words
-from flare_exp.translation.translators import translator
+from flare_exp.translation.noise import ERRORS, corrupt_examples, corrupted, follow_words
 
 
 def question(i, lang="english", context="The Nile is long. Nile.", text="Nile", start=4):
@@ -365,16 +364,20 @@ def test_follow_answers_that_are_not_whole_words(text, answer, expected):
 
 def test_corruption_is_the_published_one():
     """docs/results.md rests on these draws."""
+
+    def corrupt(words, *options):
+        return " ".join(word for word, _ in corrupted(words, *options))
+
     words = [f"w{i}" for i in range(60)]
     made = [
-        corrupt(" ".join(words[:n]), rate, ["x", "y", "z"], f"{seed}|far|id{n}|0")
+        corrupt(words[:n], rate, ["x", "y", "z"], f"{seed}|far|id{n}|0")
         for seed in range(20)
         for n in (1, 2, 5, 60)
         for rate in (0.1, 0.5, 1.0)
     ]
     assert digest_of(made)[:16] == "c57590dea9989d57"
     assert (
-        corrupt("one two three four five six seven eight", 0.5, ["x", "y"], "s")
+        corrupt("one two three four five six seven eight".split(), 0.5, ["x", "y"], "s")
         == "y two three five four six y"
     )
     assert corrupted(["one", "two"], 0.0, [], "s") == [("one", 0), ("two", 1)]
@@ -405,7 +408,7 @@ def xnli(tmp_path):
 
 def test_file_gives_its_rows_by_number(xnli, tmp_path):
     examples = xnli.load("sw", "test")
-    made = translator(xnli, "file", path=str(tmp_path)).translate(examples, "en")
+    made = FileTranslator(xnli, tmp_path).translate(examples, "en")
     assert [m.texts for m in made] == [(f"P{i}", f"H{i}") for i in (2, 3, 4)]
     assert [(m.id, m.label) for m in made] == [(e.id, e.label) for e in examples]
 
@@ -446,18 +449,16 @@ def test_a_missing_direction(xnli, tmp_path, caplog):
         match=r"there is no .*mt_en-sw.test\.parquet; give the folder .* mt\.path, "
         r"or mt\.fallback=gold",
     ):
-        translator(xnli, "file", path=str(tmp_path)).identity(examples, "sw")
+        FileTranslator(xnli, tmp_path).identity(examples, "sw")
     base.warn_once.cache_clear()
-    maker = translator(xnli, "file", path=str(tmp_path), fallback="gold")
+    maker = FileTranslator(xnli, tmp_path, ParallelTranslator(xnli))
     with caplog.at_level(logging.WARNING):
-        assert maker.identity(examples, "sw") == translator(xnli, "gold").identity(examples, "sw")
-        assert maker.translate(examples, "sw") == translator(xnli, "gold").translate(examples, "sw")
+        assert maker.identity(examples, "sw") == ParallelTranslator(xnli).identity(examples, "sw")
+        assert maker.translate(examples, "sw") == ParallelTranslator(xnli).translate(examples, "sw")
     assert len(caplog.records) == 1
     assert maker.identity(xnli.load("sw", "test"), "en")["by"] == "file", (
         "only the missing direction falls back"
     )
-    with pytest.raises(UserError, match=r"mt=file: set mt\.path=<folder>"):
-        translator(xnli, "file")
     with pytest.raises(UserError) as raised:
         FileTranslator(TyDiQA(), tmp_path).identity(
             [Example("tydiqa/en/train/0", "0", ("c", "q"))], "sw"
@@ -478,7 +479,7 @@ def test_translations_that_a_benchmark_made_by_machine_are_not_called_human(
             write_rows(tmp_path / lang / f"{split}.parquet", rows)
     task = XNLI(data_dir=str(tmp_path), splits={"train": train_split})
     english = task.load("en", "train")
-    gold = translator(task, "gold")
+    gold = ParallelTranslator(task)
     facts = gold.identity(english, "sw")
     assert facts["by"] == by
     assert gold.identity(task.load("en", "test"), "sw")["by"] == "human"
@@ -953,7 +954,7 @@ def test_200_damaged_tables_end_in_a_message_or_in_success(name, where, tmp_path
     def run():
         task = TASKS[name](data_dir=str(tmp_path))
         maker = (
-            translator(task, "file", path=str(tmp_path))
+            FileTranslator(task, tmp_path)
             if where == "translations" or not task.parallel
             else ParallelTranslator(task)
         )
@@ -1017,7 +1018,7 @@ def test_real_xnli(shared_data):
     )
     assert [len(task.load("en", role)) for role in base.ROLES] == [2000, 490, 5010]
     swahili = task.load("sw", "test")
-    made = translator(task, "file", path=str(folder)).translate(swahili, "en")
+    made = FileTranslator(task, folder).translate(swahili, "en")
     human = ParallelTranslator(task).translate(swahili, "en")
     assert (
         [e.label for e in made]
@@ -1028,8 +1029,8 @@ def test_real_xnli(shared_data):
         "machine translation is another text"
     )
     with pytest.raises(UserError, match="mt_en-sw"):
-        translator(task, "file", path=str(folder)).translate(task.load("en", "train"), "sw")
-    fallen = translator(task, "file", path=str(folder), fallback="gold").translate(
+        FileTranslator(task, folder).translate(task.load("en", "train"), "sw")
+    fallen = FileTranslator(task, folder, ParallelTranslator(task)).translate(
         task.load("en", "train"), "sw"
     )
     assert fallen == ParallelTranslator(task).translate(task.load("en", "train"), "sw")

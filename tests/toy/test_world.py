@@ -9,7 +9,7 @@ import pytest
 from flare_exp.tasks.toy import ToyNLI, ToyQA, ToySentiment, ToyTask
 from flare_exp.toy.meaning import LABELS, RELATIONS
 from flare_exp.toy.world import SPLITS, World
-from flare_exp.translation.noise import corrupt
+from flare_exp.translation.noise import corrupted
 
 TOYS = (ToySentiment, ToyNLI, ToyQA)
 
@@ -167,12 +167,12 @@ def test_a_model_sees_more_of_half():
 
 
 def test_corruption_has_the_chosen_rate_and_is_reproducible():
-    text, vocabulary = " ".join(f"w{i}" for i in range(2000)), ["zz"]
-    noisy = corrupt(text, 0.1, vocabulary, "s")
-    assert noisy == corrupt(text, 0.1, vocabulary, "s") != corrupt(text, 0.1, vocabulary, "t")
-    words = noisy.split()
+    text, vocabulary = [f"w{i}" for i in range(2000)], ["zz"]
+    noisy = corrupted(text, 0.1, vocabulary, "s")
+    assert noisy == corrupted(text, 0.1, vocabulary, "s") != corrupted(text, 0.1, vocabulary, "t")
+    words = [word for word, _ in noisy]
     replaced, dropped = words.count("zz"), 2000 - len(words)
     assert 40 < replaced < 100
     assert 40 < dropped < 100
-    assert corrupt(text, 0.0, vocabulary, "s") == text
-    assert corrupt("one", 1.0, vocabulary, "s")
+    assert [word for word, _ in corrupted(text, 0.0, vocabulary, "s")] == text
+    assert corrupted(["one"], 1.0, vocabulary, "s")

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from flare_exp.artifacts import Artifact
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment import fitting
@@ -26,9 +28,13 @@ def finetune(run: RunContext) -> Artifact:
     }
 
     def build(folder: Path) -> dict[str, Any]:
-        backbone = run.models.fresh_backbone()
-        model = run.models.add_adapter(backbone) if lora else backbone.model
         saved = folder / ("adapter" if lora else "model")
-        return fitting.fit(run, "finetune", model, None, data, stage, saved)
+        return fitting.fit(run, "finetune", untrained_english(run), None, data, stage, saved)
 
     return run.store.get("finetune", key, build, collective=True, resumable=True)
+
+
+def untrained_english(run: RunContext) -> nn.Module:
+    """Build the model that is fine-tuned on English."""
+    backbone, lora = run.models.fresh_backbone(), run.cfg.finetune.tuning == "lora"
+    return run.models.add_adapter(backbone) if lora else backbone.model

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
 from flare_exp.artifacts import Artifact, digest_of
 from flare_exp.code import code_of
@@ -84,21 +85,29 @@ def transfer(
 
     def build(folder: Path) -> dict[str, Any]:
         run.release_models()  # their translations are made
-        below = run.models.english_model(english)
-        if method.full:
-            model = below.model.requires_grad_(True)
-            return fitting.fit(run, "transfer", model, None, data, stage, folder / "model")
-        model = run.models.add_adapter(below, **(fusion or {}))
-        source = run.source(model) if fusion else None
+        model, source = untrained(run, english, method)
         if source and source.cacheable and cfg.source.cache != "off":
             reader = run.mt.encoder_identity if mode is PairingMode.LATENT else english.digest
             cache_states(run, source, data, reader)
         added = distillation(run, teacher) if teacher else None
-        facts = fitting.fit(run, "transfer", model, source, data, stage, folder / "adapter", added)
+        saved = folder / ("model" if method.full else "adapter")
+        facts = fitting.fit(run, "transfer", model, source, data, stage, saved, added)
         data.drop_states()
         return facts
 
     return run.store.get("transfer", key, build, collective=True, resumable=True)
+
+
+def untrained(
+    run: RunContext, english: Artifact, method: Method
+) -> tuple[nn.Module, SourceEncoder | None]:
+    """Build the model that is trained for the target languages, and its source if it fuses."""
+    below = run.models.english_model(english)
+    if method.full:
+        return below.model.requires_grad_(True), None
+    fusion = fusion_options(run, method) if method.mode.fuses else {}
+    model = run.models.add_adapter(below, **fusion)
+    return model, run.source(model) if fusion else None
 
 
 def distillation(run: RunContext, teacher: Artifact) -> Distillation:

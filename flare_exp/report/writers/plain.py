@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import statistics
 from typing import Any
 
 from flare_exp.report.cells import Cell, option_of, setting_of, variant_of, varying
 from flare_exp.report.making import Report, Section
 from flare_exp.report.runs import TIMED
-from flare_exp.report.tables import Table, Value, gap, mean_of, metrics_of
+from flare_exp.report.tables import Table, Value, gap, mean_of, metrics_of, moments
 from flare_exp.tasks import TASKS
 
 
@@ -80,8 +79,7 @@ def _record(
     section: Section, cell: Cell, ranks: dict[tuple[tuple[str, ...], str], Any]
 ) -> dict[str, Any]:
     """Return the facts of one cell, by column."""
-    options, metric = varying(section.cells), cell.first.metric
-    runs = [cell.runs[seed] for seed in sorted(cell.runs)]
+    options, metric, runs = varying(section.cells), cell.first.metric, cell.by_seed
     record: dict[str, Any] = {"origin": "run", "task": section.task, "model": cell.model}
     record |= {"lang": cell.lang, "mt": cell.mt, "method": cell.label}
     record |= {key: option_of(cell, key) for key in options}
@@ -107,9 +105,7 @@ def _record(
 
 def _moments(name: str, values: list[float | None]) -> dict[str, float | None]:
     """Return mean and standard deviation of a score."""
-    mean, known = mean_of(values), [value for value in values if value is not None]
-    several = mean is not None and len(known) > 1
-    return {f"{name}/mean": mean, f"{name}/std": statistics.stdev(known) if several else None}
+    return dict(zip((f"{name}/mean", f"{name}/std"), moments(values), strict=True))
 
 
 def _quoted(row: Any) -> dict[str, Any]:
