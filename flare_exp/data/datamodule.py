@@ -159,7 +159,7 @@ class PairedDataModule(LightningDataModule):
         if role == "test":
             target = self.task.load(lang, role)
             # zero_shot, lora and flare_mt read no translation of the test text, so none is made
-            translates = self.mode.translates_tests
+            translates = self.mode.translates_tests and not self.sources
             return (self.translate(target, self.task.english) if translates else target), target
         english = self.task.load(self.task.english, role)
         target = self.translate(english, lang)

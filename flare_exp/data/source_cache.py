@@ -6,10 +6,12 @@ import functools
 import logging
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from flare_exp.artifacts import ArtifactStore
 from flare_exp.errors import UserError
 from flare_exp.flare.source_encoders import SourceEncoder
+from flare_exp.utils import signals
 
 if TYPE_CHECKING:
     from flare_exp.data.preprocessing import Item, Preprocessor
@@ -119,11 +122,19 @@ def _compute(
     dtype: torch.dtype,
     keep: Callable[[Tensor], Any],
 ) -> None:
-    """Compute the states of batches of items and hand those of each item to `keep`."""
+    """Compute the states of batches of items and hand those of each item to `keep`.
+
+    Raises:
+        StopRequested: a signal asked the run to stop.
+    """
     from rich.progress import track
 
+    # the other processes of a run would wait for one that stops
+    alone = not torch.distributed.is_initialized()
     with torch.no_grad():
         for items in track(batches, description="reading the sources once", transient=True):
+            if alone:
+                signals.raise_if_signalled("while it read the sources once")
             inputs = _to(preprocessor.pad(items), device)
             for states, mask in zip(
                 source.compute(inputs), inputs["attention_mask"].bool(), strict=True
@@ -194,8 +205,10 @@ def _on_disk(
         return {"texts": texts, "tokens": tokens, "width": width, "dtype": str(dtype)}
 
     place = store.get("states", key, build).path / FILE
-    flat = torch.from_file(str(place), shared=False, size=math.prod(shape), dtype=dtype)
-    return flat.view(*shape)
+    with warnings.catch_warnings():
+        # Nothing writes to it. A writable mapping would count as memory that the process may need.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(np.memmap(place, np.uint8, "r")).view(dtype).view(*shape)
 
 
 def _batches(order: Sequence[int], texts: Sequence[Sequence[int]]):

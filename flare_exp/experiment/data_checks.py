@@ -8,10 +8,12 @@ from typing import Any
 
 from flare_exp.config.methods import ENSEMBLE, answering, members_of
 from flare_exp.config.schema import Config
+from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
 from flare_exp.tasks import Example, Task, fingerprint
 from flare_exp.tasks.base import check_labels, doubts
 from flare_exp.translation.base import Translator
+from flare_exp.translation.machine import MachineTranslator
 
 
 def check_data(task: Task, *langs: str) -> dict[str, dict[str, Any]]:
@@ -85,6 +87,16 @@ def needed_translations(cfg: Config, task: Task) -> list[str]:
     return list(dict.fromkeys(roles))
 
 
+def read_languages(cfg: Config, task: Task) -> list[str]:
+    """Return the languages of the sources, which test texts are translated into."""
+    if not cfg.source.langs:
+        return [task.english]
+    modes = {m.mode for m in answering(cfg.method).values() if m.reads_translated_tests}
+    # translate_test and input_fusion read English, whatever flare reads
+    english = [task.english] if modes - {PairingMode.PAIRED} else []
+    return list(dict.fromkeys([*english, *cfg.source.langs]))
+
+
 def check_every_translation(
     cfg: Config, task: Task, maker: Translator, *systems: Translator
 ) -> None:
@@ -99,13 +111,16 @@ def check_every_translation(
     Raises:
         UserError: they cannot.
     """
-    roles = needed_translations(cfg, task)
-    others = cfg.source.langs or [task.english]
+    roles, others = needed_translations(cfg, task), read_languages(cfg, task)
     for lang in cfg.task.langs:
         check_translations(maker, task, lang, roles, others)
     for lang in cfg.task.unseen:
         tests = [role for role in roles if role == "test"]
         check_translations(maker, task, lang, tests, others)
+    modes = [method.mode for method in answering(cfg.method).values()]
+    if PairingMode.LATENT in modes and isinstance(maker, MachineTranslator):
+        # its encoder reads test texts themselves, and a code that it lacks as an unknown token
+        maker.model.check(*map(maker.model.code, cfg.task.tested))
     for system, lang in itertools.product(systems, cfg.task.tested):
         try:
             check_translations(system, task, lang, ["test"])
@@ -128,16 +143,18 @@ def check_translations(
         task: the benchmark.
         lang: a target language.
         roles: roles whose examples are translated.
-        sources: languages of the sources; None: English.
+        sources: languages of the sources of test texts; None: English. Training texts are
+            translated into those but English, too.
 
     Raises:
         UserError: they cannot.
     """
     directions = {}
-    others = [other for other in sources or () if other != task.english]
+    read = [task.english] if sources is None else sources
+    others = [other for other in read if other != task.english]
     for role in roles:
         own = lang if role == "test" else task.english
-        for other in (task.english if role == "test" else lang, *others):
+        for other in read if role == "test" else (lang, *others):
             maker.identity(task.load(own, role), other)
             directions[own, other] = role
     for (own, other), role in directions.items():

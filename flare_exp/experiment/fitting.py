@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from flare_exp.config.methods import DISTIL
 from flare_exp.config.schema import StageConfig
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.generation import GenerationPreprocessor
@@ -166,6 +167,8 @@ def _train(
             if distributed.is_main:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+        finally:
+            data.trainer = None  # the run keeps the data, and the trainer holds the weights
 
 
 def _monitor(run: RunContext) -> str:
@@ -211,7 +214,9 @@ def _validation_score(run: RunContext, data: PairedDataModule) -> Score:
 def _causes_of_divergence(run: RunContext, name: str, stage: StageConfig) -> str:
     """Name what makes losses infinite or NaN, as far as the configuration tells."""
     t, dtype = run.cfg.trainer, run.models.precision.dtype
-    causes = [f"{name}.lr={stage.lr:g} is too high"]
+    c = run.cfg
+    student = c.method.name == DISTIL and name == "transfer" and stage.lr == c.distil.lr
+    causes = [f"{'distil' if student else name}.lr={stage.lr:g} is too high"]
     if t.precision in ("16-mixed", "bf16-true") or dtype != "float32":
         causes.append(f"trainer.precision={t.precision} with model.dtype={dtype} is too coarse")
     if t.gradient_clip_val is None:

@@ -36,7 +36,8 @@ class StepCheckpoint(pl.Callback):
     states of all processes.
 
     No state is kept after the last batch of an epoch: the validation that follows belongs to the
-    same epoch. Its results are kept with the first step of the next epoch.
+    same epoch. Its results are kept with the first step of the next epoch. So a training whose
+    epochs are one step each keeps no state.
 
     Args:
         path: file of the state.
@@ -59,6 +60,18 @@ class StepCheckpoint(pl.Callback):
         self.pace, self.epoch_ended = signals.Pace(minutes), False
         self.order: dict[str, int] | None = None
         self.random: dict[str, Any] | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_) -> None:
+        """Stop the run for a signal where an epoch is one step, so that no state is kept.
+
+        Raises:
+            StopRequested: a signal asked the run to stop.
+        """
+        if trainer.num_training_batches > trainer.accumulate_grad_batches:
+            return
+        if by := self.distributed.broadcast(signals.pending_signal()):
+            steps = f"after {trainer.global_step} steps"
+            raise signals.StopRequested(by, f"{steps}, which are lost: each was an epoch")
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
         """Save the state if it is due or a signal asks for it, and stop the run for a signal.

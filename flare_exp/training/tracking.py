@@ -42,6 +42,7 @@ class Tracker:
         wandb_options: Mapping[str, Any] | None = None,
     ):
         self.folder, self.drawn = folder, dict.fromkeys(STAGES, -1)
+        self.begun: set[str] = set()
         self.run: Any = None
         if wandb_options is not None:
             self._guarded(lambda: self._start(dict(config), wandb_options))
@@ -74,6 +75,9 @@ class Tracker:
 
         One writes `folder/metrics.csv`; the other one, with W&B, writes keys `<stage>/...`.
         """
+        if stage in self.begun:  # another training of the stage: its points are not drawn yet
+            self.drawn[stage] = -1
+        self.begun.add(stage)
         found: list[Logger] = [CSVLogger(folder, name="", version="")]
         return found if self.run is None else [*found, _Curves(self, stage)]
 

@@ -27,6 +27,7 @@ from flare_exp.data.preprocessing import Prediction
 from flare_exp.errors import UserError
 from flare_exp.experiment import checkpoints, fitting, notes, pipeline, results
 from flare_exp.experiment.analysis import analyze
+from flare_exp.experiment.stages.distillation import with_student_options
 from flare_exp.experiment.stages.ensemble import Member, _weights
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.similarity import embed
@@ -395,6 +396,14 @@ def test_sources_in_several_languages_are_fused_together(make_run):
         texts = [run.task.load(lang, role)[3].texts for lang in ("en", "near")]
         assert [pair.source.texts, *(s.texts for s in pair.more)] == texts
     assert next(iter(data.test_dataloader()))["source"]["attention_mask"].shape[:2] == (2, 4)
+    assert data.trainer is None, "what was trained is given up, though the data are kept"
+
+
+def test_no_test_text_is_translated_into_a_language_that_no_source_has(make_run):
+    run = make_run("source.langs=[near]", "mt=gold")
+    data = run.data(PairingMode.PAIRED)
+    assert data.dataset("test").pairs[3].source.texts == run.task.load("near", "test")[3].texts
+    assert [*run.translations] == ["translation of toy_sentiment/far/test into near"]
 
 
 def test_translations_by_several_systems_are_fused_in_tests_alone(make_run):
@@ -425,6 +434,13 @@ def test_the_weights_of_every_translation_system_are_given_up(make_run):
         part.mt.__dict__["engine"] = "weights"
     run.release_models()
     assert not any("engine" in part.mt.__dict__ for part in (run, *run.systems))
+
+
+def test_a_student_that_diverges_is_told_its_own_option(make_run):
+    run = make_run("method=distil", "distil.lr=1", "transfer.lr=1e-3")
+    for owner, key in ((run, "transfer.lr=0.001"), (with_student_options(run), "distil.lr=1")):
+        said = fitting._causes_of_divergence(owner, "transfer", owner.cfg.transfer)
+        assert said.startswith(f"{key} is too high")
 
 
 def test_a_student_of_several_languages_has_a_teacher_that_reads_english(make_run):

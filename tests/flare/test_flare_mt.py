@@ -4,6 +4,9 @@ And sources that are computed once (I11). The invariants of test_invariants.py h
 """
 
 import logging
+import re
+import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -37,6 +40,7 @@ from flare_exp.errors import UserError
 from flare_exp.flare import adapter
 from flare_exp.flare.fusion import FUSIONS
 from flare_exp.flare.source_encoders import BackboneSourceEncoder, MTSourceEncoder
+from flare_exp.utils import signals
 
 
 def latent(make_model, name="add_relu", **options):
@@ -265,6 +269,8 @@ def test_a_disk_cache_is_read_again_and_not_computed(tmp_path):
     device, store = torch.device("cpu"), ArtifactStore(tmp_path)
     first = cached_states(stream, items, preprocessor, device, torch.float16, store, {"x": 1})
     assert sum(calls) == 4  # a probe of the width, and three texts
+    maps = Path("/proc/self/maps")  # a writable mapping would count as memory
+    assert not maps.is_file() or re.search(r" r--s .*states\.bin", maps.read_text())
     again = cached_states(stream, items, preprocessor, device, torch.float16, store, {"x": 1})
     assert sum(calls) == 5  # the probe
     assert torch.equal(first.states, again.states)
@@ -272,6 +278,15 @@ def test_a_disk_cache_is_read_again_and_not_computed(tmp_path):
     exact = cached_states(stream, items, preprocessor, device, torch.float64, None, {})
     torch.testing.assert_close(first.states.double(), exact.states, rtol=1e-3, atol=1e-3)
     assert not torch.equal(first.states.double(), exact.states)
+
+
+def test_a_signal_stops_the_reading_of_sources(monkeypatch):
+    kind = ("xlm-roberta", "label")
+    _, stream = latent(lambda: random_backbone(kind))
+    monkeypatch.setattr(signals, "pending_signal", lambda: signal.SIGUSR1)
+    items, device = as_items(batches(kind)[1]), torch.device("cpu")
+    with pytest.raises(signals.StopRequested, match="while it read the sources once"):
+        cached_states(stream, items, Ids(kind), device, torch.float32, None, {})
 
 
 @pytest.mark.parametrize(

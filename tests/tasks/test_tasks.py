@@ -27,6 +27,7 @@ from flare_exp.experiment.stages.translation import quality, translate
 from flare_exp.tasks import TASKS, XNLI, Answer, Benchmark, Example, NusaX, Task, TyDiQA, base
 from flare_exp.tasks.tydiqa import PREFIXES, locate
 from flare_exp.translation.lookup import FileTranslator, ParallelTranslator
+from flare_exp.translation.machine import MachineTranslator
 from flare_exp.translation.noise import ERRORS, corrupt_examples, corrupted, follow_words
 
 
@@ -641,6 +642,39 @@ def test_a_further_system_is_asked_for_translations_of_tests_alone(qa_folder):
     anything = SimpleNamespace(identity=lambda *_: {}, try_out=lambda *_: None)
     with pytest.raises(UserError, match=r"source\.systems=\[file\]: .*there is no .*mt_sw-en"):
         data_checks.check_every_translation(cfg, task, anything, make_translator(own, task, None))
+
+
+def test_languages_that_are_only_read_are_checked_too(monkeypatch):
+    """FLARE MT's encoder reads an unseen language; sources need not be English."""
+    from flare_exp.experiment import data_checks, pipeline
+
+    asked = []
+
+    def identity(examples, lang):
+        asked.append((examples[0].lang, lang))
+        return {}
+
+    def check(*codes):
+        if "nea_Latn" in codes:
+            raise UserError("no nea_Latn")
+
+    maker = MachineTranslator(
+        None, SimpleNamespace(code=lambda lang: f"{lang[:3]}_Latn", check=check), None
+    )
+    monkeypatch.setattr(maker, "identity", identity)
+    monkeypatch.setattr(maker, "try_out", lambda *_: None)
+    cfg = job("task.lang=far", "task.unseen=[near]", "method=flare_mt", "mt=toy_nllb")
+    with pytest.raises(UserError, match="no nea_Latn"):
+        data_checks.check_every_translation(cfg, pipeline.load_task(cfg), maker)
+    assert {*asked} == {("en", "far")}, "no test text is translated"
+    asked.clear()
+    cfg = job("task.lang=far", "source.langs=[near]", "method=flare", "mt=toy_nllb")
+    data_checks.check_every_translation(cfg, pipeline.load_task(cfg), maker)
+    assert {*asked} == {("en", "far"), ("en", "near"), ("far", "near")}
+    asked.clear()
+    cfg.method.name, cfg.method.of = "ensemble", ["flare", "translate_test"]
+    data_checks.check_every_translation(cfg, pipeline.load_task(cfg), maker)
+    assert ("far", "en") in asked
 
 
 # --- damaged and doubtful data -------------------------------------------------------------------

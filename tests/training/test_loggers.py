@@ -144,6 +144,8 @@ def test_a_stage_that_starts_anew_draws_no_point_twice(started, tmp_path):
         for step in (3, 5, 7):
             curves.log_metrics({"train/loss": 0.5}, step)
         tracker.loggers("finetune", tmp_path)[1].log_metrics({"train/loss": 0.5}, 3)
+        # the next member of an ensemble
+        tracker.loggers("transfer", tmp_path)[1].log_metrics({"train/loss": 0.5}, 1)
     # at the last step known there may be more to say
     assert [
         (name, point[name])
@@ -154,6 +156,7 @@ def test_a_stage_that_starts_anew_draws_no_point_twice(started, tmp_path):
         ("transfer/step", 5),
         ("transfer/step", 7),
         ("finetune/step", 3),
+        ("transfer/step", 1),
     ]
     assert started.run.history[0]["transfer/train/loss"] == 0.5
 

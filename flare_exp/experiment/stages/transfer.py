@@ -62,7 +62,7 @@ def transfer(
         **run.recipe,
         **run.reading_of(mode),
     }
-    if fusion and cfg.source.cache != "off" and cfg.source.dtype:
+    if fusion and not method.mixes and cfg.source.cache != "off" and cfg.source.dtype:
         key["states"] = cfg.source.dtype  # cached states are rounded to it
     if fusion and data.augmentation:
         key["augmentation"] = {
