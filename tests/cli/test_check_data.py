@@ -192,6 +192,10 @@ def test_tokens_are_counted_with_the_tokenizer_of_a_model(check, tmp_path):
     assert float(row[5]) >= 1
     assert row[7] == "3"
     assert "3 of 3 rows have more tokens than data.max_length=4 and are cut" in said
+    (tmp_path / "far.csv").write_text("text,label\n是的,positive\n不是,negative\n")
+    code, _, said = check(path, *folder)
+    assert code == 1, "a run refuses it, too"
+    assert "of the tokens (at most 25%): it is not made for this language or script" in said
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,10 @@ def finetune(run: RunContext) -> Artifact:
     }
 
     def build(folder: Path) -> dict[str, Any]:
+        # texts that the tokenizer does not know are refused before the training, not after it
+        data.dataset("train")
+        for lang in cfg.task.tested:
+            run.data(PairingMode.TARGET, lang=lang).dataset("test")
         backbone = run.models.fresh_backbone()
         model = run.models.add_adapter(backbone) if lora else backbone.model
         saved = folder / ("adapter" if lora else "model")
