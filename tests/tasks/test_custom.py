@@ -204,6 +204,12 @@ def test_bad_data_are_refused_with_file_row_and_column(name, tmp_path):
             ".jsonl", lines(answer("Nile")), QA, "row 1 (line 1), column answers",
             "'Nile' is in the context 2 times and the first is taken",
         ),
+        (
+            ".tsv",
+            'text\tlabel\na\tpositive\n"never\tpositive\nb\tnegative\na quote"\tnegative\n',
+            {}, "row 2 (line 3)",
+            "reads as 3 rows in quotes; if quotes are ordinary signs: quotes: no",
+        ),
     ],
 )  # fmt: skip
 def test_doubtful_data_are_read_with_a_warning(suffix, content, changes, where, said, tmp_path):
@@ -215,6 +221,13 @@ def test_doubtful_data_are_read_with_a_warning(suffix, content, changes, where, 
     assert where in str(problem)
     assert said in problem.text
     assert task.read("far", "test")
+
+
+def test_lines_in_quotes_that_are_no_rows_are_a_text(tmp_path):
+    task = described(tmp_path)()
+    (tmp_path / "far.csv").write_text('text,label\n"good, really\nbought it",positive\n')
+    found = task.examine("far", "test")
+    assert (found.examples[0].texts, found.problems) == (("good, really\nbought it",), [])
 
 
 def test_all_problems_of_a_file_are_in_one_message(tmp_path):
