@@ -266,6 +266,8 @@ class _CellReader:
             return self.numbers[raw]
         if isinstance(cell, float) and str(cell) in self.numbers:
             return self.numbers[str(cell)]
+        if raw and re.fullmatch(r"-?\d+\.0+", raw) and raw.partition(".")[0] in self.numbers:
+            return self.numbers[raw.partition(".")[0]]
         if cell is None or cell == "" or cell != cell:
             raise _Unusable(str(self.columns.label), "has no label")
         known = ", ".join(self.numbers)
