@@ -164,11 +164,11 @@ class Task(ABC):
         They are those with a context of validation or of the English test, where these are parts of
         the same split.
         """
-        if (field := self.context) is None:
+        field, roles = self.context, self._held_out(lang)
+        if field is None or not roles:
             return []
-        held_out = (e for role in self._held_out(lang) for e in self.load(lang, role))
         # an empty text is an unknown one, so it is no shared context
-        contexts = {e.texts[field] for e in held_out} - {""}
+        contexts = {e.texts[field] for role in roles for e in self.load(lang, role)} - {""}
         return [e for e in self._slice(lang, "train") if e.texts[field] in contexts]
 
     def _held_out(self, lang: str) -> dict[str, str]:
