@@ -50,6 +50,7 @@ CODE = {
         "experiment.stages.ensemble",
         "experiment.stages.similarity:reliability",
         "experiment.stages.similarity:trust",
+        "tasks.examples",
         "tasks.metrics",
     ),
     "similarity": ("experiment.stages.similarity",),

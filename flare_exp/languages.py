@@ -23,7 +23,7 @@ class Language:
     spaced: bool = True
 
 
-# FLORES-200 with N'Ko, as SIB-200 has them (arXiv 2207.04672, 2309.07445)
+# FLORES-200 with N'Ko, as in NLLB (arXiv 2207.04672, 2309.07445)
 FLORES = tuple(
     """
 ace_Arab ace_Latn acm_Arab acq_Arab aeb_Arab afr_Latn ajp_Arab aka_Latn als_Latn amh_Ethi
@@ -92,7 +92,8 @@ LANGUAGES = {
     "min": Language("min_Latn"),
     "nij": Language("ind_Latn", proxy=True),
     "sun": Language("sun_Latn"),
-    # SIB-200
+    # SIB-200, which calls Santali by the script that NLLB's code gets wrong
+    "sat_Olck": Language("sat_Beng"),
     **{code: Language(code, spaced=code.split("_")[1] not in UNSPACED) for code in FLORES},
 }
 

@@ -193,8 +193,10 @@ def _of_description(path: Path) -> tuple[list[Part], tuple[str, ...]]:
     for lang in sorted(cls.spec.files, key=lambda lang: lang != task.english):
         for split in sorted(cls.spec.files[lang], key=lambda split: split != "train"):
             found[lang, split] = task.examine(lang, split)
-            if task.parallel and lang != task.english and (task.english, split) in found:
-                task.check_partners(found[lang, split], found[task.english, split].examples)
+            english = found.get((task.english, split))
+            if task.parallel and lang != task.english and english:
+                whole = not any(problem.fatal for problem in english.problems)
+                task.check_partners(found[lang, split], english.examples, whole)
     parts = [_part(f"{lang}/{split}", part, columns, lang) for (lang, split), part in found.items()]
     parts[0].problems += _missing_splits(path, task)
     if task.parallel:
@@ -208,7 +210,9 @@ def _missing_splits(path: Path, task: CustomTask) -> Iterator[Problem]:
     for lang, splits in needed.items():
         for split in splits:
             if split not in task.spec.files[lang]:
-                said = f"{lang} has no {split}; a run needs another one: task.{split}_split=..."
+                # the target's test set keeps its own option
+                role = "english_test" if (lang, split) == (task.english, "test") else split
+                said = f"{lang} has no {split}; a run needs another one: task.{role}_split=..."
                 yield Problem(str(path), said, fatal=False)
 
 

@@ -59,7 +59,9 @@ def _own_data_problems(cfg: Config, task: type[CustomTask], lang: str) -> Iterat
             given = getattr(cfg.task, f"{role}_split")
             if given is None or (split := given.partition("[")[0]) in files[own]:
                 continue
-            parts = f"; one file can have several parts, e.g. task.{role}_split='train[800:]'"
+            # the target has its test split, which task.test_split would change, too
+            key = "english_test" if role == "test" and split in files[lang] else role
+            parts = f"; one file can have several parts, e.g. task.{key}_split='train[800:]'"
             yield (
                 f"task.{role}_split={given}: {cfg.task.spec} names no {split} of {own}, only "
                 f"{', '.join(files[own])}{parts if own == task.english else ''}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -84,7 +84,8 @@ class PairedDataset(Dataset):
         own = self._sources(pairs, kept, rows)
         self.source = encode(own) if own else None
         for further in zip(*(p.more for p in pairs), strict=True):
-            assert self.source is not None
+            if self.source is None:  # no example is kept
+                break
             other = [replace(p, source=s) for p, s in zip(pairs, further, strict=True)]
             self.source += encode(self._sources(other, kept, rows))
         self.truncated = sum(item["cut"] for item in [*self.target, *(self.source or ())])
@@ -200,23 +201,28 @@ def check_known(
     """
     if tokenizer is None:
         return
+    unknown = unknown_share((item["inputs"]["input_ids"] for item in items), tokenizer)
+    if unknown > UNKNOWN:
+        share = f"{100 * unknown:.1f} % of the tokens are {tokenizer.unk_token}"
+        raise UserError(
+            f"{place}: {share}, unknown to the tokenizer of {tokenizer.name_or_path} (at most "
+            f"{100 * UNKNOWN:.0f} %): it is not "
+            "made for this language or script, or is not this model's"
+        )
+
+
+def unknown_share(rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> float:
+    """Return the share of unknown tokens, special ones left out; 0 if there is no such token."""
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown in (
         tokenizer.eos_token_id,
         tokenizer.bos_token_id,
         tokenizer.pad_token_id,
     ):
-        return
+        return 0.0
     special = set(tokenizer.all_special_ids) - {unknown}
-    counts = Counter(token for item in items for token in item["inputs"]["input_ids"])
-    total = sum(count for token, count in counts.items() if token not in special)
-    if total and counts[unknown] > UNKNOWN * total:
-        share = f"{100 * counts[unknown] / total:.1f} % of the tokens are {tokenizer.unk_token}"
-        raise UserError(
-            f"{place}: {share}, unknown to the tokenizer of {tokenizer.name_or_path} (at most "
-            f"{100 * UNKNOWN:.0f} %): it is not "
-            "made for this language or script, or is not this model's"
-        )
+    counts = Counter(token for row in rows for token in row if token not in special)
+    return counts[unknown] / max(1, counts.total())
 
 
 def _by_number(items: Sequence[dict[str, Any]], name: str) -> list[Any]:

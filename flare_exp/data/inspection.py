@@ -173,21 +173,23 @@ def _says(example: Example) -> bool:
 
 def lengths(part: Part, tokenizer: Any, max_length: int) -> Lengths:
     """Count words and tokens of a split; the texts of an example are read together."""
-    counts, unknown = [0] * len(part.examples), 0
+    from flare_exp.data.dataset import unknown_share  # torch is only needed with a tokenizer
+
+    counts = [0] * len(part.examples)
     fields = range(len(part.examples[0].texts)) if part.examples else ()
+    rows: list[list[int]] = []
     for number in fields:
         texts = [e.texts[number] for e in part.examples]
         for i, ids in enumerate(tokenizer(texts, add_special_tokens=False)["input_ids"]):
             counts[i] += len(ids)
-            if tokenizer.unk_token_id is not None:
-                unknown += ids.count(tokenizer.unk_token_id)
+            rows.append(ids)
     special = tokenizer.num_special_tokens_to_add(pair=len(fields) > 1)
     return Lengths(
         sum(len(text.split()) for text in part.texts),
         sum(counts),
         max(counts, default=0),
         sum(count + special > max_length for count in counts),
-        unknown / max(1, sum(counts)),
+        unknown_share(rows, tokenizer),
     )
 
 
@@ -315,11 +317,22 @@ def doubt_words(part: Part, max_length: int) -> None:
 
 
 def doubt_tokens(part: Part, found: Lengths, max_length: int) -> None:
-    """Warn of texts that are cut, and of a tokenizer that does not know them."""
+    """Warn of texts that are cut, and of a tokenizer that does not know some of them.
+
+    One that knows so few that a run refuses it is an error.
+    """
+    from flare_exp.data.dataset import UNKNOWN as MOST_UNKNOWN
+
     if found.cut:
         part.doubt(
             f"{found.cut} of {len(part.examples)} rows have more tokens than "
             f"data.max_length={max_length} and are cut"
         )
-    if found.unknown >= UNKNOWN:
+    if found.unknown > MOST_UNKNOWN:
+        said = (
+            f"the tokenizer does not know {found.unknown:.0%} of the tokens (at most "
+            f"{MOST_UNKNOWN:.0%}): it is not made for this language or script"
+        )
+        part.problems.append(Problem(part.place, said))
+    elif found.unknown >= UNKNOWN:
         part.doubt(f"the tokenizer does not know {found.unknown:.0%} of the tokens")

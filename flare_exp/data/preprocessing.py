@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
@@ -145,7 +146,8 @@ class Preprocessor:
     def _shortened(self, text: str, keep: int) -> str:
         """Return the first `keep` tokens of a text, or the last ones if truncation is on the left.
 
-        A text that has no more tokens is returned whole.
+        A text that has no more tokens is returned whole. A letter keeps its marks, so what is
+        returned may have more tokens than `keep`; it is shorter than the text all the same.
         """
         encoded = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
@@ -156,8 +158,8 @@ class Preprocessor:
         if self.tokenizer.truncation_side == "left":
             # several tokens may stand for one character
             starts = [start for start, _ in spans[len(spans) - keep :] if start > 0]
-            return text[starts[0] :] if starts else ""
-        ends = [end for _, end in spans[:keep] if end < len(text)]
+            return text[after_marks(text, starts[0]) :] if starts else ""
+        ends = [last for _, end in spans[:keep] if (last := after_marks(text, end)) < len(text)]
         return text[: ends[-1]] if ends else ""
 
     def _too_short(self, example: Example) -> UserError:
@@ -165,6 +167,13 @@ class Preprocessor:
             f"data.max_length={self.max_length}: {example.id} does not fit, whatever is cut; "
             "choose a larger one"
         )
+
+
+def after_marks(text: str, at: int) -> int:
+    """Return the place behind the combining marks that stand at a place of a text."""
+    while at < len(text) and unicodedata.category(text[at])[0] == "M":
+        at += 1
+    return at
 
 
 def longest_first(lengths: Sequence[int], surplus: int) -> list[int]:

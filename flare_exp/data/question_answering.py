@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from flare_exp.data.preprocessing import Item, Prediction, Preprocessor, part_read, readable
+from flare_exp.data.preprocessing import (
+    Item,
+    Prediction,
+    Preprocessor,
+    after_marks,
+    part_read,
+    readable,
+)
 from flare_exp.errors import UserError
 from flare_exp.tasks import Answer, Example, Task
+from flare_exp.tasks.examples import INVISIBLE
 
 
 class ExtractiveQAPreprocessor(Preprocessor):
@@ -160,7 +168,10 @@ class ExtractiveQAPreprocessor(Preprocessor):
         if self.room < 2:
             raise self._too_short(example)
         context = self._tokens(self._question_first(example)[1])
-        return self._shortened(question, max((self.room - stride) // 2, self.room - context))
+        keep = max((self.room - stride) // 2, self.room - context)
+        while self._tokens(question) > keep:  # a text that was cut may have other tokens
+            question = self._shortened(question, keep)
+        return question
 
     def joint(self, target: Item, source: Item) -> Item:
         """Return a target that is read together with its source, which has no answer to find.
@@ -196,17 +207,24 @@ def context_offsets(
 ) -> list[tuple[int, int]]:
     """Return the characters of the context that each token covers.
 
-    White space at either end does not count: tokenizers differ in which token has the space before
-    a word. Tokens of the question, special tokens and tokens of white space alone get (-1, -1).
+    White space and invisible signs at either end do not count: tokenizers differ in which token has
+    the space before a word. The marks of a last letter count, although some tokenizers leave them
+    out. Tokens of the question, special tokens and tokens without visible signs get (-1, -1).
     """
     found = []
     for (start, end), part in zip(offsets, sequence_ids, strict=True):
-        while start < end and context[start : start + 1].isspace() and part == 1:
-            start += 1
-        while start < end and context[end - 1 : end].isspace() and part == 1:
-            end -= 1
-        found.append((start, end) if part == 1 and start < end else (-1, -1))
+        if part == 1:
+            while start < end and _is_blank(context[start]):
+                start += 1
+            while start < end and _is_blank(context[end - 1]):
+                end -= 1
+        inside = part == 1 and start < end
+        found.append((start, after_marks(context, end)) if inside else (-1, -1))
     return found
+
+
+def _is_blank(character: str) -> bool:
+    return character.isspace() or character in INVISIBLE
 
 
 def token_span(offsets: Sequence[tuple[int, int]], answer: Answer) -> tuple[int, int]:

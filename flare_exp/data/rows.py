@@ -43,6 +43,7 @@ class Reader:
         fields: names of a text's fields, which are columns.
         option: the option that names the file, for messages.
         sources: columns of the source texts; None: those of the English text.
+        ids: whether the ids of the rows are of use; otherwise `check` takes any.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class Reader:
         fields: Sequence[str],
         option: str = "file",
         sources: Sequence[str] | None = None,
+        ids: bool = True,
     ):
-        self.path, self.fields = path, fields
+        self.path, self.fields, self.ids = path, fields, ids
         self.place = f"{option}={path}"
         self.sources = source_columns(fields) if sources is None else sources
         # both are known after `check`; the type is that of the first row, None without an id
@@ -107,7 +109,7 @@ class Reader:
         if lacking := [name for name in self.sources if name not in given]:
             if given or needs_source:
                 return f"has no {' and no '.join(lacking)}"
-        return self._id_problem(record.get("id"))
+        return self._id_problem(record.get("id")) if self.ids else None
 
     def _id_problem(self, value: Any) -> str | None:
         if (kind := None if value is None else type(value)) is not self.id_type:
@@ -211,7 +213,7 @@ def _table(path: Path, place: str) -> Iterator[tuple[str, Record]]:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter=delimiter, strict=True)
-        names = next(rows, [])
+        names = next(filter(None, rows), [])
         _check_names(names, place)
         for cells in filter(None, rows):
             if len(cells) != len(names):

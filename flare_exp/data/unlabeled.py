@@ -27,7 +27,7 @@ def unlabeled_examples(
     Raises:
         UserError: the file cannot be read, or has wrong rows.
     """
-    reader = Reader(path, task.fields, "distil.texts")
+    reader = Reader(path, task.fields, "distil.texts", ids=False)
     reader.check()
     rows = [*reader]
     target = [

@@ -123,10 +123,10 @@ class Task(ABC):
     def load(self, lang: str, role: str) -> list[Example]:
         """Return the examples of `role` in `lang`.
 
-        Training examples that share a context with validation are left out (`shared`).
+        Training examples that share a context with examples held out are left out (`shared`).
 
         Raises:
-            UserError: the slice is outside the split.
+            UserError: the slice is outside the split, or all of its examples are left out.
         """
         if role == "test" and lang == self.english:
             role = "english_test"
@@ -135,7 +135,7 @@ class Task(ABC):
             rows = [e for e in rows if e.id not in shared]
             warn_once(
                 f"{self.name}/{lang}/train: {len(shared)} training examples ask about a context of "
-                "validation: left out"
+                f"{' or '.join(self._held_out(lang).values())}: left out"
             )
         if not (rows := rows[: self.limit]):
             raise UserError(self._none(lang, role, part))
@@ -146,6 +146,12 @@ class Task(ABC):
         if not (there := len(self.read(lang, part.split))):
             return f"{self._place(lang, part.split)} has no rows"
         asked = f"{part.split}[{part.start}:{part.stop or ''}]"
+        if self._slice(lang, role):
+            held_out = " or ".join(self._held_out(lang).values())
+            return (
+                f"task.{role}_split={asked} of {lang}: every example asks about a context of "
+                f"{held_out}, so none is left to train on; choose parts that share no context"
+            )
         return f"task.{role}_split={asked} of {lang} holds no example: the split has {there} rows"
 
     def _place(self, lang: str, split: str) -> str:
@@ -155,14 +161,25 @@ class Task(ABC):
     def shared(self, lang: str) -> list[Example]:
         """Return the training examples that `load` leaves out.
 
-        They are those with a context of validation, where validation is a part of the same split.
+        They are those with a context of validation or of the English test, where these are parts of
+        the same split.
         """
-        field, train, validation = self.context, self.splits["train"], self.splits.get("validation")
-        if field is None or validation is None or train.split != validation.split:
+        field, roles = self.context, self._held_out(lang)
+        if field is None or not roles:
             return []
         # an empty text is an unknown one, so it is no shared context
-        contexts = {e.texts[field] for e in self.load(lang, "validation")} - {""}
+        contexts = {e.texts[field] for role in roles for e in self.load(lang, role)} - {""}
         return [e for e in self._slice(lang, "train") if e.texts[field] in contexts]
+
+    def _held_out(self, lang: str) -> dict[str, str]:
+        """Return the roles that are parts of the training split -> their names in messages."""
+        names = {"validation": "validation"}
+        if lang == self.english:
+            names["english_test"] = "the English test"
+        split = self.splits["train"].split
+        return {
+            r: n for r, n in names.items() if r in self.splits and self.splits[r].split == split
+        }
 
     def _slice(self, lang: str, role: str) -> list[Example]:
         part = self.splits[role]

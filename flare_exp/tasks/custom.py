@@ -100,10 +100,17 @@ class CustomTask(Task):
             )
         return examined(own[split], self.spec.columns, f"{self.name}/{lang}/{split}")
 
-    def check_partners(self, found: Examined, english: Sequence[Example]) -> None:
+    def check_partners(
+        self, found: Examined, english: Sequence[Example], whole: bool = True
+    ) -> None:
         """Add a problem for each row of a parallel data set that translates no English row.
 
         A row with another label than its English one is a problem, too.
+
+        Args:
+            found: the rows of another language.
+            english: the English rows.
+            whole: whether these are all; otherwise a row may translate one that is not there.
         """
         if not english:  # its own problems say why
             return
@@ -112,7 +119,9 @@ class CustomTask(Task):
         columns = self.spec.columns
         for e in found.examples:
             if e.key not in labels:
-                found.blame(e, columns.id, f"{e.key!r} is no id of {other}, but parallel is true")
+                if whole:
+                    said = f"{e.key!r} is no id of {other}, but parallel is true"
+                    found.blame(e, columns.id, said)
             elif e.label != labels[e.key]:
                 names = [self.labels[number or 0] for number in (e.label, labels[e.key])]
                 said = f"is {names[0]}, but the row with the id {e.key!r} of {other} is {names[1]}"
@@ -257,6 +266,8 @@ class _CellReader:
             return self.numbers[raw]
         if isinstance(cell, float) and str(cell) in self.numbers:
             return self.numbers[str(cell)]
+        if raw and re.fullmatch(r"-?\d+\.0+", raw) and raw.partition(".")[0] in self.numbers:
+            return self.numbers[raw.partition(".")[0]]
         if cell is None or cell == "" or cell != cell:
             raise _Unusable(str(self.columns.label), "has no label")
         known = ", ".join(self.numbers)

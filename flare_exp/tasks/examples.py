@@ -8,6 +8,13 @@ from typing import Any
 
 from flare_exp.artifacts import digest_of
 
+# format characters that no word needs: soft hyphen, zero-width space, word joiner, byte order mark,
+# directions. The joiners U+200C and U+200D are not here, since words of some scripts end in one.
+INVISIBLE = frozenset(
+    "\u00ad\u061c\u180e\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068"
+    "\u2069\ufeff"
+)
+
 
 @dataclass(frozen=True)
 class Answer:

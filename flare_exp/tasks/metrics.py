@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torchmetrics.classification import MulticlassF1Score
 
+from flare_exp.tasks.examples import INVISIBLE
+
 
 def classification(
     predictions: Sequence[str], gold: Sequence[str], labels: Sequence[str]
@@ -83,13 +85,13 @@ def normalize(text: str) -> str:
     """Normalize a text as SQuAD does, for any script.
 
     The result is in NFC and lower case, with no punctuation (ASCII's, and Unicode's category P), no
-    English articles, and single spaces. An article is a whole word here; SQuAD's regular expression
-    also finds one before a combining mark.
+    invisible signs, no English articles, and single spaces. An article is a whole word here;
+    SQuAD's regular expression also finds one before a combining mark.
     """
     kept = "".join(
         c
         for c in unicodedata.normalize("NFC", text).lower()
-        if c not in string.punctuation and unicodedata.category(c)[0] != "P"
+        if c not in string.punctuation and unicodedata.category(c)[0] != "P" and c not in INVISIBLE
     )
     return " ".join(word for word in kept.split() if word not in ("a", "an", "the"))
 

@@ -150,9 +150,29 @@ def _read_table(text: str, path: Path, columns: Columns, found: Records) -> None
             if len(cells) != len(header):
                 found.report(_ragged(cells, header, delimiter), row=row, line=first)
                 continue
-            _keep(Record(row, first, dict(zip(header, cells, strict=True))), columns, found)
+            record = Record(row, first, dict(zip(header, cells, strict=True)))
+            if (rows := _rows_in(cells, header, delimiter, columns)) > 1:
+                said = f"reads as {rows} rows in quotes; if quotes are ordinary signs: quotes: no"
+                found.blame(record, None, said, fatal=False)
+            _keep(record, columns, found)
     except csv.Error as error:
         found.report(_malformed(error), row=row + 1, line=line)
+
+
+def _rows_in(cells: Sequence[str], header: Sequence[str], delimiter: str, columns: Columns) -> int:
+    """Count the rows that one row would be if its quotes were ordinary signs.
+
+    It is one unless each of its lines has all cells, and a known label if there are labels: a quote
+    opens a text, and one in a text below closes it.
+    """
+    lines = [line.split(delimiter) for line in delimiter.join(cells).splitlines()]
+    if len(lines) < 2 or any(len(line) != len(header) for line in lines):
+        return 1
+    if columns.label is not None and columns.labels:
+        known = {value for values in columns.labels.values() for value in values}
+        if not known.issuperset(line[header.index(columns.label)] for line in lines):
+            return 1
+    return len(lines)
 
 
 def _ragged(cells: Sequence[str], header: Sequence[str], delimiter: str) -> str:

@@ -21,7 +21,9 @@ class SIB200(Benchmark):
 
     name = "sib200"
     english = "eng_Latn"
-    languages = tuple(code for code in FLORES if code != "eng_Latn")
+    languages = tuple(
+        "sat_Olck" if code == "sat_Beng" else code for code in FLORES if code != "eng_Latn"
+    )
     fields = ("text",)
     prompt = "{text}\nTopic:"
     labels = (

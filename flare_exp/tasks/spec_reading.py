@@ -6,6 +6,7 @@ Every value is read as text, so that `no` is a language or a label and not a tru
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ TAKEN = {
         "in files of predictions, where that column is another one",
     ),
     **dict.fromkeys(
-        ("run", "file", "split", "out"), "on predict's command line, where it is another option"
+        ("run", "file", "split", "out", "mt", "offline", "cache_dir"),
+        "on predict's command line, where it is another option",
     ),
 }
 
@@ -289,12 +291,14 @@ class _Reader:
         if len(heads) > 1:
             heads = [f"{name.capitalize()}: {{{name}}}" for name in columns.texts]
         prompt = self._text("prompt") or "\n".join([*heads, f"{end}:"])
+        read: set[str | None] = set()
         try:
+            read = {field for _, field, _, _ in string.Formatter().parse(prompt)}
             prompt.format(**dict.fromkeys(columns.texts, ""))
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             names = " and ".join(f"{{{name}}}" for name in columns.texts)
             self.problems.append(f"prompt: {error} does not fit; its fields are {names}")
-        if lost := [name for name in columns.texts if f"{{{name}}}" not in prompt]:
+        if lost := [name for name in columns.texts if name not in read]:
             self.problems.append(f"prompt: {{{lost[0]}}} is not in it, so it would not be read")
         return prompt
 

@@ -85,6 +85,25 @@ def test_a_split_that_a_run_needs_is_missed(check, tmp_path):
     assert "far has no test; a run needs another one: task.test_split=..." in said
 
 
+def test_an_english_test_set_that_is_missed_has_an_option_of_its_own(check, tmp_path):
+    """That of the target language has the split that task.test_split names."""
+    english = {split: f"{split}.csv" for split in ("train", "validation")}
+    code, _, said = check(own_data(tmp_path, files={"en": english, "far": {"test": "far.csv"}}))
+    assert code == 0
+    assert "en has no test; a run needs another one: task.english_test_split=..." in said
+    assert "e.g. task.english_test_split='train[800:]'" in " ".join(said.split())
+
+
+def test_a_wrong_english_row_is_no_error_of_its_translation(check, tmp_path):
+    files = {"en": {"test": "test.csv", "train": "train.csv"}, "far": {"test": "far.csv"}}
+    path = own_data(tmp_path, files=files, id="id", parallel="true")
+    english = (tmp_path / "test.csv").read_text()
+    (tmp_path / "test.csv").write_text(english.replace("2,test 2 day,positive", "2,test,bad"))
+    code, _, said = check(path)
+    assert code == 1
+    assert "1 error, " in said
+
+
 def test_errors_come_first_with_file_row_line_and_column(check, tmp_path):
     path = own_data(tmp_path)
     (tmp_path / "far.csv").write_text("id,text,label\n0,,positive\n1,a b,good\n2,c d,negative\n")
@@ -192,6 +211,10 @@ def test_tokens_are_counted_with_the_tokenizer_of_a_model(check, tmp_path):
     assert float(row[5]) >= 1
     assert row[7] == "3"
     assert "3 of 3 rows have more tokens than data.max_length=4 and are cut" in said
+    (tmp_path / "far.csv").write_text("text,label\n是的,positive\n不是,negative\n")
+    code, _, said = check(path, *folder)
+    assert code == 1, "a run refuses it, too"
+    assert "of the tokens (at most 25%): it is not made for this language or script" in said
 
 
 @pytest.mark.parametrize(

@@ -344,11 +344,11 @@ def test_nothing_is_learned_from_answers_that_are_cut_off(tokenizer, name, caplo
     """They are left out of training, and kept wherever a model is judged."""
     task = ToyQA(limit=40)
 
-    def module(longest):
+    def module(longest, *langs):
         preprocessor = PREPROCESSORS[name](task, tokenizer, longest)
-        return PairedDataModule(
-            task, "far", preprocessor, ParallelTranslator(task).translate, batch_size=8
-        )
+        translate = ParallelTranslator(task).translate
+        sources = [(translate, lang) for lang in langs]
+        return PairedDataModule(task, "far", preprocessor, translate, batch_size=8, sources=sources)
 
     whole, short = module(1000), module(70)
     assert [len(whole.dataset(role)) for role in ("train", "validation")] == [40, 40]
@@ -361,10 +361,12 @@ def test_nothing_is_learned_from_answers_that_are_cut_off(tokenizer, name, caplo
     assert validation.cut_off == sum(item["cut_off"] for item in validation.target) > 0
     assert f"{train.cut_off} examples lost their answer by that: left out" in caplog.text
     least = {"span": 10, "prompt": 32}[name]
-    with pytest.raises(
-        UserError, match=rf"data\.max_length={least}: every training example's answer is cut off"
-    ):
-        module(least).dataset("train")
+    for langs in ((), ("en", "near")):
+        with pytest.raises(
+            UserError,
+            match=rf"data\.max_length={least}: every training example's answer is cut off",
+        ):
+            module(least, *langs).dataset("train")
 
 
 def test_what_is_scored_when_translations_are_read(tokenizer):

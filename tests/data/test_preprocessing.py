@@ -120,6 +120,24 @@ def test_offsets_lead_back_to_the_answers_text(name):
     assert texts == [e.answers[0].text for e in examples]
 
 
+@pytest.mark.parametrize(
+    ("context", "token", "text"),
+    [
+        ("\u200bគឺ ជា", (0, 3), "គឺ"),
+        ("a \ufeff\u200e", (2, 4), None),
+        ("in \u200eRome\u200f.", (2, 9), "Rome"),
+        ("ന്\u200d x", (0, 3), "ന്\u200d"),  # a word that ends in a joiner
+        ("cafe\u0301 is", (0, 4), "cafe\u0301"),
+    ],
+)
+def test_a_token_has_neither_invisible_signs_at_its_ends_nor_a_letter_without_its_marks(
+    context, token, text
+):
+    """As tokenizers give them: the space of zero width is the word's, the accent is no one's."""
+    ((start, end),) = question_answering.context_offsets([token], [1], context)
+    assert (None if start < 0 else context[start:end]) == text
+
+
 def test_best_span_is_the_best_of_all_legal_ones():
     """Against every pair of tokens, written out."""
     generator = torch.Generator().manual_seed(0)
@@ -249,6 +267,22 @@ def test_long_texts_are_cut_on_the_side_that_the_tokenizer_says(side):
     )
     said = tokenizer.decode(item["inputs"]["input_ids"], skip_special_tokens=True)
     assert said == ("soup was good and" if side == "right" else "was good and bad")
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("text", ["cafe\u0301 " * 9, "e\u0301" * 9, "\u05d0\u05b8\u05bc" * 9])
+def test_no_letter_is_cut_from_its_marks_and_a_cut_question_fits(side, text):
+    tokenizer = byte_level()
+    tokenizer.truncation_side = side
+    made = question_answering.ExtractiveQAPreprocessor(TyDiQA(), tokenizer, 20, stride=2)
+    for keep in range(len(tokenizer(text)["input_ids"])):
+        cut = made._shortened(text, keep)
+        kept = text.startswith(cut) if side == "right" else text.endswith(cut)
+        rest = text[len(cut) :] if side == "right" else cut
+        assert kept, (cut, keep)
+        assert preprocessing.after_marks(rest, 0) == 0, (cut, keep)
+    for context in ("soup", "the soup was good"):
+        assert made.encode([question(context, "soup", asked=text)])[0]["cut"]
 
 
 @pytest.mark.parametrize("name", ["span", "prompt", "label"])

@@ -117,3 +117,17 @@ def test_a_source_is_whole_and_there_where_nothing_translates(tmp_path):
     with pytest.raises(UserError, match=r"no source_premise and no source_hypothesis \(mt=gold\)"):
         Reader(path, PAIR).check("mt=gold")
     assert Reader(path, PAIR).check() == 1
+
+
+def test_ids_that_nobody_reads_may_be_of_any_type(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "id": 1}\n{"text": "b", "id": "x"}\n{"text": "c"}\n')
+    assert Reader(path, ["text"], ids=False).check() == 3
+    with pytest.raises(UserError, match="'x' is of another type than that of the first row"):
+        Reader(path, ["text"]).check()
+
+
+def test_a_table_may_begin_with_empty_lines(tmp_path):
+    (tmp_path / "a.csv").write_text("\n\ntext\na b\n")
+    reader = Reader(tmp_path / "a.csv", ["text"])
+    assert (reader.check(), [row.texts for row in reader]) == (1, [("a b",)])

@@ -257,6 +257,24 @@ def test_full_trains_every_weight_and_its_model_is_the_one_that_is_tested(make_r
     assert made["test"].digest != made["zero_shot"].digest
 
 
+def test_a_language_that_the_tokenizer_does_not_know_is_refused_before_training(
+    make_run, monkeypatch
+):
+    run = make_run("data.max_length=16")
+    read = run.task.read
+
+    def in_another_script(lang, split):
+        rows = read(lang, split)
+        if lang == run.task.english:
+            return rows
+        return [replace(e, texts=("是的 不是",)) for e in rows]
+
+    monkeypatch.setattr(run.task, "read", in_another_script)
+    monkeypatch.setattr(fitting, "fit", lambda *args: pytest.fail("it is trained"))
+    with pytest.raises(UserError, match=r"/test \(target\): .* unknown to the tokenizer"):
+        pipeline.run_stages(run, members_of(run.cfg.method))
+
+
 def test_trainings_on_other_parts_of_the_same_rows_are_other_trainings(make_run):
     """Where training data end and validation data begin, and whether there are any."""
     found = [

@@ -204,6 +204,12 @@ def test_bad_data_are_refused_with_file_row_and_column(name, tmp_path):
             ".jsonl", lines(answer("Nile")), QA, "row 1 (line 1), column answers",
             "'Nile' is in the context 2 times and the first is taken",
         ),
+        (
+            ".tsv",
+            'text\tlabel\na\tpositive\n"never\tpositive\nb\tnegative\na quote"\tnegative\n',
+            {}, "row 2 (line 3)",
+            "reads as 3 rows in quotes; if quotes are ordinary signs: quotes: no",
+        ),
     ],
 )  # fmt: skip
 def test_doubtful_data_are_read_with_a_warning(suffix, content, changes, where, said, tmp_path):
@@ -215,6 +221,13 @@ def test_doubtful_data_are_read_with_a_warning(suffix, content, changes, where, 
     assert where in str(problem)
     assert said in problem.text
     assert task.read("far", "test")
+
+
+def test_lines_in_quotes_that_are_no_rows_are_a_text(tmp_path):
+    task = described(tmp_path)()
+    (tmp_path / "far.csv").write_text('text,label\n"good, really\nbought it",positive\n')
+    found = task.examine("far", "test")
+    assert (found.examples[0].texts, found.problems) == (("good, really\nbought it",), [])
 
 
 def test_all_problems_of_a_file_are_in_one_message(tmp_path):
@@ -260,6 +273,25 @@ def test_whole_numbers_that_are_floats_are_labels(labels, tmp_path):
     assert [e.label for e in task.read("far", "test")] == [1, 0]
 
 
+def test_a_whole_number_of_a_table_may_have_a_point(tmp_path):
+    """As in a CSV file of pandas; a label that is called so comes first."""
+    for labels in ({"no": 0, "yes": 1}, {"no": ["0", "0.00"], "yes": ["1", "1.0"]}):
+        task = described(tmp_path, labels=labels)()
+        write(tmp_path / "far.csv", "text,label\na,1.0\nb,0.00\n")
+        assert [e.label for e in task.read("far", "test")] == [1, 0]
+    write(tmp_path / "far.csv", "text,label\na,1.5\n")
+    with pytest.raises(UserError, match=r"'1\.5' is none of 0, 0\.00, 1, 1\.0"):
+        task_class(CUSTOM, str(tmp_path / "mine.yaml"))().read("far", "test")
+
+
+def test_no_column_has_the_name_of_an_option_of_predict():
+    from flare_exp.cli import predict
+    from flare_exp.experiment import overriding
+    from flare_exp.tasks.spec_reading import TAKEN
+
+    assert {*predict.KEYS, "mt", *(k for k in overriding.KEYS if "." not in k)} <= {*TAKEN}
+
+
 def test_answers_are_read_in_every_form(tmp_path):
     squad = json.dumps({"text": ["Nile", "The Nile"], "answer_start": [18, 0]})
     write(
@@ -286,6 +318,8 @@ def test_answers_are_read_in_every_form(tmp_path):
         ({"text": "the text"}, "needs another name in prompts, one plain word; write e.g. text: {"),
         ({"text": "source"}, "needs another name in files of predictions, where that column is"),
         ({"text": "out"}, "needs another name on predict's command line, where it is another"),
+        ({"text": "mt"}, "needs another name on predict's command line, where it is another"),
+        ({"prompt": "{{text}}\nLabel:"}, "prompt: {text} is not in it, so it would not be read"),
         ({"labels": ["one"]}, "labels: must name two labels or more"),
         ({"labels": ["one", "two", "one"]}, "labels: a name is there twice"),
         ({"labels": {"a": 1, "b": [1, 2]}}, "labels: '1' stands for a and for b"),

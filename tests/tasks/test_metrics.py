@@ -242,3 +242,9 @@ def test_a_task_scores_by_what_it_is():
     }
     assert XNLI.metric in XNLI().score(["neutral"], labeled[:1])
     assert TyDiQA.metric in TyDiQA().score([""], asked)
+
+
+def test_invisible_signs_do_not_decide_whether_an_answer_is_right():
+    """TyDiQA has an answer that begins with a mark of direction."""
+    assert metrics.answers(["Rome"], [["\u200eRome"]]) == {"exact_match": 1.0, "f1": 1.0}
+    assert metrics.answers(["a\u200cb"], [["ab"]])["exact_match"] == 0, "another word in Persian"

@@ -51,6 +51,11 @@ def test_every_language_is_its_own_flores_code_and_scripts_say_whether_words_hav
     ] * 3 + [True]
 
 
+def test_santali_has_the_name_of_the_hubs_configuration():
+    assert ("sat_Olck" in SIB200.languages, "sat_Beng" in SIB200.languages) == (True, False)
+    assert (len(SIB200.languages), language("sat_Olck").flores) == (204, "sat_Beng")
+
+
 @pytest.mark.shared
 def test_the_real_files_are_read_and_paired(shared_data):
     task = SIB200(data_dir=str(shared_data / "sib200"))

@@ -239,8 +239,10 @@ def test_english_has_a_test_split_of_its_own(tmp_path):
         )
 
 
-def test_no_context_is_both_trained_and_selected_on(tmp_path, caplog):
-    """Where validation is a part of the same split; what is left out is in the provenance."""
+def test_no_context_is_trained_on_and_held_out(tmp_path, caplog):
+    """Where validation or the English test is a part of the same split; what is left out is in the
+    provenance.
+    """
     from flare_exp.experiment import data_checks
 
     rows = [question(i, f"en{i}") for i in range(8)]
@@ -261,7 +263,19 @@ def test_no_context_is_both_trained_and_selected_on(tmp_path, caplog):
     facts = data_checks.check_data(task, "sw")
     assert (facts["en/train"]["examples"], facts["en/train"]["left_out"]) == (4, 2)
     assert "left_out" not in facts["en/validation"]
-    assert "2 training examples ask about a context of validation" in caplog.text
+    assert "2 training examples ask about a context of validation: left out" in caplog.text
+    parts = {"train": "train[:6]", "validation": None, "english_test": "train[6:]"}
+    tested = TyDiQA(data_dir=str(tmp_path), splits={**splits, **parts})
+    assert [e.id.rpartition("/")[2] for e in tested.load("en", "train")] == list("12345")
+    assert "1 training examples ask about a context of the English test: left out" in caplog.text
+    parts = {**splits, "train": "train[4:5]", "english_test": "train[6:]"}
+    none = TyDiQA(data_dir=str(tmp_path), splits=parts)
+    with pytest.raises(
+        UserError,
+        match=r"task.train_split=train\[4:5\] of en: every example asks "
+        "about a context of validation or the English test, so none is left to train on",
+    ):
+        none.load("en", "train")
     alone = TyDiQA(data_dir=str(tmp_path), splits={**splits, "train": "train", "validation": None})
     assert alone.training_roles == ("train",)
     assert len(alone.load("en", "train")) == 8

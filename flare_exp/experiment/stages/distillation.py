@@ -81,7 +81,7 @@ def check_texts(cfg: Config, task: Task) -> None:
         return
     needed = any(method.mode.translates_tests for method in members_of(cfg.method).values())
     reason = f"mt={cfg.mt.name} translates no new texts, and the teachers read their English"
-    reader = Reader(Path(cfg.distil.texts), task.fields, "distil.texts")
+    reader = Reader(Path(cfg.distil.texts), task.fields, "distil.texts", ids=False)
     reader.check(reason if needed and not cfg.mt.translates else None)
 
 

@@ -28,6 +28,10 @@ def finetune(run: RunContext) -> Artifact:
     }
 
     def build(folder: Path) -> dict[str, Any]:
+        # texts that the tokenizer does not know are refused before the training, not after it
+        data.dataset("train")
+        for lang in cfg.task.tested:
+            run.data(PairingMode.TARGET, lang=lang).dataset("test")
         saved = folder / ("adapter" if lora else "model")
         return fitting.fit(run, "finetune", untrained_english(run), None, data, stage, saved)
 
