@@ -74,7 +74,7 @@ def make_report(
     Args:
         folders: folders of runs, or of grids.
         baseline: the method that others are compared with; None: LoRA where it is.
-        mixed: show runs that differ in data, split, checkpoint or code in one table, with a note.
+        mixed: show runs in one table that `differences` says not to compare, with a note.
         published: add the paper's numbers.
 
     Returns:

@@ -145,6 +145,19 @@ def test_a_mixed_folder_is_refused_with_the_difference(facts, said, tmp_path):
     assert report.notes[0] == f"Mixed: {first} and {second} differ in {said}."
 
 
+def test_other_translations_by_one_system_are_refused(tmp_path):
+    """As of files that were edited; another system translates in another way on purpose."""
+    name = "translation of toy_sentiment/en/train into far"
+    words = ["seed=0", "seed=1", "mt=gold"]
+    for number, (word, digest) in enumerate(zip(words, ("m0", "m1", "m2"), strict=True)):
+        run = finished(tmp_path / f"{number}", "method=flare", word)
+        traced(run, artefacts={name: {"digest": digest}})
+    _, (problem,) = make_report([str(tmp_path)])
+    assert f"/0 and {tmp_path}/1 differ in digest of the {name}: m0 and m1. Such" in problem
+    shutil.rmtree(tmp_path / "1")
+    assert make_report([str(tmp_path)])[1] == []
+
+
 def test_another_split_is_refused_and_another_language_or_model_is_not(tmp_path):
     for number, words in enumerate((["task.lang=far"], ["task.lang=near"], ["model=tiny_decoder"])):
         data = {"en/train": {"fingerprint": "f1"}, f"{number}/test": {"fingerprint": str(number)}}
