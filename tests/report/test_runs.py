@@ -234,3 +234,36 @@ def test_only_an_ensemble_has_weights_and_only_a_fusion_has_passes(tmp_path):
     assert not any(lora.has(key) for key in ("method.weights", "predict.sources"))
     assert ensemble.has("method.weights")
     assert not ensemble.has("predict.sources")  # its members are lora and translate_test
+
+
+def test_a_sentence_takes_the_best_rows_of_a_translation_whatever_their_options(tmp_path):
+    """A learning rate of its own, as an option of the training, does not divide the methods."""
+    given = {
+        "lora": ("lora", "transfer.lr=2e-3", 0.6),
+        "worse": ("lora", "transfer.lr=5e-3", 0.5),
+        "flare": ("flare", "transfer.lr=1e-3", 0.8),
+        "gated": ("flare", "fusion=gated", 0.7),
+        "translate_test": ("translate_test", "mt=toy", 0.8),
+    }
+    for name, (method, option, score) in given.items():
+        for noise in ("0.1", "0.3"):
+            words = [f"method={method}", option, f"mt.noise={noise}"]
+            finished(tmp_path / f"{name}{noise}", *words, score=score - float(noise))
+    report, _ = make_report([str(tmp_path)])
+    first, second = report.sections[0].sentences
+    assert first.startswith(
+        "tiny, far, toy, 10% noise: flare (add_relu) has macro_f1 70.0, 20.0 points above "
+        "lora, transfer.lr=0.002 (50.0) and as much as translate_test (70.0). "
+    )
+    assert second.startswith("tiny, far, toy, 30% noise: flare (add_relu) has macro_f1 50.0, ")
+
+
+def test_a_sentence_compares_the_seeds_that_its_rows_share(tmp_path):
+    scores = {"lora0": 0.6, "flare0": 0.7, "flare1": 0.9}
+    for name, score in scores.items():
+        finished(tmp_path / name, f"method={name[:-1]}", f"seed={name[-1]}", score=score)
+    (sentence,) = make_report([str(tmp_path)])[0].sections[0].sentences
+    assert "has macro_f1 70.0, 10.0 points above lora (60.0)." in sentence
+    assert sentence.endswith(
+        "Seeds that all of these have: 0. One seed: differences of a few points mean nothing."
+    )
