@@ -72,10 +72,12 @@ def code(run: Run) -> dict[str, Any]:
 def differences(cells: Sequence[Cell]) -> Iterator[str]:
     """Yield a message for each thing in which runs of one task differ and must not.
 
-    Runs of one language are compared; checkpoints within one model and its options, translations
-    within one system and its options. A run without provenance.json agrees with every other.
+    Runs of one language are compared; metric and labels among all; checkpoints within one model and
+    its options, translations within one system and its options. A run without provenance.json
+    agrees with every other.
     """
-    yield from _within(cells, lambda cell: cell.lang, splits, score, fingerprints, code)
+    yield from _within(cells, lambda cell: cell.task, score)
+    yield from _within(cells, lambda cell: cell.lang, splits, fingerprints, code)
     yield from _within(cells, lambda cell: (cell.model, *_own(cell, "model.")), checkpoint)
     yield from _within(cells, lambda cell: (cell.mt, *_own(cell, "mt.")), translations)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flare_exp.report import statistics
-from flare_exp.report.cells import Cell, setting_of, variant_of, varying
+from flare_exp.report.cells import Cell, is_setting, option_of, setting_of, variant_of, varying
 from flare_exp.report.predictions import (
     Predictions,
     check_score,
@@ -88,6 +88,8 @@ class Comparer:
             and other.lang == cell.lang
             and setting_of(other, self.options) == setting
         ]
+        if not there:
+            self._note_options(cell)
         there = _trained_alike(cell, there)
         alike = [other for other in there if _shared(cell, other) == _shared(other, cell)]
         if len(there) > 1 and len(alike) != 1:
@@ -97,6 +99,18 @@ class Comparer:
             )
             return None
         return next(iter(alike or there), None)
+
+    def _note_options(self, cell: Cell) -> None:
+        """Note the options that a cell shares with no baseline of its model and translation."""
+        near = [
+            [k for k in self.options if is_setting(k) and option_of(cell, k) != option_of(other, k)]
+            for other in self.cells
+            if self._is_baseline(other)
+            and (other.lang, other.model, other.mt) == (cell.lang, cell.model, cell.mt)
+        ]
+        if near:
+            own = ", ".join(f"{key}={option_of(cell, key)}" for key in min(near, key=len))
+            self._leave_out(cell, f"no row of {self.baseline} has {own}")
 
     def _against(self, base: Cell, cells: Sequence[Cell]) -> list[Comparison]:
         """Compare some cells with one baseline, on the same draws of test examples."""
