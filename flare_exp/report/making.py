@@ -12,7 +12,7 @@ from flare_exp.report.comparability import code_notes, differences
 from flare_exp.report.comparisons import Comparer, Comparison, Ranking, rankings
 from flare_exp.report.published import published_table
 from flare_exp.report.readings import readings
-from flare_exp.report.runs import Run, by_language, mean_of_languages, read, run_folders
+from flare_exp.report.runs import READING, Run, by_language, mean_of_languages, read, run_folders
 from flare_exp.report.tables import (
     Table,
     differences_table,
@@ -125,6 +125,9 @@ def _runs(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
     """Return the finished runs below some folders, and a line for each that is left out."""
     runs, left_out = [], []
     for folder in run_folders(folders):
+        if (folder / READING).is_file():
+            left_out.append(f"left out: {folder}: an export, whose run counts where it is")
+            continue
         try:
             runs.append(read(folder))
         except ValueError as error:

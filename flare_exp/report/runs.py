@@ -15,7 +15,7 @@ import yaml
 
 from flare_exp.config import composition, validation
 from flare_exp.config.languages import as_list, joined
-from flare_exp.config.methods import DISTIL, ENSEMBLE, Method, members_of
+from flare_exp.config.methods import DISTIL, ENSEMBLE, METHODS, Method, members_of
 from flare_exp.config.options import flat
 from flare_exp.errors import first_line
 from flare_exp.experiment import run_state
@@ -30,6 +30,7 @@ NAMED = {
     *("task.lang", "task.unseen", "mt.noise", "mt.noise_in", "method.of"),
 }
 ABLATIONS = ("shuffle", "empty")
+READING = "reading.json"  # of an export, which has the files of its run, too
 TIMED = ("transfer", "test")  # stages whose seconds are shown
 
 
@@ -225,12 +226,15 @@ def defaults(*groups: str) -> dict[str, Any]:
 
 def run_folders(folders: Sequence[str]) -> list[Path]:
     """Return the folders below `folders` that a run has begun, each once."""
-    found = set()
+    found, seen = set(), set()
     for folder in folders:
-        for place, inside, files in os.walk(Path(folder).resolve()):
+        for name, inside, files in os.walk(Path(folder), followlinks=True):
+            place = Path(name).resolve()
             if {"metrics.json", "config.yaml"}.intersection(files):
-                found.add(Path(place))
+                found.add(place)
+            if place in seen or place in found:  # a link may lead back to where it is
                 inside.clear()  # files inside a run, such as W&B's config.yaml, are no runs
+            seen.add(place)
     return sorted(found)
 
 
@@ -238,7 +242,8 @@ def read(folder: Path) -> Run:
     """Read a finished run.
 
     Raises:
-        ValueError: the run has no result, or a file is damaged; the message names the file.
+        ValueError: the run has no result, a file is damaged (the message names it), or this version
+            lacks its method or task.
     """
     if not (folder / "metrics.json").is_file():
         state = run_state.read(folder)
@@ -260,6 +265,10 @@ def read(folder: Path) -> Run:
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         reason = first_line(error)
         raise ValueError(f"config.yaml is damaged ({type(error).__name__}: {reason})") from None
+    if run.method not in (*METHODS, ENSEMBLE):
+        raise ValueError(f"this version has no method {run.method}")
+    if metrics["task"] not in TASKS and not {"metric", "labels"} <= metrics.keys():
+        raise ValueError(f"this version has no task {metrics['task']}")
     return run
 
 

@@ -1,6 +1,7 @@
 """The table of runs: which runs share a row, what is left out, and what it says in a sentence."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from run_folders import finished
 from flare_exp.cli import report
 from flare_exp.report.cells import cells_of, option_of, varying
 from flare_exp.report.making import make_report
-from flare_exp.report.runs import Run, read, run_folders
+from flare_exp.report.runs import READING, Run, read, run_folders
 from flare_exp.report.writers import plain
 
 
@@ -158,6 +159,42 @@ def test_half_and_damaged_runs_are_named_and_the_rest_is_shown(tmp_path, capsys)
         code, printed, rows = table(capsys, *folders)
         assert (code, rows) == (2, [])
         assert printed.err == f"flare_exp report: {tmp_path / 'nowhere'}: there is no such folder\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "said"),
+    [
+        ("fresh", "toy_sentiment", "this version has no method fresh"),
+        ("flare", "reviews", "this version has no task reviews"),
+    ],
+)
+def test_a_run_of_an_unknown_method_or_task_is_left_out(method, task, said, tmp_path):
+    finished(tmp_path / "known", "method=lora")
+    other = finished(tmp_path / "other", "method=flare", metrics={"task": task})
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("name: flare\n", f"name: {method}\n"))
+    report, problems = make_report([str(tmp_path)])
+    assert problems == []
+    assert report.notes[-1] == f"left out: {other}: {said}"
+
+
+def test_an_export_is_no_second_run(tmp_path):
+    run = finished(tmp_path / "run", "method=lora")
+    copy = shutil.copytree(run, tmp_path / "shared")
+    (copy / READING).write_text("{}")
+    report, problems = make_report([str(tmp_path)])
+    assert problems == []
+    assert report.notes == [f"left out: {copy}: an export, whose run counts where it is"]
+
+
+def test_links_to_runs_are_followed_once(tmp_path):
+    run = finished(tmp_path / "elsewhere" / "run", "method=lora")
+    grid = tmp_path / "grid"
+    grid.mkdir()
+    (grid / "one").symlink_to(run)
+    (grid / "two").symlink_to(run.parent)
+    (grid / "back").symlink_to(tmp_path)
+    assert run_folders([str(grid)]) == [run]
 
 
 def said(capsys, folder, scores):
