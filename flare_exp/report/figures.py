@@ -113,7 +113,9 @@ def gain_by_quality(own: _Section) -> Drawing:
     if not panels:
         points_of = _by_language(own, found)
         if not points_of:
-            raise Lacking("needs translations of at least two qualities, chrF++")
+            raise Lacking(
+                "needs translations of at least two qualities at one rate of wrong words, chrF++"
+            )
         panels, caption = points_of, f"Each point is a language. {caption}"
     return _gain(own, "quality", panels, caption, "chrF++ of the translations")
 
