@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -240,19 +240,30 @@ class Ranking:
 def rankings(tasks: Mapping[str, Sequence[Cell]]) -> list[Ranking]:
     """Rank the methods of each setting over its tasks and languages, by the mean over seeds.
 
+    A method has the name of its row alone where it has one row in each task and language;
+    otherwise its options belong to the name.
+
     Settings with less than two cells, or less than two methods that have every cell, have no
     ranks.
     """
-    scores: dict[tuple[str, ...], dict[str, dict[tuple[str, str], float]]] = {}
-    for task, cells in tasks.items():
+    settings: dict[tuple[str, ...], list[tuple[Cell, str]]] = defaultdict(list)
+    for cells in tasks.values():
         options = varying(cells)
         for cell in cells:
+            settings[setting_of(cell, options)].append((cell, variant_of(cell, options)))
+    found = []
+    for setting, own in sorted(settings.items()):
+        # tasks may differ in the options that tell their rows apart
+        count = Counter((cell.task, cell.lang, cell.label) for cell, _ in own)
+        repeated = {label for (_, _, label), number in count.items() if number > 1}
+        methods: dict[str, dict[tuple[str, str], float]] = {}
+        for cell, variant in own:
+            name = variant if cell.label in repeated else cell.label
             values = [v for v in cell.values("test", cell.first.metric) if v is not None]
-            methods = scores.setdefault(setting_of(cell, options), {})
             if len(values) == len(cell.runs):
-                own = methods.setdefault(variant_of(cell, options), {})
-                own[task, cell.lang] = float(np.mean(values))
-    return [_ranking(setting, methods) for setting, methods in sorted(scores.items())]
+                methods.setdefault(name, {})[cell.task, cell.lang] = float(np.mean(values))
+        found.append(_ranking(setting, methods))
+    return found
 
 
 def _ranking(

@@ -108,8 +108,16 @@ def make_report(
     tables = [table for table in (ranks_table(ranked),) if table]
     tables += [published_table(tasks)] if published else []
     notes += [n for r in ranked if not r.ranks for n in lacking_notes(r)]
-    notes += [GOLD] if any(run.options["mt.name"] == "gold" for run in runs) else []
+    notes += [GOLD] if any(map(_reads_gold, runs)) else []
     return Report(sections, tables, ranked, [*notes, *left_out]), []
+
+
+def _reads_gold(run: Run) -> bool:
+    """Return whether one of the translation systems of a run is the benchmark itself."""
+    options = run.options
+    systems = [options["mt.name"], options.get("mt.fallback")]
+    systems += (options.get("source.systems") or ()) if run.has("source.systems") else ()
+    return "gold" in systems
 
 
 def _refusal(differing: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from run_folders import finished
 
 from flare_exp.cli import report
 from flare_exp.report.cells import cells_of, option_of, varying
-from flare_exp.report.making import make_report
+from flare_exp.report.making import GOLD, make_report
 from flare_exp.report.runs import READING, Run, read, run_folders
 from flare_exp.report.writers import plain
 
@@ -304,3 +304,27 @@ def test_a_sentence_compares_the_seeds_that_its_rows_share(tmp_path):
     assert sentence.endswith(
         "Seeds that all of these have: 0. One seed: differences of a few points mean nothing."
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "reads"),
+    [
+        (["mt=gold", "method=lora"], True),
+        (["mt=[toy,gold]", "method=flare"], True),
+        (["mt=toy", "method=flare"], False),
+    ],
+)
+def test_a_run_that_reads_the_benchmarks_own_translations_is_an_upper_bound(words, reads, tmp_path):
+    finished(tmp_path / "run", *words)
+    assert (GOLD in make_report([str(tmp_path)])[0].notes) == reads
+
+
+def test_methods_are_ranked_over_tasks_that_differ_in_their_options(tmp_path):
+    """One task has a learning rate for each method, the other one the shipped rate for both."""
+    for task, rates in (("toy_sentiment", ("2e-3", "1e-3")), ("toy_nli", ("1e-3", "1e-3"))):
+        for method, rate, score in zip(("lora", "flare"), rates, (0.5, 0.6), strict=True):
+            words = [f"task={task}", f"method={method}", f"transfer.lr={rate}"]
+            finished(tmp_path / f"{task}{method}", *words, score=score)
+    report, _ = make_report([str(tmp_path)])
+    (ranking,) = report.rankings
+    assert ranking.ranks == {"flare (add_relu)": (1, 1, 1), "lora": (2, 2, 2)}
