@@ -89,8 +89,8 @@ class _Section:
         if without("mt.noise") and where != "all":
             noise = f"noise in {where}"
         name = "" if without("mt.name") else option_of(cell, "mt.name")
-        kept = [key for key in self.options if is_setting(key) and not without(key)]
-        more = [f"{key}={option_of(cell, key)}" for key in kept]
+        shown = [key for key in self.options if is_setting(key) and cell.first.has(key)]
+        more = [f"{key}={option_of(cell, key)}" for key in shown if not without(key)]
         return ", ".join(filter(None, [cell.model, cell.lang, name, noise, *more]))
 
 

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +16,7 @@ import yaml
 from flare_exp.config import composition, validation
 from flare_exp.config.languages import as_list, joined
 from flare_exp.config.methods import DISTIL, ENSEMBLE, METHODS, Method, members_of
+from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.options import flat
 from flare_exp.errors import first_line
 from flare_exp.experiment import run_state
@@ -29,6 +30,8 @@ NAMED = {
     *(f"{group}.name" for group in GROUPS if group != "decode"),
     *("task.lang", "task.unseen", "mt.noise", "mt.noise_in", "method.of"),
 }
+# option of mt -> names or kinds of the translation systems that have it
+MT_OPTIONS = {f.name: f.metadata["only"] for f in fields(MtConfig) if "only" in f.metadata}
 ABLATIONS = ("shuffle", "empty")
 READING = "reading.json"  # of an export, which has the files of its run, too
 TIMED = ("transfer", "test")  # stages whose seconds are shown
@@ -137,7 +140,8 @@ class Run:
         """Return whether an option can change a run of this method.
 
         A method without a source has no options of it, and one that trains nothing on the target
-        language none of that training. Its scores on a language do not depend on the others.
+        language none of that training. Its scores on a language do not depend on the others. A
+        translation system has no options of other ones.
         """
         methods = self.members.values()
         several = len(as_list(self.options["task.lang"])) > 1
@@ -150,7 +154,10 @@ class Run:
             return languages[key]
         if key in ("method.of", "method.weights"):
             return self.method in ((ENSEMBLE, DISTIL) if key == "method.of" else (ENSEMBLE,))
-        section = key.partition(".")[0]
+        section, _, option = key.partition(".")
+        if section == "mt" and (owners := MT_OPTIONS.get(option)):
+            name = str(self.options["mt.name"])
+            return bool({name, MtConfig(name=name).kind} & {*owners})
         return {
             "fusion": self.fuses,
             "predict": self.fuses,

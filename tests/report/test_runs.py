@@ -9,7 +9,7 @@ import pytest
 from run_folders import finished
 
 from flare_exp.cli import report
-from flare_exp.report.cells import cells_of, option_of, varying
+from flare_exp.report.cells import cells_of, option_of, setting_of, varying
 from flare_exp.report.making import GOLD, make_report
 from flare_exp.report.runs import READING, Run, read, run_folders
 from flare_exp.report.writers import plain
@@ -240,6 +240,18 @@ def test_options_that_a_method_does_not_have_make_no_difference(tmp_path):
     assert [cell.method for cell in cells] == ["zero_shot", "lora", "lora"]
     assert varying(cells) == ["transfer.lr"]
     assert [option_of(cell, "transfer.lr") for cell in cells] == ["-", "0.001", "0.002"]
+
+
+def test_options_that_a_translation_system_does_not_have_make_no_difference(tmp_path):
+    finished(tmp_path / "gold", "mt=gold")
+    for name in ("cat", "tac"):
+        finished(tmp_path / name, "mt=command", f"mt.command={name} {{from}} {{to}}")
+    tasks, _ = cells_of([read(folder) for folder in run_folders([str(tmp_path)])])
+    (cells,) = tasks.values()
+    assert varying(cells) == ["mt.command"]
+    settings = [setting_of(cell, ["mt.command"])[1:] for cell in cells]
+    assert settings[:1] == [("command", "mt.command=cat {from} {to}")]
+    assert settings[2:] == [("gold",)]
 
 
 def test_an_ensemble_that_trains_nothing_still_depends_on_all_its_languages(tmp_path):
