@@ -23,7 +23,8 @@ def readings(cells: Sequence[Cell], metric: str) -> list[str]:
     groups: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
     for cell in cells:
         if not cell.trained_on and None not in cell.values("test", metric):
-            groups[(cell.lang, *setting_of(cell, options))].append(cell)
+            key = (cell.lang, *setting_of(cell, options))
+            groups[key].append(cell)
     several = len({key[2:] for key in groups}) > 1
     found = []
     for (lang, model, *setting), own in groups.items():
