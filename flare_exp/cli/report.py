@@ -3,7 +3,7 @@
 The runs below the folders are read; without a folder, those below outputs/. Runs that differ in
 nothing but the seed share a row, with mean and standard deviation over seeds. Every option that
 differs between rows gets a column. Two runs of one row and one seed are an error, and so are runs
-of one table that differ in data, split, checkpoint or code.
+of one table that differ in data, translation, split, checkpoint or code.
 
   --baseline METHOD   compare the others with this method, test example by test example: difference,
                       95 % interval, p-value, and p-value corrected for several languages [lora].
@@ -14,7 +14,7 @@ of one table that differ in data, split, checkpoint or code.
   --pack FILE         write the runs to an archive (.tar.xz) without texts and paths; whoever
                       unpacks it can make the same report
   --published         put the numbers of the paper (arXiv 2501.06892) beside ours, marked as quoted
-  --mixed             show runs that differ in data, split, checkpoint or code, with a note
+  --mixed             show runs that differ in one of these in one table, with a note
 
 Examples:
   python -m flare_exp report outputs/grid

@@ -30,11 +30,10 @@ from flare_exp.flare.peft_method import FlareConfig
 from flare_exp.hub import files_read
 from flare_exp.report.cells import Cell, cells_of
 from flare_exp.report.comparability import differences
-from flare_exp.report.runs import Run
+from flare_exp.report.runs import READING, Run
 from flare_exp.report.runs import read as read_run
 from flare_exp.utils.files import write_json, write_text
 
-READING = "reading.json"
 BASE = "base"  # the model below a plain LoRA, where no hub id names it
 WEIGHTS = ("english", "adapter", "model")
 # of provenance.json; the command and what made the translations may name paths and keys

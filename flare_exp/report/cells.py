@@ -131,7 +131,8 @@ def setting_of(cell: Cell, options: Iterable[str]) -> tuple[str, ...]:
 
     That is model, translation, and those of `options` that do not belong to the method.
     """
-    shown = [f"{key}={option_of(cell, key)}" for key in options if is_setting(key)]
+    own = [key for key in options if is_setting(key) and cell.first.has(key)]
+    shown = [f"{key}={option_of(cell, key)}" for key in own]
     return cell.model, cell.mt, *shown
 
 

@@ -1,9 +1,9 @@
-"""Find runs that one table must not compare: other data, splits, checkpoints or code."""
+"""Find runs that one table must not compare: other data, translations, checkpoints or code."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from flare_exp.experiment.tested import stage_of
@@ -42,6 +42,13 @@ def checkpoint(run: Run) -> dict[str, Any]:
     return {**digest, "model.revision": run.options.get("model.revision")}
 
 
+def translations(run: Run) -> dict[str, Any]:
+    """Return the digest of each translation that a run has made or taken."""
+    found = run.provenance.get("artefacts", {})
+    names = [name for name in found if stage_of(name) == "translation"]
+    return {f"digest of the {name}": found[name]["digest"] for name in names}
+
+
 def code(run: Run) -> dict[str, Any]:
     """Return the hashes of the code behind the result.
 
@@ -65,26 +72,35 @@ def code(run: Run) -> dict[str, Any]:
 def differences(cells: Sequence[Cell]) -> Iterator[str]:
     """Yield a message for each thing in which runs of one task differ and must not.
 
-    Runs of one language are compared; checkpoints within one model and its options. A run without
-    provenance.json agrees with every other.
+    Runs of one language are compared; metric and labels among all; checkpoints within one model and
+    its options, translations within one system and its options. A run without provenance.json
+    agrees with every other.
     """
-    by_lang: dict[str, list[Run]] = defaultdict(list)
-    by_model: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    yield from _within(cells, lambda cell: cell.task, score)
+    yield from _within(cells, lambda cell: cell.lang, splits, fingerprints, code)
+    yield from _within(cells, lambda cell: (cell.model, *_own(cell, "model.")), checkpoint)
+    yield from _within(cells, lambda cell: (cell.mt, *_own(cell, "mt.")), translations)
+
+
+def _own(cell: Cell, section: str) -> list[tuple[str, str]]:
+    """Return the options of a section that differ from the shipped ones."""
+    return sorted(option for option in cell.changed if option[0].startswith(section))
+
+
+def _within(
+    cells: Sequence[Cell],
+    group: Callable[[Cell], Hashable],
+    *facts: Callable[[Run], Mapping[str, Any]],
+) -> Iterator[str]:
+    """Yield the first difference in each of some facts, among runs of each group of cells."""
+    groups: dict[Hashable, list[Run]] = defaultdict(list)
     for cell in cells:
-        own = sorted(option for option in cell.changed if option[0].startswith("model."))
-        by_lang[cell.lang] += cell.runs.values()
-        model = (cell.model, *own)
-        by_model[model] += cell.runs.values()
-    for runs in by_lang.values():
-        for facts in (splits, score, fingerprints, code):
-            yield from _first_difference([(run, facts(run)) for run in _sorted(runs)])
-    for runs in by_model.values():
-        yield from _first_difference([(run, checkpoint(run)) for run in _sorted(runs)])
-
-
-def _sorted(runs: Sequence[Run]) -> list[Run]:
-    """Return runs in the order of their folders, so that a message does not depend on the table."""
-    return sorted(runs, key=lambda run: run.folder)
+        groups[group(cell)] += cell.runs.values()
+    for runs in groups.values():
+        # in the order of folders, so that a message does not depend on the table
+        ordered = sorted(runs, key=lambda run: run.folder)
+        for fact in facts:
+            yield from _first_difference([(run, fact(run)) for run in ordered])
 
 
 def _first_difference(runs: Sequence[tuple[Run, Mapping[str, Any]]]) -> Iterator[str]:

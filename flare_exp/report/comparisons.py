@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flare_exp.report import statistics
-from flare_exp.report.cells import Cell, setting_of, variant_of, varying
+from flare_exp.report.cells import Cell, is_setting, option_of, setting_of, variant_of, varying
 from flare_exp.report.predictions import (
     Predictions,
     check_score,
@@ -88,6 +88,8 @@ class Comparer:
             and other.lang == cell.lang
             and setting_of(other, self.options) == setting
         ]
+        if not there:
+            self._note_options(cell)
         there = _trained_alike(cell, there)
         alike = [other for other in there if _shared(cell, other) == _shared(other, cell)]
         if len(there) > 1 and len(alike) != 1:
@@ -97,6 +99,18 @@ class Comparer:
             )
             return None
         return next(iter(alike or there), None)
+
+    def _note_options(self, cell: Cell) -> None:
+        """Note the options that a cell shares with no baseline of its model and translation."""
+        near = [
+            [k for k in self.options if is_setting(k) and option_of(cell, k) != option_of(other, k)]
+            for other in self.cells
+            if self._is_baseline(other)
+            and (other.lang, other.model, other.mt) == (cell.lang, cell.model, cell.mt)
+        ]
+        if near:
+            own = ", ".join(f"{key}={option_of(cell, key)}" for key in min(near, key=len))
+            self._leave_out(cell, f"no row of {self.baseline} has {own}")
 
     def _against(self, base: Cell, cells: Sequence[Cell]) -> list[Comparison]:
         """Compare some cells with one baseline, on the same draws of test examples."""
@@ -226,19 +240,30 @@ class Ranking:
 def rankings(tasks: Mapping[str, Sequence[Cell]]) -> list[Ranking]:
     """Rank the methods of each setting over its tasks and languages, by the mean over seeds.
 
+    A method has the name of its row alone where it has one row in each task and language;
+    otherwise its options belong to the name.
+
     Settings with less than two cells, or less than two methods that have every cell, have no
     ranks.
     """
-    scores: dict[tuple[str, ...], dict[str, dict[tuple[str, str], float]]] = {}
-    for task, cells in tasks.items():
+    settings: dict[tuple[str, ...], list[tuple[Cell, str]]] = defaultdict(list)
+    for cells in tasks.values():
         options = varying(cells)
         for cell in cells:
+            settings[setting_of(cell, options)].append((cell, variant_of(cell, options)))
+    found = []
+    for setting, own in sorted(settings.items()):
+        # tasks may differ in the options that tell their rows apart
+        count = Counter((cell.task, cell.lang, cell.label) for cell, _ in own)
+        repeated = {label for (_, _, label), number in count.items() if number > 1}
+        methods: dict[str, dict[tuple[str, str], float]] = {}
+        for cell, variant in own:
+            name = variant if cell.label in repeated else cell.label
             values = [v for v in cell.values("test", cell.first.metric) if v is not None]
-            methods = scores.setdefault(setting_of(cell, options), {})
             if len(values) == len(cell.runs):
-                own = methods.setdefault(variant_of(cell, options), {})
-                own[task, cell.lang] = float(np.mean(values))
-    return [_ranking(setting, methods) for setting, methods in sorted(scores.items())]
+                methods.setdefault(name, {})[cell.task, cell.lang] = float(np.mean(values))
+        found.append(_ranking(setting, methods))
+    return found
 
 
 def _ranking(

@@ -44,6 +44,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.handlelength": 3.2,
     "svg.fonttype": "path",
+    "text.parse_math": False,  # the $ of a command begins no formula
 }
 PANELS = 12  # of one figure
 COLUMNS = 3

@@ -89,8 +89,8 @@ class _Section:
         if without("mt.noise") and where != "all":
             noise = f"noise in {where}"
         name = "" if without("mt.name") else option_of(cell, "mt.name")
-        kept = [key for key in self.options if is_setting(key) and not without(key)]
-        more = [f"{key}={option_of(cell, key)}" for key in kept]
+        shown = [key for key in self.options if is_setting(key) and cell.first.has(key)]
+        more = [f"{key}={option_of(cell, key)}" for key in shown if not without(key)]
         return ", ".join(filter(None, [cell.model, cell.lang, name, noise, *more]))
 
 
@@ -113,7 +113,9 @@ def gain_by_quality(own: _Section) -> Drawing:
     if not panels:
         points_of = _by_language(own, found)
         if not points_of:
-            raise Lacking("needs translations of at least two qualities, chrF++")
+            raise Lacking(
+                "needs translations of at least two qualities at one rate of wrong words, chrF++"
+            )
         panels, caption = points_of, f"Each point is a language. {caption}"
     return _gain(own, "quality", panels, caption, "chrF++ of the translations")
 

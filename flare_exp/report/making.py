@@ -12,7 +12,7 @@ from flare_exp.report.comparability import code_notes, differences
 from flare_exp.report.comparisons import Comparer, Comparison, Ranking, rankings
 from flare_exp.report.published import published_table
 from flare_exp.report.readings import readings
-from flare_exp.report.runs import Run, by_language, mean_of_languages, read, run_folders
+from flare_exp.report.runs import READING, Run, by_language, mean_of_languages, read, run_folders
 from flare_exp.report.tables import (
     Table,
     differences_table,
@@ -74,7 +74,7 @@ def make_report(
     Args:
         folders: folders of runs, or of grids.
         baseline: the method that others are compared with; None: LoRA where it is.
-        mixed: show runs that differ in data, split, checkpoint or code in one table, with a note.
+        mixed: show runs in one table that `differences` says not to compare, with a note.
         published: add the paper's numbers.
 
     Returns:
@@ -108,8 +108,16 @@ def make_report(
     tables = [table for table in (ranks_table(ranked),) if table]
     tables += [published_table(tasks)] if published else []
     notes += [n for r in ranked if not r.ranks for n in lacking_notes(r)]
-    notes += [GOLD] if any(run.options["mt.name"] == "gold" for run in runs) else []
+    notes += [GOLD] if any(map(_reads_gold, runs)) else []
     return Report(sections, tables, ranked, [*notes, *left_out]), []
+
+
+def _reads_gold(run: Run) -> bool:
+    """Return whether one of the translation systems of a run is the benchmark itself."""
+    options = run.options
+    systems = [options["mt.name"], options.get("mt.fallback")]
+    systems += (options.get("source.systems") or ()) if run.has("source.systems") else ()
+    return "gold" in systems
 
 
 def _refusal(differing: Sequence[str]) -> str:
@@ -125,6 +133,9 @@ def _runs(folders: Sequence[str]) -> tuple[list[Run], list[str]]:
     """Return the finished runs below some folders, and a line for each that is left out."""
     runs, left_out = [], []
     for folder in run_folders(folders):
+        if (folder / READING).is_file():
+            left_out.append(f"left out: {folder}: an export, whose run counts where it is")
+            continue
         try:
             runs.append(read(folder))
         except ValueError as error:

@@ -20,7 +20,7 @@ from flare_exp.experiment.checksums import CHECKSUMS, damage, seal
 from flare_exp.hub import looks_local
 from flare_exp.report.cells import cells_of
 from flare_exp.report.predictions import FILE
-from flare_exp.report.runs import Run, read, run_folders
+from flare_exp.report.runs import READING, Run, read, run_folders
 from flare_exp.utils.files import replacing, write_json
 from flare_exp.utils.programs import program_of
 
@@ -51,7 +51,7 @@ def pack(folders: Sequence[str], archive: Path) -> int:
             the folder.
     """
     runs = []
-    for folder in run_folders(folders):
+    for folder in (f for f in run_folders(folders) if not (f / READING).is_file()):
         try:
             runs.append(read(folder))
         except ValueError as error:
@@ -98,7 +98,8 @@ def _copy(run: Path, place: Path) -> Run:
     """
     import pyarrow.parquet as pq
 
-    if problems := damage(run):
+    copied = ["metrics.json", "config.yaml", "provenance.json", FILE, CURVE]
+    if problems := damage(run, only=copied):
         raise ValueError(f"{run}: {problems[0]}")
     place.mkdir(parents=True)
     (place / "metrics.json").write_bytes((run / "metrics.json").read_bytes())

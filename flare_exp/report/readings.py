@@ -3,66 +3,89 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from flare_exp.config.methods import ENSEMBLE, METHODS
-from flare_exp.report.cells import Cell
+from flare_exp.report.cells import Cell, setting_of, variant_of, varying
 
 TIE = 1.0  # points; smaller differences are called ties
 
 
 def readings(cells: Sequence[Cell], metric: str) -> list[str]:
-    """Return a sentence per language and translation that compares fusion with the baselines.
+    """Return a sentence per language and setting that compares fusion with the baselines.
 
-    Differences of at most TIE points count as ties. Rows without a method that fuses, or without
-    LoRA, are left out, and so are those that were trained on other languages, too.
+    Differences of at most TIE points count as ties. Settings without a method that fuses, or
+    without LoRA, are left out, and so are rows that were trained on other languages, too.
     """
-    groups: dict[tuple[Any, ...], dict[str, Cell]] = defaultdict(dict)
-    for cell in (cell for cell in cells if not cell.trained_on):
-        fusing = sorted((k, v) for k, v in cell.changed if k.startswith(("fusion.", "source.")))
-        name = ", ".join([cell.label, *(f"{key}={value}" for key, value in fusing)])
-        groups[cell.model, cell.lang, cell.mt, cell.changed - {*fusing}][name] = cell
-    return [
-        said
-        for (model, lang, *_), own in groups.items()
-        if (said := _sentence(model, lang, own, metric))
-    ]
+    options = varying(cells)
+    groups: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
+    for cell in cells:
+        if not cell.trained_on and None not in cell.values("test", metric):
+            key = (cell.lang, *setting_of(cell, options))
+            groups[key].append(cell)
+    several = len({key[2:] for key in groups}) > 1
+    found = []
+    for (lang, model, *setting), own in groups.items():
+        place = ", ".join([model, lang, *(setting if several else [])])
+        if said := _sentence(place, _named(own, options), metric):
+            found.append(said)
+    return found
 
 
-def _sentence(model: str, lang: str, methods: Mapping[str, Cell], metric: str) -> str:
+def _named(cells: Sequence[Cell], options: Sequence[str]) -> dict[str, Cell]:
+    """Return name -> cell, by the method alone where no other cell has its name."""
+    count = Counter(cell.label for cell in cells)
+    return {c.label if count[c.label] == 1 else variant_of(c, options): c for c in cells}
+
+
+def _sentence(place: str, methods: Mapping[str, Cell], metric: str) -> str:
     """Return the sentence of one group of methods, or ""."""
-    scores = {
-        name: _mean(cell, "test", metric)
-        for name, cell in methods.items()
-        if None not in cell.values("test", metric)
-    }
-    fused = [
-        name
-        for name in scores
-        if methods[name].first.fuses and methods[name].method != ENSEMBLE and " source)" not in name
-    ]
-    if not fused or "lora" not in scores:
+    best = _best(methods, metric, _fuses)
+    lora = _best(methods, metric, lambda cell: cell.method == "lora")
+    if not best or not lora:
         return ""
-    best = max(fused, key=scores.__getitem__)
-    said = (
-        f"{model}, {lang}: {best} has {metric} {scores[best]:.1f}, {_against(scores, best, 'lora')}"
+    translated = _best(methods, metric, lambda cell: cell.method == "translate_test")
+    ensembles = sorted(
+        name for name, c in methods.items() if c.method == ENSEMBLE and not c.first.fuses
     )
-    if "translate_test" in scores:
-        said += f" and {_against(scores, best, 'translate_test')}"
+    seeds = {*methods[best].runs} & {*methods[lora].runs}
+    rows = [best, lora]
+    for name in filter(None, [translated, *ensembles]):
+        if shared := seeds & {*methods[name].runs}:
+            seeds = shared
+            rows.append(name)
+    if not seeds:
+        return ""
+    scores = {name: _mean(methods[name], seeds, "test", metric) for name in rows}
+    said = f"{place}: {best} has {metric} {scores[best]:.1f}, {_against(scores, best, lora)}"
+    if translated in scores:
+        said += f" and {_against(scores, best, translated)}"
         if METHODS[methods[best].method].reads_translated_tests:
-            zero_shot = _mean(methods[best], "zero_shot", metric)
-            said += f". {_why(scores[best] - scores['translate_test'], zero_shot, lang)}"
-    for name in sorted(scores):
-        if methods[name].method == ENSEMBLE and not methods[name].first.fuses:
-            said += f". {best} has {_against(scores, best, name)}"
-    return f"{said}.{_caution(methods[best])}"
+            zero_shot = _mean(methods[best], seeds, "zero_shot", metric)
+            gain = scores[best] - scores[translated]
+            said += f". {_why(gain, zero_shot, methods[best].lang)}"
+    for name in (name for name in rows if name in ensembles):
+        against = _against(scores, best, name)
+        said += f". {best} {'has' if against.startswith('as much') else 'is'} {against}"
+    return f"{said}.{_caution([methods[name] for name in rows], seeds)}"
 
 
-def _mean(cell: Cell, block: str, metric: str) -> float:
-    """Return the mean of a metric over the runs of a cell, in percent."""
-    return 100 * statistics.mean(value for value in cell.values(block, metric) if value is not None)
+def _fuses(cell: Cell) -> bool:
+    """Return whether a cell is of a method that fuses, and no ablation or ensemble of it."""
+    return cell.first.fuses and cell.method != ENSEMBLE and " source" not in cell.label
+
+
+def _best(methods: Mapping[str, Cell], metric: str, wanted: Callable[[Cell], bool]) -> str:
+    """Return the name of the best of the cells that are wanted, or ""."""
+    found = [name for name, cell in methods.items() if wanted(cell)]
+    return max(found, key=lambda n: _mean(methods[n], methods[n].runs, "test", metric), default="")
+
+
+def _mean(cell: Cell, seeds: Iterable[int], block: str, metric: str) -> float:
+    """Return the mean of a metric over the runs of some seeds, in percent."""
+    return 100 * statistics.mean(cell.runs[seed].metrics[block][metric] for seed in seeds)
 
 
 def _against(scores: Mapping[str, float], name: str, other: str) -> str:
@@ -89,7 +112,10 @@ def _why(gain: float, zero_shot: float, lang: str) -> str:
     )
 
 
-def _caution(cell: Cell) -> str:
-    """Return a warning if there is only one seed."""
-    few = len(cell.runs) == 1
-    return " One seed: differences of a few points mean nothing." if few else ""
+def _caution(cells: Sequence[Cell], seeds: Collection[int]) -> str:
+    """Return a warning if not all seeds of all cells count, or if there is only one."""
+    fewer = any({*cell.runs} != {*seeds} for cell in cells)
+    shared = ", ".join(map(str, sorted(seeds)))
+    said = f" Seeds that all of these have: {shared}." if fewer else ""
+    few = len(seeds) == 1
+    return said + (" One seed: differences of a few points mean nothing." if few else "")

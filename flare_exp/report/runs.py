@@ -6,7 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,8 @@ import yaml
 
 from flare_exp.config import composition, validation
 from flare_exp.config.languages import as_list, joined
-from flare_exp.config.methods import DISTIL, ENSEMBLE, Method, members_of
+from flare_exp.config.methods import DISTIL, ENSEMBLE, METHODS, Method, members_of
+from flare_exp.config.mt_schema import MtConfig
 from flare_exp.config.options import flat
 from flare_exp.errors import first_line
 from flare_exp.experiment import run_state
@@ -29,7 +30,10 @@ NAMED = {
     *(f"{group}.name" for group in GROUPS if group != "decode"),
     *("task.lang", "task.unseen", "mt.noise", "mt.noise_in", "method.of"),
 }
+# option of mt -> names or kinds of the translation systems that have it
+MT_OPTIONS = {f.name: f.metadata["only"] for f in fields(MtConfig) if "only" in f.metadata}
 ABLATIONS = ("shuffle", "empty")
+READING = "reading.json"  # of an export, which has the files of its run, too
 TIMED = ("transfer", "test")  # stages whose seconds are shown
 
 
@@ -136,7 +140,8 @@ class Run:
         """Return whether an option can change a run of this method.
 
         A method without a source has no options of it, and one that trains nothing on the target
-        language none of that training. Its scores on a language do not depend on the others.
+        language none of that training. Its scores on a language do not depend on the others. A
+        translation system has no options of other ones.
         """
         methods = self.members.values()
         several = len(as_list(self.options["task.lang"])) > 1
@@ -149,7 +154,10 @@ class Run:
             return languages[key]
         if key in ("method.of", "method.weights"):
             return self.method in ((ENSEMBLE, DISTIL) if key == "method.of" else (ENSEMBLE,))
-        section = key.partition(".")[0]
+        section, _, option = key.partition(".")
+        if section == "mt" and (owners := MT_OPTIONS.get(option)):
+            name = str(self.options["mt.name"])
+            return bool({name, MtConfig(name=name).kind} & {*owners})
         return {
             "fusion": self.fuses,
             "predict": self.fuses,
@@ -225,12 +233,15 @@ def defaults(*groups: str) -> dict[str, Any]:
 
 def run_folders(folders: Sequence[str]) -> list[Path]:
     """Return the folders below `folders` that a run has begun, each once."""
-    found = set()
+    found, seen = set(), set()
     for folder in folders:
-        for place, inside, files in os.walk(Path(folder).resolve()):
+        for name, inside, files in os.walk(Path(folder), followlinks=True):
+            place = Path(name).resolve()
             if {"metrics.json", "config.yaml"}.intersection(files):
-                found.add(Path(place))
+                found.add(place)
+            if place in seen or place in found:  # a link may lead back to where it is
                 inside.clear()  # files inside a run, such as W&B's config.yaml, are no runs
+            seen.add(place)
     return sorted(found)
 
 
@@ -238,7 +249,8 @@ def read(folder: Path) -> Run:
     """Read a finished run.
 
     Raises:
-        ValueError: the run has no result, or a file is damaged; the message names the file.
+        ValueError: the run has no result, a file is damaged (the message names it), or this version
+            lacks its method or task.
     """
     if not (folder / "metrics.json").is_file():
         state = run_state.read(folder)
@@ -260,6 +272,10 @@ def read(folder: Path) -> Run:
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         reason = first_line(error)
         raise ValueError(f"config.yaml is damaged ({type(error).__name__}: {reason})") from None
+    if run.method not in (*METHODS, ENSEMBLE):
+        raise ValueError(f"this version has no method {run.method}")
+    if metrics["task"] not in TASKS and not {"metric", "labels"} <= metrics.keys():
+        raise ValueError(f"this version has no task {metrics['task']}")
     return run
 
 

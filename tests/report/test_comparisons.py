@@ -145,6 +145,19 @@ def test_a_mixed_folder_is_refused_with_the_difference(facts, said, tmp_path):
     assert report.notes[0] == f"Mixed: {first} and {second} differ in {said}."
 
 
+def test_other_translations_by_one_system_are_refused(tmp_path):
+    """As of files that were edited; another system translates in another way on purpose."""
+    name = "translation of toy_sentiment/en/train into far"
+    words = ["seed=0", "seed=1", "mt=gold"]
+    for number, (word, digest) in enumerate(zip(words, ("m0", "m1", "m2"), strict=True)):
+        run = finished(tmp_path / f"{number}", "method=flare", word)
+        traced(run, artefacts={name: {"digest": digest}})
+    _, (problem,) = make_report([str(tmp_path)])
+    assert f"/0 and {tmp_path}/1 differ in digest of the {name}: m0 and m1. Such" in problem
+    shutil.rmtree(tmp_path / "1")
+    assert make_report([str(tmp_path)])[1] == []
+
+
 def test_another_split_is_refused_and_another_language_or_model_is_not(tmp_path):
     for number, words in enumerate((["task.lang=far"], ["task.lang=near"], ["model=tiny_decoder"])):
         data = {"en/train": {"fingerprint": "f1"}, f"{number}/test": {"fingerprint": str(number)}}
@@ -158,10 +171,13 @@ def test_another_split_is_refused_and_another_language_or_model_is_not(tmp_path)
     assert f"{tmp_path / '0'} and {place} differ in task.limit: None and 50" in problem
 
 
-def test_another_metric_of_a_users_own_data_is_refused(tmp_path):
-    for number, metric in enumerate(("macro_f1", "accuracy")):
+@pytest.mark.parametrize("option", ["seed", "task.lang"])
+def test_another_metric_of_a_users_own_data_is_refused(option, tmp_path):
+    """Also in another language, whose scores stand in the same table."""
+    values = {"seed": "01", "task.lang": ("far", "near")}[option]
+    for value, metric in zip(values, ("macro_f1", "accuracy"), strict=True):
         own = {"task": "reviews", "metric": metric, "labels": ["a", "b"]}
-        finished(tmp_path / f"{number}", "method=flare", f"seed={number}", metrics=own)
+        finished(tmp_path / value, "method=flare", f"{option}={value}", metrics=own)
     _, (problem,) = make_report([str(tmp_path)])
     assert "differ in metric: macro_f1 and accuracy. Such runs are not compared" in problem
 
@@ -174,6 +190,15 @@ def test_commits_whose_code_is_the_same_are_a_note(tmp_path):
     assert not problems
     assert report.notes[0].startswith("The runs are of 2 commits (aaaaaaaaaaaa, bbbbbbbbbbbb).")
     assert report.notes[1] == "Some runs were made with changes that were not committed."
+
+
+def test_a_baseline_with_other_options_alone_is_a_note(tmp_path):
+    nusax(tmp_path, "lora", "ace", 0, 3)
+    nusax(tmp_path, "flare", "ace", 0, 0, "data.batch_size=16")
+    report, problems = make_report([str(tmp_path)])
+    assert (problems, report.sections[0].comparisons) == ([], [])
+    (note,) = report.notes
+    assert note.endswith("flare (add_relu) is not compared: no row of lora has data.batch_size=16")
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_parameters_are_read_from_the_name_of_a_model(name, billions):
 
 def sample(panels=1, lines=2):
     """A figure of labels that are long and of markup."""
-    label = "a <method> & its options, transfer.lr=5e-4, fusion.source_layer=same "
+    label = r"a <method> & its options, transfer.lr=5e-4, mt.command=sed 's/\s$//;s/^\s$//' "
     drawn = [
         Line(f"{label}{n}", [1, 2], [n, n + 1], [n - 0.5, n], [n + 1, n + 2], n)
         for n in range(lines)

@@ -7,9 +7,10 @@ import pytest
 from run_folders import finished, predicted, traced
 
 from flare_exp.cli.main import main
-from flare_exp.experiment.checksums import damage
+from flare_exp.experiment.checksums import CHECKSUMS, damage, seal
 from flare_exp.report import packing
 from flare_exp.tasks import metrics
+from flare_exp.utils.files import write_json
 
 LABELS = ("negative", "neutral", "positive")
 
@@ -115,6 +116,16 @@ def test_a_damaged_run_is_not_packed(grid, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"flare: predictions.parquet has \d+ bytes instead of"):
         packing.pack([str(place)], tmp_path / "again.tar.xz")
     assert not (tmp_path / "again.tar.xz").exists()
+
+
+def test_what_is_not_packed_may_be_missing(grid, tmp_path):
+    """As where the weights have been deleted for their size."""
+    (grid / "flare" / "adapter").mkdir()
+    weights = grid / "flare" / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(b"weights")
+    write_json(grid / "flare" / CHECKSUMS, seal(grid / "flare"))
+    weights.unlink()
+    assert packing.pack([str(grid)], tmp_path / "runs.tar.xz") == 2
 
 
 def test_relative_paths_are_left_out_and_hub_ids_stay(tmp_path):

@@ -1,6 +1,7 @@
 """The table of runs: which runs share a row, what is left out, and what it says in a sentence."""
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +9,9 @@ import pytest
 from run_folders import finished
 
 from flare_exp.cli import report
-from flare_exp.report.cells import cells_of, option_of, varying
-from flare_exp.report.making import make_report
-from flare_exp.report.runs import Run, read, run_folders
+from flare_exp.report.cells import cells_of, option_of, setting_of, varying
+from flare_exp.report.making import GOLD, make_report
+from flare_exp.report.runs import READING, Run, read, run_folders
 from flare_exp.report.writers import plain
 
 
@@ -160,6 +161,42 @@ def test_half_and_damaged_runs_are_named_and_the_rest_is_shown(tmp_path, capsys)
         assert printed.err == f"flare_exp report: {tmp_path / 'nowhere'}: there is no such folder\n"
 
 
+@pytest.mark.parametrize(
+    ("method", "task", "said"),
+    [
+        ("fresh", "toy_sentiment", "this version has no method fresh"),
+        ("flare", "reviews", "this version has no task reviews"),
+    ],
+)
+def test_a_run_of_an_unknown_method_or_task_is_left_out(method, task, said, tmp_path):
+    finished(tmp_path / "known", "method=lora")
+    other = finished(tmp_path / "other", "method=flare", metrics={"task": task})
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("name: flare\n", f"name: {method}\n"))
+    report, problems = make_report([str(tmp_path)])
+    assert problems == []
+    assert report.notes[-1] == f"left out: {other}: {said}"
+
+
+def test_an_export_is_no_second_run(tmp_path):
+    run = finished(tmp_path / "run", "method=lora")
+    copy = shutil.copytree(run, tmp_path / "shared")
+    (copy / READING).write_text("{}")
+    report, problems = make_report([str(tmp_path)])
+    assert problems == []
+    assert report.notes == [f"left out: {copy}: an export, whose run counts where it is"]
+
+
+def test_links_to_runs_are_followed_once(tmp_path):
+    run = finished(tmp_path / "elsewhere" / "run", "method=lora")
+    grid = tmp_path / "grid"
+    grid.mkdir()
+    (grid / "one").symlink_to(run)
+    (grid / "two").symlink_to(run.parent)
+    (grid / "back").symlink_to(tmp_path)
+    assert run_folders([str(grid)]) == [run]
+
+
 def said(capsys, folder, scores):
     """The sentence under the table of runs of method -> macro F1."""
     for method, score in scores.items():
@@ -205,6 +242,18 @@ def test_options_that_a_method_does_not_have_make_no_difference(tmp_path):
     assert [option_of(cell, "transfer.lr") for cell in cells] == ["-", "0.001", "0.002"]
 
 
+def test_options_that_a_translation_system_does_not_have_make_no_difference(tmp_path):
+    finished(tmp_path / "gold", "mt=gold")
+    for name in ("cat", "tac"):
+        finished(tmp_path / name, "mt=command", f"mt.command={name} {{from}} {{to}}")
+    tasks, _ = cells_of([read(folder) for folder in run_folders([str(tmp_path)])])
+    (cells,) = tasks.values()
+    assert varying(cells) == ["mt.command"]
+    settings = [setting_of(cell, ["mt.command"])[1:] for cell in cells]
+    assert settings[:1] == [("command", "mt.command=cat {from} {to}")]
+    assert settings[2:] == [("gold",)]
+
+
 def test_an_ensemble_that_trains_nothing_still_depends_on_all_its_languages(tmp_path):
     """By its weights, unless they are equal."""
     given = ["method=ensemble", "method.of=[zero_shot,translate_test]"]
@@ -234,3 +283,60 @@ def test_only_an_ensemble_has_weights_and_only_a_fusion_has_passes(tmp_path):
     assert not any(lora.has(key) for key in ("method.weights", "predict.sources"))
     assert ensemble.has("method.weights")
     assert not ensemble.has("predict.sources")  # its members are lora and translate_test
+
+
+def test_a_sentence_takes_the_best_rows_of_a_translation_whatever_their_options(tmp_path):
+    """A learning rate of its own, as an option of the training, does not divide the methods."""
+    given = {
+        "lora": ("lora", "transfer.lr=2e-3", 0.6),
+        "worse": ("lora", "transfer.lr=5e-3", 0.5),
+        "flare": ("flare", "transfer.lr=1e-3", 0.8),
+        "gated": ("flare", "fusion=gated", 0.7),
+        "translate_test": ("translate_test", "mt=toy", 0.8),
+    }
+    for name, (method, option, score) in given.items():
+        for noise in ("0.1", "0.3"):
+            words = [f"method={method}", option, f"mt.noise={noise}"]
+            finished(tmp_path / f"{name}{noise}", *words, score=score - float(noise))
+    report, _ = make_report([str(tmp_path)])
+    first, second = report.sections[0].sentences
+    assert first.startswith(
+        "tiny, far, toy, 10% noise: flare (add_relu) has macro_f1 70.0, 20.0 points above "
+        "lora, transfer.lr=0.002 (50.0) and as much as translate_test (70.0). "
+    )
+    assert second.startswith("tiny, far, toy, 30% noise: flare (add_relu) has macro_f1 50.0, ")
+
+
+def test_a_sentence_compares_the_seeds_that_its_rows_share(tmp_path):
+    scores = {"lora0": 0.6, "flare0": 0.7, "flare1": 0.9}
+    for name, score in scores.items():
+        finished(tmp_path / name, f"method={name[:-1]}", f"seed={name[-1]}", score=score)
+    (sentence,) = make_report([str(tmp_path)])[0].sections[0].sentences
+    assert "has macro_f1 70.0, 10.0 points above lora (60.0)." in sentence
+    assert sentence.endswith(
+        "Seeds that all of these have: 0. One seed: differences of a few points mean nothing."
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "reads"),
+    [
+        (["mt=gold", "method=lora"], True),
+        (["mt=[toy,gold]", "method=flare"], True),
+        (["mt=toy", "method=flare"], False),
+    ],
+)
+def test_a_run_that_reads_the_benchmarks_own_translations_is_an_upper_bound(words, reads, tmp_path):
+    finished(tmp_path / "run", *words)
+    assert (GOLD in make_report([str(tmp_path)])[0].notes) == reads
+
+
+def test_methods_are_ranked_over_tasks_that_differ_in_their_options(tmp_path):
+    """One task has a learning rate for each method, the other one the shipped rate for both."""
+    for task, rates in (("toy_sentiment", ("2e-3", "1e-3")), ("toy_nli", ("1e-3", "1e-3"))):
+        for method, rate, score in zip(("lora", "flare"), rates, (0.5, 0.6), strict=True):
+            words = [f"task={task}", f"method={method}", f"transfer.lr={rate}"]
+            finished(tmp_path / f"{task}{method}", *words, score=score)
+    report, _ = make_report([str(tmp_path)])
+    (ranking,) = report.rankings
+    assert ranking.ranks == {"flare (add_relu)": (1, 1, 1), "lora": (2, 2, 2)}

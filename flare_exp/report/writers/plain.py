@@ -98,7 +98,8 @@ def _record(
             record |= {"difference_low": c.found.low, "difference_high": c.found.high}
             record |= {"p": c.found.p, "p_holm": c.p_holm, "test_examples": c.examples}
             record["compared_seeds"] = " ".join(map(str, c.seeds))
-    found = ranks.get((setting_of(cell, options), variant_of(cell, options)))
+    setting = setting_of(cell, options)
+    found = ranks.get((setting, variant_of(cell, options))) or ranks.get((setting, cell.label))
     record |= dict(zip(("average_rank", "rank_low", "rank_high"), found or (), strict=False))
     return record
 
