@@ -194,6 +194,18 @@ def overrides(arguments: Sequence[str]) -> list[str]:
     return list(known.overrides)
 
 
+# Flags of Hydra that would run another configuration than the checked one.
+ELSEWHERE = ("config_path", "config_name", "config_dir", "package", "experimental_rerun")
+
+
+def only_shown(arguments: Sequence[str]) -> bool:
+    """Return whether a Hydra command line asks for the configuration instead of a run."""
+    from hydra._internal.utils import get_args_parser
+
+    known, _ = get_args_parser().parse_known_args(list(arguments))
+    return bool(known.cfg or known.info)
+
+
 def flag_problems(arguments: Sequence[str]) -> list[str]:
     """Return a message for each flag that Hydra does not have, and for flags that exclude others.
 
@@ -205,6 +217,11 @@ def flag_problems(arguments: Sequence[str]) -> list[str]:
     problems = [
         f"{flag}: there is no such flag; options are given as key=value, without dashes"
         for flag in unknown
+    ]
+    problems += [
+        f"--{name.replace('_', '-')}={value}: the configuration is conf/config.yaml of the program"
+        for name in ELSEWHERE
+        if (value := getattr(known, name))
     ]
     shown = [f"--{name}" for name in ("cfg", "info") if getattr(known, name)]
     if len(shown) > 1 or (shown and known.multirun):

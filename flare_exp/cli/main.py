@@ -93,10 +93,9 @@ def _checked(given: list[str], arguments: list[str], wait: bool) -> int:
             "its own; give one"
         )
     problems = [*([unknown] if unknown else []), *commandline.flag_problems(arguments), *problems]
-    only_shown = any(f.startswith(("--cfg", "-c", "--info", "-i", "--resolve")) for f in flags)
     if problems:
         return commandline.refuse(problems)
-    if only_shown:
+    if commandline.only_shown(arguments):
         return _hand_over(arguments)
     if not multirun and run_if_secondary_node(jobs[0]):
         return 0

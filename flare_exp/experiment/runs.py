@@ -60,6 +60,14 @@ def check_folder(cfg: Any, folder: Path) -> Iterator[str]:
 
 
 def check_content(cfg: Any, folder: Path) -> Iterator[str]:
+    """Yield a problem if a run folder, which need not be there, may not be taken up."""
+    if not cfg.resume and (folder / "config.yaml").is_file():
+        yield f"output_dir={folder}: it holds a run already and resume=false; choose another folder"
+        return
+    yield from _check_same_run(cfg, folder)
+
+
+def _check_same_run(cfg: Any, folder: Path) -> Iterator[str]:
     """Yield a problem if a run folder, which need not be there, holds another run."""
     from omegaconf import OmegaConf
 
@@ -87,9 +95,6 @@ def check_content(cfg: Any, folder: Path) -> Iterator[str]:
                 f"output_dir={folder}: it holds a metrics.json but no config.yaml; choose "
                 "another folder"
             )
-        return
-    if not cfg.resume:
-        yield f"output_dir={folder}: it holds a run already and resume=false; choose another folder"
         return
     old, new = (flat(OmegaConf.to_container(c, resolve=True)) for c in (before, cfg))
     defaults = schema.dataclass_defaults()
@@ -147,10 +152,13 @@ def attempt(cfg: Any, folder: Path, brief: bool = False) -> str | None:
     logging.raiseExceptions = (
         False  # a log on a full disk is not worth a traceback for each of its lines
     )
-    discard_damaged(folder)
-    done = (folder / "metrics.json").is_file()
+    done = (folder / "metrics.json").is_file() and not checksums.damage(folder)
     try:
         with nullcontext() if done else run_state.running(folder):
+            # again: another command may have begun here since the first check
+            if problems := list(_check_same_run(cfg, folder)):
+                raise UserError("; ".join(problems))
+            discard_damaged(folder)
             run_job(cfg, folder, brief)
     except UserError as error:
         return str(error)

@@ -51,6 +51,9 @@ WRONG = [
         "  - --method=lora: there is no such flag; options are given as key=value, without "
         "dashes\n  - -x: ",
     ),
+    (["-cn", "config"], "--config-name=config: the configuration is conf/config.yaml"),
+    (["hydra.run.dir=x"], "hydra.run.dir=x: the program sets it; a run's folder is output_dir="),
+    (["-m", "hydra.sweep.subdir=x"], "hydra.sweep.subdir=x: the program sets it"),
     (["-m", "--cfg", "job", "method=lora,flare"], "-m with --cfg: choose one"),
     (["--cfg", "job", "--info", "all"], "--cfg with --info: choose one"),
     (["method=ensemble", "task=toy_qa"], "answers have none; choose a task with labels"),

@@ -6,13 +6,14 @@ import re
 
 import processes
 import pytest
+import run_folders
 from omegaconf import OmegaConf
 from run_folders import traced
 from small_checkpoints import tiny_checkpoint
 
 from flare_exp.config import validation
 from flare_exp.errors import UserError
-from flare_exp.experiment import loading, notes, results, runs
+from flare_exp.experiment import loading, notes, results, run_state, runs
 from flare_exp.experiment.curves import draw_curves
 from flare_exp.experiment.run_page import run_page
 
@@ -163,6 +164,16 @@ def test_a_run_folder_of_an_earlier_version_is_taken_up_and_loaded(tmp_path):
     OmegaConf.save(stored, tmp_path / "config.yaml")
     with pytest.raises(UserError, match=r"config\.yaml cannot be used"):
         loading.stored_config(tmp_path)
+
+
+def test_the_result_of_another_run_is_not_shown(tmp_path):
+    """Also where the command line was checked for another folder, or before that run ended."""
+    folder = run_folders.finished(tmp_path / "run", f"output_dir={tmp_path}", "seed=3")
+    ((job,), _) = validation.validate([f"output_dir={tmp_path}", "seed=4"], False)
+    assert "holds another run, which differs in seed (3 there" in runs.attempt(job, folder)
+    (folder / "metrics.json").unlink()
+    assert "holds another run, which differs in seed (3 there" in runs.attempt(job, folder)
+    assert run_state.read(folder).state == "failed"
 
 
 def test_a_run_is_loaded_with_the_commits_that_it_read(tmp_path, monkeypatch):
