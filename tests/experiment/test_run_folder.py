@@ -3,6 +3,8 @@
 import json
 import os
 import re
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import processes
 import pytest
@@ -11,6 +13,7 @@ from omegaconf import OmegaConf
 from run_folders import traced
 from small_checkpoints import tiny_checkpoint
 
+from flare_exp.artifacts import Artifact
 from flare_exp.config import validation
 from flare_exp.errors import UserError
 from flare_exp.experiment import loading, notes, results, run_state, runs
@@ -112,6 +115,17 @@ def test_a_line_says_how_a_job_of_a_grid_ended():
         results.one_line(json.loads(json.dumps(MEASURED)))
         == "flare (add), far, seed 3: exact_match 50.0, f1 62.5 (12 s)"
     )
+
+
+def test_a_run_is_not_loaded_with_other_weights(tmp_path):
+    for digest in ("a", "b"):
+        here = Artifact(tmp_path, "checkpoint", digest, {}, 0.0, True)
+        run = SimpleNamespace(backbone=here, cfg=validation.validate([], False)[0][0])
+        for kind in ("checkpoint", "hub"):
+            traced(tmp_path, artefacts={"backbone": {"kind": kind, "digest": "a"}})
+            refused = (digest, kind) == ("b", "checkpoint")
+            with pytest.raises(UserError, match="digest b, not a") if refused else nullcontext():
+                loading._check_backbone(tmp_path, run)
 
 
 @pytest.mark.slow
