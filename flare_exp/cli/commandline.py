@@ -101,9 +101,19 @@ def normalized(argv: Sequence[str], multirun: bool = False) -> list[str]:
         multirun: commas separate several values, as with -m.
     """
     overrides = [a for a in argv if "=" in a and not a.startswith("-")]
-    flags = [a for a in argv if a not in overrides]
+    flags = [
+        # a bare one would take the first override for its value
+        "--info=all" if a in ("--info", "-i") and _is_option(behind) else a
+        for a, behind in zip(argv, [*argv[1:], "-"], strict=False)
+        if a not in overrides
+    ]
     several = multirun or bool({"-m", "--multirun"}.intersection(flags))
     return flags + [quoted(word, several) for a in overrides for word in written_out(a)]
+
+
+def _is_option(word: str) -> bool:
+    """Return whether a word is a flag or an override, and no value of a flag."""
+    return word.startswith("-") or "=" in word
 
 
 def written_out(override: str) -> list[str]:
@@ -223,6 +233,8 @@ def flag_problems(arguments: Sequence[str]) -> list[str]:
         for name in ELSEWHERE
         if (value := getattr(known, name))
     ]
+    if known.resolve and not known.cfg:
+        problems.append("--resolve: it goes with --cfg, e.g. --cfg job --resolve")
     shown = [f"--{name}" for name in ("cfg", "info") if getattr(known, name)]
     if len(shown) > 1 or (shown and known.multirun):
         given = " with ".join([*(["-m"] if known.multirun else []), *shown])

@@ -5,6 +5,7 @@ Nothing heavy is imported before the attempt.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from flare_exp.config import schema
+from flare_exp.config import composition, schema
 from flare_exp.config.options import flat
 from flare_exp.errors import UserError, first_line, out_of_room
 from flare_exp.experiment import checksums
@@ -45,6 +46,20 @@ def missing_folders(folders: Sequence[Path]) -> list[Path]:
     return [
         place for folder in folders for place in (folder, *folder.parents) if not place.exists()
     ]
+
+
+def unused(folder: Path) -> Path:
+    """Make a folder that no other command uses: `folder`, or one with `_2`, `_3`, ... behind it."""
+    for number in itertools.count(1):
+        place = folder.with_name(f"{folder.name}_{number}") if number > 1 else folder
+        try:
+            place.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:  # the check of the folder says why
+            pass
+        return place
+    raise AssertionError
 
 
 def remove_empty(folders: Sequence[Path]) -> None:
@@ -83,6 +98,7 @@ def _check_same_run(cfg: Any, folder: Path) -> Iterator[str]:
             return
     try:
         before = OmegaConf.load(stored) if stored.is_file() else None
+        old = flat({} if before is None else OmegaConf.to_container(before, resolve=True))
     except Exception as error:  # yaml raises its own kinds
         yield (
             f"output_dir={folder}: its config.yaml is unreadable ({first_line(error)}); "
@@ -96,7 +112,7 @@ def _check_same_run(cfg: Any, folder: Path) -> Iterator[str]:
                 "another folder"
             )
         return
-    old, new = (flat(OmegaConf.to_container(c, resolve=True)) for c in (before, cfg))
+    new = flat(OmegaConf.to_container(cfg, resolve=True))
     defaults = schema.dataclass_defaults()
     # an earlier version did not have these options, and ran as their defaults say
     old |= {k: defaults[k] for k in new.keys() & defaults.keys() - old.keys()}
@@ -218,6 +234,13 @@ def _stopped(stop: signals.StopRequested) -> int:
     return 128 + stop.by
 
 
+def as_stored(cfg: Any) -> str:
+    """Return the text of config.yaml: all values resolved, and read again as they are."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(composition.literal(OmegaConf.to_container(cfg, resolve=True)))
+
+
 def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
     """Run one configuration in `folder`, or return the result that is there already.
 
@@ -247,7 +270,7 @@ def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
             quiet(typed)
             from flare_exp.experiment import pipeline
         signals.raise_if_signalled("before the first stage")
-        files.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        files.write_text(folder / "config.yaml", as_stored(cfg))
         provenance.PEAK.begin()
         measured = pipeline.run(typed, folder)
     if brief:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from run_folders import finished
 
 import flare_exp
 from flare_exp.cli import commandline
@@ -51,6 +52,14 @@ WRONG = [
         "  - --method=lora: there is no such flag; options are given as key=value, without "
         "dashes\n  - -x: ",
     ),
+    (["--resolve"], "--resolve: it goes with --cfg, e.g. --cfg job --resolve"),
+    (["seed=x", "--info"], "seed=x: must be a whole number"),
+    (["experiment=null"], "experiment=null: no preset is the default; leave it out"),
+    (["-m", "experiment=null,half_known"], "experiment=null: no preset is the default"),
+    (["source.langs=[[en,near]]"], "source.langs=[['en', 'near']]: must be a list, e.g. [a,b]"),
+    (["mt.errors=[{a: 1}]"], "mt.errors=[{'a': 1}]: must be a list, e.g. [drop,swap]"),
+    (["method=x_mixup", "mixup.depths=[[0.5]]"], "mixup.depths=[[0.5]]: must be a list of numbers"),
+    (["mt=command", "mt.codes={en: [a]}"], "mt.codes={'en': ['a']}: must be a table, e.g."),
     (["-cn", "config"], "--config-name=config: the configuration is conf/config.yaml"),
     (["hydra.run.dir=x"], "hydra.run.dir=x: the program sets it; a run's folder is output_dir="),
     (["-m", "hydra.sweep.subdir=x"], "hydra.sweep.subdir=x: the program sets it"),
@@ -482,6 +491,44 @@ def test_the_default_folder_is_named_once(tmp_path, monkeypatch):
     assert [folder.resolve() for folder in (tmp_path / "outputs").iterdir()] == [
         folder.resolve() for folder in ran
     ]
+
+
+def test_two_commands_of_one_second_have_two_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flare_exp.cli.main.time.strftime", lambda _: "outputs/now")
+    monkeypatch.setattr("flare_exp.cli.main._hand_over", lambda *_: 0)
+    for name in ("now", "now_2", "now_3"):
+        assert main(["-m", "seed=0,1"]) == 0
+        assert (tmp_path / "outputs" / name / "grid.json").is_file()
+    assert main(["-m", "seed=0,1", "trainer.nodes=2", "trainer=ddp_cpu"]) == 2
+    assert len(list((tmp_path / "outputs").iterdir())) == 3, "a refused one leaves nothing"
+
+
+@pytest.mark.parametrize("words", [[], ["-m", "seed=0,1"]])
+def test_the_time_in_a_name_of_a_folder_is_taken_once(words, tmp_path, monkeypatch):
+    monkeypatch.setattr("flare_exp.cli.main.downloads.checked", lambda *_: time.sleep(0.01))
+    ran = []
+    for name in ("attempt", "attempt_in_grid"):
+        monkeypatch.setattr(f"flare_exp.cli.main.{name}", lambda _, folder: ran.append(folder))
+    main([*words, f"cache_dir={tmp_path}/cache", f"output_dir={tmp_path}/out/${{now:%f}}"])
+    (made,) = (tmp_path / "out").iterdir()
+    assert {folder.parent if words else folder for folder in ran} == {made}
+
+
+def test_a_finished_grid_is_shown_where_its_models_are_not(tmp_path, monkeypatch):
+    words = ["task=nusax", "model=xlmr_base", "mt=gold", "offline=true"]
+    for number in (0, 1):
+        finished(tmp_path / "grid" / str(number), *words, f"seed={number}")
+    asked = []
+    monkeypatch.setattr("flare_exp.cli.main._hand_over", lambda *_: 0)
+    monkeypatch.setattr(
+        "flare_exp.cli.main.downloads.checked", lambda jobs, *_: asked.append([*jobs])
+    )
+    grid = ["-m", *words, f"output_dir={tmp_path / 'grid'}", f"cache_dir={tmp_path / 'cache'}"]
+    assert main([*grid, "seed=0,1"]) == 0
+    assert not (tmp_path / "cache").exists()
+    assert main([*grid, "seed=0,1,2"]) == 0
+    assert [[job.seed for job in jobs] for jobs in asked] == [[2]]
 
 
 def test_a_stored_result_is_shown_without_heavy_imports(tmp_path):
