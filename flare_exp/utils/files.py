@@ -29,6 +29,13 @@ def folder_problem(text: str) -> str | None:
     return None if stat.S_ISDIR(found.st_mode) else MISSING
 
 
+def new_folder_problem(path: Path) -> str:
+    """Return why a folder cannot be written into; empty: it is there, or the one above it is."""
+    if path.exists() and not path.is_dir():
+        return "is a file; name a folder"
+    return "" if path.parent.is_dir() else f"there is no folder {path.parent}"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield where to write a file that then replaces `path`; after a failure the old one stays."""

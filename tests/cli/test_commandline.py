@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from run_folders import finished
 
 import flare_exp
@@ -621,6 +622,22 @@ def test_texts_that_look_like_numbers_stay_texts():
     assert [job.model.revision for job in jobs] == given
     assert {(job.output_dir, job.seed) for job in jobs} == {("2024.10", 1)}
     assert validation.validate([r"model.revision='it\'s glob(x)'"], False)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("distil.texts=/tmp/my (1).jsonl", "distil.texts"),
+        ("mt.revision=apertium 3.8, spa-arg 0.2", "mt.revision"),
+        ("logger.run_name=élan", "logger.run_name"),
+        ("task.lang=nan", "task.lang"),  # Min Nan
+    ],
+)
+def test_texts_are_what_the_shell_gives(word, key):
+    for flags in [[]] if ", " in word else [[], ["-m"]]:  # a comma separates values of a grid
+        (given,) = commandline.overrides(normalized([*flags, word]))
+        override = OverridesParser.create().parse_override(given)
+        assert (override.key_or_group, override.value()) == (key, word.partition("=")[2])
 
 
 def test_a_grid_of_bare_slices():
