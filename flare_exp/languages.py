@@ -98,6 +98,11 @@ LANGUAGES = {
 }
 
 
+def is_spaced(code: str) -> bool:
+    """Return whether a language is written with spaces between words; so are unknown ones."""
+    return code not in LANGUAGES or LANGUAGES[code].spaced
+
+
 def language(code: str) -> Language:
     """Return the row of a benchmark's language code.
 

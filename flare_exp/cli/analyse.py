@@ -25,9 +25,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flare_exp.cli.commandline import folder_problem, parsed
+from flare_exp.cli.commandline import parsed
 from flare_exp.errors import UserError
 from flare_exp.experiment.runs import quiet_as
+from flare_exp.utils.files import new_folder_problem
 
 if TYPE_CHECKING:
     from flare_exp.experiment.analysis import Analysis
@@ -47,7 +48,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     rows = given.rows or ("100" if given.rows is None else "1")
     if not (rows.isascii() and rows.isdigit() and int(rows)):
         problems.append(f"--rows {rows}: must be a whole number, 1 or more")
-    if given.out and (problem := folder_problem(Path(given.out))):
+    if given.out and (problem := new_folder_problem(Path(given.out))):
         problems.append(f"--out {given.out}: {problem}")
     if problems:
         raise UserError("; ".join(problems))

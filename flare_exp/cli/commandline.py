@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 from flare_exp.config import composition, schema
@@ -86,6 +85,7 @@ PATHS = (
     "model.path",
     "mt.path",
     "mt.command",
+    "distil.texts",
 )
 TEXTS = ("str", "str | None")  # types of options
 
@@ -101,9 +101,19 @@ def normalized(argv: Sequence[str], multirun: bool = False) -> list[str]:
         multirun: commas separate several values, as with -m.
     """
     overrides = [a for a in argv if "=" in a and not a.startswith("-")]
-    flags = [a for a in argv if a not in overrides]
+    flags = [
+        # a bare one would take the first override for its value
+        "--info=all" if a in ("--info", "-i") and _is_option(behind) else a
+        for a, behind in zip(argv, [*argv[1:], "-"], strict=False)
+        if a not in overrides
+    ]
     several = multirun or bool({"-m", "--multirun"}.intersection(flags))
     return flags + [quoted(word, several) for a in overrides for word in written_out(a)]
+
+
+def _is_option(word: str) -> bool:
+    """Return whether a word is a flag or an override, and no value of a flag."""
+    return word.startswith("-") or "=" in word
 
 
 def written_out(override: str) -> list[str]:
@@ -131,7 +141,7 @@ def quoted(override: str, several: bool) -> str:
 
 
 def _as_text(key: str, part: str) -> str:
-    """Quote one value if it is a slice, path or number that Hydra would not keep as it is."""
+    """Quote one value if it is a text that Hydra would refuse, split or not keep as it is."""
     if key in PATHS:
         part = os.path.expanduser(part)  # the shell leaves ~ as it is behind a =
         misread = not re.fullmatch(r"[\w./-]*", part, re.ASCII) or _is_rewritten(part)
@@ -139,12 +149,18 @@ def _as_text(key: str, part: str) -> str:
         misread = part[0] not in "'\""
     else:
         option = schema.keys().get(key)
-        misread = option is not None and option.type in TEXTS and _is_rewritten(part)
+        text = option is not None and option.type in TEXTS
+        misread = part == "nan" if key == "task.lang" else text and _is_misread(part)
     if not misread:
         return part
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(part, Quote.single).with_quotes()
+
+
+def _is_misread(text: str) -> bool:
+    """Return whether Hydra's grammar refuses a text, or takes it for several or for a number."""
+    return ", " in text or not _parses(f"key={text}") or _is_rewritten(text)
 
 
 def _is_rewritten(text: str) -> bool:
@@ -186,12 +202,27 @@ def _parses(override: str) -> bool:
     return True
 
 
-def overrides(arguments: Sequence[str]) -> list[str]:
-    """Return the key=value words of a Hydra command line, read with Hydra's own parser."""
+def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Read a command line as Hydra does; the second value holds words that it does not know."""
     from hydra._internal.utils import get_args_parser
 
-    known, _ = get_args_parser().parse_known_args(list(arguments))
+    return get_args_parser().parse_known_args(list(arguments))
+
+
+def overrides(arguments: Sequence[str]) -> list[str]:
+    """Return the key=value words of a Hydra command line, read with Hydra's own parser."""
+    known, _ = _read(arguments)
     return list(known.overrides)
+
+
+# Flags of Hydra that would run another configuration than the checked one.
+ELSEWHERE = ("config_path", "config_name", "config_dir", "package", "experimental_rerun")
+
+
+def only_shown(arguments: Sequence[str]) -> bool:
+    """Return whether a Hydra command line asks for the configuration instead of a run."""
+    known, _ = _read(arguments)
+    return bool(known.cfg or known.info)
 
 
 def flag_problems(arguments: Sequence[str]) -> list[str]:
@@ -199,13 +230,18 @@ def flag_problems(arguments: Sequence[str]) -> list[str]:
 
     Hydra raises an error for the latter.
     """
-    from hydra._internal.utils import get_args_parser
-
-    known, unknown = get_args_parser().parse_known_args(list(arguments))
+    known, unknown = _read(arguments)
     problems = [
         f"{flag}: there is no such flag; options are given as key=value, without dashes"
         for flag in unknown
     ]
+    problems += [
+        f"--{name.replace('_', '-')}={value}: the configuration is conf/config.yaml of the program"
+        for name in ELSEWHERE
+        if (value := getattr(known, name))
+    ]
+    if known.resolve and not known.cfg:
+        problems.append("--resolve: it goes with --cfg, e.g. --cfg job --resolve")
     shown = [f"--{name}" for name in ("cfg", "info") if getattr(known, name)]
     if len(shown) > 1 or (shown and known.multirun):
         given = " with ".join([*(["-m"] if known.multirun else []), *shown])
@@ -358,10 +394,3 @@ def parsed(
         if getattr(given, name[2:].replace("-", "_")) == ""
     ]
     return given, problems
-
-
-def folder_problem(path: Path) -> str:
-    """Return why a folder cannot be written into; empty: it is there, or the one above it is."""
-    if path.exists() and not path.is_dir():
-        return "is a file; name a folder"
-    return "" if path.parent.is_dir() else f"there is no folder {path.parent}"

@@ -27,6 +27,7 @@ from flare_exp.experiment.runs import (
     missing_folders,
     remove_empty,
     run_if_secondary_node,
+    unused,
 )
 from flare_exp.utils import signals
 
@@ -80,7 +81,8 @@ def _checked(given: list[str], arguments: list[str], wait: bool) -> int:
     flags = [a for a in arguments if a.startswith("-")]
     overrides = commandline.overrides(arguments)
     multirun = any(f in ("-m", "--multirun") for f in flags)
-    if multirun and not any(o.startswith("output_dir=") for o in overrides):
+    named = any(composition.key_of(o) == "output_dir" for o in overrides)
+    if multirun and not named:
         # one folder for all jobs of the grid
         overrides.append("output_dir=" + time.strftime("outputs/%Y-%m-%d_%H-%M-%S_grid"))
         arguments.append(overrides[-1])
@@ -93,24 +95,34 @@ def _checked(given: list[str], arguments: list[str], wait: bool) -> int:
             "its own; give one"
         )
     problems = [*([unknown] if unknown else []), *commandline.flag_problems(arguments), *problems]
-    only_shown = any(f.startswith(("--cfg", "-c", "--info", "-i", "--resolve")) for f in flags)
     if problems:
         return commandline.refuse(problems)
-    if only_shown:
+    if commandline.only_shown(arguments):
         return _hand_over(arguments)
     if not multirun and run_if_secondary_node(jobs[0]):
         return 0
-    # the default folder holds the time, so it is fixed once
-    if not any(o.startswith("output_dir=") for o in overrides):
-        arguments.append(commandline.quoted(f"output_dir={jobs[0].output_dir}", False))
     folder = Path(str(jobs[0].output_dir)).expanduser()
+    new = missing_folders([folder])
+    if not named:
+        folder = unused(folder)
+        new = [folder, *new]
+    # the name may hold the time, so it is fixed once
+    for job in jobs:
+        job.output_dir = composition.literal(str(folder))
+    arguments, overrides = (_in_folder(words, folder) for words in (arguments, overrides))
     grid = _Grid(folder, jobs, composition.job_overrides(overrides)) if multirun else None
     on_slurm = "hydra/launcher=slurm" in overrides
-    if (code := _refused(given, jobs, folder, grid, on_slurm)) is not None:
+    if (code := _refused(given, jobs, folder, new, grid, on_slurm)) is not None:
         return code
     if grid:
         grid.begin()
     return _on_slurm(grid, wait) if grid and on_slurm else _hand_over(arguments, grid)
+
+
+def _in_folder(words: Sequence[str], folder: Path) -> list[str]:
+    """Return the words of a command line with `folder` as their only output_dir."""
+    kept = [word for word in words if composition.key_of(word) != "output_dir"]
+    return [*kept, commandline.quoted(f"output_dir={composition.literal(str(folder))}", False)]
 
 
 def _launcher_problems(jobs: Sequence[Any], grid: _Grid | None, on_slurm: bool) -> list[str]:
@@ -129,19 +141,22 @@ def _launcher_problems(jobs: Sequence[Any], grid: _Grid | None, on_slurm: bool) 
 
 
 def _refused(
-    given: Sequence[str], jobs: Sequence[Any], folder: Path, grid: _Grid | None, on_slurm: bool
+    given: Sequence[str],
+    jobs: Sequence[Any],
+    folder: Path,
+    new: Sequence[Path],
+    grid: _Grid | None,
+    on_slurm: bool,
 ) -> int | None:
     """Return an exit code if the jobs cannot run here or lack downloads; None: they can start.
 
-    Folders that the checks have made are removed if the jobs cannot start.
+    Folders that the checks have made, and those of `new`, are removed if the jobs cannot start.
     """
-    done = (folder / "metrics.json").is_file()
-    caches = (
-        []
-        if done
-        else [Path(name).expanduser() for name in dict.fromkeys(str(job.cache_dir) for job in jobs)]
-    )
-    new = missing_folders([folder, *caches])
+    places = {folder / str(n): jobs[n] for n in grid.numbers} if grid else {folder: jobs[0]}
+    left = [job for place, job in places.items() if not (place / "metrics.json").is_file()]
+    names = dict.fromkeys(str(job.cache_dir) for job in left)
+    caches = [Path(name).expanduser() for name in names]
+    new = [*new, *missing_folders(caches)]
     problems = _launcher_problems(jobs, grid, on_slurm) or list(
         grid.problems() if grid else check_folder(jobs[0], folder)
     )
@@ -149,7 +164,7 @@ def _refused(
     if problems:
         remove_empty(new)
         return commandline.refuse(problems)
-    if not done and (message := downloads.checked(jobs, given, grid is not None)):
+    if left and (message := downloads.checked(left, given, grid is not None)):
         remove_empty(new)
         print(f"flare_exp: {message}", file=sys.stderr)
         return 2

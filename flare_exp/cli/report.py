@@ -35,10 +35,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flare_exp.cli.commandline import folder_problem, parsed
+from flare_exp.cli.commandline import parsed
 from flare_exp.errors import UserError
 from flare_exp.report.making import Report, make_report
 from flare_exp.report.packing import ENDING, pack
+from flare_exp.utils.files import new_folder_problem
 from flare_exp.utils.suggestions import allowed
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         problems += _out_problems(Path(given.out), given.format)
     if given.pack:
         problems += _pack_problems(Path(given.pack))
-    if given.figures and (problem := folder_problem(Path(given.figures))):
+    if given.figures and (problem := new_folder_problem(Path(given.figures))):
         problems.append(f"--figures {given.figures}: {problem}")
     if given.format and given.format not in FORMATS.values():
         problems.append(f"--format {given.format}: {allowed(given.format, [*FORMATS.values()])}")

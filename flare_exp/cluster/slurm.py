@@ -20,10 +20,11 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flare_exp.config.composition import literal
 from flare_exp.config.schema import Config
 from flare_exp.errors import UserError
 from flare_exp.experiment import downloads, run_state
@@ -198,7 +199,8 @@ def run(job: Job) -> None:
         handlers=handlers,
         force=True,
     )
-    config = OmegaConf.structured(replace(job.config, output_dir=str(job.folder)))
+    own = literal(asdict(replace(job.config, output_dir=str(job.folder))))
+    config = OmegaConf.merge(OmegaConf.structured(Config), own)
     done = (job.folder / "metrics.json").is_file()
     if reason := (
         None if done else downloads.checked([config], job.overrides, False)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from flare_exp.config.languages import joined, simplified
 from flare_exp.config.methods import fuses
-from flare_exp.config.schema import Config, keys
+from flare_exp.config.schema import Config, default_cache, keys
 
 
 def conf_dir() -> Path:
@@ -36,7 +38,7 @@ def groups() -> dict[str, list[str]]:
 
 @functools.cache
 def register_schema() -> None:
-    """Register the dataclasses as the typed base of conf/config.yaml, and its resolver.
+    """Register the dataclasses as the typed base of conf/config.yaml, and its resolvers.
 
     A table such as mt.codes takes keys of the user's own. `${languages:${task.lang}}` is the name
     of one or several languages.
@@ -50,6 +52,7 @@ def register_schema() -> None:
             OmegaConf.set_struct(OmegaConf.select(schema, key), False)
     ConfigStore.instance().store(name="schema", node=schema)
     OmegaConf.register_new_resolver("languages", joined, replace=True)
+    OmegaConf.register_new_resolver("default_cache", default_cache, replace=True)
 
 
 def job_overrides(arguments: Sequence[str]) -> list[list[str]]:
@@ -65,6 +68,12 @@ def launcher(overrides: Sequence[str]) -> dict[str, Any]:
 
     composed = _compose(overrides, return_hydra_config=True)
     return OmegaConf.to_container(composed.hydra.launcher, resolve=True)  # type: ignore[return-value]
+
+
+@functools.cache
+def now(pattern: str) -> str:
+    """Return the time of `${now:pattern}`, one and the same for all jobs of a command line."""
+    return datetime.now().strftime(pattern)
 
 
 def _compose(overrides: Sequence[str], **options) -> Any:
@@ -89,6 +98,7 @@ def compose_cell(overrides: Sequence[str], bases: dict[tuple[str, ...], Any]) ->
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
 
     known = keys().keys() - groups().keys()
     parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -100,6 +110,7 @@ def compose_cell(overrides: Sequence[str], bases: dict[tuple[str, ...], Any]) ->
     chosen = tuple(str(o.input_line) for o in parsed if o not in values)
     if chosen not in bases:
         bases[chosen] = _compose(chosen)
+    OmegaConf.register_new_resolver("now", now, replace=True)  # in the place of Hydra's
     composed = copy.deepcopy(bases[chosen])
     ConfigLoaderImpl._apply_overrides_to_config(values, composed)
     return with_simple_language(composed)
@@ -134,9 +145,27 @@ def with_simple_language(composed: Any) -> Any:
     return composed
 
 
+def literal(value: Any) -> Any:
+    """Return a text in which OmegaConf finds no interpolation: every `${` is escaped.
+
+    Of a list or a table, the same with each text in it; any other value stays.
+    """
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, dict):
+        return {key: literal(item) for key, item in value.items()}
+    return [literal(item) for item in value] if isinstance(value, list) else value
+
+
+def key_of(override: str) -> str:
+    """Return the key of a key=value word, which a `+` may stand before; "" for any other word."""
+    key, equals, _ = override.lstrip("+").partition("=")
+    return key if equals else ""
+
+
 def explicit_fusion(overrides: Sequence[str]) -> bool:
     """Return whether the user chose a fusion on the command line."""
-    return any(o.lstrip("+").split("=")[0].split(".")[0] == "fusion" for o in overrides)
+    return any(key_of(o).split(".")[0] == "fusion" for o in overrides)
 
 
 def without_fusion(job: Any, overrides: Sequence[str]) -> bool:

@@ -6,7 +6,6 @@ import importlib.util
 import itertools
 from collections.abc import Iterator
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from flare_exp.config.combining_rules import combining_problems
@@ -27,6 +26,7 @@ from flare_exp.tasks import CUSTOM, ROLES, TASKS, CustomTask, Slice, SpecError, 
 from flare_exp.toy.translation_model import LANGS
 from flare_exp.translation.command import code_of_language, code_problems, command_problems
 from flare_exp.translation.lookup import has_split
+from flare_exp.utils.files import MISSING, folder_problem
 
 
 def cross_field_problems(cfg: Config) -> Iterator[str]:
@@ -41,6 +41,7 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
         yield from _check_task(cfg, task)
         yield from passes_problems(cfg, task)
         yield from several_problems(cfg, task)
+    yield from _check_places(cfg)
     yield from _check_model(cfg)
     yield from _check_method(cfg)
     yield from combining_problems(cfg, task)
@@ -54,6 +55,14 @@ def cross_field_problems(cfg: Config) -> Iterator[str]:
         yield "logger.mode=online with offline=true: choose one"
     if cfg.fusion.heads and cfg.adapter.r > 0 and cfg.adapter.r % cfg.fusion.heads:
         yield f"fusion.heads={cfg.fusion.heads}: must divide adapter.r={cfg.adapter.r}"
+
+
+def _check_places(cfg: Config) -> Iterator[str]:
+    """Check that the run folder and the cache can be looked at; they need not be there."""
+    for key in ("output_dir", "cache_dir"):
+        place = getattr(cfg, key)
+        if place and (problem := folder_problem(place)) not in (None, MISSING):
+            yield f"{key}={place}: {problem}"
 
 
 def _check_method(cfg: Config) -> Iterator[str]:
@@ -108,8 +117,8 @@ def _check_model(cfg: Config) -> Iterator[str]:
     if cfg.model.path is None and cfg.model.pretrain is None:
         yield f"model={cfg.model.name}: model.path=<hub id or checkpoint folder> is missing"
     path = cfg.model.path
-    if path and looks_local(path) and not Path(path).expanduser().is_dir():
-        yield f"model.path={path}: there is no such folder"
+    if path and looks_local(path) and (problem := folder_problem(path)):
+        yield f"model.path={path}: {problem}"
     needing = [
         key
         for key, value in (
@@ -290,8 +299,8 @@ def _check_system(cfg: Config, task) -> Iterator[str]:
     # a folder that is also task.data_dir has been checked as such
     if mt.path is not None and mt.path != cfg.task.data_dir:
         local = mt.kind == "file" or looks_local(mt.path)
-        if local and not Path(mt.path).expanduser().is_dir():
-            yield f"mt.path={mt.path}: there is no such folder"
+        if local and (problem := folder_problem(mt.path)):
+            yield f"mt.path={mt.path}: {problem}"
 
 
 def _check_toy_nllb(cfg: Config, task: Any) -> Iterator[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from flare_exp.config.schema import Config
 from flare_exp.languages import FLORES, language
 from flare_exp.tasks import ROLES, Benchmark, CustomTask, XQuAD
+from flare_exp.utils.files import folder_problem
 
 
 def data_problems(cfg: Config, task) -> Iterator[str]:
@@ -82,11 +82,11 @@ def _own_data_problems(cfg: Config, task: type[CustomTask], lang: str) -> Iterat
 
 def _folder_problems(key: str, folder: str, languages: Sequence[str]) -> Iterator[str]:
     """Check that a folder has the folders of some languages; the first problem is named."""
-    if not Path(folder).expanduser().is_dir():
-        yield f"{key}={folder}: there is no such folder"
+    if problem := folder_problem(folder):
+        yield f"{key}={folder}: {problem}"
         return
     for lang in languages:
-        if not (Path(folder).expanduser() / lang).is_dir():
+        if folder_problem(f"{folder}/{lang}"):
             yield (
                 f"{key}={folder}: it has no folder {lang}/ (expected <language>/<split>.parquet)"
             )

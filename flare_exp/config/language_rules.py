@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from flare_exp.config.languages import as_list
 from flare_exp.config.schema import Config
+from flare_exp.utils.files import folder_problem
 from flare_exp.utils.suggestions import allowed
 
 
@@ -42,12 +44,12 @@ def _codes_problems(given: str, value: Any, known: Sequence[str]) -> Iterator[st
 
 def _missing_tests(cfg: Config, task: Any) -> Iterator[str]:
     """Check that the files of `task.data_dir` have a test split for each unseen language."""
-    folder = cfg.task.data_dir and Path(cfg.task.data_dir).expanduser()
-    if not folder or not folder.is_dir():
+    if not cfg.task.data_dir or folder_problem(cfg.task.data_dir):
         return
+    folder = Path(cfg.task.data_dir).expanduser()
     split = cfg.task.test_split.partition("[")[0]
     for lang in dict.fromkeys(lang for lang in cfg.task.unseen if lang in task.languages):
-        if not (folder / lang / f"{split}.parquet").is_file():
+        if not os.path.isfile(folder / lang / f"{split}.parquet"):
             yield (
                 f"task.unseen={_shown(cfg.task.unseen)}: there is no "
                 f"{folder / lang / split}.parquet to test {lang} on; choose languages that have a "

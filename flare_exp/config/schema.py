@@ -7,6 +7,7 @@ This module is light on purpose: it imports no torch, and Hydra only inside func
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
@@ -320,6 +321,11 @@ def dataclass_defaults() -> dict[str, Any]:
         elif f.default_factory is not MISSING:
             found[key] = f.default_factory()
     return found
+
+
+def default_cache() -> str:
+    """Return the default folder of the artifacts: FLARE_EXP_CACHE, else ~/.cache/flare_exp."""
+    return os.environ.get("FLARE_EXP_CACHE") or os.path.expanduser("~/.cache/flare_exp")
 
 
 def no_effect() -> dict[str, str]:

@@ -15,6 +15,7 @@ from flare_exp.config.composition import (
     expand_grid,
     explicit_fusion,
     groups,
+    now,
     without_fusion,
 )
 from flare_exp.config.constraints import cross_field_problems
@@ -26,12 +27,15 @@ from flare_exp.errors import first_line
 from flare_exp.utils.suggestions import allowed, nearest, same_name
 
 
-def validate(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[str]]:
+def validate(
+    arguments: Sequence[str], multirun: bool, rules: bool = True
+) -> tuple[list[Any], list[str]]:
     """Check the overrides of a command line.
 
     Args:
         arguments: the overrides, one string each.
         multirun: whether options may have several values (-m).
+        rules: check the composed configurations, too (`check_config`).
 
     Returns:
         the composed configuration of each job (OmegaConf, resolved lazily), and a message for every
@@ -39,7 +43,9 @@ def validate(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
 
+    now.cache_clear()
     parser, good, problems = OverridesParser.create(), [], []
     unknown: set[str] = set()  # groups whose choice is wrong
     given: dict[str, list[Any]] = {}
@@ -63,7 +69,9 @@ def validate(arguments: Sequence[str], multirun: bool) -> tuple[list[Any], list[
     jobs = []
     bases: dict[tuple[str, ...], Any] = {}
     for cell in expand_grid(good):
-        job, found = _check_job(cell, multirun, bases)
+        job, found = _composed(cell, bases)
+        if job is not None and rules:
+            found = list(check_config(OmegaConf.to_object(job), cell, multirun))
         problems += [p for p in found if p not in problems]
         jobs.append(job)
     return jobs, problems
@@ -116,10 +124,19 @@ def _check_repeated(given: dict[str, list[Any]]) -> Iterator[str]:
             yield f"{lines}: {key} is given {times} with different values; keep one"
 
 
+# Options of Hydra on which it depends which jobs there are, and in which folders.
+FIXED = ("hydra.run", "hydra.sweep", "hydra.mode", "hydra.job.chdir", "hydra.job.num")
+
+
 def check_override(override) -> Iterator[str]:
     """Check one override: its key exists, and its values are of the right type."""
     key, known_groups, known = override.key_or_group, groups(), keys()
     if key.startswith("hydra"):
+        if key == "hydra" or key.startswith(FIXED):
+            yield (
+                f"{override.input_line}: the program sets it; a run's folder is output_dir=..., "
+                "several values of an option are -m"
+            )
         return
     if not override.is_sweep_override():
         values = [override.value()]
@@ -131,9 +148,11 @@ def check_override(override) -> Iterator[str]:
         yield f"{override.input_line}: leave out the +; it is for options that there are not yet"
     elif key in known_groups and not override.is_delete():
         for value in values:
-            if str(value) in known_groups[key] or (key == "experiment" and value is None):
+            if str(value) in known_groups[key]:
                 continue
-            if key == "mt" and str(value).startswith("["):
+            if key == "experiment" and value in (None, "null"):
+                yield "experiment=null: no preset is the default; leave it out"
+            elif key == "mt" and str(value).startswith("["):
                 yield f"mt={value}: write several systems as mt=a source.systems=[b]"
             else:
                 yield f"{key}={value}: {allowed(str(value), known_groups[key])}"
@@ -179,6 +198,8 @@ def _check_type(key: str, value: Any) -> Iterator[str]:
             raise ValueError
         if keys()[key].type == "Any" and not _is_text_or_list(value):
             raise ValueError
+        if keys()[key].type.startswith(("list[", "dict[")) and _is_nested(value):
+            raise ValueError
         OmegaConf.update(typed, name, value)
     except (OmegaConfBaseException, ValueError) as error:
         yield f"{key}={'null' if value is None else value}: {_expected(key) or first_line(error)}"
@@ -188,6 +209,14 @@ def _is_text_or_list(value: Any) -> bool:
     """Return whether a value is text, or a list of texts."""
     items = value if isinstance(value, list) else [value]
     return all(isinstance(item, str) for item in items)
+
+
+def _is_nested(value: Any) -> bool:
+    """Return whether a list or a table has lists, tables or null in it."""
+    items = value.values() if isinstance(value, dict) else value
+    return isinstance(value, (dict, list)) and any(
+        item is None or isinstance(item, (dict, list)) for item in items
+    )
 
 
 # type of an option -> description of its values
@@ -217,17 +246,15 @@ def _expected(key: str) -> str:
     return f"must be {said}{', or null' if null else ''}" if said else ""
 
 
-def _check_job(
-    overrides: list[str], multirun: bool, bases: dict[tuple[str, ...], Any]
-) -> tuple[Any, list[str]]:
-    """Compose one job and check it; return the configuration and a message for every problem."""
+def _composed(overrides: list[str], bases: dict[tuple[str, ...], Any]) -> tuple[Any, list[str]]:
+    """Compose one job; return it, or None and why it cannot be composed."""
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         composed = compose_cell(overrides, bases)
-        cfg: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
+        OmegaConf.to_object(composed)
     except AssertionError:  # OmegaConf raises it for a key below a section that is null
         return None, [
             "model.pretrain.*, mt.pretrain.*: only embedded models are built here and have these "
@@ -241,7 +268,7 @@ def _check_job(
             return None, [f"{group}={name}: {allowed(name, error.options)}"]
         key = getattr(reason, "full_key", None)
         return None, [f"{key}: {line}" if key else line for line in [first_line(reason).strip()]]
-    return composed, list(check_config(cfg, overrides, multirun))
+    return composed, []
 
 
 def check_config(cfg: Config, overrides: Sequence[str], multirun: bool) -> Iterator[str]:

@@ -25,7 +25,7 @@ from flare_exp.data.sampling import (
 from flare_exp.data.source_augmentation import SourceAugmentation
 from flare_exp.data.temperature import TemperatureBatchSampler
 from flare_exp.errors import UserError
-from flare_exp.languages import LANGUAGES
+from flare_exp.languages import is_spaced
 from flare_exp.tasks import Example, Task
 
 log = logging.getLogger(__name__)
@@ -232,8 +232,7 @@ class PairedDataModule(LightningDataModule):
     @property
     def spaced_sources(self) -> list[bool]:
         """Return whether each language of the sources is written with spaces."""
-        known = (LANGUAGES.get(lang) for lang in self._source_langs)
-        return [row is None or row.spaced for row in known]
+        return [is_spaced(lang) for lang in self._source_langs]
 
     @property
     def _source_langs(self) -> list[str]:

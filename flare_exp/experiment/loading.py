@@ -53,6 +53,7 @@ def load(folder: str | Path, *options: str) -> LoadedRun:
     _check_weights(folder, given)
     quiet(given)
     run = pipeline.context_of(given, folder)
+    _check_backbone(folder, run)
     with isolate_rng():  # loading seeds the generators, and the caller's stay as they are
         predictors = _predictors(folder, run)
     return LoadedRun(folder, run, predictors, _weights(folder, run, predictors))
@@ -68,8 +69,7 @@ def _as_read(given: Config, stored: Config, folder: Path) -> Config:
         stored: its own one.
         folder: the run folder.
     """
-    facts = folder / "provenance.json"
-    noted = json.loads(facts.read_text()) if facts.is_file() else {}
+    noted = _noted(folder)
     translated = [one.get("checkpoint") for one in noted.get("translations", {}).values()]
     backbone = noted.get("artefacts", {}).get("backbone", {}).get("digest")
     found: dict[str, Any] = {}
@@ -80,6 +80,29 @@ def _as_read(given: Config, stored: Config, folder: Path) -> Config:
             if hub_id == part.path and part.revision == own.revision and is_commit(commit):
                 found[name] = replace(part, revision=commit)
     return replace(given, **found)
+
+
+def _noted(folder: Path) -> dict[str, Any]:
+    """Return the provenance of a run; empty: the folder has none."""
+    facts = folder / "provenance.json"
+    return json.loads(facts.read_text()) if facts.is_file() else {}
+
+
+def _check_backbone(folder: Path, run: RunContext) -> None:
+    """Check that a checkpoint folder has the files that the run was trained with.
+
+    Other weights of the same shape would load, and give wrong answers.
+
+    Raises:
+        UserError: it has other files.
+    """
+    read, here = _noted(folder).get("artefacts", {}).get("backbone", {}), run.backbone
+    if read.get("kind") == here.kind == "checkpoint" and read["digest"] != here.digest:
+        raise UserError(
+            f"model.path={run.cfg.model.path}: its files are not those of the checkpoint that "
+            f"{folder} was trained on (digest {here.digest}, not {read['digest']}), and what the "
+            "run has learned fits that one alone; give its folder"
+        )
 
 
 def _predictors(folder: Path, run: RunContext) -> dict[str, Predictor]:

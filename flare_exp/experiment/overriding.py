@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,34 +52,38 @@ def overridden(cfg: Config, words: Sequence[str]) -> Config:
     if not words:
         return cfg
     problems = list(_refused(cfg, words))
-    base = [f"task={cfg.task.name}", f"method={cfg.method.name}", *_splits(cfg)]
+    base = [f"task={cfg.task.name}", f"method={cfg.method.name}"]
     (lang, *more) = [w.partition("=")[2] for w in words if w.startswith("task.lang=")] or [""]
     unseen = lang in cfg.task.unseen and not more
     if unseen:  # only its test data are needed
         words = [word for word in words if word != f"task.lang={lang}"]
-        base.append(f"task.unseen=[{lang}]")
-    if not any(word.startswith("task.lang=") for word in words):
-        base.append(f"task.lang={cfg.task.langs[0]}")
-    if cfg.task.spec and not any(word.startswith("task.spec=") for word in words):
-        base.append(f"task.spec={cfg.task.spec}")
     if not any(word.startswith("mt=") for word in words):
         base.append(f"mt={cfg.mt.name}")
-    # of what the run's own values complete, for example mt.path
-    _, known = validation.validate(base, multirun=False)
-    (job, *_), found = validation.validate([*base, *words], multirun=False)
-    if problems := [*problems, *(problem for problem in found if problem not in known)]:
+    (job, *_), found = validation.validate([*base, *words], multirun=False, rules=False)
+    problems += found
+    if job is not None:
+        made = _with_values(cfg, job, [word for word in words if is_allowed(word)])
+        problems += _contradictions(made, cfg, [lang] if unseen else [])
+    if problems:
         raise UserError("; ".join(problems))
-    made = _with_values(cfg, job, words)
     if unseen:
         made.task.lang, made.task.unseen = lang, []
     return made
 
 
-def _splits(cfg: Config) -> list[str]:
-    """Return the words that name the run's own splits; some data have no other ones."""
-    names = ("train_split", "validation_split", "test_split", "english_test_split", "select")
-    given = {name: getattr(cfg.task, name) for name in names}
-    return [f"task.{n}={'null' if v is None else json.dumps(v)}" for n, v in given.items()]
+def _contradictions(made: Config, stored: Config, unseen: list[str]) -> Iterator[str]:
+    """Yield what is wrong in a configuration, and not in the stored one that it was made of.
+
+    Args:
+        made: the configuration with the new values.
+        stored: the run's own. It may name places that are not on this machine.
+        unseen: the language that is tested, if the run was not trained on it.
+    """
+    checked = copy.deepcopy(made)
+    checked.task.lang, checked.task.unseen = checked.task.langs[0], unseen
+    known = list(validation.check_config(stored, [], multirun=False))
+    found = validation.check_config(checked, [], multirun=False)
+    yield from (problem for problem in found if problem not in known)
 
 
 def _refused(cfg: Config, words: Sequence[str]) -> Iterator[str]:

@@ -65,7 +65,7 @@ def run(cfg: Config, folder: Path, distributed: DistributedContext | None = None
     """
     start = time.perf_counter()
     methods = members_of(cfg.method)
-    cfg = pinned(resolve_hardware(cfg))
+    cfg = pinned(hardware_of_training(cfg))
     task = load_task(cfg)
     code.remember(type(task).__module__)
     task_type_of(cfg, task, family_of_model(cfg))  # what the model cannot do is refused early
@@ -314,6 +314,22 @@ def resolve_hardware(cfg: Config) -> Config:
             f"choose trainer.devices={there} or trainer=ddp_cpu"
         )
     return with_device_defaults(cfg, on_gpu)
+
+
+def hardware_of_training(cfg: Config) -> Config:
+    """Resolve what depends on the machine, for a run that trains.
+
+    Raises:
+        UserError: as `resolve_hardware`, or the device has no such precision. Lightning would
+            replace it, and the key of what is trained would name another one.
+    """
+    cfg = resolve_hardware(cfg)
+    if cfg.trainer.accelerator == "cpu" and cfg.trainer.precision == "16-mixed":
+        raise UserError(
+            "trainer.precision=16-mixed: a CPU does not train in it; choose "
+            "trainer.precision=bf16-mixed"
+        )
+    return cfg
 
 
 def with_device_defaults(cfg: Config, on_gpu: bool) -> Config:

@@ -5,6 +5,7 @@ Nothing heavy is imported before the attempt.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from flare_exp.config import schema
+from flare_exp.config import composition, schema
 from flare_exp.config.options import flat
 from flare_exp.errors import UserError, first_line, out_of_room
 from flare_exp.experiment import checksums
@@ -47,6 +48,20 @@ def missing_folders(folders: Sequence[Path]) -> list[Path]:
     ]
 
 
+def unused(folder: Path) -> Path:
+    """Make a folder that no other command uses: `folder`, or one with `_2`, `_3`, ... behind it."""
+    for number in itertools.count(1):
+        place = folder.with_name(f"{folder.name}_{number}") if number > 1 else folder
+        try:
+            place.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:  # the check of the folder says why
+            pass
+        return place
+    raise AssertionError
+
+
 def remove_empty(folders: Sequence[Path]) -> None:
     """Remove folders that a refused command has made; what holds something stays."""
     for folder in folders:
@@ -60,6 +75,14 @@ def check_folder(cfg: Any, folder: Path) -> Iterator[str]:
 
 
 def check_content(cfg: Any, folder: Path) -> Iterator[str]:
+    """Yield a problem if a run folder, which need not be there, may not be taken up."""
+    if not cfg.resume and (folder / "config.yaml").is_file():
+        yield f"output_dir={folder}: it holds a run already and resume=false; choose another folder"
+        return
+    yield from _check_same_run(cfg, folder)
+
+
+def _check_same_run(cfg: Any, folder: Path) -> Iterator[str]:
     """Yield a problem if a run folder, which need not be there, holds another run."""
     from omegaconf import OmegaConf
 
@@ -75,6 +98,7 @@ def check_content(cfg: Any, folder: Path) -> Iterator[str]:
             return
     try:
         before = OmegaConf.load(stored) if stored.is_file() else None
+        old = flat({} if before is None else OmegaConf.to_container(before, resolve=True))
     except Exception as error:  # yaml raises its own kinds
         yield (
             f"output_dir={folder}: its config.yaml is unreadable ({first_line(error)}); "
@@ -88,10 +112,7 @@ def check_content(cfg: Any, folder: Path) -> Iterator[str]:
                 "another folder"
             )
         return
-    if not cfg.resume:
-        yield f"output_dir={folder}: it holds a run already and resume=false; choose another folder"
-        return
-    old, new = (flat(OmegaConf.to_container(c, resolve=True)) for c in (before, cfg))
+    new = flat(OmegaConf.to_container(cfg, resolve=True))
     defaults = schema.dataclass_defaults()
     # an earlier version did not have these options, and ran as their defaults say
     old |= {k: defaults[k] for k in new.keys() & defaults.keys() - old.keys()}
@@ -147,10 +168,13 @@ def attempt(cfg: Any, folder: Path, brief: bool = False) -> str | None:
     logging.raiseExceptions = (
         False  # a log on a full disk is not worth a traceback for each of its lines
     )
-    discard_damaged(folder)
-    done = (folder / "metrics.json").is_file()
+    done = (folder / "metrics.json").is_file() and not checksums.damage(folder)
     try:
         with nullcontext() if done else run_state.running(folder):
+            # again: another command may have begun here since the first check
+            if problems := list(_check_same_run(cfg, folder)):
+                raise UserError("; ".join(problems))
+            discard_damaged(folder)
             run_job(cfg, folder, brief)
     except UserError as error:
         return str(error)
@@ -210,6 +234,13 @@ def _stopped(stop: signals.StopRequested) -> int:
     return 128 + stop.by
 
 
+def as_stored(cfg: Any) -> str:
+    """Return the text of config.yaml: all values resolved, and read again as they are."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(composition.literal(OmegaConf.to_container(cfg, resolve=True)))
+
+
 def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
     """Run one configuration in `folder`, or return the result that is there already.
 
@@ -239,7 +270,7 @@ def run_job(cfg: Any, folder: Path, brief: bool = False) -> dict[str, Any]:
             quiet(typed)
             from flare_exp.experiment import pipeline
         signals.raise_if_signalled("before the first stage")
-        files.write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        files.write_text(folder / "config.yaml", as_stored(cfg))
         provenance.PEAK.begin()
         measured = pipeline.run(typed, folder)
     if brief:

@@ -16,7 +16,7 @@ from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
 from flare_exp.utils.programs import program_of
 
-# as in conf/config.yaml: resolved where the folder is loaded
+# the default of conf/config.yaml, resolved where the folder is loaded
 CACHE = "${oc.env:FLARE_EXP_CACHE,${oc.env:HOME}/.cache/flare_exp}"
 # a folder as the hub's libraries lay out their cache
 SNAPSHOT = re.compile(r"models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})$")

@@ -274,7 +274,7 @@ def settled(cfg: schema.Config) -> schema.Config:
     placed = (
         pipeline.with_device_defaults(cfg, cfg.trainer.accelerator != "cpu")
         if is_sketch(cfg)
-        else pipeline.resolve_hardware(cfg)
+        else pipeline.hardware_of_training(cfg)
     )
     return pipeline.pinned(placed, required=False)
 

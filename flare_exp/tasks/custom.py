@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class CustomTask(Task):
         Raises:
             SpecError: the description is wrong; see `read_spec`.
         """
-        return cls.of(read_spec(Path(path).expanduser()))
+        return cls.of(read_spec(Path(os.path.expanduser(path))))
 
     @classmethod
     def of(cls, spec: DataSpec) -> type[CustomTask]:

@@ -5,6 +5,7 @@ Every value is read as text, so that `no` is a language or a label and not a tru
 
 from __future__ import annotations
 
+import os
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -354,10 +355,12 @@ class _Loader(yaml.BaseLoader):
 
 def _mapping(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds keys and values."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise SpecError([f"task.spec={path}: there is no such file"])
     try:
         found = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_Loader)
+    except OSError as error:
+        raise SpecError([f"task.spec={path}: cannot be read ({error.strerror})"]) from error
     except UnicodeDecodeError as error:
         raise SpecError([f"task.spec={path}: is not UTF-8 ({error.reason})"]) from error
     except yaml.YAMLError as error:

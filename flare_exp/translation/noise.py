@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flare_exp.languages import LANGUAGES
+from flare_exp.languages import is_spaced
 from flare_exp.tasks import Answer, Example
 
 ERRORS = ("drop", "swap", "replace", "hallucinate")
@@ -30,7 +30,7 @@ def corrupt_examples(
     examples' own. `context` is the number of the text that holds the answers: an answer moves with
     its words, and is lost if its words no longer stand together.
     """
-    glue = "" if lang in LANGUAGES and not LANGUAGES[lang].spaced else " "
+    glue = " " if is_spaced(lang) else ""
     cut = str.split if glue else list
     vocabulary = sorted({word for e in examples for text in e.texts for word in cut(text)})
     rates = rate if isinstance(rate, Sequence) else [rate] * len(examples)

@@ -4,10 +4,36 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+MISSING = "there is no such folder"
+
+
+def folder_problem(text: str) -> str | None:
+    """Return why the name of a folder names none that can be looked at; None: it does.
+
+    A `~` stands for a home folder, as in a shell.
+    """
+    try:
+        found = Path(text).expanduser().stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return MISSING
+    except OSError as error:  # no permission, or a name that is too long
+        return f"it cannot be looked at ({error.strerror})"
+    except RuntimeError:
+        return f"there is no home folder for {text.split('/')[0]}"
+    return None if stat.S_ISDIR(found.st_mode) else MISSING
+
+
+def new_folder_problem(path: Path) -> str:
+    """Return why a folder cannot be written into; empty: it is there, or the one above it is."""
+    if path.exists() and not path.is_dir():
+        return "is a file; name a folder"
+    return "" if path.parent.is_dir() else f"there is no folder {path.parent}"
 
 
 @contextmanager

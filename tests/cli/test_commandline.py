@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from run_folders import finished
 
 import flare_exp
 from flare_exp.cli import commandline
@@ -51,6 +53,17 @@ WRONG = [
         "  - --method=lora: there is no such flag; options are given as key=value, without "
         "dashes\n  - -x: ",
     ),
+    (["--resolve"], "--resolve: it goes with --cfg, e.g. --cfg job --resolve"),
+    (["seed=x", "--info"], "seed=x: must be a whole number"),
+    (["experiment=null"], "experiment=null: no preset is the default; leave it out"),
+    (["-m", "experiment=null,half_known"], "experiment=null: no preset is the default"),
+    (["source.langs=[[en,near]]"], "source.langs=[['en', 'near']]: must be a list, e.g. [a,b]"),
+    (["mt.errors=[{a: 1}]"], "mt.errors=[{'a': 1}]: must be a list, e.g. [drop,swap]"),
+    (["method=x_mixup", "mixup.depths=[[0.5]]"], "mixup.depths=[[0.5]]: must be a list of numbers"),
+    (["mt=command", "mt.codes={en: [a]}"], "mt.codes={'en': ['a']}: must be a table, e.g."),
+    (["-cn", "config"], "--config-name=config: the configuration is conf/config.yaml"),
+    (["hydra.run.dir=x"], "hydra.run.dir=x: the program sets it; a run's folder is output_dir="),
+    (["-m", "hydra.sweep.subdir=x"], "hydra.sweep.subdir=x: the program sets it"),
     (["-m", "--cfg", "job", "method=lora,flare"], "-m with --cfg: choose one"),
     (["--cfg", "job", "--info", "all"], "--cfg with --info: choose one"),
     (["method=ensemble", "task=toy_qa"], "answers have none; choose a task with labels"),
@@ -481,6 +494,44 @@ def test_the_default_folder_is_named_once(tmp_path, monkeypatch):
     ]
 
 
+def test_two_commands_of_one_second_have_two_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flare_exp.cli.main.time.strftime", lambda _: "outputs/now")
+    monkeypatch.setattr("flare_exp.cli.main._hand_over", lambda *_: 0)
+    for name in ("now", "now_2", "now_3"):
+        assert main(["-m", "seed=0,1"]) == 0
+        assert (tmp_path / "outputs" / name / "grid.json").is_file()
+    assert main(["-m", "seed=0,1", "trainer.nodes=2", "trainer=ddp_cpu"]) == 2
+    assert len(list((tmp_path / "outputs").iterdir())) == 3, "a refused one leaves nothing"
+
+
+@pytest.mark.parametrize("words", [[], ["-m", "seed=0,1"]])
+def test_the_time_in_a_name_of_a_folder_is_taken_once(words, tmp_path, monkeypatch):
+    monkeypatch.setattr("flare_exp.cli.main.downloads.checked", lambda *_: time.sleep(0.01))
+    ran = []
+    for name in ("attempt", "attempt_in_grid"):
+        monkeypatch.setattr(f"flare_exp.cli.main.{name}", lambda _, folder: ran.append(folder))
+    main([*words, f"cache_dir={tmp_path}/cache", f"output_dir={tmp_path}/out/${{now:%f}}"])
+    (made,) = (tmp_path / "out").iterdir()
+    assert {folder.parent if words else folder for folder in ran} == {made}
+
+
+def test_a_finished_grid_is_shown_where_its_models_are_not(tmp_path, monkeypatch):
+    words = ["task=nusax", "model=xlmr_base", "mt=gold", "offline=true"]
+    for number in (0, 1):
+        finished(tmp_path / "grid" / str(number), *words, f"seed={number}")
+    asked = []
+    monkeypatch.setattr("flare_exp.cli.main._hand_over", lambda *_: 0)
+    monkeypatch.setattr(
+        "flare_exp.cli.main.downloads.checked", lambda jobs, *_: asked.append([*jobs])
+    )
+    grid = ["-m", *words, f"output_dir={tmp_path / 'grid'}", f"cache_dir={tmp_path / 'cache'}"]
+    assert main([*grid, "seed=0,1"]) == 0
+    assert not (tmp_path / "cache").exists()
+    assert main([*grid, "seed=0,1,2"]) == 0
+    assert [[job.seed for job in jobs] for jobs in asked] == [[2]]
+
+
 def test_a_stored_result_is_shown_without_heavy_imports(tmp_path):
     from omegaconf import OmegaConf
 
@@ -571,6 +622,22 @@ def test_texts_that_look_like_numbers_stay_texts():
     assert [job.model.revision for job in jobs] == given
     assert {(job.output_dir, job.seed) for job in jobs} == {("2024.10", 1)}
     assert validation.validate([r"model.revision='it\'s glob(x)'"], False)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("distil.texts=/tmp/my (1).jsonl", "distil.texts"),
+        ("mt.revision=apertium 3.8, spa-arg 0.2", "mt.revision"),
+        ("logger.run_name=élan", "logger.run_name"),
+        ("task.lang=nan", "task.lang"),  # Min Nan
+    ],
+)
+def test_texts_are_what_the_shell_gives(word, key):
+    for flags in [[]] if ", " in word else [[], ["-m"]]:  # a comma separates values of a grid
+        (given,) = commandline.overrides(normalized([*flags, word]))
+        override = OverridesParser.create().parse_override(given)
+        assert (override.key_or_group, override.value()) == (key, word.partition("=")[2])
 
 
 def test_a_grid_of_bare_slices():

@@ -209,6 +209,26 @@ def test_a_command_is_checked_with_its_codes(overrides, found):
     assert all(t.startswith(f) for t, f in zip(told, found, strict=True))
 
 
+@pytest.mark.parametrize("place", ["~nobody_here/x", "/" + "x" * 300])
+def test_a_place_that_cannot_be_looked_at_is_one_problem(place):
+    others = {
+        "model.path": ["model=custom"],
+        "task.data_dir": ["task=nusax"],
+        "task.spec": ["task=custom"],
+    }
+    for key in ("output_dir", "cache_dir", *others):
+        assert problems(*others.get(key, []), f"{key}={place}")[0].startswith(f"{key}={place}: ")
+
+
+def test_the_default_cache_needs_no_variable(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    for value in ("", "/elsewhere"):
+        monkeypatch.setenv("FLARE_EXP_CACHE", value)
+        ((job,), found) = validation.validate([], False)
+        assert found == []
+        assert job.cache_dir == value or (not value and job.cache_dir.endswith("/.cache/flare_exp"))
+
+
 def test_an_option_may_be_repeated_with_the_same_value():
     assert problems("seed=1", "seed=1") == []
     assert "seed is given twice" in problems("seed=0,1", "seed=1", multirun=True)[0]

@@ -3,17 +3,22 @@
 import json
 import os
 import re
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import processes
 import pytest
+import run_folders
 from omegaconf import OmegaConf
 from run_folders import traced
 from small_checkpoints import tiny_checkpoint
 
+from flare_exp.artifacts import Artifact
 from flare_exp.config import validation
 from flare_exp.errors import UserError
-from flare_exp.experiment import loading, notes, results, runs
+from flare_exp.experiment import loading, notes, results, run_state, runs
 from flare_exp.experiment.curves import draw_curves
+from flare_exp.experiment.overriding import overridden
 from flare_exp.experiment.run_page import run_page
 
 MEASURED = {
@@ -113,6 +118,30 @@ def test_a_line_says_how_a_job_of_a_grid_ended():
     )
 
 
+def test_changed_options_are_checked_with_the_runs_own_ones():
+    def cfg(*words):
+        return OmegaConf.to_object(validation.validate([*words], False)[0][0])
+
+    generating = cfg("model=tiny_decoder", "decode=generate")
+    with pytest.raises(UserError, match="generated labels have no probabilities"):
+        overridden(generating, ["predict.sources=[given,none]"])
+    quick = cfg("mt=toy_nllb", "mt.backend=ctranslate2")
+    assert overridden(quick, ["mt.quantization=int8"]).mt.quantization == "int8"
+    moved = cfg("task=nusax", "task.data_dir=/nowhere", "mt=gold")
+    assert overridden(moved, ["offline=true"]).offline, "what the run has is not refused"
+
+
+def test_a_run_is_not_loaded_with_other_weights(tmp_path):
+    for digest in ("a", "b"):
+        here = Artifact(tmp_path, "checkpoint", digest, {}, 0.0, True)
+        run = SimpleNamespace(backbone=here, cfg=validation.validate([], False)[0][0])
+        for kind in ("checkpoint", "hub"):
+            traced(tmp_path, artefacts={"backbone": {"kind": kind, "digest": "a"}})
+            refused = (digest, kind) == ("b", "checkpoint")
+            with pytest.raises(UserError, match="digest b, not a") if refused else nullcontext():
+                loading._check_backbone(tmp_path, run)
+
+
 @pytest.mark.slow
 def test_a_stage_has_one_line_of_progress_that_fits(tmp_path):
     """On a terminal of 80 columns: counted from epoch 1, no line wraps."""
@@ -163,6 +192,30 @@ def test_a_run_folder_of_an_earlier_version_is_taken_up_and_loaded(tmp_path):
     OmegaConf.save(stored, tmp_path / "config.yaml")
     with pytest.raises(UserError, match=r"config\.yaml cannot be used"):
         loading.stored_config(tmp_path)
+
+
+def test_a_text_with_an_interpolation_in_it_is_stored_as_it_is(tmp_path):
+    command = r"mt.command='sh -c \"cat # \${X}\" sh {from} {to}'"
+    words = ["task=sib200", "mt=command", command, f"output_dir={tmp_path}"]
+    ((job,), problems) = validation.validate(words, False)
+    assert problems == []
+    assert "${X}" in job.mt.command
+    (tmp_path / "config.yaml").write_text(runs.as_stored(job))
+    assert list(runs.check_content(job, tmp_path)) == []
+    assert loading.stored_config(tmp_path) == OmegaConf.to_object(job)
+    # as earlier versions left it
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(job, resolve=True))
+    assert "its config.yaml is unreadable" in next(runs.check_content(job, tmp_path))
+
+
+def test_the_result_of_another_run_is_not_shown(tmp_path):
+    """Also where the command line was checked for another folder, or before that run ended."""
+    folder = run_folders.finished(tmp_path / "run", f"output_dir={tmp_path}", "seed=3")
+    ((job,), _) = validation.validate([f"output_dir={tmp_path}", "seed=4"], False)
+    assert "holds another run, which differs in seed (3 there" in runs.attempt(job, folder)
+    (folder / "metrics.json").unlink()
+    assert "holds another run, which differs in seed (3 there" in runs.attempt(job, folder)
+    assert run_state.read(folder).state == "failed"
 
 
 def test_a_run_is_loaded_with_the_commits_that_it_read(tmp_path, monkeypatch):

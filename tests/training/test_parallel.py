@@ -16,6 +16,7 @@ import processes
 import pyarrow.parquet as pq
 import pytest
 import torch
+from omegaconf import OmegaConf
 from random_models import random_backbone, token_batch
 from runs import last_of_each
 from safetensors.torch import load_file
@@ -261,12 +262,20 @@ def test_a_follower_takes_what_the_leader_left(tmp_path):
 def test_fewer_gpus_than_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    from omegaconf import OmegaConf
 
     cfg = OmegaConf.to_object(validation.validate(["trainer=ddp"], False)[0][0])
     with pytest.raises(UserError, match=r"trainer\.devices=2: torch sees 1 GPU here"):
         pipeline.resolve_hardware(cfg)
     pipeline.resolve_hardware(replace(cfg, trainer=replace(cfg.trainer, devices=1)))
+
+
+def test_a_cpu_does_not_train_in_half_precision():
+    """Lightning would train in bf16-mixed, and a GPU's run would reuse it as 16-mixed."""
+    words = ["trainer=cpu", "trainer.precision=16-mixed"]
+    cfg = OmegaConf.to_object(validation.validate(words, False)[0][0])
+    with pytest.raises(UserError, match=r"choose trainer\.precision=bf16-mixed"):
+        pipeline.hardware_of_training(cfg)
+    pipeline.resolve_hardware(cfg)  # a GPU's run may be loaded
 
 
 # --- whole runs ----------------------------------------------------------------------------------

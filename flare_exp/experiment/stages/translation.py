@@ -14,6 +14,7 @@ from flare_exp.artifacts import Artifact
 from flare_exp.code import code_of
 from flare_exp.errors import UserError
 from flare_exp.experiment.context import RunContext
+from flare_exp.languages import is_spaced
 from flare_exp.tasks import Example, Task, fingerprint, metrics
 from flare_exp.tasks.examples import read_answers
 from flare_exp.translation.base import Flagged, has_span
@@ -39,7 +40,13 @@ def translate(run: RunContext, examples: Sequence[Example], lang: str) -> list[E
     trains = examples[0].lang == run.task.english or split.endswith("/unlabeled")
     role = "train" if trains else "test"
     if o.noise and o.noise_in in ("all", role):
-        errors = {"of": artifact.digest, "noise": o.noise, "errors": o.errors, "noise_seed": o.seed}
+        errors = {
+            "of": artifact.digest,
+            "noise": o.noise,
+            "errors": o.errors,
+            "noise_seed": o.seed,
+            "spaced": is_spaced(lang),
+        }
         noisy = corrupt_examples(made, lang, o.noise, o.errors, o.seed, run.task.context)
         key = {**errors, "code": code_of("noise", "translation")}
         artifact = keep(key, lambda: [(e, {}) for e in noisy], {**identity, **errors})
