@@ -166,16 +166,12 @@ def _verdict(problems: Sequence[Problem], command: str | None) -> int:
         command: what runs on them; None: they are not described yet.
     """
     wrong = sum(problem.fatal for problem in problems)
-    doubtful = len(problems) - wrong
-    warned = f"{doubtful} warning{'s' * (doubtful != 1)}"
+    warned = f"{(doubtful := len(problems) - wrong)} warning{'s' * (doubtful != 1)}"
     if wrong:
         print(f"{wrong} error{'s' * (wrong != 1)}, {warned}: a run refuses these data.")
         return 1
     print(f"No errors, {warned}: a run takes these data.")
-    if command is None:
-        print("Next: describe them in a YAML file; docs/your-data.md shows one.")
-    else:
-        print(f"Next: {command}")
+    print(f"Next: {command or 'describe them in a YAML file; docs/your-data.md shows one.'}")
     return 0
 
 

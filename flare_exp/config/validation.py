@@ -71,7 +71,7 @@ def validate(
     for cell in expand_grid(good):
         job, found = _composed(cell, bases)
         if job is not None and rules:
-            found = list(check_config(OmegaConf.to_object(job), cell, multirun))
+            found = list(check_config(OmegaConf.to_object(job), cell, multirun))  # type: ignore[arg-type]
         problems += [p for p in found if p not in problems]
         jobs.append(job)
     return jobs, problems
