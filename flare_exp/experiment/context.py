@@ -14,7 +14,7 @@ from torch import nn
 
 from flare_exp.artifacts import Artifact, ArtifactStore, digest_of
 from flare_exp.code import code_of
-from flare_exp.config.methods import DISTIL
+from flare_exp.config.methods import DISTIL, fuses
 from flare_exp.config.schema import Config, StageConfig
 from flare_exp.data.datamodule import PairedDataModule, Unlabeled
 from flare_exp.data.pairing import Translate
@@ -296,6 +296,12 @@ def task_type_of(cfg: Config, task: Task, family: Family) -> str:
     if cfg.decode.name == "generate" and name != "prompt":
         raise UserError(
             f"decode=generate: {model} answers {task.name} by a head, which writes nothing"
+        )
+    if cfg.fusion.options.get("query") == "source" and fuses(cfg.method) and name == "prompt":
+        raise UserError(
+            f"fusion.query=source with {model}: each position would read all positions of the "
+            "prompt and of the answer, also those behind it, which are not there yet when an "
+            "answer is written; choose fusion.query=target"
         )
     if cfg.method.name == DISTIL and name != "label":
         raise UserError(

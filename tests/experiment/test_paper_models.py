@@ -354,13 +354,18 @@ def test_a_form_that_a_family_lacks_is_a_users_error(checkpoints, benchmarks, tm
             *paper("xlmr_base", "xnli", checkpoints, benchmarks),
             "task.form=generative",
         )
+    with pytest.raises(UserError, match="soft labels are learned by a classification head"):
+        run(tmp_path / "y", *paper("llama31", "xnli", checkpoints, benchmarks), "method=distil")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["decode=generate"], "decode=generate: tiny answers toy_sentiment by a head"),
-        (["model=tiny_decoder", "method=distil"], "soft labels are learned by a classification"),
+        (
+            ["model=tiny_decoder", "fusion=cross_attn", "fusion.query=source"],
+            "fusion.query=source with tiny_decoder: each position would read",
+        ),
     ],
 )
 def test_what_an_embedded_model_cannot_do_is_refused_before_it_is_built(tmp_path, options, message):
