@@ -235,13 +235,14 @@ class LoadedRun:
         datasets = [one.dataset(targets, sources) for one in self.predictors.values()]
         cut = {number for dataset in datasets for number in _cut(dataset)}
         found = self._predicted(datasets, lambda: self.weights.of_texts(targets, sources))
+        back = self.translates_back
         for i, (text, best) in enumerate(self._answered(found)):
             read = itertools.chain(*(sources[lang][i].texts for lang in names.langs))
             yield Result(
                 prediction=text,
                 probabilities=dict(zip(self.task.labels, best.probabilities, strict=False)),
                 source=tuple(read) if names.langs else None,
-                english_prediction=None if text is best.text else best.text,
+                english_prediction=best.text if back else None,
                 cut=i in cut,
             )
 

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import torch
 from finished_runs import SMALL_MT
 from omegaconf import OmegaConf
 from pyarrow.parquet import read_table
@@ -70,6 +71,18 @@ def test_the_runs_own_test_set_again_is_its_file_byte_for_byte(
     assert list(run.test_predictions(tests, 5)) == list(run.test_predictions(tests))[5:]
 
 
+def test_each_example_has_its_own_likelihoods_in_several_passes(finished_run):
+    """The last batch has two rows, and four passes: two of them read a copy, which is nobody's."""
+    folder = finished_run("task=toy_nli", architecture="llama")
+    first = flare_exp.load(folder, "data.micro_batch_size=1").first
+    dataset = first.test_set()
+    shares = [torch.tensor(one).softmax(0).tolist() for one in first.likelihoods(dataset)]
+    stored = read_table(folder / "predictions.parquet").to_pydict()["probabilities"]
+    assert len(shares) == len(stored) == 10
+    for found, expected in zip(shares, stored, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("overrides", [ENSEMBLE, SIMILAR, PASSES, TWO_SOURCES], ids=str)
 def test_the_texts_of_the_test_set_as_new_texts_are_answered_alike(overrides, finished_run):
     """Given the sources that the run has read."""
@@ -84,6 +97,13 @@ def test_the_texts_of_the_test_set_as_new_texts_are_answered_alike(overrides, fi
     assert [result.prediction for result in found] == stored["prediction"]
     for result, probabilities in zip(found, stored["probabilities"], strict=True):
         assert list(result.probabilities.values()) == pytest.approx(probabilities, abs=1e-6)
+
+
+def test_an_answer_that_translation_leaves_as_it_is_has_its_english_too(finished_run, monkeypatch):
+    run = flare_exp.load(finished_run("task=toy_qa", "method=translate_test", *SMALL_MT))
+    monkeypatch.setattr(run.translator, "into_target", list)
+    (found,) = run.stream([("context", "question")], [("context", "question")])
+    assert found.english_prediction == found.prediction
 
 
 def test_a_text_without_a_source_is_answered_by_the_members_that_read_none(finished_run):
