@@ -3,15 +3,20 @@
 import csv
 import json
 import sys
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from run_folders import finished, predicted, traced
 
 import flare_exp
 from flare_exp.cli import analyse, predict, serve
+from flare_exp.cli.commandline import normalized
 from flare_exp.cli.main import main
 from flare_exp.cli.predict import parse
+from flare_exp.config import validation
 from flare_exp.errors import UserError
+from flare_exp.experiment.overriding import overridden
 from flare_exp.serving import prediction
 
 
@@ -38,6 +43,18 @@ def test_texts_are_taken_literally(tmp_path):
     ]
     with pytest.raises(UserError, match="runs=: there is no such key; did you mean run"):
         parse(["runs=outputs/1", "text=a"])
+
+
+def test_options_of_a_loaded_run_are_taken_literally():
+    """In Python as on the command line, where they come quoted already."""
+    (job,), _ = validation.validate([], multirun=False)
+    cfg = OmegaConf.to_object(job)
+    path = "~/a=b, c {d}"
+    for word in (f"cache_dir={path}", *normalized([f"cache_dir={path}"])):
+        assert overridden(cfg, [word]).cache_dir == str(Path(path).expanduser())
+    assert overridden(cfg, ["mt=nllb_600m", "mt.revision=1.10"]).mt.revision == "1.10"
+    with pytest.raises(UserError, match="offline: not of the form key=value"):
+        overridden(cfg, ["offline"])
 
 
 @pytest.fixture
