@@ -29,6 +29,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,15 +37,18 @@ from flare_exp.cli.predict import Given
 from flare_exp.cli.predict import parse as sorted_words
 from flare_exp.errors import UserError
 from flare_exp.experiment.runs import quiet_as
+from flare_exp.utils import signals
 from flare_exp.utils.suggestions import nearest
 
 if TYPE_CHECKING:
+    from flare_exp.serving.batching import Batcher
     from flare_exp.serving.requests import Limits
 
 LIMITS = ("max_body", "max_texts", "max_length", "max_seconds", "max_waiting")
 KEYS = ("run", "host", "port", "token", *LIMITS)
 LOCAL = ("127.0.0.1", "localhost", "::1")
 TOKEN = "FLARE_EXP_TOKEN"
+PATIENCE = 2.0  # seconds that a batch has to end in
 
 
 def parse(arguments: Sequence[str]) -> Given:
@@ -92,6 +96,7 @@ def main(arguments: Sequence[str]) -> int:
         import uvicorn
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; pip install 'flare-exp[serve]'") from None
+    limits = _limits(given.values)
     quiet_as(given.run, given.options)
     import flare_exp
     from flare_exp.serving.app import Access, make_app
@@ -99,21 +104,29 @@ def main(arguments: Sequence[str]) -> int:
     with _bound(given) as address:
         run = flare_exp.load(given.run, *given.options)
         run.check_new_texts()
-        host, port = address.getsockname()[:2]
-        access = Access(token_of(given), LOCAL if _host(given) in LOCAL else ())
-        limits = _limits(given.values)
+        # what takes longer is translated for nobody, and others wait for it
+        run.run.cfg.mt.timeout = min(run.run.cfg.mt.timeout, limits.seconds)
+        app = make_app(run, limits, Access(token_of(given), LOCAL if _host(given) in LOCAL else ()))
         config = uvicorn.Config(
-            make_app(run, limits, access),
-            log_level="warning",
-            timeout_graceful_shutdown=int(limits.seconds) + 10,
+            app, log_level="warning", timeout_graceful_shutdown=int(limits.seconds) + 10
         )
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _nothing)
+        host, port = address.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"serving {given.run} at http://{shown}:{port}; Ctrl-C ends it", flush=True)
         uvicorn.Server(config).run(sockets=[address])
-    print("ended; every request that was accepted is answered")
+    print("ended; every request that was accepted is answered", flush=True)
+    _end(app.state.batcher)
     return 0
+
+
+def _end(batcher: Batcher) -> None:
+    """End this process if the model still works on a batch, for which no request waits any more."""
+    signals.request_stop()  # ends a program that translates
+    if not batcher.is_free(PATIENCE):
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _nothing(*_: object) -> None:

@@ -118,6 +118,7 @@ def make_app(run: LoadedRun, limits: Limits, access: Access) -> FastAPI:
         await asyncio.wait([working])
 
     app = FastAPI(title="flare_exp", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.batcher = batcher
     _add_guard(app, metrics, access)
     _add_pages(app, run, metrics, access, limits)
 
