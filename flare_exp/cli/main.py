@@ -157,7 +157,7 @@ def _refused(
 
 
 def _command(name: str, arguments: Sequence[str]) -> int:
-    """Run a subcommand; a user's mistake is printed as one message, with exit code 2."""
+    """Run a subcommand; a user's mistake, or a stop by a signal, is printed as one message."""
     import importlib
 
     module = importlib.import_module(f"flare_exp.cli.{name.replace('-', '_')}")
@@ -176,6 +176,9 @@ def _command(name: str, arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"flare_exp {name}: {error}", file=sys.stderr)
         return 2
+    except signals.StopRequested as error:  # while it built an embedded model, or a program ran
+        print(f"flare_exp {name}: {error}", file=sys.stderr)
+        return 128 + error.by
 
 
 class _Grid:

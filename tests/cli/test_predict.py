@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from flare_exp.config import validation
 from flare_exp.errors import UserError
 from flare_exp.experiment.overriding import overridden
 from flare_exp.serving import prediction
+from flare_exp.utils.signals import StopRequested
 
 
 def said(capsys, *words):
@@ -112,6 +114,16 @@ def test_wrong_options_of_the_server(monkeypatch, capsys):
     assert said(capsys, "serve", "run=r") == (
         "fastapi is not installed; pip install 'flare-exp[serve]'"
     )
+
+
+def test_a_signal_while_a_model_is_built_is_one_line(monkeypatch, capsys):
+    def stopped(_):
+        raise StopRequested(signal.SIGINT, "after 5 steps of pre-training")
+
+    monkeypatch.setattr(predict, "main", stopped)
+    assert main(["predict", "run=r", "text=a"]) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("flare_exp predict: stopped by SIGINT after 5 steps of pre-training;")
 
 
 class Offline(Exception):
