@@ -211,6 +211,8 @@ def test_a_method_that_reads_no_source_takes_none(flare_folder):
     run.run.cfg.source.systems, run.run.cfg.source.shuffle = [], True
     with pytest.raises(UserError, match=r"source\.shuffle=true: the run paired each text"):
         run.predict(["x"], ["y"])
+    run.run.cfg.method.name, run.run.cfg.method.of = "distil", ["flare"]
+    run.check_new_texts()  # the student reads no source, whatever its teachers read
 
 
 def test_options_that_the_model_depends_on_cannot_be_changed(loaded_run):
