@@ -211,7 +211,7 @@ def _input(given: Given, cfg: Config, task: Task) -> Input:
     names = reads or source_columns(task.fields)
     untranslated = translator_problem(cfg) if reads else None
     if path := given.path("file"):
-        reader = Reader(path, task.fields, sources=names)
+        reader = Reader(path, task.fields, sources=reads)
         count = reader.check(untranslated)
         if reader.has_sources and not reads:
             print(f"method={cfg.method.name} reads no source: that of {path} is left out")
