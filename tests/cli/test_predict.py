@@ -1,6 +1,7 @@
 """`predict` and `serve` from the command line: mistakes, and what a killed command goes on with."""
 
 import csv
+import io
 import json
 import signal
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
 from run_folders import finished, predicted, traced
 
 import flare_exp
@@ -206,6 +208,21 @@ def test_a_stopped_command_goes_on_and_ends_as_an_uninterrupted_one(
     assert [row["text"] for row in found] == toy_texts
     assert found[3]["source"] == "given"
     assert "gold" not in found[0]
+
+
+@pytest.mark.parametrize(("width", "seen"), [(80, False), (300, True)])
+def test_a_narrow_terminal_shows_the_answer_whole(width, seen):
+    labels = ["science/technology", "entertainment", *"abcde"]
+    row = {"text": "a b " * 50, "source": "c d " * 50, "prediction": labels[0], "probability": 0.5}
+    row |= {f"probability_{label}": 0.125 for label in labels} | {"cut": False}
+    console = Console(width=width, file=io.StringIO())
+    console.print(predict._fitting(console, [row], ["text"]))
+    printed = console.file.getvalue()
+    for words in ("a b ", "prediction", labels[0], "0.500"):
+        assert words in printed
+    for words in ("source", "probability_b", "0.125"):
+        assert (words in printed) == seen
+    assert ("out=FILE has the other columns" in printed) != seen
 
 
 @pytest.mark.slow
