@@ -110,6 +110,11 @@ def test_wrong_options_of_the_server(monkeypatch, capsys):
         "max_texts=0: must be a whole number, 1 to 1000000000",
         "host=0.0.0.0: others can reach it, so it needs a token: set FLARE_EXP_TOKEN or token=...",
     ]
+    for token in ("pässwort", "two\nlines", " s"):
+        line = said(capsys, "serve", "run=r", f"token={token}")
+        assert line.startswith("token: must be printable ASCII")
+    line = said(capsys, "serve", "run=r", "max_waiting=100")
+    assert line.startswith("max_texts=256 max_waiting=100: a request with more than 100 texts")
     monkeypatch.setenv("FLARE_EXP_TOKEN", "s")
     assert serve.token_of(serve.parse(["run=r", "host=0.0.0.0"])) == "s"
     monkeypatch.setitem(sys.modules, "fastapi", None)
@@ -126,6 +131,16 @@ def test_a_signal_while_a_model_is_built_is_one_line(monkeypatch, capsys):
     assert main(["predict", "run=r", "text=a"]) == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("flare_exp predict: stopped by SIGINT after 5 steps of pre-training;")
+
+
+def test_a_port_that_another_server_takes_meanwhile_is_refused(capsys):
+    """Both have bound it before one of them listens."""
+    with serve._bound(serve.parse(["run=r", "port=0"])) as first:
+        port = first.getsockname()[1]
+        with serve._bound(serve.parse(["run=r", f"port={port}"])) as second:
+            serve._listen(first, port)
+            with pytest.raises(UserError, match=f"port={port}: another server has taken it"):
+                serve._listen(second, port)
 
 
 class Offline(Exception):

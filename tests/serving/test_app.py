@@ -3,8 +3,10 @@
 import asyncio
 import json
 import re
+import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import httpx
@@ -285,17 +287,41 @@ def serve_stuck():
     flare_exp.load = lambda *_: Stuck()
 
 
-@pytest.mark.slow
-def test_a_signal_ends_a_server_whose_model_works_for_nobody():
-    words = ["serve", "run=r", "port=0", "max_seconds=1"]
-    server = processes.Run([*processes.PROGRAM, *words], merged=True, before=serve_stuck)
+def stuck_server(*words):
+    """A server whose model is not done in the time of any test, and its address."""
+    given = [*processes.PROGRAM, "serve", "run=r", "port=0", *words]
+    server = processes.Run(given, merged=True, before=serve_stuck)
     while not (found := re.search(r"at (http://\S+);", server.said)):
         assert server.alive(0.2), server.said
-    late = httpx.post(f"{found[1]}/predict", json={"texts": ["a"]}, timeout=30)
+    return server, found[1]
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_server_whose_model_works_for_nobody():
+    server, url = stuck_server("max_seconds=1")
+    late = httpx.post(f"{url}/predict", json={"texts": ["a"]}, timeout=30)
     assert late.status_code == 504
     server.terminate()
     assert server.wait(30) == 0
     assert server.said.endswith("ended; every request that was accepted is answered\n")
+
+
+@pytest.mark.slow
+def test_a_second_signal_cuts_requests_off_and_says_so():
+    server, url = stuck_server()
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(httpx.post, f"{url}/predict", json={"texts": ["a"]}, timeout=60)
+        while "flare_waiting" not in httpx.get(f"{url}/metrics").text:
+            pass
+        time.sleep(0.5)
+        for _ in range(2):
+            server.send_signal(signal.SIGINT)
+            time.sleep(1)
+        cut = asked.result()
+    assert (cut.status_code, cut.json()) == (503, {"error": "the server ends; ask again later"})
+    assert server.wait(30) == 0
+    _, *said = server.said.splitlines()
+    assert said == ["ended; requests that it cut off: 1"]
 
 
 def test_requests_beyond_the_limits_of_time_and_waiting_are_refused():
