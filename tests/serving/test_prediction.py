@@ -142,6 +142,16 @@ def test_other_test_data_are_not_taken_for_the_runs_own(flare_folder, tmp_path):
         write_test_predictions(run, output, lambda _: None)
 
 
+def test_other_passes_read_the_runs_own_test_set(flare_folder, tmp_path):
+    run = flare_exp.load(flare_folder, "predict.sources=[given,none]")
+    with Output(tmp_path / "again.parquet", "test", 4) as output:
+        write_test_predictions(run, output, lambda _: None)
+    stored = read_table(flare_folder / "predictions.parquet").to_pydict()
+    made = read_table(tmp_path / "again.parquet").to_pydict()
+    assert made["source"] == stored["source"]
+    assert made["probabilities"] != stored["probabilities"]
+
+
 def test_a_stream_reads_no_more_than_a_chunk_ahead(loaded_run, toy_texts, monkeypatch):
     monkeypatch.setattr(predicting, "CHUNK", 8)
     taken = itertools.count()
