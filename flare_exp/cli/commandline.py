@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from flare_exp.config import composition, schema
+from flare_exp.config.quoting import quoted
 from flare_exp.errors import UserError
 from flare_exp.utils.suggestions import nearest
 
@@ -75,21 +76,6 @@ my_data/<language>/<split>.parquet.
 NLLB 3.3B (13 GB)."""
 
 
-# Options that are taken literally, as the shell passes them: paths, and the command of a program.
-PATHS = (
-    "output_dir",
-    "cache_dir",
-    "task.data_dir",
-    "task.train_data_dir",
-    "task.spec",
-    "model.path",
-    "mt.path",
-    "mt.command",
-    "distil.texts",
-)
-TEXTS = ("str", "str | None")  # types of options
-
-
 def normalized(argv: Sequence[str], multirun: bool = False) -> list[str]:
     """Return a command line in the form that Hydra expects.
 
@@ -124,82 +110,6 @@ def written_out(override: str) -> list[str]:
     if not (found := re.fullmatch(r"mt=\[([^][,]+),([^][]+)\]", override)):
         return [override]
     return [f"mt={found[1].strip()}", f"source.systems=[{found[2].strip()}]"]
-
-
-def quoted(override: str, several: bool) -> str:
-    """Quote the value of a key=value word if it is a text that Hydra would misread.
-
-    Args:
-        override: the key=value word.
-        several: a comma separates two values; otherwise it is a part of the text.
-    """
-    key, _, value = override.partition("=")
-    if value and _is_hydras(value) and _parses(override):
-        return override
-    parts = value.split(",") if several else [value]
-    return f"{key}={','.join(_as_text(key.lstrip('+'), part) for part in parts)}"
-
-
-def _as_text(key: str, part: str) -> str:
-    """Quote one value if it is a text that Hydra would refuse, split or not keep as it is."""
-    if key in PATHS:
-        part = os.path.expanduser(part)  # the shell leaves ~ as it is behind a =
-        misread = not re.fullmatch(r"[\w./-]*", part, re.ASCII) or _is_rewritten(part)
-    elif key.endswith("_split") and "[" in part:
-        misread = part[0] not in "'\""
-    else:
-        option = schema.keys().get(key)
-        text = option is not None and option.type in TEXTS
-        misread = part == "nan" if key == "task.lang" else text and _is_misread(part)
-    if not misread:
-        return part
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    return QuotedString(part, Quote.single).with_quotes()
-
-
-def _is_misread(text: str) -> bool:
-    """Return whether Hydra's grammar refuses a text, or takes it for several or for a number."""
-    return ", " in text or not _parses(f"key={text}") or _is_rewritten(text)
-
-
-def _is_rewritten(text: str) -> bool:
-    """Return whether Hydra reads a text as a number that it writes otherwise: 1.10 as 1.1."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    # Hydra's grammar refuses numerals of other scripts, which float takes
-    return (
-        text.isascii()
-        and str(OverridesParser.create().parse_override(f"key={text}").value()) != text.strip()
-    )
-
-
-def _is_hydras(value: str) -> bool:
-    """Return whether a value uses Hydra's grammar.
-
-    Such a value is quoted, holds an interpolation, or is a sweep such as choice(a,b).
-    """
-    return (
-        (value[0] == value[-1] and value[0] in "'\"")
-        or "${" in value
-        or bool(re.fullmatch(r"\w+\(.*\)", value))
-    )
-
-
-def _parses(override: str) -> bool:
-    """Return whether Hydra's grammar accepts an override."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        OverridesParser.create().parse_override(override)
-    except HydraException:
-        return False
-    return True
 
 
 def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from flare_exp import __version__
 from flare_exp.cli import commandline
-from flare_exp.config import composition, validation
+from flare_exp.config import composition, quoting, validation
 from flare_exp.errors import UserError
 from flare_exp.experiment import downloads
 from flare_exp.experiment.runs import (
@@ -122,7 +122,7 @@ def _checked(given: list[str], arguments: list[str], wait: bool) -> int:
 def _in_folder(words: Sequence[str], folder: Path) -> list[str]:
     """Return the words of a command line with `folder` as their only output_dir."""
     kept = [word for word in words if composition.key_of(word) != "output_dir"]
-    return [*kept, commandline.quoted(f"output_dir={composition.literal(str(folder))}", False)]
+    return [*kept, quoting.quoted(f"output_dir={composition.literal(str(folder))}", False)]
 
 
 def _launcher_problems(jobs: Sequence[Any], grid: _Grid | None, on_slurm: bool) -> list[str]:
@@ -172,7 +172,7 @@ def _refused(
 
 
 def _command(name: str, arguments: Sequence[str]) -> int:
-    """Run a subcommand; a user's mistake is printed as one message, with exit code 2."""
+    """Run a subcommand; a user's mistake, or a stop by a signal, is printed as one message."""
     import importlib
 
     module = importlib.import_module(f"flare_exp.cli.{name.replace('-', '_')}")
@@ -191,6 +191,9 @@ def _command(name: str, arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"flare_exp {name}: {error}", file=sys.stderr)
         return 2
+    except signals.StopRequested as error:  # while it built an embedded model, or a program ran
+        print(f"flare_exp {name}: {error}", file=sys.stderr)
+        return 128 + error.by
 
 
 class _Grid:

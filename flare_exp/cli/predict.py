@@ -42,6 +42,8 @@ from flare_exp.experiment.runs import quiet_as
 from flare_exp.utils.suggestions import nearest
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
     from flare_exp.data.rows import Row
@@ -211,7 +213,7 @@ def _input(given: Given, cfg: Config, task: Task) -> Input:
     names = reads or source_columns(task.fields)
     untranslated = translator_problem(cfg) if reads else None
     if path := given.path("file"):
-        reader = Reader(path, task.fields, sources=names)
+        reader = Reader(path, task.fields, sources=reads)
         count = reader.check(untranslated)
         if reader.has_sources and not reads:
             print(f"method={cfg.method.name} reads no source: that of {path} is left out")
@@ -258,9 +260,7 @@ def _write(given: Given, found: Input, path: Path) -> int:
 
 def _show(given: Given, rows: Iterable[Row]) -> None:
     """Print a table of predictions."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     import flare_exp
     from flare_exp.serving.output import flat
@@ -268,11 +268,31 @@ def _show(given: Given, rows: Iterable[Row]) -> None:
 
     run = flare_exp.load(given.run, *given.options)
     found = [flat(row) for row in predict_rows(run, rows)]
-    table = Table(*found[0], box=box.SIMPLE_HEAD)
-    for row in found:
-        table.add_row(*map(_cell, row.values()))
     console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
-    console.print(table)
+    console.print(_fitting(console, found, run.task.fields))
+
+
+def _fitting(console: Console, rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> Table:
+    """Return a table of rows, with the answers alone where all columns would cut their words."""
+    whole = _table(rows, [*rows[0]])
+    wide = console.options.update(max_width=10**6)
+    if console.measure(whole, options=wide).minimum <= console.width:
+        return whole
+    answer = (*fields, "prediction", "probability")
+    table = _table(rows, [name for name in rows[0] if name in answer])
+    table.caption = "out=FILE has the other columns"
+    return table
+
+
+def _table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Table:
+    """Return a table of some columns of rows."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(*names, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*(_cell(row[name]) for name in names))
+    return table
 
 
 def _cell(value: Any) -> Text:

@@ -26,9 +26,11 @@ It needs FastAPI: pip install 'flare-exp[serve]'. docs/use.md describes requests
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,15 +38,21 @@ from flare_exp.cli.predict import Given
 from flare_exp.cli.predict import parse as sorted_words
 from flare_exp.errors import UserError
 from flare_exp.experiment.runs import quiet_as
+from flare_exp.utils import signals
 from flare_exp.utils.suggestions import nearest
 
 if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+    from flare_exp.serving.batching import Batcher
     from flare_exp.serving.requests import Limits
 
 LIMITS = ("max_body", "max_texts", "max_length", "max_seconds", "max_waiting")
 KEYS = ("run", "host", "port", "token", *LIMITS)
 LOCAL = ("127.0.0.1", "localhost", "::1")
 TOKEN = "FLARE_EXP_TOKEN"
+PATIENCE = 2.0  # seconds that a batch has to end in
 
 
 def parse(arguments: Sequence[str]) -> Given:
@@ -59,7 +67,12 @@ def parse(arguments: Sequence[str]) -> Given:
         for name in given.texts
     ]
     problems += _number_problems(given.values)
-    if _host(given) not in LOCAL and not token_of(given):
+    token = token_of(given) or ""
+    if not (token.isascii() and token.isprintable() and token == token.strip()):
+        problems.append(
+            "token: must be printable ASCII without spaces around it, as a header carries it"
+        )
+    if _host(given) not in LOCAL and not token:
         problems.append(
             f"host={_host(given)}: others can reach it, so it needs a token: set {TOKEN} "
             "or token=..."
@@ -92,6 +105,7 @@ def main(arguments: Sequence[str]) -> int:
         import uvicorn
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; pip install 'flare-exp[serve]'") from None
+    limits = _limits(given.values)
     quiet_as(given.run, given.options)
     import flare_exp
     from flare_exp.serving.app import Access, make_app
@@ -99,21 +113,59 @@ def main(arguments: Sequence[str]) -> int:
     with _bound(given) as address:
         run = flare_exp.load(given.run, *given.options)
         run.check_new_texts()
-        host, port = address.getsockname()[:2]
-        access = Access(token_of(given), LOCAL if _host(given) in LOCAL else ())
-        limits = _limits(given.values)
+        # what takes longer is translated for nobody, and others wait for it
+        run.run.cfg.mt.timeout = min(run.run.cfg.mt.timeout, limits.seconds)
+        app = make_app(run, limits, Access(token_of(given), LOCAL if _host(given) in LOCAL else ()))
+        # a request is read and answered, each in that time
+        grace = 2 * int(limits.seconds) + 10
         config = uvicorn.Config(
-            make_app(run, limits, access),
-            log_level="warning",
-            timeout_graceful_shutdown=int(limits.seconds) + 10,
+            app, log_level="warning", lifespan="off", timeout_graceful_shutdown=grace
         )
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _nothing)
+        host, port = address.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
+        _listen(address, port)
         print(f"serving {given.run} at http://{shown}:{port}; Ctrl-C ends it", flush=True)
-        uvicorn.Server(config).run(sockets=[address])
-    print("ended; every request that was accepted is answered")
+        asyncio.run(_answer(app, uvicorn.Server(config), address))
+    cut = app.state.cut_off
+    said = (
+        f"requests that it cut off: {cut}" if cut else "every request that was accepted is answered"
+    )
+    print(f"ended; {said}", flush=True)
+    _end(app.state.batcher)
     return 0
+
+
+async def _answer(app: FastAPI, server: uvicorn.Server, address: socket.socket) -> None:
+    """Answer requests until a signal ends the server.
+
+    After a second signal uvicorn does not end the application, and logs that as an error.
+    """
+    async with app.router.lifespan_context(app):
+        await server.serve([address])
+
+
+def _listen(address: socket.socket, port: int) -> None:
+    """Let clients connect.
+
+    Raises:
+        UserError: another server that took the same address has been faster.
+    """
+    try:
+        address.listen()
+    except OSError as error:
+        raise UserError(
+            f"port={port}: another server has taken it meanwhile ({error.strerror}); choose another"
+        ) from None
+
+
+def _end(batcher: Batcher) -> None:
+    """End this process if the model still works on a batch, for which no request waits any more."""
+    signals.request_stop()  # ends a program that translates
+    if not batcher.is_free(PATIENCE):
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _nothing(*_: object) -> None:
@@ -125,14 +177,26 @@ def _host(given: Given) -> str:
 
 
 def _limits(values: Mapping[str, str]) -> Limits:
-    """Return the limits of requests."""
+    """Return the limits of requests.
+
+    Raises:
+        UserError: a request could have more texts than may wait.
+    """
     from flare_exp.serving.requests import Limits
 
-    return Limits(**{key.removeprefix("max_"): int(values[key]) for key in LIMITS if key in values})
+    given = {key.removeprefix("max_"): int(values[key]) for key in LIMITS if key in values}
+    limits = Limits(**given)
+    if limits.texts > limits.waiting:
+        raise UserError(
+            f"max_texts={limits.texts} max_waiting={limits.waiting}: a request with more than "
+            f"{limits.waiting} texts would always be refused; give a smaller max_texts or a larger "
+            "max_waiting"
+        )
+    return limits
 
 
 def _bound(given: Given) -> socket.socket:
-    """Take the address before anything is loaded; clients cannot connect to it yet.
+    """Take the address before anything is loaded; clients cannot connect to it until `_listen`.
 
     Raises:
         UserError: the address cannot be had.

@@ -42,7 +42,8 @@ class Reader:
         path: a file that ends in one of ENDINGS; its first line names the columns of a table.
         fields: names of a text's fields, which are columns.
         option: the option that names the file, for messages.
-        sources: columns of the source texts; None: those of the English text.
+        sources: columns of the source texts; None: those of the English text; empty: none is read,
+            and of those of the English text is only seen whether they are there.
         ids: whether the ids of the rows are of use; otherwise `check` takes any.
     """
 
@@ -102,8 +103,9 @@ class Reader:
         if lacking := [name for name in self.fields if name not in record]:
             near = "".join(nearest(name, [*map(str, record)]) for name in lacking)
             return f"has no {' and no '.join(lacking)}; it has {', '.join(map(str, record))}{near}"
-        given = {name: record[name] for name in self.sources if record.get(name) not in (None, "")}
-        self.has_sources |= bool(given)
+        there = [name for name in self._columns if record.get(name) not in (None, "")]
+        self.has_sources |= bool(there)
+        given = {name: record[name] for name in there if name in self.sources}
         if found := text_problem({**{name: record[name] for name in self.fields}, **given}):
             return found
         if lacking := [name for name in self.sources if name not in given]:
@@ -121,14 +123,19 @@ class Reader:
     def _row(self, record: Record) -> Row:
         source = tuple(record.get(name) or "" for name in self.sources)
         texts = tuple(record[name] for name in self.fields)
-        return Row(texts, source if all(source) else None, record.get("id"))
+        return Row(texts, source if source and all(source) else None, record.get("id"))
+
+    @property
+    def _columns(self) -> Sequence[str]:
+        """Return the columns of the source texts, also where they are not read."""
+        return self.sources or source_columns(self.fields)
 
     def _records(self) -> Iterator[tuple[str, Record]]:
         """Yield each record with the name of its place in the file."""
         readers: dict[str, Callable[[Path, str], Iterator[tuple[str, Record]]]] = {
             ".jsonl": _json_lines,
             ".parquet": functools.partial(
-                _parquet, fields=self.fields, others=(*self.sources, "id")
+                _parquet, fields=self.fields, others=(*self._columns, "id")
             ),
         }
         read = readers.get(self.path.suffix.lower(), _table)

@@ -9,6 +9,7 @@ from typing import Any
 
 from flare_exp.config import validation
 from flare_exp.config.methods import answering
+from flare_exp.config.quoting import quoted
 from flare_exp.config.schema import Config
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
@@ -43,7 +44,7 @@ def overridden(cfg: Config, words: Sequence[str]) -> Config:
 
     Args:
         cfg: the configuration of a run.
-        words: overrides, as on the command line: `mt=...`, `mt.*=...` and those of KEYS.
+        words: overrides: `mt=...`, `mt.*=...` and those of KEYS, with paths and texts as they are.
 
     Raises:
         UserError: an option may not be changed, does not exist, or has a wrong value; one message
@@ -51,6 +52,7 @@ def overridden(cfg: Config, words: Sequence[str]) -> Config:
     """
     if not words:
         return cfg
+    words = [quoted(word, several=False) for word in words]
     problems = list(_refused(cfg, words))
     base = [f"task={cfg.task.name}", f"method={cfg.method.name}"]
     (lang, *more) = [w.partition("=")[2] for w in words if w.startswith("task.lang=")] or [""]

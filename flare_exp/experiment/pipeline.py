@@ -297,7 +297,8 @@ def resolve_hardware(cfg: Config) -> Config:
     """
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError(
-            "trainer.accelerator=gpu: torch sees no GPU here; choose trainer=cpu or trainer=auto"
+            "trainer.accelerator=gpu: torch sees no GPU here; choose trainer=cpu or trainer=auto, "
+            "or for a finished run trainer.accelerator=cpu"
         )
     if cfg.model.quantize or cfg.optim._target_.startswith("bitsandbytes."):
         if problem := quantization_problem():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flare_exp.config.methods import modes_of
+from flare_exp.config.methods import answering
 from flare_exp.data.dataset import PairedDataset
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.preprocessing import Prediction
@@ -187,13 +187,13 @@ class LoadedRun:
             UserError: it paired each text with a source that new texts do not have.
         """
         source = self.run.cfg.source
-        pairs = any(mode.pairs for mode in modes_of(self.run.cfg.method))
-        if pairs and source.shuffle and source.ablate_in != "train":
+        modes = [method.mode for method in answering(self.run.cfg.method).values()]
+        if any(mode.pairs for mode in modes) and source.shuffle and source.ablate_in != "train":
             raise UserError(
                 "source.shuffle=true: the run paired each text with another one's source, which "
                 "single texts do not have; give a run with source.shuffle=false"
             )
-        if PairingMode.PAIRED in modes_of(self.run.cfg.method) and source.systems:
+        if PairingMode.PAIRED in modes and source.systems:
             raise UserError(
                 f"source.systems=[{','.join(source.systems)}]: new texts are translated by mt "
                 "alone; give a run with source.systems=[], which has the same adapter"
@@ -235,13 +235,14 @@ class LoadedRun:
         datasets = [one.dataset(targets, sources) for one in self.predictors.values()]
         cut = {number for dataset in datasets for number in _cut(dataset)}
         found = self._predicted(datasets, lambda: self.weights.of_texts(targets, sources))
+        back = self.translates_back
         for i, (text, best) in enumerate(self._answered(found)):
             read = itertools.chain(*(sources[lang][i].texts for lang in names.langs))
             yield Result(
                 prediction=text,
                 probabilities=dict(zip(self.task.labels, best.probabilities, strict=False)),
                 source=tuple(read) if names.langs else None,
-                english_prediction=None if text is best.text else best.text,
+                english_prediction=best.text if back else None,
                 cut=i in cut,
             )
 

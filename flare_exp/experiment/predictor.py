@@ -22,6 +22,7 @@ from flare_exp.experiment import fitting
 from flare_exp.experiment.context import RunContext, device_of
 from flare_exp.experiment.source_texts import leaves_sources_out
 from flare_exp.tasks import Example
+from flare_exp.training.global_batch import real_row_mask
 
 
 class Predictor:
@@ -107,13 +108,13 @@ class Predictor:
             self._module.on_predict_end()
 
     def _label_likelihoods(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Return the log-likelihoods [B, labels] of a batch."""
+        """Return the log-likelihoods [rows, labels] of a batch's real rows."""
         count, labels = len(batch["index"]), self._module.candidates
         repeated = {
             name: x.to(batch["index"].device).repeat(count, 1) for name, x in labels.items()
         }
         chosen, _ = self._module(batch, repeated)
-        return chosen.sum(1).view(count, -1)
+        return chosen.sum(1).view(count, -1)[real_row_mask(batch)]
 
     @functools.cached_property
     def _module(self) -> Any:

@@ -118,6 +118,8 @@ def make_app(run: LoadedRun, limits: Limits, access: Access) -> FastAPI:
         await asyncio.wait([working])
 
     app = FastAPI(title="flare_exp", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.batcher = batcher
+    app.state.cut_off = 0  # requests that the end of the server has cut off
     _add_guard(app, metrics, access)
     _add_pages(app, run, metrics, access, limits)
 
@@ -191,6 +193,9 @@ def _add_guard(app: FastAPI, metrics: Metrics, access: Access) -> None:
             response = await follow(request)
         except Refused as error:
             response = _refusal(error)
+        except asyncio.CancelledError:
+            app.state.cut_off += 1
+            response = _refusal(Refused(503, "the server ends; ask again later"))
         except Exception:
             log.exception("a request failed")
             response = _refusal(Refused(500, "an error inside the server; its log says more"))

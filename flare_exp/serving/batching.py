@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from flare_exp.data.rows import Row
@@ -37,6 +37,7 @@ class Batcher:
         self.waiting: deque[tuple[Row, asyncio.Future[Result]]] = deque()
         self.woken = asyncio.Event()
         self.thread = ThreadPoolExecutor(1, "model")
+        self.computed: Future[Sequence[Result]] | None = None
 
     async def ask(self, rows: Sequence[Row]) -> list[Result]:
         """Return the results of some rows. If the caller gives up, the rows no longer wait.
@@ -58,7 +59,7 @@ class Batcher:
                 future.cancel()
 
     async def work(self) -> None:
-        """Answer batch after batch, until this task ends."""
+        """Answer batch after batch, until this task ends; a batch that is begun goes on."""
         try:
             while True:
                 await self.woken.wait()
@@ -67,7 +68,11 @@ class Batcher:
                 else:
                     self.woken.clear()
         finally:
-            self.thread.shutdown()
+            self.thread.shutdown(wait=False)
+
+    def is_free(self, seconds: float) -> bool:
+        """Wait until the model has no batch, that long at most; return whether it has none."""
+        return self.computed is None or not wait([self.computed], seconds).not_done
 
     def _next(self) -> list[tuple[Row, asyncio.Future[Result]]]:
         """Take the next batch, without texts whose requests were given up."""
@@ -81,13 +86,14 @@ class Batcher:
     async def _answer(self, batch: Sequence[tuple[Row, asyncio.Future[Result]]]) -> None:
         """Answer a batch. If a text of it is in the way, each one is tried by itself."""
         rows = [row for row, _ in batch]
-        loop = asyncio.get_running_loop()
         try:
-            results = await loop.run_in_executor(self.thread, self.predict, rows)
+            self.computed = self.thread.submit(self.predict, rows)
+            results = await asyncio.wrap_future(self.computed)
         except Exception as error:
             if isinstance(error, UserError) and len(batch) > 1:
-                for one in batch:
-                    await self._answer([one])
+                for row, future in batch:
+                    if not future.done():
+                        await self._answer([(row, future)])
                 return
             for _, future in batch:
                 if not future.done():

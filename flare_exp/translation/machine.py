@@ -63,10 +63,10 @@ class MachineTranslator(Translator):
     The texts are translated in shards that are artifacts of their own: an interrupted translation
     continues after its last finished shard.
 
-    Answers are translated along into the target language only (training data): they are marked, and
-    the marks are found again (flare_exp.translation.projection). Test data must not show where its
-    answers are, so its translations have none. An answer that is found in such a translation is
-    translated back by itself (`texts`).
+    Answers are translated along from English only (training data): they are marked, and the marks
+    are found again (flare_exp.translation.projection). Test data must not show where its answers
+    are, so its translations into any language have none. An answer that is found in such a
+    translation is translated back by itself (`texts`).
 
     Args:
         task: the benchmark that the examples belong to.
@@ -112,7 +112,7 @@ class MachineTranslator(Translator):
             **self.model.identity,
             "from": own,
             "to": other,
-            "marker": self.marker if self._marks(lang) else None,
+            "marker": self.marker if self._marks(examples) else None,
         }
 
     def try_out(self, examples: Sequence[Example], lang: str) -> None:
@@ -126,7 +126,7 @@ class MachineTranslator(Translator):
 
     def flagged(self, examples: Sequence[Example], lang: str) -> Flagged:
         """Translate the examples and add FLAGS of each translation."""
-        marks = self._marks(lang)
+        marks = self._marks(examples)
         asked = [self._marked(e) if marks else e.texts for e in examples]
         every = [text for texts in asked for text in texts]
         found = self._texts(every, examples[0].lang, lang, self.marker if marks else None)
@@ -145,8 +145,9 @@ class MachineTranslator(Translator):
         codes = {"from": self.model.code(own), "to": self.model.code(lang)}
         return {**self.model.identity, **codes}
 
-    def _marks(self, lang: str) -> bool:
-        return not self.task.labels and lang != self.task.english
+    def _marks(self, examples: Sequence[Example]) -> bool:
+        """Return whether answers are translated along: those of English, which is trained on."""
+        return not self.task.labels and examples[0].lang == self.task.english
 
     def _marked(self, example: Example) -> tuple[str, ...]:
         """Return the texts, with the answer marked in the context if it has a place there."""

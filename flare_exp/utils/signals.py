@@ -23,7 +23,7 @@ from contextlib import contextmanager
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 TIME_SHARE = 0.02  # largest share of a training's time for keeping its states
-_interrupted = threading.Event()  # set by Ctrl-C
+_interrupted = threading.Event()  # set by Ctrl-C, and where this process ends itself
 
 
 class StopRequested(Exception):
@@ -49,6 +49,11 @@ def pending_signal() -> signal.Signals | None:
         return signal.SIGINT
     pending = signal.sigpending()
     return next((s for s in SIGNALS if s in pending), None)
+
+
+def request_stop() -> None:
+    """Ask this process to stop, as a signal does: what checks for signals ends."""
+    _interrupted.set()
 
 
 @contextmanager

@@ -1,18 +1,27 @@
 """`predict` and `serve` from the command line: mistakes, and what a killed command goes on with."""
 
 import csv
+import io
 import json
+import signal
 import sys
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
 from run_folders import finished, predicted, traced
 
 import flare_exp
 from flare_exp.cli import analyse, predict, serve
+from flare_exp.cli.commandline import normalized
 from flare_exp.cli.main import main
 from flare_exp.cli.predict import parse
+from flare_exp.config import validation
 from flare_exp.errors import UserError
+from flare_exp.experiment.overriding import overridden
 from flare_exp.serving import prediction
+from flare_exp.utils.signals import StopRequested
 
 
 def said(capsys, *words):
@@ -38,6 +47,18 @@ def test_texts_are_taken_literally(tmp_path):
     ]
     with pytest.raises(UserError, match="runs=: there is no such key; did you mean run"):
         parse(["runs=outputs/1", "text=a"])
+
+
+def test_options_of_a_loaded_run_are_taken_literally():
+    """In Python as on the command line, where they come quoted already."""
+    (job,), _ = validation.validate([], multirun=False)
+    cfg = OmegaConf.to_object(job)
+    path = "~/a=b, c {d}"
+    for word in (f"cache_dir={path}", *normalized([f"cache_dir={path}"])):
+        assert overridden(cfg, [word]).cache_dir == str(Path(path).expanduser())
+    assert overridden(cfg, ["mt=nllb_600m", "mt.revision=1.10"]).mt.revision == "1.10"
+    with pytest.raises(UserError, match="offline: not of the form key=value"):
+        overridden(cfg, ["offline"])
 
 
 @pytest.fixture
@@ -89,12 +110,37 @@ def test_wrong_options_of_the_server(monkeypatch, capsys):
         "max_texts=0: must be a whole number, 1 to 1000000000",
         "host=0.0.0.0: others can reach it, so it needs a token: set FLARE_EXP_TOKEN or token=...",
     ]
+    for token in ("pässwort", "two\nlines", " s"):
+        line = said(capsys, "serve", "run=r", f"token={token}")
+        assert line.startswith("token: must be printable ASCII")
+    line = said(capsys, "serve", "run=r", "max_waiting=100")
+    assert line.startswith("max_texts=256 max_waiting=100: a request with more than 100 texts")
     monkeypatch.setenv("FLARE_EXP_TOKEN", "s")
     assert serve.token_of(serve.parse(["run=r", "host=0.0.0.0"])) == "s"
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert said(capsys, "serve", "run=r") == (
         "fastapi is not installed; pip install 'flare-exp[serve]'"
     )
+
+
+def test_a_signal_while_a_model_is_built_is_one_line(monkeypatch, capsys):
+    def stopped(_):
+        raise StopRequested(signal.SIGINT, "after 5 steps of pre-training")
+
+    monkeypatch.setattr(predict, "main", stopped)
+    assert main(["predict", "run=r", "text=a"]) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("flare_exp predict: stopped by SIGINT after 5 steps of pre-training;")
+
+
+def test_a_port_that_another_server_takes_meanwhile_is_refused(capsys):
+    """Both have bound it before one of them listens."""
+    with serve._bound(serve.parse(["run=r", "port=0"])) as first:
+        port = first.getsockname()[1]
+        with serve._bound(serve.parse(["run=r", f"port={port}"])) as second:
+            serve._listen(first, port)
+            with pytest.raises(UserError, match=f"port={port}: another server has taken it"):
+                serve._listen(second, port)
 
 
 class Offline(Exception):
@@ -177,6 +223,21 @@ def test_a_stopped_command_goes_on_and_ends_as_an_uninterrupted_one(
     assert [row["text"] for row in found] == toy_texts
     assert found[3]["source"] == "given"
     assert "gold" not in found[0]
+
+
+@pytest.mark.parametrize(("width", "seen"), [(80, False), (300, True)])
+def test_a_narrow_terminal_shows_the_answer_whole(width, seen):
+    labels = ["science/technology", "entertainment", *"abcde"]
+    row = {"text": "a b " * 50, "source": "c d " * 50, "prediction": labels[0], "probability": 0.5}
+    row |= {f"probability_{label}": 0.125 for label in labels} | {"cut": False}
+    console = Console(width=width, file=io.StringIO())
+    console.print(predict._fitting(console, [row], ["text"]))
+    printed = console.file.getvalue()
+    for words in ("a b ", "prediction", labels[0], "0.500"):
+        assert words in printed
+    for words in ("source", "probability_b", "0.125"):
+        assert (words in printed) == seen
+    assert ("out=FILE has the other columns" in printed) != seen
 
 
 @pytest.mark.slow

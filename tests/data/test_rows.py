@@ -39,6 +39,20 @@ def test_the_formats_are_read_in_their_order(tmp_path):
         assert (reader.id_type, reader.has_sources) == (int, True)
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_sources_that_are_not_read_may_be_anything(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    rows = [{"premise": "a", "hypothesis": "b", "source_premise": 3}]
+    if ending == "jsonl":
+        path.write_text(json.dumps(rows[0]))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    reader = Reader(path, PAIR, sources=())
+    assert reader.check() == 1
+    assert reader.has_sources, "so that it can be said that they are left out"
+    assert list(reader) == [Row(("a", "b"))]
+
+
 @pytest.mark.parametrize(("ending", "between"), [(".csv", ","), (".tsv", "\t")])
 def test_tables_are_read(tmp_path, ending, between):
     path = tmp_path / f"a{ending}"

@@ -2,12 +2,19 @@
 
 import asyncio
 import json
+import re
+import signal
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import httpx
+import processes
 import pytest
 from fastapi.testclient import TestClient
 
+import flare_exp
 from flare_exp.data.rows import Row
 from flare_exp.errors import UserError
 from flare_exp.experiment.predicting import Result
@@ -29,6 +36,7 @@ class Upper:
     task = SimpleNamespace(name="letters", fields=("text",), labels=("A", "B"))
     run = SimpleNamespace(
         cfg=SimpleNamespace(
+            mt=SimpleNamespace(timeout=3600.0),
             data=SimpleNamespace(batch_size=4),
             task=SimpleNamespace(lang="far"),
             model=SimpleNamespace(name="m"),
@@ -234,6 +242,86 @@ def test_a_text_that_fails_takes_no_other_of_its_batch_along(error):
 
     first, failed, last = asyncio.run(ask())
     assert (first, last, type(failed)) == (["A"], ["C"], error)
+
+
+def test_a_text_whose_request_was_given_up_is_not_tried_again():
+    tried, begun, go_on = [], threading.Event(), threading.Event()
+
+    def predict(rows):
+        tried.append([row.texts[0] for row in rows])
+        begun.set()
+        assert go_on.wait(10)
+        if len(rows) > 1:
+            raise UserError("one of them is in the way")
+        return [row.texts[0].upper() for row in rows]
+
+    async def ask():
+        batcher = Batcher(predict, 4, 30, lambda _: None)
+        given_up, other = (asyncio.create_task(batcher.ask([Row((x,))])) for x in "ab")
+        await asyncio.sleep(0)
+        working = asyncio.create_task(batcher.work())
+        await asyncio.to_thread(begun.wait, 10)
+        given_up.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        found = await other
+        working.cancel()
+        return found
+
+    assert asyncio.run(ask()) == ["B"]
+    assert tried == [["a", "b"], ["b"]]
+
+
+class Stuck(Upper):
+    """A run whose model is not done in the time of any test."""
+
+    def stream(self, texts, sources):
+        while True:
+            time.sleep(1)
+
+    def check_new_texts(self):
+        pass
+
+
+def serve_stuck():
+    flare_exp.load = lambda *_: Stuck()
+
+
+def stuck_server(*words):
+    """A server whose model is not done in the time of any test, and its address."""
+    given = [*processes.PROGRAM, "serve", "run=r", "port=0", *words]
+    server = processes.Run(given, merged=True, before=serve_stuck)
+    while not (found := re.search(r"at (http://\S+);", server.said)):
+        assert server.alive(0.2), server.said
+    return server, found[1]
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_server_whose_model_works_for_nobody():
+    server, url = stuck_server("max_seconds=1")
+    late = httpx.post(f"{url}/predict", json={"texts": ["a"]}, timeout=30)
+    assert late.status_code == 504
+    server.terminate()
+    assert server.wait(30) == 0
+    assert server.said.endswith("ended; every request that was accepted is answered\n")
+
+
+@pytest.mark.slow
+def test_a_second_signal_cuts_requests_off_and_says_so():
+    server, url = stuck_server()
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(httpx.post, f"{url}/predict", json={"texts": ["a"]}, timeout=60)
+        while "flare_waiting" not in httpx.get(f"{url}/metrics").text:
+            pass
+        time.sleep(0.5)
+        for _ in range(2):
+            server.send_signal(signal.SIGINT)
+            time.sleep(1)
+        cut = asked.result()
+    assert (cut.status_code, cut.json()) == (503, {"error": "the server ends; ask again later"})
+    assert server.wait(30) == 0
+    _, *said = server.said.splitlines()
+    assert said == ["ended; requests that it cut off: 1"]
 
 
 def test_requests_beyond_the_limits_of_time_and_waiting_are_refused():

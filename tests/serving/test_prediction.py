@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import torch
 from finished_runs import SMALL_MT
 from omegaconf import OmegaConf
 from pyarrow.parquet import read_table
@@ -70,6 +71,18 @@ def test_the_runs_own_test_set_again_is_its_file_byte_for_byte(
     assert list(run.test_predictions(tests, 5)) == list(run.test_predictions(tests))[5:]
 
 
+def test_each_example_has_its_own_likelihoods_in_several_passes(finished_run):
+    """The last batch has two rows, and four passes: two of them read a copy, which is nobody's."""
+    folder = finished_run("task=toy_nli", architecture="llama")
+    first = flare_exp.load(folder, "data.micro_batch_size=1").first
+    dataset = first.test_set()
+    shares = [torch.tensor(one).softmax(0).tolist() for one in first.likelihoods(dataset)]
+    stored = read_table(folder / "predictions.parquet").to_pydict()["probabilities"]
+    assert len(shares) == len(stored) == 10
+    for found, expected in zip(shares, stored, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("overrides", [ENSEMBLE, SIMILAR, PASSES, TWO_SOURCES], ids=str)
 def test_the_texts_of_the_test_set_as_new_texts_are_answered_alike(overrides, finished_run):
     """Given the sources that the run has read."""
@@ -84,6 +97,13 @@ def test_the_texts_of_the_test_set_as_new_texts_are_answered_alike(overrides, fi
     assert [result.prediction for result in found] == stored["prediction"]
     for result, probabilities in zip(found, stored["probabilities"], strict=True):
         assert list(result.probabilities.values()) == pytest.approx(probabilities, abs=1e-6)
+
+
+def test_an_answer_that_translation_leaves_as_it_is_has_its_english_too(finished_run, monkeypatch):
+    run = flare_exp.load(finished_run("task=toy_qa", "method=translate_test", *SMALL_MT))
+    monkeypatch.setattr(run.translator, "into_target", list)
+    (found,) = run.stream([("context", "question")], [("context", "question")])
+    assert found.english_prediction == found.prediction
 
 
 def test_a_text_without_a_source_is_answered_by_the_members_that_read_none(finished_run):
@@ -120,6 +140,16 @@ def test_other_test_data_are_not_taken_for_the_runs_own(flare_folder, tmp_path):
         pytest.raises(UserError, match="are not those that the run read"),
     ):
         write_test_predictions(run, output, lambda _: None)
+
+
+def test_other_passes_read_the_runs_own_test_set(flare_folder, tmp_path):
+    run = flare_exp.load(flare_folder, "predict.sources=[given,none]")
+    with Output(tmp_path / "again.parquet", "test", 4) as output:
+        write_test_predictions(run, output, lambda _: None)
+    stored = read_table(flare_folder / "predictions.parquet").to_pydict()
+    made = read_table(tmp_path / "again.parquet").to_pydict()
+    assert made["source"] == stored["source"]
+    assert made["probabilities"] != stored["probabilities"]
 
 
 def test_a_stream_reads_no_more_than_a_chunk_ahead(loaded_run, toy_texts, monkeypatch):
@@ -191,6 +221,8 @@ def test_a_method_that_reads_no_source_takes_none(flare_folder):
     run.run.cfg.source.systems, run.run.cfg.source.shuffle = [], True
     with pytest.raises(UserError, match=r"source\.shuffle=true: the run paired each text"):
         run.predict(["x"], ["y"])
+    run.run.cfg.method.name, run.run.cfg.method.of = "distil", ["flare"]
+    run.check_new_texts()  # the student reads no source, whatever its teachers read
 
 
 def test_options_that_the_model_depends_on_cannot_be_changed(loaded_run):

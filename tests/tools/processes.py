@@ -280,6 +280,11 @@ class Run:
             raise subprocess.TimeoutExpired("flare_exp", timeout)
         return self._process.exitcode
 
+    @property
+    def said(self) -> str:
+        """What it has written so far to its standard output."""
+        return self._out.read_text() if self._out.exists() else ""
+
     def communicate(self, timeout: float | None = None) -> tuple[str, str | None]:
         self.wait(timeout)
         found = [file.read_text() if file.exists() else "" for file in (self._out, self._err)]

@@ -130,6 +130,17 @@ def test_answers_are_marked_into_the_target_language_only(tmp_path):
     assert not engine.asked
 
 
+def test_answers_of_test_data_are_not_marked_in_any_language(tmp_path):
+    """Not even where their sources are in a language other than English (`source.langs`)."""
+    task, engine = ToyQA(limit=6), Reverser()
+    examples = task.load("far", "test")
+    translator = maker(task, tmp_path, engine)
+    for lang in ("en", "near"):
+        assert all(made.answers == () for made in translator.translate(examples, lang))
+        assert translator.identity(examples, lang)["marker"] is None
+    assert '"' not in "".join(text for texts, *_ in engine.asked for text in texts)
+
+
 def test_a_model_translates_texts_by_themselves(tmp_path):
     engine = Reverser()
     machine = maker(ToyQA(), tmp_path, engine)

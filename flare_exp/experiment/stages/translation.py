@@ -113,7 +113,7 @@ def quality(task: Task, examples: Sequence[Example], made: Flagged, lang: str) -
     facts: dict[str, Any] = {flag: sum(given[flag] for _, given in made) for flag in flags}
     found = [m for m, _ in made]
     human = _human(task, examples, lang)
-    if not task.labels and lang != task.english:
+    if not task.labels and examples[0].lang == task.english:
         asked = [i for i, e in enumerate(examples) if has_span(e)]
         facts["answers"] = {"of": len(asked), "kept": sum(bool(found[i].answers) for i in asked)}
         if human:
