@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from flare_exp.artifacts import Artifact
+from flare_exp.artifacts import Artifact, digest_of
 from flare_exp.config.methods import modes_of
 from flare_exp.config.schema import Config
 from flare_exp.data.datamodule import PairedDataModule
@@ -29,10 +29,10 @@ from flare_exp.experiment.context import (
     task_type_of,
 )
 from flare_exp.experiment.pipeline import load_task, pinned_systems, with_system
-from flare_exp.experiment.stages.translation import translate
+from flare_exp.experiment.stages.translation import noise_of, translate
 from flare_exp.models import families
 from flare_exp.planning import read_only
-from flare_exp.planning.assumed_data import FEW, with_assumed_rows, with_sizes
+from flare_exp.planning.assumed_data import FEW, Sampled, with_assumed_rows, with_sizes
 from flare_exp.planning.lengths import counting_preprocessor
 from flare_exp.planning.read_only import ArtifactMissing, PreviewMT, ReadOnlyStore
 from flare_exp.planning.shapes import ShapeBuilder, is_sketch, sketched
@@ -106,13 +106,18 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
 
     def translate_or_note(run: RunContext, examples: Sequence[Example], lang: str) -> list[Example]:
         try:
-            return translate(run, examples, lang)
+            made = translate(run, examples, lang)
+            if not isinstance(examples, Sampled):
+                return made
+            by = digest_of(run.translator.identity(examples, lang))
         except ArtifactMissing as missing:
-            digest = missing.artifact.digest
-            run.translations[digest] = missing.artifact
-            untranslated[digest] = run, examples, getattr(examples, "times", 1.0)
-            # a model of the texts themselves would have another key
-            return [replace(e, id=f"{e.id} by {digest}") for e in examples]
+            made, by = [*examples], missing.artifact.digest
+            run.translations[by] = missing.artifact
+            untranslated[by] = run, examples, getattr(examples, "times", 1.0)
+        # a model of the texts themselves, or of rows without text, would have another key
+        noise = noise_of(run, examples)
+        by += f" with {digest_of(noise)}" if noise else ""
+        return [replace(e, id=f"{e.id} by {by}") for e in made]
 
     run = RunContext(
         cfg,
