@@ -15,7 +15,7 @@ from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.dataset import PairedDataset
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.building import save_model
-from flare_exp.experiment.stages.finetune import untrained_english
+from flare_exp.experiment.stages.finetune import finetune, untrained_english
 from flare_exp.experiment.stages.transfer import untrained
 from flare_exp.experiment.tested import name_of_test, stage_of
 from flare_exp.flare.source_encoders import SourceEncoder
@@ -52,7 +52,7 @@ def iter_stage_models(
         assert model is not None
         read = {k: v for k, v in tests.items() if k in todo}
         yield "finetune", model, None, dry.run.data(PairingMode.ENGLISH), read
-    place = dry.store.scratch / "english" / dry.run.backbone.digest.replace("/", "--")
+    place = dry.store.scratch / "english" / finetune(dry.run).digest
     english = Artifact(place, "", "", {}, 0.0, False)
     if saves:
         assert model is not None
