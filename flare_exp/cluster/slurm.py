@@ -184,7 +184,8 @@ def run(job: Job) -> None:
 
     from flare_exp.experiment.runs import attempt_in_grid, run_if_secondary_node
 
-    if run_if_secondary_node(job.config):
+    config = OmegaConf.structured(replace(job.config, output_dir=str(job.folder)))
+    if run_if_secondary_node(config):
         return
     job.folder.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [
@@ -198,7 +199,6 @@ def run(job: Job) -> None:
         handlers=handlers,
         force=True,
     )
-    config = OmegaConf.structured(replace(job.config, output_dir=str(job.folder)))
     done = (job.folder / "metrics.json").is_file()
     if reason := (
         None if done else downloads.checked([config], job.overrides, False)
