@@ -20,6 +20,7 @@ from flare_exp.config.methods import modes_of
 from flare_exp.config.schema import Config
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.pairing_mode import PairingMode
+from flare_exp.data.unlabeled import UNLABELED
 from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import make_translator, prepare_backbone, pretraining
 from flare_exp.experiment.context import (
@@ -73,18 +74,17 @@ class DryRun:
             asked.append(self.mt)
         return {name: mt for name, mt in self.models.items() if mt in asked}
 
-    def parts(self, data: PairedDataModule) -> dict[str, float]:
-        """Return role -> how many of the benchmark's rows each row of its data stands for.
+    def weights(self, data: PairedDataModule, role: str) -> list[float]:
+        """Return how many of the benchmark's rows each row of a role stands for.
 
-        A test is of one language.
+        A test is of one language. Texts without a label are not the benchmark's, and all there.
         """
-        task = self.run.task
-        roles = (*task.training_roles, "test")
-        if not task.assumed:  # type: ignore[attr-defined]
-            return dict.fromkeys(roles, 1.0)
-        langs = {"test": data.langs[0]} if data.mode is not PairingMode.ENGLISH else {}
-        rows = {role: task.load(langs.get(role, task.english), role) for role in roles}
-        return {role: getattr(found, "times", 1.0) for role, found in rows.items()}
+        task, dataset = self.run.task, data.dataset(role)
+        english = role != "test" or data.mode is PairingMode.ENGLISH
+        rows = task.load(task.english if english else data.langs[0], role)
+        times = getattr(rows, "times", 1.0)
+        pairs = [dataset.pairs[number] for number in dataset.examples]
+        return [1.0 if pair.target.key.startswith(f"{UNLABELED}/") else times for pair in pairs]
 
 
 def preview(cfg: Config, scratch: Path) -> DryRun:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from flare_exp.artifacts import Artifact
-from flare_exp.config.methods import METHODS, Method
+from flare_exp.config.methods import DISTIL, METHODS, Method
 from flare_exp.config.schema import StageConfig
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.dataset import PairedDataset
@@ -60,7 +60,9 @@ def iter_stage_models(
     del model
     for name in later:
         mode = method_of(dry, name).mode
-        data = dry.run.data(mode, distils=name != "transfer")
+        # the student reads the unlabeled texts, too
+        distils = name != "transfer" or dry.run.cfg.method.name == DISTIL
+        data = dry.run.data(mode, distils=distils)
         read = {k: v for k, v in adapted.items() if k in todo}
         yield name, *build(dry, name, english), data, read if name == "transfer" else {name: data}
 
