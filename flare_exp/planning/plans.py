@@ -36,6 +36,10 @@ NEEDED = {
     ENSEMBLE: f"there for method={ENSEMBLE}, which averages what its members predict",
     DISTIL: f"there for method={DISTIL}, which learns from what its teachers predict",
 }
+NO_ROOM = (
+    "probe: a job ran out of memory, so its time and disk are not known and not counted; "
+    "memory=... searches a data.micro_batch_size that fits."
+)
 ELSEWHERE = ("hub", "checkpoint")  # kinds that are never built here
 
 
@@ -74,6 +78,11 @@ class Job:
     def todo(self) -> set[str]:
         """Return the names of the artifacts that this job builds."""
         return {name for name, owner in self.owners.items() if owner is None}
+
+    @property
+    def fits(self) -> bool:
+        """Return False if the device has less memory than the job takes."""
+        return self.estimate is None or self.estimate.memory < math.inf
 
     @property
     def seconds(self) -> float:
@@ -182,12 +191,19 @@ def _estimated(job: Job, scratch: Path) -> Estimate:
     """Return the cost of a job.
 
     It is counted in this process, or measured in a fresh process, whose peak memory is only its
-    own.
+    own. A job that does not fit the device has no numbers but an infinite memory.
     """
-    if job.counted:
-        return _estimate(job.cfg, scratch, job.todo)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_estimate, job.cfg, scratch, job.todo).result()
+    import torch
+
+    from flare_exp.planning.costs import Estimate
+
+    try:
+        if job.counted:
+            return _estimate(job.cfg, scratch, job.todo)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(_estimate, job.cfg, scratch, job.todo).result()
+    except torch.OutOfMemoryError:  # in a probe
+        return Estimate([NO_ROOM], memory=math.inf)
 
 
 def _renamed(estimate: Estimate, names: dict[str, str]) -> Estimate:
@@ -204,13 +220,13 @@ def _trained(job: Job, jobs: dict[int, Job]) -> dict[str, int]:
     """Return the parameter counts of a job's last training.
 
     They are those of the artifact, of this job's estimate, or of the estimate of the job that
-    builds it.
+    builds it; none where that job does not fit the device.
     """
     stage = "transfer" if "transfer" in job.made else "finetune"
     if job.made[stage].reused:
         return job.made[stage].info["parameters"]
     maker = job if job.owners[stage] is None else jobs[job.owners[stage]]  # type: ignore[index]
-    return maker.estimate.parameters[stage]  # type: ignore[union-attr]
+    return maker.estimate.parameters.get(stage, {})  # type: ignore[union-attr]
 
 
 def _progress(jobs: Sequence[Any], doing: str) -> Iterable[Any]:
@@ -239,7 +255,7 @@ def fitting(jobs: Sequence[Job], limit: int, scratch: Path) -> dict[int, tuple[i
         if not job.todo:
             continue
         room = limit * (0.9 if job.cfg.trainer.accelerator == "gpu" else 1)
-        share = -(-job.cfg.data.batch_size // job.cfg.trainer.devices)
+        share = -(-job.cfg.data.batch_size // _processes(job.cfg))
         sizes = [*(1 << n for n in range((share - 1).bit_length())), share]
         alike = repr((sorted(job.todo), replace(job.cfg, seed=0, output_dir="")))
         if alike not in known:
@@ -253,13 +269,8 @@ def fitting(jobs: Sequence[Job], limit: int, scratch: Path) -> dict[int, tuple[i
 
 def _memory(job: Job, rows: int, scratch: Path) -> float:
     """Return the bytes that a job takes with this many rows per forward pass."""
-    import torch
-
     cfg = replace(job.cfg, data=replace(job.cfg.data, micro_batch_size=rows))
-    try:
-        return _estimated(replace(job, cfg=cfg), scratch).memory
-    except torch.OutOfMemoryError:  # in a probe
-        return math.inf
+    return _estimated(replace(job, cfg=cfg), scratch).memory
 
 
 def settled(cfg: schema.Config) -> schema.Config:
@@ -311,14 +322,21 @@ def _estimate(cfg: schema.Config, scratch: Path, todo: set[str]) -> Estimate:
     quietly(cfg)
     from flare_exp.planning import estimates
 
-    # several devices divide the rows of a batch and the work
-    devices = cfg.trainer.devices
-    share = replace(cfg.data, batch_size=-(-cfg.data.batch_size // devices))
-    alone = replace(cfg, data=share, trainer=replace(cfg.trainer, devices=1, strategy=None))
+    # several devices divide the rows of a batch and the work: one has all rows in more steps
+    count, limit = _processes(cfg), cfg.trainer.limit_train_batches
+    single = {"devices": 1, "nodes": 1, "strategy": None}
+    trainer = replace(cfg.trainer, **single, limit_train_batches=limit and limit * count)
+    share = replace(cfg.data, batch_size=-(-cfg.data.batch_size // count))
+    alone = replace(cfg, data=share, trainer=trainer)
     found = estimates.estimate(alone, scratch, todo)
     together = {*COLUMNS["finetune"], *COLUMNS["transfer"], *COLUMNS["test"]}
     found.seconds = {
-        name: taken / devices if stage_of(name) in together else taken
+        name: taken / count if stage_of(name) in together else taken
         for name, taken in found.seconds.items()
     }
     return found
+
+
+def _processes(cfg: schema.Config) -> int:
+    """Return the number of devices of a run, on all of its machines."""
+    return cfg.trainer.devices * cfg.trainer.nodes
