@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from flare_exp.config import composition, schema
 from flare_exp.config.method_schema import MethodConfig
-from flare_exp.config.methods import DISTIL, ENSEMBLE, members_of
+from flare_exp.config.methods import DISTIL, ENSEMBLE, METHODS, members_of
 from flare_exp.experiment.runs import quiet
-from flare_exp.experiment.tested import stage_of
+from flare_exp.experiment.tested import name_of_test, stage_of
 
 if TYPE_CHECKING:
     from flare_exp.artifacts import Artifact
+    from flare_exp.experiment.context import RunContext
     from flare_exp.planning.costs import Estimate
 
 
@@ -29,7 +30,7 @@ COLUMNS = {
     "finetune": ("finetune",),
     "translate": (),
     "transfer": ("labels", "transfer"),
-    "test": ("english_test", "zero_shot", "test given", "test none", "test"),
+    "test": ("english_test", "zero_shot", "test given", "test none", "test", "validation"),
 }
 # why the jobs of `method.of` are there
 NEEDED = {
@@ -130,36 +131,41 @@ def looked_up(
     """
     found: list[Job] = []
     building: dict[str, int] = {}  # artifact -> the job that builds it
-    every = [member for job in jobs for member in _members(*job)]
-    for number, (overrides, cfg, needed) in enumerate(_progress(every, "looking at")):
-        if multirun and not needed and composition.without_fusion(cfg, overrides):
-            continue  # a grid leaves this job out, too
-        job = _looked_at(number, overrides, settled(cfg), scratch)
-        job.needed = needed
-        for name, artifact in job.made.items():
-            if not artifact.reused and artifact.kind not in ELSEWHERE:
-                owner = building.setdefault(f"{artifact.kind}/{artifact.digest}", number)
-                job.owners[name] = owner if owner != number else None
-        found.append(job)
+    number = 0
+    for overrides, cfg in _progress(jobs, "looking at"):
+        if multirun and composition.without_fusion(cfg, overrides):
+            number += 1  # a grid leaves this job out, too
+            continue
+        for job in _with_members(overrides, cfg, scratch):
+            job.number, number = number, number + 1
+            for name, artifact in job.made.items():
+                if not artifact.reused and artifact.kind not in ELSEWHERE:
+                    owner = building.setdefault(f"{artifact.kind}/{artifact.digest}", job.number)
+                    job.owners[name] = owner if owner != job.number else None
+            found.append(job)
     return found
 
 
-def _members(
-    overrides: list[str], cfg: schema.Config
-) -> Iterator[tuple[list[str], schema.Config, str]]:
-    """Yield overrides and configuration of a job, and why it is there if nobody has asked for it.
+def _with_members(overrides: list[str], cfg: schema.Config, scratch: Path) -> list[Job]:
+    """Return a job after those of its members or teachers, which build what it asks of them.
 
-    Those of an ensemble are the jobs of its members, and a distillation has those of its teachers
-    before its own.
+    An ensemble is its members alone.
     """
-    name, own = cfg.method.name, ("method", "distil")
-    if name in (ENSEMBLE, DISTIL):
-        rest = [o for o in overrides if not o.startswith(own)]
-        for member in cfg.method.of:
-            alone = replace(cfg, method=MethodConfig(member, member), distil=schema.DistilConfig())
-            yield [*rest, f"method={member}"], alone, NEEDED[name]
-    if name != ENSEMBLE:
-        yield overrides, cfg, ""
+    own = _looked_at(overrides, settled(cfg), scratch)
+    method = cfg.method
+    if method.name not in NEEDED:
+        return [own]
+    rest = [o for o in overrides if not o.startswith(("method", "distil"))]
+    asked = {(artifact.kind, artifact.digest) for artifact in own.made.values()}
+    found = []
+    for member in method.of:
+        alone = replace(cfg, method=MethodConfig(member, member), distil=schema.DistilConfig())
+        validates = method.name == ENSEMBLE and method.weights == "validation"
+        job = _looked_at([*rest, f"method={member}"], settled(alone), scratch, validates)
+        job.made = {n: a for n, a in job.made.items() if (a.kind, a.digest) in asked}
+        job.needed = NEEDED[method.name]
+        found.append(job)
+    return found if method.name == ENSEMBLE else [*found, own]
 
 
 def price(jobs: Sequence[Job], scratch: Path) -> None:
@@ -290,14 +296,25 @@ def settled(cfg: schema.Config) -> schema.Config:
     return pipeline.pinned(placed, required=False)
 
 
-def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: Path) -> Job:
-    """Return one job with its artifacts, downloads and data sizes, without any cost."""
+def _looked_at(
+    overrides: list[str], cfg: schema.Config, scratch: Path, validates: bool = False
+) -> Job:
+    """Return one job with its artifacts, downloads and data sizes, without number or cost.
+
+    Args:
+        overrides: its overrides.
+        cfg: its settled configuration.
+        scratch: folder for what is replaced.
+        validates: whether it predicts validation data, too, as a member of an ensemble does.
+    """
     from flare_exp.experiment import pipeline
     from flare_exp.planning import costs
     from flare_exp.planning.preview import preview
 
     dry = preview(cfg, scratch)
     made = pipeline.run_stages(dry.run, members_of(cfg.method))
+    if validates:
+        made |= _validations(dry.run, made["finetune"])
     made |= {name: mt.missing for name, mt in dry.models_read.items() if mt.missing}
     tested = cfg.task.tested
     targets = {lang: f"target {place}" for place, lang in enumerate(tested)}
@@ -307,7 +324,7 @@ def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: P
         (names[lang], role, rows) for (lang, role), rows in assumed.items() if lang in names
     )
     return Job(
-        number,
+        0,
         overrides,
         cfg,
         made,
@@ -315,6 +332,22 @@ def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: P
         sizes=repr(sizes) if sizes else "",
         counted=dry.shapes is not None,
     )
+
+
+def _validations(run: RunContext, english: Artifact) -> dict[str, Artifact]:
+    """Return the predictions of validation data by a run's method, and the translations read."""
+    from flare_exp.experiment.stages.testing import evaluate
+    from flare_exp.experiment.stages.transfer import trained_by
+
+    method, task = METHODS[run.cfg.method.name], run.cfg.task
+    trained, below = trained_by(run, english, method)
+    made = {
+        name_of_test("validation", lang, task.tested): evaluate(
+            run, trained, method.mode, below, "validation", lang=lang
+        )
+        for lang in task.langs
+    }
+    return {**run.translations, **made}
 
 
 def _estimate(cfg: schema.Config, scratch: Path, todo: set[str]) -> Estimate:

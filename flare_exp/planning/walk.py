@@ -21,6 +21,7 @@ from flare_exp.experiment.tested import name_of_test, stage_of
 from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.planning.preview import DryRun
 
+VALIDATION = "validation"  # predictions of it, which choose the weights of an ensemble
 LABELS = "labels"  # artifacts of the texts that the teachers of a distillation label
 
 
@@ -68,12 +69,19 @@ def iter_stage_models(
 
 
 def _tests(dry: DryRun) -> dict[str, PairedDataModule]:
-    """Return artifact -> data, for the tests of the run's method in every language and pass."""
+    """Return artifact -> data, for the tests of the run's method in every language and pass.
+
+    A member of an ensemble predicts the validation data of each language that it trains on, too.
+    """
     cfg, passes = dry.run.cfg, {"test": True}
     if len(cfg.predict.sources) > 1:
         passes = {"test given": True, "test none": False}
     mode, tested = METHODS[cfg.method.name].mode, cfg.task.tested
-    return {
+    validations = {
+        name_of_test(VALIDATION, lang, tested): dry.run.data(mode, lang=lang)
+        for lang in cfg.task.langs
+    }
+    return validations | {
         name_of_test(name, lang, tested): dry.run.data(mode, sources, lang)
         for lang in tested
         for name, sources in passes.items()
@@ -90,7 +98,7 @@ def _save_english(dry: DryRun, model: nn.Module, place: Path) -> None:
 
 def role_of(artifact: str) -> str:
     """Return the role of the data that an artifact is predictions of."""
-    return "train" if stage_of(artifact) == LABELS else "test"
+    return {LABELS: "train", VALIDATION: "validation"}.get(stage_of(artifact), "test")
 
 
 def method_of(dry: DryRun, name: str) -> Method:
