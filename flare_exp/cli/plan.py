@@ -137,6 +137,9 @@ def sums(jobs: Sequence[Job]) -> list[str]:
     downloads = {place: count for job in jobs for place, count in job.download.items()}
     estimates = [(job.todo, job.estimate) for job in jobs if job.estimate]
     disk = sum(made.disk.get(name, 0) for names, made in estimates for name in names)
+    # what a training keeps on the way is gone when the next one begins
+    kept = [made.passing.get(name, 0) for names, made in estimates for name in names]
+    disk += max(kept, default=0)
     return [
         f"jobs: {len(jobs)}, with {todo} artifacts to build, {shared} shared, {built} built",
         f"time: {duration(sum(job.seconds for job in jobs))} one job after the other",

@@ -36,6 +36,7 @@ class Estimate:
         states: bytes of cached source states.
         seconds: name of an artifact -> time to build it.
         disk: name of an artifact -> its bytes.
+        passing: name of a training -> most bytes that it keeps on the way, beside its artifact.
     """
 
     notes: list[str]
@@ -44,6 +45,7 @@ class Estimate:
     states: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     disk: dict[str, int] = field(default_factory=dict)
+    passing: dict[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -51,17 +53,20 @@ class Estimate:
         return list(self.parameters.values())[-1]["total"]
 
 
-def _saved(dry: DryRun, name: str, counts: Mapping[str, int]) -> int:
-    """Return the bytes of what a training stage leaves, with its two checkpoints on the way."""
+def _saved(dry: DryRun, name: str, counts: Mapping[str, int]) -> tuple[int, int]:
+    """Return the bytes of what a training stage leaves, and of what it keeps on the way.
+
+    On the way are its state (weights and both moments, 32 bits each) and, if that is selected, the
+    best epoch. Either is there twice while it is replaced.
+    """
     full = (
         dry.run.cfg.finetune.tuning == "full"
         if name == "finetune"
         else METHODS[dry.run.cfg.method.name].full
     )
-    copies = 3 if dry.run.cfg.task.select == "best" else 1
-    return 4 * (copies - 1) * counts["trainable"] + 4 * (
-        counts["total"] if full else counts["trainable"]
-    )
+    copies = 4 if dry.run.cfg.task.select == "best" else 3
+    trained = 4 * counts["trainable"]
+    return 4 * counts["total"] if full else trained, 2 * copies * trained
 
 
 def downloads(dry: DryRun) -> dict[tuple[str, str | None], int]:
@@ -94,7 +99,7 @@ def note_sizes(
     """Parameters, and bytes of source states and of what the stage leaves."""
     counts = found.parameters[name] = backbones.parameter_counts(model)
     found.states = _states(dry, model, data)
-    found.disk[name] = _saved(dry, name, counts)
+    found.disk[name], found.passing[name] = _saved(dry, name, counts)
 
 
 def _states(dry: DryRun, model: Any, data: PairedDataModule) -> int:

@@ -282,15 +282,15 @@ def _memory(job: Job, rows: int, scratch: Path) -> float:
 def settled(cfg: schema.Config) -> schema.Config:
     """Return the configuration with the hardware of this machine and pinned revisions.
 
-    If a model is not on this machine, a GPU is assumed unless the CPU is asked for.
+    If a model, or its data, is not on this machine, a GPU is assumed unless the CPU is asked for.
     """
     from flare_exp.experiment import pipeline
-    from flare_exp.planning.shapes import is_sketch
+    from flare_exp.planning.preview import is_counted
 
     cfg = replace(cfg, trainer=replace(cfg.trainer, enable_progress_bar=False))
     placed = (
         pipeline.with_device_defaults(cfg, cfg.trainer.accelerator != "cpu")
-        if is_sketch(cfg)
+        if is_counted(cfg)
         else pipeline.resolve_hardware(cfg)
     )
     return pipeline.pinned(placed, required=False)
@@ -362,6 +362,11 @@ def _estimate(cfg: schema.Config, scratch: Path, todo: set[str]) -> Estimate:
     share = replace(cfg.data, batch_size=-(-cfg.data.batch_size // count))
     alone = replace(cfg, data=share, trainer=trainer)
     found = estimates.estimate(alone, scratch, todo)
+    if cfg.trainer.strategy == "fsdp":
+        found.notes.append(
+            "memory: with trainer.strategy=fsdp it is an upper bound, as if each device had all "
+            "weights and moments."
+        )
     together = {*COLUMNS["finetune"], *COLUMNS["transfer"], *COLUMNS["test"]}
     found.seconds = {
         name: taken / count if stage_of(name) in together else taken

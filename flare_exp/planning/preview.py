@@ -21,6 +21,7 @@ from flare_exp.config.schema import Config
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.data.unlabeled import UNLABELED
+from flare_exp.errors import UserError
 from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import make_translator, prepare_backbone, pretraining
 from flare_exp.experiment.context import (
@@ -87,6 +88,22 @@ class DryRun:
         return [1.0 if pair.target.key.startswith(f"{UNLABELED}/") else times for pair in pairs]
 
 
+def is_counted(cfg: Config) -> bool:
+    """Return True if a run is counted from shapes: a model, or a checkpoint's data, is not here.
+
+    Raises:
+        UserError: an embedded model has no data, on which alone it can be probed.
+    """
+    assumed = _task_of(cfg).assumed  # type: ignore[attr-defined]
+    if assumed and cfg.model.path is None:
+        raise UserError(
+            f"task={cfg.task.name}: the data are not here, and an embedded model "
+            f"(model={cfg.model.name}) is planned with real texts; give task.data_dir, or a model "
+            "that is not embedded"
+        )
+    return bool(assumed) or is_sketch(cfg)
+
+
 def preview(cfg: Config, scratch: Path) -> DryRun:
     """Make the dry run of a settled configuration.
 
@@ -94,10 +111,8 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
         UserError: where a run would raise it, but not for what could be downloaded.
     """
     store = ReadOnlyStore(cfg.cache_dir, scratch, cfg.mt.translates)
-    task = _task(
-        json.dumps(asdict(replace(cfg.task, lang="", unseen=[]))), max(FEW, cfg.data.batch_size)
-    )
-    shapes_only = is_sketch(cfg) or bool(task.assumed and cfg.model.path)  # type: ignore[attr-defined]
+    task = _task_of(cfg)
+    shapes_only = is_counted(cfg)
     backbone = sketched(cfg, scratch) if shapes_only else _prepared(cfg, store, scratch)
     family = families.family_of(str(backbone.path), cfg.model.revision)
     task_type, mt = task_type_of(cfg, task, family), PreviewMT(cfg, store)
@@ -153,6 +168,12 @@ def _prepared(cfg: Config, store: ReadOnlyStore, scratch: Path) -> Artifact:
 
     folder = scratch / "backbone" / backbone.digest
     return replace(backbone, path=read_only.first_step(folder, pretrain, pretraining(cfg)))
+
+
+def _task_of(cfg: Config) -> Task:
+    """Read the benchmark of a configuration, whatever its languages."""
+    section = asdict(replace(cfg.task, lang="", unseen=[]))
+    return _task(json.dumps(section), max(FEW, cfg.data.batch_size))
 
 
 @functools.cache

@@ -1,13 +1,18 @@
 """What the jobs of a plan cost, relative to others."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from planned import jobs
 
+from flare_exp.cli import plan
 from flare_exp.cli.main import main
-from flare_exp.planning import architectures, costs, plans
+from flare_exp.config import validation
+from flare_exp.errors import UserError
+from flare_exp.planning import architectures, costs, plans, shapes
 
 TINY = {
     "vocab_size": 100,
@@ -97,3 +102,41 @@ def test_a_job_that_does_not_fit_has_a_micro_batch_that_does(tmp_path, monkeypat
     assert "more than there is" in said
     assert "a job ran out of memory" in said
     assert "data.micro_batch_size=4 fits 24GB" in said
+
+
+@pytest.mark.parametrize(("select", "copies"), [("best", 8), ("last", 6)])
+def test_a_training_keeps_its_state_on_the_way(cost, select, copies):
+    """Three copies of what is trained, twice while they are replaced, and the best epoch."""
+    found = cost(["finetune"], "method=zero_shot", "task.lang=jav", f"task.select={select}")
+    trained = 4 * found.parameters["finetune"]["trainable"]
+    assert found.disk["finetune"] == trained
+    assert found.passing["finetune"] == copies * trained
+
+
+def test_the_largest_training_counts_on_the_disk():
+    """Jobs that are planned run one after the other."""
+    artifacts = {"finetune": None, "transfer": None}
+    estimate = costs.Estimate([], disk=dict.fromkeys(artifacts, 10))
+    found = []
+    for number in range(2):
+        own = replace(estimate, passing={"finetune": 100, "transfer": 50})
+        cfg = SimpleNamespace(cache_dir="cache")
+        made = dict.fromkeys(artifacts, SimpleNamespace(kind="finetune", reused=False))
+        found.append(plans.Job(number, [], cfg, made, artifacts, own))
+    assert "disk: 140 B in cache" in " ".join(plan.sums(found))
+
+
+def test_a_model_without_its_data_is_planned_for_a_gpu(tmp_path, monkeypatch):
+    """As one that is not here, since both are counted."""
+    monkeypatch.setattr(shapes, "weights_here", lambda *_: True)
+    words = ["model=xlmr_base", "task=nusax", "mt=gold", f"cache_dir={tmp_path / 'cache'}"]
+    for trainer in ("auto", "gpu"):
+        (composed,), problems = validation.validate([*words, f"trainer={trainer}"], False)
+        assert not problems
+        assert plans.settled(plan._typed(composed)).trainer.accelerator == "gpu"
+
+
+def test_an_embedded_model_is_not_planned_without_data(tmp_path):
+    words = ["model=tiny", "task=nusax", "mt=gold", f"cache_dir={tmp_path / 'cache'}"]
+    with pytest.raises(UserError, match="task=nusax: the data are not here, and an embedded model"):
+        jobs(*words, scratch=tmp_path)
