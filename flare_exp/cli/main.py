@@ -252,10 +252,10 @@ def _on_slurm(grid: _Grid, wait: bool) -> int:
         also = f"; {len(queued)} of them are in SLURM's queue already" if queued else ""
         print(f"{grid.folder}: {len(jobs)} jobs, {run_state.counts(before)}{also}")
         if missing:
-            array = slurm.submit(missing, composition.launcher(grid.cells[0]))
-            arrays.append(array)
+            made = slurm.submit(missing, composition.launcher(grid.cells[0]))
+            arrays += made
             print(
-                f"submitted as SLURM job array {array}; see: python -m flare_exp status "
+                f"submitted as SLURM job array {', '.join(made)}; see: python -m flare_exp status "
                 f"{grid.folder}"
             )
     except UserError as error:

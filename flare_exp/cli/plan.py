@@ -9,6 +9,7 @@ from shapes where a model is not on this machine: docs/plan.md.
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Sequence
@@ -94,11 +95,10 @@ def show(jobs: Sequence[Job], left_out: int) -> None:
             *(column(job, name) for name in COLUMNS),
         ]
         cells += [
-            f"{counts['trainable']:,}",
-            f"{counts['total']:,}",
+            *(f"{counts[name]:,}" if counts else "-" for name in ("trainable", "total")),
             size(job.estimate.memory) if job.estimate else "-",
         ]
-        table.add_row(*cells, duration(job.seconds))
+        table.add_row(*cells, duration(job.seconds) if job.fits else "-")
     console = Console(width=150)
     if jobs:
         console.print(table, highlight=False)
@@ -126,7 +126,7 @@ def column(job: Job, name: str) -> str:
     taken = (
         sum(job.estimate.seconds.get(n, 0.0) for n in job.todo & {*names}) if job.estimate else 0.0
     )
-    return "\n".join(said) + (f"\n{duration(taken)}" if job.todo & {*names} else "")
+    return "\n".join(said) + (f"\n{duration(taken)}" if job.fits and job.todo & {*names} else "")
 
 
 def sums(jobs: Sequence[Job]) -> list[str]:
@@ -137,6 +137,9 @@ def sums(jobs: Sequence[Job]) -> list[str]:
     downloads = {place: count for job in jobs for place, count in job.download.items()}
     estimates = [(job.todo, job.estimate) for job in jobs if job.estimate]
     disk = sum(made.disk.get(name, 0) for names, made in estimates for name in names)
+    # what a training keeps on the way is gone when the next one begins
+    kept = [made.passing.get(name, 0) for names, made in estimates for name in names]
+    disk += max(kept, default=0)
     return [
         f"jobs: {len(jobs)}, with {todo} artifacts to build, {shared} shared, {built} built",
         f"time: {duration(sum(job.seconds for job in jobs))} one job after the other",
@@ -161,6 +164,8 @@ def notes(jobs: Sequence[Job]) -> list[str]:
 
 def size(count: float) -> str:
     """Return a number of bytes with a decimal unit."""
+    if count == math.inf:
+        return "more than there is"
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}"

@@ -30,6 +30,7 @@ from flare_exp.errors import UserError
 from flare_exp.experiment import downloads, run_state
 from flare_exp.utils import signals
 
+LARGEST = 1000  # jobs of an array; SLURM's MaxArraySize is 1001 by default
 POLL = 5.0  # seconds between two queries of the queue
 SUBMITTED = "submitted.jsonl"  # in a grid's folder: SLURM's number, folder and overrides of a job
 # The shell ignores the signals until Python has started. From then on they are blocked and stay
@@ -104,22 +105,29 @@ def resources(launcher: Mapping[str, Any], jobs: Sequence[Job]) -> dict[str, Any
     return {k if k in common else f"slurm_{k}": v for k, v in asked.items()}
 
 
-def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> str:
-    """Submit one array of jobs and return its id.
+def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> list[str]:
+    """Submit jobs in as many arrays as SLURM's limit makes necessary, and return their ids.
 
     Raises:
-        UserError: SLURM or submitit refuses, with the reason.
+        UserError: SLURM or submitit refuses, with the reason. Arrays before the refused one are in
+            the queue.
     """
+    asked, folder = resources(launcher, jobs), Path(launcher["submitit_folder"]).absolute()
+    starts = range(0, len(jobs), LARGEST)
+    return [_submit_array(jobs[i : i + LARGEST], asked, folder) for i in starts]
+
+
+def _submit_array(jobs: Sequence[Job], asked: Mapping[str, Any], folder: Path) -> str:
+    """Submit one array of jobs and return its id. `folder`: for the files of submitit."""
     import submitit
 
-    asked = resources(launcher, jobs)
     for job in jobs:
         run_state.add(job.folder, run_state.State("waiting", "submitted to SLURM"))
     with signals.deferred("SLURM has answered"):  # jobs that are not noted are submitted again
         try:
             executor = submitit.AutoExecutor(
                 cluster="slurm",
-                folder=Path(launcher["submitit_folder"]).absolute(),
+                folder=folder,
                 slurm_python=PYTHON,
             )
             executor.update_parameters(**asked)
@@ -185,7 +193,9 @@ def run(job: Job) -> None:
 
     from flare_exp.experiment.runs import attempt_in_grid, run_if_secondary_node
 
-    if run_if_secondary_node(job.config):
+    own = literal(asdict(replace(job.config, output_dir=str(job.folder))))
+    config = OmegaConf.merge(OmegaConf.structured(Config), own)
+    if run_if_secondary_node(config):
         return
     job.folder.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [
@@ -199,8 +209,6 @@ def run(job: Job) -> None:
         handlers=handlers,
         force=True,
     )
-    own = literal(asdict(replace(job.config, output_dir=str(job.folder))))
-    config = OmegaConf.merge(OmegaConf.structured(Config), own)
     done = (job.folder / "metrics.json").is_file()
     if reason := (
         None if done else downloads.checked([config], job.overrides, False)

@@ -94,6 +94,12 @@ def _sweep_problems(override: Any, multirun: bool) -> list[str]:
         ]
     if not override.is_sweep_override():
         return []
+    if key.startswith("hydra"):
+        given = text.partition("=")[2]
+        return [
+            f"{text}: all jobs have the same value of it; a text with commas is written "
+            f"\"{key}='{given}'\""
+        ]
     values = override.value()
     if override.is_range_sweep() and not (values.step and any(True for _ in values.range())):
         return [f"{text}: there is no value in it; write range(start,stop,step)"]

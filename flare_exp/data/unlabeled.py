@@ -10,6 +10,8 @@ from flare_exp.data.pairing import Translate
 from flare_exp.data.rows import Reader
 from flare_exp.tasks import Example, Task
 
+UNLABELED = "unlabeled"  # in the place of a split, in ids and keys of the texts
+
 
 def unlabeled_examples(
     path: Path, task: Task, lang: str, translate: Translate, english: bool
@@ -31,7 +33,7 @@ def unlabeled_examples(
     reader.check()
     rows = [*reader]
     target = [
-        Example(f"{task.name}/{lang}/unlabeled/{i}", f"unlabeled/{i}", row.texts)
+        Example(f"{task.name}/{lang}/{UNLABELED}/{i}", f"{UNLABELED}/{i}", row.texts)
         for i, row in enumerate(rows)
     ]
     if not english:

@@ -94,6 +94,10 @@ class WorkerSpec:
     port: int
     accelerator: str
 
+    def connect(self) -> dist.Store:
+        """Connect with rank 0, which checks its data before it opens the store."""
+        return dist.TCPStore(self.host, self.port, self.size, timeout=PATIENCE)
+
     def start(self, **options) -> subprocess.Popen:
         """Start the process that goes there."""
         code = "from flare_exp.experiment.worker import worker_main; worker_main()"
@@ -119,9 +123,8 @@ def address(nodes: int) -> tuple[str, int]:
         there = f"this one has {tasks}" if tasks else "this is none"
         raise UserError(
             f"trainer.nodes={nodes}: needs a SLURM job step with {nodes} tasks, one per node, "
-            f"and {there}; start it "
-            f"with srun --nodes={nodes} --ntasks-per-node=1, or submit it with -m "
-            "hydra/launcher=slurm"
+            f"and {there}; start it with srun --nodes={nodes} --ntasks-per-node=1 "
+            "--kill-on-bad-exit=1, or submit it with -m hydra/launcher=slurm"
         )
     nodelist = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
     # the same on all machines, another one for every job, and for every step of a job

@@ -123,9 +123,13 @@ def _check_same_run(cfg: Any, folder: Path) -> Iterator[str]:
 
 
 def run_if_secondary_node(cfg: Any) -> bool:
-    """Return True on a further machine of a run (trainer.nodes), after its part is done."""
+    """Return True on a further machine of a run (trainer.nodes), after its part is done.
+
+    A finished run has no part left: rank 0 shows its result, or refuses its folder.
+    """
     machine = int(os.environ.get("SLURM_PROCID", 0)) if cfg.trainer.nodes > 1 else 0
-    if machine:
+    folder = Path(str(cfg.output_dir)).expanduser()
+    if machine and (not (folder / "metrics.json").is_file() or checksums.damage(folder)):
         from flare_exp.experiment import launch
 
         launch.run_secondary_node(

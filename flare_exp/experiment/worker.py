@@ -11,8 +11,6 @@ import traceback
 import warnings
 from contextlib import suppress
 
-from torch import distributed as dist
-
 from flare_exp.experiment.launch import WorkerSpec, destroy_process_groups, join
 from flare_exp.utils.signals import StopRequested
 
@@ -25,7 +23,7 @@ def worker_main() -> None:
     warnings.simplefilter("ignore")
     try:
         place = WorkerSpec(**json.loads(sys.argv[1]))
-        distributed = join(place, dist.TCPStore(place.host, place.port, place.size))
+        distributed = join(place, place.connect())
         from flare_exp.experiment import pipeline
 
         cfg, folder = distributed.broadcast()

@@ -14,11 +14,12 @@ from torch import nn
 
 from flare_exp.artifacts import Artifact
 from flare_exp.config.schema import Config
+from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.experiment import provenance
 from flare_exp.experiment.tested import stage_of
 from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.planning.costs import Estimate, mt_parameters, note_sizes
-from flare_exp.planning.counting import work_of
+from flare_exp.planning.counting import Work, work_of
 from flare_exp.planning.lengths import CHARACTERS
 from flare_exp.planning.preview import DryRun
 from flare_exp.planning.walk import (
@@ -47,34 +48,33 @@ def arithmetic(dry: DryRun, todo: set[str]) -> Estimate:
         trains = stage_of(name) != LABELS
         if trains:
             note_sizes(found, dry, name, model, data)
-        stage, parts = stage_options(dry, name), dry.parts(data)
+        stage = stage_options(dry, name)
         work = work_of(dry.run, model, source, data, functools.partial(_of_depth, dry, name))
         if trains and name in todo:
-            tokens = {
-                role: parts[role] * sum(data.dataset(role).costs)
-                for role in dry.run.task.training_roles
-            }
-            rows = round(parts["train"] * len(data.dataset("train")))
+            rows = round(sum(dry.weights(data, "train")))
             taken = steps_per_epoch(dry, rows) / max(1, -(-rows // dry.run.cfg.data.batch_size))
-            epoch = taken * work.train * tokens["train"] + work.evaluate * tokens.get(
-                "validation", 0.0
-            )
+            epoch = taken * work.train * _tokens(dry, data, "train")
+            if "validation" in dry.run.task.training_roles:
+                epoch += _predicting(dry, work, data, "validation")
             found.seconds[name] = stage.epochs * epoch / speed
             found.memory = max(found.memory, work.training)
         for test, read in tests.items():
             found.memory = max(found.memory, work.testing)
-            role = role_of(test)
-            tested, part = read.dataset(role), dry.parts(read)[role]
-            found.seconds[test] = (
-                part
-                * (
-                    work.evaluate * sum(tested.costs)
-                    + work.written * len(tested) / DECODE_TO_TRAIN_MFU
-                )
-                / speed
-            )
+            found.seconds[test] = _predicting(dry, work, read, role_of(test)) / speed
     base = provenance.peak_memory() if dry.run.cfg.trainer.accelerator == "cpu" else 0
     return replace(found, memory=found.memory + base)
+
+
+def _tokens(dry: DryRun, data: PairedDataModule, role: str) -> float:
+    """Return the tokens of all of the benchmark's rows that a role's data stand for."""
+    costs = data.dataset(role).costs
+    return sum(w * cost for w, cost in zip(dry.weights(data, role), costs, strict=True))
+
+
+def _predicting(dry: DryRun, work: Work, data: PairedDataModule, role: str) -> float:
+    """Return the FLOPs of predicting a role, at the speed of a training."""
+    written = work.written * sum(dry.weights(data, role)) / DECODE_TO_TRAIN_MFU
+    return work.evaluate * _tokens(dry, data, role) + written
 
 
 def _of_depth(dry: DryRun, name: str, depth: int) -> tuple[nn.Module, SourceEncoder | None]:

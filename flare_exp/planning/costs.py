@@ -14,6 +14,7 @@ from transformers import AutoModelForSeq2SeqLM
 from flare_exp.config.methods import METHODS
 from flare_exp.config.schema import Config
 from flare_exp.data.datamodule import PairedDataModule
+from flare_exp.data.dataset import PairedDataset
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.models import backbones
 from flare_exp.planning.preview import DryRun
@@ -31,18 +32,20 @@ class Estimate:
     Attributes:
         notes: what the estimate rests on.
         parameters: training stage -> how many are `trainable`, and how many there are in `total`.
-        memory: most bytes of the process (CPU) or of the device (GPU).
+        memory: most bytes of the process (CPU) or of the device (GPU); infinite: more than it has.
         states: bytes of cached source states.
         seconds: name of an artifact -> time to build it.
         disk: name of an artifact -> its bytes.
+        passing: name of a training -> most bytes that it keeps on the way, beside its artifact.
     """
 
     notes: list[str]
     parameters: dict[str, dict[str, int]] = field(default_factory=dict)
-    memory: int = 0
+    memory: float = 0
     states: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     disk: dict[str, int] = field(default_factory=dict)
+    passing: dict[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -50,17 +53,20 @@ class Estimate:
         return list(self.parameters.values())[-1]["total"]
 
 
-def _saved(dry: DryRun, name: str, counts: Mapping[str, int]) -> int:
-    """Return the bytes of what a training stage leaves, with its two checkpoints on the way."""
+def _saved(dry: DryRun, name: str, counts: Mapping[str, int]) -> tuple[int, int]:
+    """Return the bytes of what a training stage leaves, and of what it keeps on the way.
+
+    On the way are its state (weights and both moments, 32 bits each) and, if that is selected, the
+    best epoch. Either is there twice while it is replaced.
+    """
     full = (
         dry.run.cfg.finetune.tuning == "full"
         if name == "finetune"
         else METHODS[dry.run.cfg.method.name].full
     )
-    copies = 3 if dry.run.cfg.task.select == "best" else 1
-    return 4 * (copies - 1) * counts["trainable"] + 4 * (
-        counts["total"] if full else counts["trainable"]
-    )
+    copies = 4 if dry.run.cfg.task.select == "best" else 3
+    trained = 4 * counts["trainable"]
+    return 4 * counts["total"] if full else trained, 2 * copies * trained
 
 
 def downloads(dry: DryRun) -> dict[tuple[str, str | None], int]:
@@ -93,7 +99,7 @@ def note_sizes(
     """Parameters, and bytes of source states and of what the stage leaves."""
     counts = found.parameters[name] = backbones.parameter_counts(model)
     found.states = _states(dry, model, data)
-    found.disk[name] = _saved(dry, name, counts)
+    found.disk[name], found.passing[name] = _saved(dry, name, counts)
 
 
 def _states(dry: DryRun, model: Any, data: PairedDataModule) -> int:
@@ -102,13 +108,33 @@ def _states(dry: DryRun, model: Any, data: PairedDataModule) -> int:
     if o.cache == "off" or not data.mode.fuses or not dry.run.source(model).cacheable:
         return 0
     config = model.peft_config["default"]
-    parts, roles = dry.parts(data), dry.run.task.training_roles
-    tokens = sum(
-        parts[role] * sum(len(i["inputs"]["input_ids"]) for i in data.dataset(role).source or ())
-        for role in roles
-    )
+    tokens = sum(_source_tokens(dry, data, role) for role in dry.run.task.training_roles)
     width = config.source_width or len(dry.run.source(model).states.blocks) * width_of(model)
     return round(tokens * width * getattr(torch, o.dtype or _read_dtype(dry, data.mode)).itemsize)
+
+
+def _source_tokens(dry: DryRun, data: PairedDataModule, role: str) -> float:
+    """Return the tokens of a role's sources, each distinct text once."""
+    dataset, weights = data.dataset(role), dry.weights(data, role)
+    found: dict[Any, float] = {}
+    for i, item in enumerate(dataset.source or ()):
+        which, row = divmod(i, len(weights))
+        ids = item["inputs"]["input_ids"]
+        key = _text_of(dataset, which, row) if isinstance(ids, range) else tuple(ids)
+        found[key] = weights[row] * len(ids)
+    return sum(found.values())
+
+
+def _text_of(dataset: PairedDataset, which: int, row: int) -> Any:
+    """Return what a source has in common with the same text in other rows, without its tokens."""
+    pair = dataset.pairs[dataset.examples[row]]
+    sources = (pair.source, *pair.more)
+    if which >= len(sources):  # with wrong words of its own
+        return which, row
+    source = sources[which]
+    assert source is not None
+    text = source.texts if any(source.texts) else source.id
+    return text, dataset.target[row].get("window")
 
 
 def _read_dtype(dry: DryRun, mode: PairingMode) -> str:

@@ -100,7 +100,8 @@ class Work:
             counts["training flops"] / tokens,
             counts["reading flops"] / tokens,
         )
-        self.written = 2.0 * total * run.decoding.max_new_tokens if free else 0.0
+        answers = run.decoding
+        self.written = 2.0 * total * answers.max_new_tokens * answers.beams if free else 0.0
 
 
 SHALLOW = (3, 4)  # from the third block on, each one adds what the one before it did

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from flare_exp.config import composition, schema
 from flare_exp.config.method_schema import MethodConfig
-from flare_exp.config.methods import DISTIL, ENSEMBLE, members_of
+from flare_exp.config.methods import DISTIL, ENSEMBLE, METHODS, members_of
 from flare_exp.experiment.runs import quiet
-from flare_exp.experiment.tested import stage_of
+from flare_exp.experiment.tested import name_of_test, stage_of
 
 if TYPE_CHECKING:
     from flare_exp.artifacts import Artifact
+    from flare_exp.experiment.context import RunContext
     from flare_exp.planning.costs import Estimate
 
 
@@ -29,13 +30,17 @@ COLUMNS = {
     "finetune": ("finetune",),
     "translate": (),
     "transfer": ("labels", "transfer"),
-    "test": ("english_test", "zero_shot", "test given", "test none", "test"),
+    "test": ("english_test", "zero_shot", "test given", "test none", "test", "validation"),
 }
 # why the jobs of `method.of` are there
 NEEDED = {
     ENSEMBLE: f"there for method={ENSEMBLE}, which averages what its members predict",
     DISTIL: f"there for method={DISTIL}, which learns from what its teachers predict",
 }
+NO_ROOM = (
+    "probe: a job ran out of memory, so its time and disk are not known and not counted; "
+    "memory=... searches a data.micro_batch_size that fits."
+)
 ELSEWHERE = ("hub", "checkpoint")  # kinds that are never built here
 
 
@@ -74,6 +79,11 @@ class Job:
     def todo(self) -> set[str]:
         """Return the names of the artifacts that this job builds."""
         return {name for name, owner in self.owners.items() if owner is None}
+
+    @property
+    def fits(self) -> bool:
+        """Return False if the device has less memory than the job takes."""
+        return self.estimate is None or self.estimate.memory < math.inf
 
     @property
     def seconds(self) -> float:
@@ -121,36 +131,41 @@ def looked_up(
     """
     found: list[Job] = []
     building: dict[str, int] = {}  # artifact -> the job that builds it
-    every = [member for job in jobs for member in _members(*job)]
-    for number, (overrides, cfg, needed) in enumerate(_progress(every, "looking at")):
-        if multirun and not needed and composition.without_fusion(cfg, overrides):
-            continue  # a grid leaves this job out, too
-        job = _looked_at(number, overrides, settled(cfg), scratch)
-        job.needed = needed
-        for name, artifact in job.made.items():
-            if not artifact.reused and artifact.kind not in ELSEWHERE:
-                owner = building.setdefault(f"{artifact.kind}/{artifact.digest}", number)
-                job.owners[name] = owner if owner != number else None
-        found.append(job)
+    number = 0
+    for overrides, cfg in _progress(jobs, "looking at"):
+        if multirun and composition.without_fusion(cfg, overrides):
+            number += 1  # a grid leaves this job out, too
+            continue
+        for job in _with_members(overrides, cfg, scratch):
+            job.number, number = number, number + 1
+            for name, artifact in job.made.items():
+                if not artifact.reused and artifact.kind not in ELSEWHERE:
+                    owner = building.setdefault(f"{artifact.kind}/{artifact.digest}", job.number)
+                    job.owners[name] = owner if owner != job.number else None
+            found.append(job)
     return found
 
 
-def _members(
-    overrides: list[str], cfg: schema.Config
-) -> Iterator[tuple[list[str], schema.Config, str]]:
-    """Yield overrides and configuration of a job, and why it is there if nobody has asked for it.
+def _with_members(overrides: list[str], cfg: schema.Config, scratch: Path) -> list[Job]:
+    """Return a job after those of its members or teachers, which build what it asks of them.
 
-    Those of an ensemble are the jobs of its members, and a distillation has those of its teachers
-    before its own.
+    An ensemble is its members alone.
     """
-    name, own = cfg.method.name, ("method", "distil")
-    if name in (ENSEMBLE, DISTIL):
-        rest = [o for o in overrides if not o.startswith(own)]
-        for member in cfg.method.of:
-            alone = replace(cfg, method=MethodConfig(member, member), distil=schema.DistilConfig())
-            yield [*rest, f"method={member}"], alone, NEEDED[name]
-    if name != ENSEMBLE:
-        yield overrides, cfg, ""
+    own = _looked_at(overrides, settled(cfg), scratch)
+    method = cfg.method
+    if method.name not in NEEDED:
+        return [own]
+    rest = [o for o in overrides if not o.startswith(("method", "distil"))]
+    asked = {(artifact.kind, artifact.digest) for artifact in own.made.values()}
+    found = []
+    for member in method.of:
+        alone = replace(cfg, method=MethodConfig(member, member), distil=schema.DistilConfig())
+        validates = method.name == ENSEMBLE and method.weights == "validation"
+        job = _looked_at([*rest, f"method={member}"], settled(alone), scratch, validates)
+        job.made = {n: a for n, a in job.made.items() if (a.kind, a.digest) in asked}
+        job.needed = NEEDED[method.name]
+        found.append(job)
+    return found if method.name == ENSEMBLE else [*found, own]
 
 
 def price(jobs: Sequence[Job], scratch: Path) -> None:
@@ -182,12 +197,19 @@ def _estimated(job: Job, scratch: Path) -> Estimate:
     """Return the cost of a job.
 
     It is counted in this process, or measured in a fresh process, whose peak memory is only its
-    own.
+    own. A job that does not fit the device has no numbers but an infinite memory.
     """
-    if job.counted:
-        return _estimate(job.cfg, scratch, job.todo)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_estimate, job.cfg, scratch, job.todo).result()
+    import torch
+
+    from flare_exp.planning.costs import Estimate
+
+    try:
+        if job.counted:
+            return _estimate(job.cfg, scratch, job.todo)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(_estimate, job.cfg, scratch, job.todo).result()
+    except torch.OutOfMemoryError:  # in a probe
+        return Estimate([NO_ROOM], memory=math.inf)
 
 
 def _renamed(estimate: Estimate, names: dict[str, str]) -> Estimate:
@@ -204,13 +226,13 @@ def _trained(job: Job, jobs: dict[int, Job]) -> dict[str, int]:
     """Return the parameter counts of a job's last training.
 
     They are those of the artifact, of this job's estimate, or of the estimate of the job that
-    builds it.
+    builds it; none where that job does not fit the device.
     """
     stage = "transfer" if "transfer" in job.made else "finetune"
     if job.made[stage].reused:
         return job.made[stage].info["parameters"]
     maker = job if job.owners[stage] is None else jobs[job.owners[stage]]  # type: ignore[index]
-    return maker.estimate.parameters[stage]  # type: ignore[union-attr]
+    return maker.estimate.parameters.get(stage, {})  # type: ignore[union-attr]
 
 
 def _progress(jobs: Sequence[Any], doing: str) -> Iterable[Any]:
@@ -239,7 +261,7 @@ def fitting(jobs: Sequence[Job], limit: int, scratch: Path) -> dict[int, tuple[i
         if not job.todo:
             continue
         room = limit * (0.9 if job.cfg.trainer.accelerator == "gpu" else 1)
-        share = -(-job.cfg.data.batch_size // job.cfg.trainer.devices)
+        share = -(-job.cfg.data.batch_size // _processes(job.cfg))
         sizes = [*(1 << n for n in range((share - 1).bit_length())), share]
         alike = repr((sorted(job.todo), replace(job.cfg, seed=0, output_dir="")))
         if alike not in known:
@@ -253,40 +275,46 @@ def fitting(jobs: Sequence[Job], limit: int, scratch: Path) -> dict[int, tuple[i
 
 def _memory(job: Job, rows: int, scratch: Path) -> float:
     """Return the bytes that a job takes with this many rows per forward pass."""
-    import torch
-
     cfg = replace(job.cfg, data=replace(job.cfg.data, micro_batch_size=rows))
-    try:
-        return _estimated(replace(job, cfg=cfg), scratch).memory
-    except torch.OutOfMemoryError:  # in a probe
-        return math.inf
+    return _estimated(replace(job, cfg=cfg), scratch).memory
 
 
 def settled(cfg: schema.Config) -> schema.Config:
     """Return the configuration with the hardware of this machine and pinned revisions.
 
-    If a model is not on this machine, a GPU is assumed unless the CPU is asked for.
+    If a model, or its data, is not on this machine, a GPU is assumed unless the CPU is asked for.
     """
     from flare_exp.experiment import pipeline
-    from flare_exp.planning.shapes import is_sketch
+    from flare_exp.planning.preview import is_counted
 
     cfg = replace(cfg, trainer=replace(cfg.trainer, enable_progress_bar=False))
     placed = (
         pipeline.with_device_defaults(cfg, cfg.trainer.accelerator != "cpu")
-        if is_sketch(cfg)
+        if is_counted(cfg)
         else pipeline.hardware_of_training(cfg)
     )
     return pipeline.pinned(placed, required=False)
 
 
-def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: Path) -> Job:
-    """Return one job with its artifacts, downloads and data sizes, without any cost."""
+def _looked_at(
+    overrides: list[str], cfg: schema.Config, scratch: Path, validates: bool = False
+) -> Job:
+    """Return one job with its artifacts, downloads and data sizes, without number or cost.
+
+    Args:
+        overrides: its overrides.
+        cfg: its settled configuration.
+        scratch: folder for what is replaced.
+        validates: whether it predicts validation data, too, as a member of an ensemble does.
+    """
     from flare_exp.experiment import pipeline
     from flare_exp.planning import costs
     from flare_exp.planning.preview import preview
 
     dry = preview(cfg, scratch)
     made = pipeline.run_stages(dry.run, members_of(cfg.method))
+    if validates:
+        made |= _validations(dry.run, made["finetune"])
     made |= {name: mt.missing for name, mt in dry.models_read.items() if mt.missing}
     tested = cfg.task.tested
     targets = {lang: f"target {place}" for place, lang in enumerate(tested)}
@@ -296,7 +324,7 @@ def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: P
         (names[lang], role, rows) for (lang, role), rows in assumed.items() if lang in names
     )
     return Job(
-        number,
+        0,
         overrides,
         cfg,
         made,
@@ -306,19 +334,47 @@ def _looked_at(number: int, overrides: list[str], cfg: schema.Config, scratch: P
     )
 
 
+def _validations(run: RunContext, english: Artifact) -> dict[str, Artifact]:
+    """Return the predictions of validation data by a run's method, and the translations read."""
+    from flare_exp.experiment.stages.testing import evaluate
+    from flare_exp.experiment.stages.transfer import trained_by
+
+    method, task = METHODS[run.cfg.method.name], run.cfg.task
+    trained, below = trained_by(run, english, method)
+    made = {
+        name_of_test("validation", lang, task.tested): evaluate(
+            run, trained, method.mode, below, "validation", lang=lang
+        )
+        for lang in task.langs
+    }
+    return {**run.translations, **made}
+
+
 def _estimate(cfg: schema.Config, scratch: Path, todo: set[str]) -> Estimate:
     """Estimate the cost of the artifacts `todo`; several devices divide the work."""
     quietly(cfg)
     from flare_exp.planning import estimates
 
-    # several devices divide the rows of a batch and the work
-    devices = cfg.trainer.devices
-    share = replace(cfg.data, batch_size=-(-cfg.data.batch_size // devices))
-    alone = replace(cfg, data=share, trainer=replace(cfg.trainer, devices=1, strategy=None))
+    # several devices divide the rows of a batch and the work: one has all rows in more steps
+    count, limit = _processes(cfg), cfg.trainer.limit_train_batches
+    single: dict[str, Any] = {"devices": 1, "nodes": 1, "strategy": None}
+    trainer = replace(cfg.trainer, **single, limit_train_batches=limit and limit * count)
+    share = replace(cfg.data, batch_size=-(-cfg.data.batch_size // count))
+    alone = replace(cfg, data=share, trainer=trainer)
     found = estimates.estimate(alone, scratch, todo)
+    if cfg.trainer.strategy == "fsdp":
+        found.notes.append(
+            "memory: with trainer.strategy=fsdp it is an upper bound, as if each device had all "
+            "weights and moments."
+        )
     together = {*COLUMNS["finetune"], *COLUMNS["transfer"], *COLUMNS["test"]}
     found.seconds = {
-        name: taken / devices if stage_of(name) in together else taken
+        name: taken / count if stage_of(name) in together else taken
         for name, taken in found.seconds.items()
     }
     return found
+
+
+def _processes(cfg: schema.Config) -> int:
+    """Return the number of devices of a run, on all of its machines."""
+    return cfg.trainer.devices * cfg.trainer.nodes

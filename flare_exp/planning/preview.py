@@ -15,11 +15,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from flare_exp.artifacts import Artifact
+from flare_exp.artifacts import Artifact, digest_of
 from flare_exp.config.methods import modes_of
 from flare_exp.config.schema import Config
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.pairing_mode import PairingMode
+from flare_exp.data.unlabeled import UNLABELED
+from flare_exp.errors import UserError
 from flare_exp.experiment.building import ModelBuilder
 from flare_exp.experiment.checkpoints import make_translator, prepare_backbone, pretraining
 from flare_exp.experiment.context import (
@@ -29,10 +31,10 @@ from flare_exp.experiment.context import (
     task_type_of,
 )
 from flare_exp.experiment.pipeline import load_task, pinned_systems, with_system
-from flare_exp.experiment.stages.translation import translate
+from flare_exp.experiment.stages.translation import noise_of, translate
 from flare_exp.models import families
 from flare_exp.planning import read_only
-from flare_exp.planning.assumed_data import FEW, with_assumed_rows, with_sizes
+from flare_exp.planning.assumed_data import FEW, Sampled, with_assumed_rows, with_sizes
 from flare_exp.planning.lengths import counting_preprocessor
 from flare_exp.planning.read_only import ArtifactMissing, PreviewMT, ReadOnlyStore
 from flare_exp.planning.shapes import ShapeBuilder, is_sketch, sketched
@@ -73,18 +75,33 @@ class DryRun:
             asked.append(self.mt)
         return {name: mt for name, mt in self.models.items() if mt in asked}
 
-    def parts(self, data: PairedDataModule) -> dict[str, float]:
-        """Return role -> how many of the benchmark's rows each row of its data stands for.
+    def weights(self, data: PairedDataModule, role: str) -> list[float]:
+        """Return how many of the benchmark's rows each row of a role stands for.
 
-        A test is of one language.
+        A test is of one language. Texts without a label are not the benchmark's, and all there.
         """
-        task = self.run.task
-        roles = (*task.training_roles, "test")
-        if not task.assumed:  # type: ignore[attr-defined]
-            return dict.fromkeys(roles, 1.0)
-        langs = {"test": data.langs[0]} if data.mode is not PairingMode.ENGLISH else {}
-        rows = {role: task.load(langs.get(role, task.english), role) for role in roles}
-        return {role: getattr(found, "times", 1.0) for role, found in rows.items()}
+        task, dataset = self.run.task, data.dataset(role)
+        english = role != "test" or data.mode is PairingMode.ENGLISH
+        rows = task.load(task.english if english else data.langs[0], role)
+        times = getattr(rows, "times", 1.0)
+        pairs = [dataset.pairs[number] for number in dataset.examples]
+        return [1.0 if pair.target.key.startswith(f"{UNLABELED}/") else times for pair in pairs]
+
+
+def is_counted(cfg: Config) -> bool:
+    """Return True if a run is counted from shapes: a model, or a checkpoint's data, is not here.
+
+    Raises:
+        UserError: an embedded model has no data, on which alone it can be probed.
+    """
+    assumed = _task_of(cfg).assumed  # type: ignore[attr-defined]
+    if assumed and cfg.model.path is None:
+        raise UserError(
+            f"task={cfg.task.name}: the data are not here, and an embedded model "
+            f"(model={cfg.model.name}) is planned with real texts; give task.data_dir, or a model "
+            "that is not embedded"
+        )
+    return bool(assumed) or is_sketch(cfg)
 
 
 def preview(cfg: Config, scratch: Path) -> DryRun:
@@ -94,10 +111,8 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
         UserError: where a run would raise it, but not for what could be downloaded.
     """
     store = ReadOnlyStore(cfg.cache_dir, scratch, cfg.mt.translates)
-    task = _task(
-        json.dumps(asdict(replace(cfg.task, lang="", unseen=[]))), max(FEW, cfg.data.batch_size)
-    )
-    shapes_only = is_sketch(cfg) or bool(task.assumed and cfg.model.path)  # type: ignore[attr-defined]
+    task = _task_of(cfg)
+    shapes_only = is_counted(cfg)
     backbone = sketched(cfg, scratch) if shapes_only else _prepared(cfg, store, scratch)
     family = families.family_of(str(backbone.path), cfg.model.revision)
     task_type, mt = task_type_of(cfg, task, family), PreviewMT(cfg, store)
@@ -106,13 +121,18 @@ def preview(cfg: Config, scratch: Path) -> DryRun:
 
     def translate_or_note(run: RunContext, examples: Sequence[Example], lang: str) -> list[Example]:
         try:
-            return translate(run, examples, lang)
+            made = translate(run, examples, lang)
+            if not isinstance(examples, Sampled):
+                return made
+            by = digest_of(run.translator.identity(examples, lang))
         except ArtifactMissing as missing:
-            digest = missing.artifact.digest
-            run.translations[digest] = missing.artifact
-            untranslated[digest] = run, examples, getattr(examples, "times", 1.0)
-            # a model of the texts themselves would have another key
-            return [replace(e, id=f"{e.id} by {digest}") for e in examples]
+            made, by = [*examples], missing.artifact.digest
+            run.translations[by] = missing.artifact
+            untranslated[by] = run, examples, getattr(examples, "times", 1.0)
+        # a model of the texts themselves, or of rows without text, would have another key
+        noise = noise_of(run, examples, lang)
+        by += f" with {digest_of(noise)}" if noise else ""
+        return [replace(e, id=f"{e.id} by {by}") for e in made]
 
     run = RunContext(
         cfg,
@@ -148,6 +168,12 @@ def _prepared(cfg: Config, store: ReadOnlyStore, scratch: Path) -> Artifact:
 
     folder = scratch / "backbone" / backbone.digest
     return replace(backbone, path=read_only.first_step(folder, pretrain, pretraining(cfg)))
+
+
+def _task_of(cfg: Config) -> Task:
+    """Read the benchmark of a configuration, whatever its languages."""
+    section = asdict(replace(cfg.task, lang="", unseen=[]))
+    return _task(json.dumps(section), max(FEW, cfg.data.batch_size))
 
 
 @functools.cache

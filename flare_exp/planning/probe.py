@@ -81,7 +81,7 @@ def _epoch(
     dry: DryRun, module: FusionModule, data: PairedDataModule, loaders: Mapping[str, Any]
 ) -> float:
     """Measure the seconds of an epoch of training, with its validation."""
-    clock, parts = _Clock(data.passes), dry.parts(data)
+    clock = _Clock(data.passes)
     make_trainer(
         dry.run,
         max_epochs=1,
@@ -91,10 +91,9 @@ def _epoch(
         accumulate_grad_batches=data.passes,
         gradient_clip_val=dry.run.cfg.trainer.gradient_clip_val,
     ).fit(module, loaders["train"], loaders.get("validation"))
-    rows = round(parts["train"] * len(data.dataset("train")))
-    epoch = steps_per_epoch(dry, rows) * clock.mean("train")
+    epoch = steps_per_epoch(dry, len(data.dataset("train"))) * clock.mean("train")
     if "validation" in loaders:
-        batches = parts["validation"] * len(batches_of(data, data.dataset("validation")))
+        batches = len(batches_of(data, data.dataset("validation")))
         epoch += batches * clock.mean("validation")
     return epoch
 
@@ -104,8 +103,7 @@ def _test(dry: DryRun, module: FusionModule, data: PairedDataModule, role: str) 
     clock = _Clock(data.passes)
     trainer = make_trainer(dry.run, callbacks=[clock], logger=False, enable_checkpointing=False)
     trainer.predict(module.eval(), _loader(data, role))
-    batches = dry.parts(data)[role] * len(batches_of(data, data.dataset(role)))
-    return batches * clock.mean("test")
+    return len(batches_of(data, data.dataset(role))) * clock.mean("test")
 
 
 def _loader(data: PairedDataModule, role: str, trains: bool = False) -> Any:

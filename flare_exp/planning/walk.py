@@ -9,18 +9,19 @@ from typing import Any
 from torch import nn
 
 from flare_exp.artifacts import Artifact
-from flare_exp.config.methods import METHODS, Method
+from flare_exp.config.methods import DISTIL, METHODS, Method
 from flare_exp.config.schema import StageConfig
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.dataset import PairedDataset
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.experiment.building import save_model
-from flare_exp.experiment.stages.finetune import untrained_english
+from flare_exp.experiment.stages.finetune import finetune, untrained_english
 from flare_exp.experiment.stages.transfer import untrained
 from flare_exp.experiment.tested import name_of_test, stage_of
 from flare_exp.flare.source_encoders import SourceEncoder
 from flare_exp.planning.preview import DryRun
 
+VALIDATION = "validation"  # predictions of it, which choose the weights of an ensemble
 LABELS = "labels"  # artifacts of the texts that the teachers of a distillation label
 
 
@@ -52,7 +53,7 @@ def iter_stage_models(
         assert model is not None
         read = {k: v for k, v in tests.items() if k in todo}
         yield "finetune", model, None, dry.run.data(PairingMode.ENGLISH), read
-    place = dry.store.scratch / "english" / dry.run.backbone.digest.replace("/", "--")
+    place = dry.store.scratch / "english" / finetune(dry.run).digest
     english = Artifact(place, "", "", {}, 0.0, False)
     if saves:
         assert model is not None
@@ -60,18 +61,27 @@ def iter_stage_models(
     del model
     for name in later:
         mode = method_of(dry, name).mode
-        data = dry.run.data(mode, distils=name != "transfer")
+        # the student reads the unlabeled texts, too
+        distils = name != "transfer" or dry.run.cfg.method.name == DISTIL
+        data = dry.run.data(mode, distils=distils)
         read = {k: v for k, v in adapted.items() if k in todo}
         yield name, *build(dry, name, english), data, read if name == "transfer" else {name: data}
 
 
 def _tests(dry: DryRun) -> dict[str, PairedDataModule]:
-    """Return artifact -> data, for the tests of the run's method in every language and pass."""
+    """Return artifact -> data, for the tests of the run's method in every language and pass.
+
+    A member of an ensemble predicts the validation data of each language that it trains on, too.
+    """
     cfg, passes = dry.run.cfg, {"test": True}
     if len(cfg.predict.sources) > 1:
         passes = {"test given": True, "test none": False}
     mode, tested = METHODS[cfg.method.name].mode, cfg.task.tested
-    return {
+    validations = {
+        name_of_test(VALIDATION, lang, tested): dry.run.data(mode, lang=lang)
+        for lang in cfg.task.langs
+    }
+    return validations | {
         name_of_test(name, lang, tested): dry.run.data(mode, sources, lang)
         for lang in tested
         for name, sources in passes.items()
@@ -88,7 +98,7 @@ def _save_english(dry: DryRun, model: nn.Module, place: Path) -> None:
 
 def role_of(artifact: str) -> str:
     """Return the role of the data that an artifact is predictions of."""
-    return "train" if stage_of(artifact) == LABELS else "test"
+    return {LABELS: "train", VALIDATION: "validation"}.get(stage_of(artifact), "test")
 
 
 def method_of(dry: DryRun, name: str) -> Method:

@@ -34,6 +34,11 @@ WRONG = [
     (["seed=x"], "seed=x: must be a whole number"),
     (["seed=99999999999"], "seed=99999999999: must be 4294967295 or less"),
     (["-m", "seed=glob(*)"], "glob(...) does not list its values in an order; write -m seed=a,b,c"),
+    (
+        ["-m", "hydra.launcher.partition=gpu,long"],
+        "all jobs have the same value of it; a text with commas is written "
+        "\"hydra.launcher.partition='gpu,long'\"",
+    ),
     (["fusion=glob(*)"], "glob(...) does not list its values in an order; write -m fusion=a,b,c\n"),
     (["transfer.lr=interval(1e-5,1e-3)"], "a,b,c, or transfer.lr=range(start,stop,step)"),
     (["-m", "seed=str(shuffle(0,1,2))"], "shuffle(...) does not list its values in an order"),

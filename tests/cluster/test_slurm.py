@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import SHARED
@@ -258,7 +259,7 @@ def test_jobs_are_noted_though_ctrl_c_comes_when_slurm_has_taken_them(tmp_path, 
         slurm.Job(job.config, tmp_path / str(n), [f"seed={n}"])
         for n, job in enumerate(jobs("seed=0,1", "trainer=cpu"))
     ]
-    assert slurm.submit(given, {"submitit_folder": str(tmp_path / "slurm")}) == "77"
+    assert slurm.submit(given, {"submitit_folder": str(tmp_path / "slurm")}) == ["77"]
     noted = [json.loads(line) for line in (tmp_path / slurm.SUBMITTED).read_text().splitlines()]
     assert noted == [["77_0", "0", ["seed=0"]], ["77_1", "1", ["seed=1"]]]
     with pytest.raises(signals.StopRequested, match="stopped by SIGINT"):
@@ -349,3 +350,36 @@ def test_without_slurm_there_is_one_message(tmp_path):
     assert done.returncode == 2
     assert 'SLURM does not take the jobs: Could not detect "srun"' in done.stderr
     assert run_state.read(tmp_path / "0").state == "missing"
+
+
+def test_a_large_grid_is_submitted_in_several_arrays(tmp_path, monkeypatch):
+    """As many jobs as SLURM takes in one (MaxArraySize)."""
+    sizes = []
+
+    class Executor:
+        def __init__(self, **_):
+            pass
+
+        def update_parameters(self, **_):
+            pass
+
+        def map_array(self, _, jobs):
+            sizes.append(len(jobs))
+            return [SimpleNamespace(job_id=f"{len(sizes)}_{n}") for n in range(len(jobs))]
+
+    monkeypatch.setattr("submitit.AutoExecutor", Executor)
+    monkeypatch.setattr(slurm, "LARGEST", 2)
+    given = [
+        slurm.Job(job.config, tmp_path / str(n), [f"seed={n}"])
+        for n, job in enumerate(jobs("seed=0,1,2,3,4", "trainer=cpu"))
+    ]
+    assert slurm.submit(given, {"submitit_folder": str(tmp_path)}) == ["1", "2", "3"]
+    assert sizes == [2, 2, 1]
+    noted = (tmp_path / slurm.SUBMITTED).read_text().splitlines()
+    assert [json.loads(line)[:2] for line in noted] == [
+        ["1_0", "0"],
+        ["1_1", "1"],
+        ["2_0", "2"],
+        ["2_1", "3"],
+        ["3_0", "4"],
+    ]

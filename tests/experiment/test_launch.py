@@ -1,13 +1,16 @@
 """Processes of a run: where rank 0 waits, and what is left when one fails."""
 
+import socket
 import subprocess
+import time
+from datetime import timedelta
 
 import pytest
 from torch import distributed as dist
 
 from flare_exp.config import validation
 from flare_exp.errors import UserError
-from flare_exp.experiment import launch
+from flare_exp.experiment import launch, runs
 
 
 def test_steps_of_one_allocation_meet_at_places_of_their_own(monkeypatch):
@@ -59,3 +62,33 @@ def test_a_job_that_failed_leaves_no_process_group_to_the_next(tmp_path):
     with pytest.raises(UserError, match="the cache is full"):
         fail()
     assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("files", "starts"),
+    [({}, True), ({"metrics.json", "provenance.json"}, False), ({"metrics.json"}, True)],
+    ids=["new", "finished", "damaged"],
+)
+def test_a_further_machine_has_no_part_in_a_finished_run(monkeypatch, tmp_path, files, starts):
+    """Rank 0 shows the result, and waits for nobody."""
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    started = []
+    monkeypatch.setattr(launch, "run_secondary_node", lambda *place: started.append(place))
+    words = ["trainer=ddp_cpu", "trainer.nodes=2", f"output_dir={tmp_path}"]
+    (job,), problems = validation.validate(words, multirun=False)
+    assert not problems
+    assert runs.run_if_secondary_node(job)
+    assert bool(started) == starts
+
+
+def test_a_process_waits_for_rank_0_as_long_as_all_others_do(monkeypatch):
+    monkeypatch.setattr(launch, "PATIENCE", timedelta(seconds=1))
+    with socket.socket() as unused:  # bound, and listening to nobody
+        unused.bind((launch.LOCALHOST, 0))
+        place = launch.WorkerSpec(1, 2, 1, launch.LOCALHOST, unused.getsockname()[1], "cpu")
+        started = time.monotonic()
+        with pytest.raises(dist.DistNetworkError):
+            place.connect()
+    assert time.monotonic() - started < 60, "torch's own limit is 300 s"

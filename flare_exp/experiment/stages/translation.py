@@ -37,16 +37,8 @@ def translate(run: RunContext, examples: Sequence[Example], lang: str) -> list[E
     artifact = keep(key, lambda: run.translator.flagged(examples, lang), identity)
     made = read_translation(artifact, examples)
     split, _, first = examples[0].id.rpartition("/")
-    trains = examples[0].lang == run.task.english or split.endswith("/unlabeled")
-    role = "train" if trains else "test"
-    if o.noise and o.noise_in in ("all", role):
-        errors = {
-            "of": artifact.digest,
-            "noise": o.noise,
-            "errors": o.errors,
-            "noise_seed": o.seed,
-            "spaced": is_spaced(lang),
-        }
+    if errors := noise_of(run, examples, lang):
+        errors = {"of": artifact.digest, **errors}
         noisy = corrupt_examples(made, lang, o.noise, o.errors, o.seed, run.task.context)
         key = {**errors, "code": code_of("noise", "translation")}
         artifact = keep(key, lambda: [(e, {}) for e in noisy], {**identity, **errors})
@@ -57,6 +49,16 @@ def translate(run: RunContext, examples: Sequence[Example], lang: str) -> list[E
         # another part of this split, as with task.validation_split='train[:400]'
         run.translations[f"translation of {split} from {first} {target}"] = artifact
     return made
+
+
+def noise_of(run: RunContext, examples: Sequence[Example], lang: str) -> dict[str, Any]:
+    """Return what the wrong words in a translation into `lang` depend on; empty: it has none."""
+    o, split = run.cfg.mt, examples[0].id.rpartition("/")[0]
+    trains = examples[0].lang == run.task.english or split.endswith("/unlabeled")
+    if not o.noise or o.noise_in not in ("all", "train" if trains else "test"):
+        return {}
+    errors = {"noise": o.noise, "errors": o.errors, "noise_seed": o.seed}
+    return {**errors, "spaced": is_spaced(lang)}
 
 
 def _kept(
