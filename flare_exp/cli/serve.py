@@ -32,6 +32,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flare_exp.cli.predict import Given
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
     from flare_exp.serving.batching import Batcher
     from flare_exp.serving.requests import Limits
+    from flare_exp.translation.machine import MachineTranslator
 
 LIMITS = ("max_body", "max_texts", "max_length", "max_seconds", "max_waiting")
 KEYS = ("run", "host", "port", "token", *LIMITS)
@@ -113,8 +115,7 @@ def main(arguments: Sequence[str]) -> int:
     with _bound(given) as address:
         run = flare_exp.load(given.run, *given.options)
         run.check_new_texts()
-        # what takes longer is translated for nobody, and others wait for it
-        run.run.cfg.mt.timeout = min(run.run.cfg.mt.timeout, limits.seconds)
+        _limit_translator(run.translator.machine, limits.seconds)
         app = make_app(run, limits, Access(token_of(given), LOCAL if _host(given) in LOCAL else ()))
         # a request is read and answered, each in that time
         grace = 2 * int(limits.seconds) + 10
@@ -135,6 +136,14 @@ def main(arguments: Sequence[str]) -> int:
     print(f"ended; {said}", flush=True)
     _end(app.state.batcher)
     return 0
+
+
+def _limit_translator(machine: MachineTranslator | None, seconds: float) -> None:
+    """End a program that translates for longer than a request waits: others wait for it."""
+    from flare_exp.translation.command import CommandEngine
+
+    if machine and isinstance(model := machine.model, CommandEngine):
+        machine.model = replace(model, timeout=min(model.timeout, seconds))
 
 
 async def _answer(app: FastAPI, server: uvicorn.Server, address: socket.socket) -> None:

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -21,6 +22,7 @@ from flare_exp.config import validation
 from flare_exp.errors import UserError
 from flare_exp.experiment.overriding import overridden
 from flare_exp.serving import prediction
+from flare_exp.translation.command import CommandEngine
 from flare_exp.utils.signals import StopRequested
 
 
@@ -131,6 +133,13 @@ def test_a_signal_while_a_model_is_built_is_one_line(monkeypatch, capsys):
     assert main(["predict", "run=r", "text=a"]) == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("flare_exp predict: stopped by SIGINT after 5 steps of pre-training;")
+
+
+def test_a_program_translates_no_longer_than_a_request_waits():
+    for own, expected in ((3600.0, 60), (5.0, 5.0)):
+        machine = SimpleNamespace(model=CommandEngine("cat {from} {to}", timeout=own))
+        serve._limit_translator(machine, 60)
+        assert machine.model.timeout == expected
 
 
 def test_a_port_that_another_server_takes_meanwhile_is_refused(capsys):

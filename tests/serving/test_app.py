@@ -36,7 +36,6 @@ class Upper:
     task = SimpleNamespace(name="letters", fields=("text",), labels=("A", "B"))
     run = SimpleNamespace(
         cfg=SimpleNamespace(
-            mt=SimpleNamespace(timeout=3600.0),
             data=SimpleNamespace(batch_size=4),
             task=SimpleNamespace(lang="far"),
             model=SimpleNamespace(name="m"),
@@ -278,6 +277,8 @@ class Stuck(Upper):
     def stream(self, texts, sources):
         while True:
             time.sleep(1)
+
+    translator = SimpleNamespace(machine=None)
 
     def check_new_texts(self):
         pass
