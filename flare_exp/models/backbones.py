@@ -195,12 +195,18 @@ def _pretrained(
     """Read the weights of a checkpoint; return the model and the names of what is not there.
 
     Raises:
-        UserError: the weights cannot be read.
+        UserError: the weights cannot be read, or are quantized: trained updates would be merged
+            into them and lost.
     """
     from safetensors import SafetensorError
 
     try:
         config = AutoConfig.from_pretrained(local(path), revision=revision)
+        if getattr(config, "quantization_config", None):
+            raise UserError(
+                f"model.path={path}: its weights are quantized already; give the checkpoint with "
+                "those that are not, for 4 bits with model.quantize=nf4"
+            )
         model, report = auto_class(task_type, config.is_encoder_decoder).from_pretrained(
             local(path), revision=revision, output_loading_info=True, **options
         )

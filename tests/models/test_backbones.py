@@ -85,6 +85,18 @@ def test_truncated_weights_missing_folder_and_unknown_family(tmp_path):
         families.family_of(str(tmp_path))
 
 
+def test_quantized_weights_are_refused(tmp_path):
+    """Those of the English LoRA would be merged into 4 bits."""
+    bert(BertForSequenceClassification, tmp_path)
+    config = tmp_path / "config.json"
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"quantization_config": settings})
+    )
+    with pytest.raises(UserError, match=r"quantized already; .* with model\.quantize=nf4"):
+        backbones.load(str(tmp_path), "label", num_labels=3)
+
+
 class Harmful:
     """An object whose unpickling would make a file."""
 
