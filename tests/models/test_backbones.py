@@ -39,6 +39,19 @@ def test_only_the_head_may_be_new_and_a_missing_pooler_joins_it(tmp_path):
     assert any("pooler" in n for n in trained)
 
 
+@pytest.mark.parametrize("task_type", ["label", "span"])
+def test_what_is_trained_in_full_is_not_quantized(task_type, tmp_path):
+    bert(BertForMaskedLM, tmp_path)
+    backbone = backbones.load(
+        str(tmp_path), task_type, num_labels=3, precision=backbones.Precision(quantize="nf4")
+    )
+    own = {n for n, p in backbone.model.named_parameters() if set(n.split(".")) & {*backbone.head}}
+    packed = {n for n, p in backbone.model.named_parameters() if not p.is_floating_point()}
+    assert own
+    assert packed
+    assert not own & packed
+
+
 def test_a_pretrained_pooler_stays_frozen(tmp_path):
     bert(BertForSequenceClassification, tmp_path)
     backbone = backbones.load(str(tmp_path), "label", num_labels=3)
