@@ -19,7 +19,7 @@ from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
 from flare_exp.experiment import pipeline
 from flare_exp.experiment.checksums import CHECKSUMS, damage, seal
-from flare_exp.experiment.context import RunContext
+from flare_exp.experiment.context import RunContext, family_of_model
 from flare_exp.experiment.loading import stored_config
 from flare_exp.experiment.runs import missing_folders, quiet, remove_empty
 from flare_exp.experiment.source_texts import source_texts
@@ -241,7 +241,8 @@ def reading_of(context: RunContext, base: Origin, translation: Origin) -> dict[s
     """Return what is needed to read texts as the run did."""
     cfg, task, mode = context.cfg, context.task, METHODS[context.cfg.method.name].mode
     own = context.joint_preprocessor if mode is PairingMode.JOINT else context.preprocessor
-    facts = context.reading
+    facts, family = context.reading, family_of_model(cfg)
+    unquantized = family.unquantized(context.task_type) if cfg.model.quantize else []
     return {
         "task": task.name,
         "fields": list(task.fields),
@@ -261,7 +262,7 @@ def reading_of(context: RunContext, base: Origin, translation: Origin) -> dict[s
         "padding_side": own.tokenizer.padding_side,
         "doc_stride": facts["doc_stride"],
         "attention": facts["attention"],
-        "weights": asdict(context.models.precision),
+        "weights": {**asdict(context.models.precision), "unquantized": unquantized},
         "base_model": {"name": base.name, "hub_id": base.hub_id, "commit": base.commit},
         "translation": {
             "name": translation.name,
