@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp import hub
-from flare_exp.config.methods import members_of
+from flare_exp.config.methods import answering
 from flare_exp.config.schema import Config, LoggerConfig
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
@@ -60,7 +60,7 @@ def origins(
     """
     read = str(facts.get("artefacts", {}).get("backbone", {}).get("digest", ""))
     # the translation model's name is enough, unless the model reads its encoder
-    needed = any(m.mode is PairingMode.LATENT for m in members_of(cfg.method).values())
+    needed = any(m.mode is PairingMode.LATENT for m in answering(cfg.method).values())
     found, problems = [], []
     for option, part, identity, given, required in (
         ("base", cfg.model, read, base, True),

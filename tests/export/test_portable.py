@@ -53,6 +53,8 @@ def test_a_folder_has_to_be_named(tmp_path):
     base, translation = portable.origins(cfg, traced(), *given)
     assert (base.hub_id, base.commit, base.given) == ("me/base", COMMIT, True)
     assert (translation.hub_id, translation.commit) == ("me/mt", OTHER)
+    student = config("method=distil", "method.of=[flare_mt]", "mt=toy_nllb", mt=tmp_path / "mt")
+    assert portable.origins(student, traced(), None, None)[1] == Origin("toy_nllb")
     cfg = config("mt=toy_nllb", mt=tmp_path / "mt")
     assert portable.origins(cfg, traced(), None, None) == (Origin("tiny"), Origin("toy_nllb"))
 
