@@ -21,6 +21,7 @@ CACHE = "${oc.env:FLARE_EXP_CACHE,${oc.env:HOME}/.cache/flare_exp}"
 # a folder as the hub's libraries lay out their cache
 SNAPSHOT = re.compile(r"models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})$")
 TEXTS = (".json", ".md", ".yaml")
+VOCABULARIES = ("tokenizer.json", "vocab.json")  # a word may look like a path, as "/tmp"
 
 
 @dataclass(frozen=True)
@@ -191,14 +192,19 @@ def places(cfg: Config, *folders: Path) -> set[str]:
     found = {path for path in given if path and hub.looks_local(path)}
     found |= {*map(str, folders), str(Path.cwd()), str(Path.home()), tempfile.gettempdir()}
     known = {form for path in found for form in (path, str(Path(path).expanduser().resolve()))}
-    return {path.rstrip("/") for path in known if path.startswith(("/", "~"))} - {""}
+    return {path for path in known if path.startswith(("/", "~"))}
 
 
 def leaks(folder: Path, paths: set[str]) -> Iterator[str]:
-    """Yield a message for each text file of a folder that has one of some paths in it."""
-    one = "|".join(re.escape(path) for path in sorted(paths))
-    path = re.compile(rf"(?<!\w)({one})(?![\w-])")
+    """Yield a message for each text file of a folder that has one of some paths in it.
+
+    The root is none: every text with a slash has it.
+    """
+    searched = sorted({path.rstrip("/") for path in paths} - {""})
+    if not searched:
+        return
+    path = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, searched))})(?![\w-])")
     for file in sorted(folder.rglob("*")):
-        if file.suffix in TEXTS and file.is_file():
+        if file.suffix in TEXTS and file.name not in VOCABULARIES and file.is_file():
             if found := path.search(file.read_text(errors="replace")):
                 yield f"{file.relative_to(folder)} has the path {found[0]} of this machine in it"

@@ -115,8 +115,10 @@ def test_a_translation_model_that_is_left_out_translates_no_new_text(tmp_path):
 def test_a_path_is_found_but_not_a_word_that_ends_like_one(tmp_path):
     (tmp_path / "a.md").write_text("see owner/home/me2 and x/home/me")
     (tmp_path / "b.json").write_text('{"at": "/home/me/data"}')
-    (line,) = portable.leaks(tmp_path, {"/home/me"})
+    (tmp_path / "tokenizer.json").write_text('{"vocab": {"/home/me": 7}}')
+    (line,) = portable.leaks(tmp_path, {"/home/me/", "/"})
     assert line == "b.json has the path /home/me of this machine in it"
+    assert list(portable.leaks(tmp_path, {"/"})) == []
 
 
 def test_the_texts_of_a_student_stay_here(tmp_path):
