@@ -241,8 +241,9 @@ def reading_of(context: RunContext, base: Origin, translation: Origin) -> dict[s
     """Return what is needed to read texts as the run did."""
     cfg, task, mode = context.cfg, context.task, METHODS[context.cfg.method.name].mode
     own = context.joint_preprocessor if mode is PairingMode.JOINT else context.preprocessor
-    facts, family = context.reading, family_of_model(cfg)
-    unquantized = family.unquantized(context.task_type) if cfg.model.quantize else []
+    facts, weights = context.reading, asdict(context.models.precision)
+    if cfg.model.quantize:
+        weights["unquantized"] = family_of_model(cfg).unquantized(context.task_type)
     return {
         "task": task.name,
         "fields": list(task.fields),
@@ -262,7 +263,7 @@ def reading_of(context: RunContext, base: Origin, translation: Origin) -> dict[s
         "padding_side": own.tokenizer.padding_side,
         "doc_stride": facts["doc_stride"],
         "attention": facts["attention"],
-        "weights": {**asdict(context.models.precision), "unquantized": unquantized},
+        "weights": weights,
         "base_model": {"name": base.name, "hub_id": base.hub_id, "commit": base.commit},
         "translation": {
             "name": translation.name,
