@@ -14,6 +14,7 @@ from flare_exp.config.methods import answering
 from flare_exp.config.schema import Config, LoggerConfig
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
+from flare_exp.experiment.loading import check_folder_is_here
 from flare_exp.utils.programs import program_of
 
 # the default of conf/config.yaml, resolved where the folder is loaded
@@ -87,8 +88,11 @@ def _origin(option: str, part: Any, identity: str, given: str | None) -> Origin:
         given: value of the option, or None.
 
     Raises:
-        UserError: the option has to be given, or is not wanted, or its commit is not known.
+        UserError: the option has to be given, or is not wanted, or its commit is not known, or the
+            folder is not here.
     """
+    if getattr(part, "kind", "model") == "model":
+        check_folder_is_here("mt" if option == "mt_base" else "model", part, identity)
     folder = part.path is not None and hub.looks_local(part.path)
     if given is not None and (not folder or getattr(part, "kind", "model") != "model"):
         read = part.name if part.path is None else part.path

@@ -65,6 +65,17 @@ def test_a_name_is_refused_where_the_run_read_no_folder(words):
         portable.origins(config(*words), traced(), "me/base", None)
 
 
+def test_a_folder_of_another_directory_is_no_hub_id():
+    """Nor where it would be left out: the translation model of other methods."""
+    cfg = config("mt=toy_nllb", model="my/base", mt="my/mt")
+    with pytest.raises(UserError, match=r"^model\.path=my/base: the run read this folder, and it"):
+        portable.origins(cfg, traced("0a1b"), None, None)
+    cfg = config("mt=toy_nllb", mt="my/mt")
+    assert portable.origins(cfg, traced(translation="0a1b"), None, None)[1] == Origin("toy_nllb")
+    exported = config("model.revision=" + COMMIT, model="my/base")
+    assert portable.origins(exported, traced("0a1b"), None, None)[0].hub_id == "my/base"
+
+
 def test_a_folder_of_the_hubs_cache_names_itself(tmp_path):
     folder = tmp_path / "models--me--base" / "snapshots" / COMMIT
     folder.mkdir(parents=True)
