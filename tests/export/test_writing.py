@@ -23,9 +23,10 @@ import flare_exp
 from flare_exp.cli.main import main
 from flare_exp.errors import UserError
 from flare_exp.experiment.loading import stored_config
+from flare_exp.export import writing
 from flare_exp.export.loading_code import code_of_lora
 from flare_exp.export.portable import Origin
-from flare_exp.export.writing import check_has_model, unexported
+from flare_exp.export.writing import check_has_model, compared, unexported
 from flare_exp.report.runs import read as read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]  # they share its cache
@@ -226,6 +227,17 @@ def test_the_code_for_4_bits_leaves_the_head_as_it_is():
     weights |= {"compute_dtype": "bfloat16", "unquantized": ["classifier", "lm_head"]}
     code = code_of_lora(reading("label", weights=weights), "SEQ_CLS", ORIGIN)
     assert "llm_int8_skip_modules=['classifier', 'lm_head'])" in "\n".join(code)
+
+
+def test_a_repository_with_other_weights_is_refused(tmp_path, monkeypatch):
+    """Of the translation model, too."""
+    part, given = SimpleNamespace(path=tmp_path), replace(ORIGIN, given=True)
+    monkeypatch.setattr(writing, "other_weights", lambda *_: ["model.safetensors"])
+    with pytest.raises(UserError, match=r"mt_base=me/base: model\.safetensors of .* is not in it"):
+        compared("mt_base", part, given)
+    assert compared("mt_base", part, ORIGIN) == []
+    monkeypatch.setattr(writing, "other_weights", lambda *_: None)
+    assert "mt_base=me/base: not compared" in compared("mt_base", part, given)[0]
 
 
 def test_the_model_card_is_what_the_hub_reads(runs, exported):
