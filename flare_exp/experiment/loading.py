@@ -27,7 +27,7 @@ from flare_exp.experiment.predictor import Predictor
 from flare_exp.experiment.results import place_of
 from flare_exp.experiment.runs import quiet
 from flare_exp.experiment.stages.testing import trained_model
-from flare_exp.hub import is_commit
+from flare_exp.hub import is_commit, looks_local
 
 
 def load(folder: str | Path, *options: str) -> LoadedRun:
@@ -49,6 +49,9 @@ def load(folder: str | Path, *options: str) -> LoadedRun:
     folder = Path(folder).expanduser()
     stored = finished_config(folder)
     given = _as_read(overridden(stored, options), stored, folder)
+    read = _noted(folder).get("artefacts", {}).get("backbone", {}).get("digest", "")
+    if given.model.path == stored.model.path:
+        check_folder_is_here("model", given.model, read)
     _check_alone(folder, given)
     _check_weights(folder, given)
     quiet(given)
@@ -86,6 +89,29 @@ def _noted(folder: Path) -> dict[str, Any]:
     """Return the provenance of a run; empty: the folder has none."""
     facts = folder / "provenance.json"
     return json.loads(facts.read_text()) if facts.is_file() else {}
+
+
+def check_folder_is_here(name: str, part: Any, identity: str) -> None:
+    """Check that the folder of a checkpoint does not pass for a hub id where it is not.
+
+    The relative path owner/name is a folder only in the directory where the run was started.
+
+    Args:
+        name: name of the section, `model` or `mt`.
+        part: that section of the run's configuration.
+        identity: identity of the checkpoint as the run has recorded it; that of a folder has no @.
+            Exported runs have it, too, beside the commit of the hub id.
+
+    Raises:
+        UserError: it is not here.
+    """
+    if part.path is None or looks_local(part.path) or is_commit(part.revision):
+        return
+    if identity and "@" not in identity:
+        raise UserError(
+            f"{name}.path={part.path}: the run read this folder, and it is not in {Path.cwd()}; "
+            "start the command in the directory where the run was started"
+        )
 
 
 def _check_backbone(folder: Path, run: RunContext) -> None:

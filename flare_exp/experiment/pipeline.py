@@ -293,20 +293,16 @@ def resolve_hardware(cfg: Config) -> Config:
     """Resolve what depends on the machine: device and precision.
 
     Raises:
-        UserError: more GPUs are asked for than there are, or bitsandbytes and it does not load.
+        UserError: more GPUs are asked for than there are, or 4-bit weights and bitsandbytes does
+            not load.
     """
     if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError(
             "trainer.accelerator=gpu: torch sees no GPU here; choose trainer=cpu or trainer=auto, "
             "or for a finished run trainer.accelerator=cpu"
         )
-    if cfg.model.quantize or cfg.optim._target_.startswith("bitsandbytes."):
-        if problem := quantization_problem():
-            fix = "model.quantize=null optim._target_=torch.optim.AdamW"
-            raise UserError(
-                f"bitsandbytes cannot be used here ({problem}); mend its installation, or "
-                f"choose {fix}"
-            )
+    if cfg.model.quantize:
+        _check_bitsandbytes()
     on_gpu = cfg.trainer.accelerator != "cpu" and torch.cuda.is_available()
     if on_gpu and (there := torch.cuda.device_count()) < cfg.trainer.devices:
         raise UserError(
@@ -321,9 +317,12 @@ def hardware_of_training(cfg: Config) -> Config:
     """Resolve what depends on the machine, for a run that trains.
 
     Raises:
-        UserError: as `resolve_hardware`, or the device has no such precision. Lightning would
-            replace it, and the key of what is trained would name another one.
+        UserError: as `resolve_hardware`, or the optimizer's bitsandbytes does not load, or the
+            device has no such precision. Lightning would replace it, and the key of what is
+            trained would name another one.
     """
+    if cfg.optim._target_.startswith("bitsandbytes."):
+        _check_bitsandbytes()
     cfg = resolve_hardware(cfg)
     if cfg.trainer.accelerator == "cpu" and cfg.trainer.precision == "16-mixed":
         raise UserError(
@@ -331,6 +330,14 @@ def hardware_of_training(cfg: Config) -> Config:
             "trainer.precision=bf16-mixed"
         )
     return cfg
+
+
+def _check_bitsandbytes() -> None:
+    if problem := quantization_problem():
+        raise UserError(
+            f"bitsandbytes cannot be used here ({problem}); mend its installation, or "
+            "choose model.quantize=null optim._target_=torch.optim.AdamW"
+        )
 
 
 def with_device_defaults(cfg: Config, on_gpu: bool) -> Config:

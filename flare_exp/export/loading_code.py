@@ -82,6 +82,7 @@ def _model_options(reading: Mapping[str, Any]) -> list[str]:
         settings = "load_in_4bit=True, bnb_4bit_quant_type=" + repr(weights["quantize"])
         settings += f", bnb_4bit_use_double_quant={weights['double_quant']}"
         settings += f", bnb_4bit_compute_dtype=torch.{weights['compute_dtype']}"
+        settings += f", llm_int8_skip_modules={weights['unquantized']}"
         options.append(f"quantization_config=BitsAndBytesConfig({settings})")
     options.append(f"dtype=torch.{weights['dtype']}")
     return [*options, f"attn_implementation={reading['attention']!r}"]
@@ -91,14 +92,17 @@ def _prediction(reading: Mapping[str, Any], task_type: str) -> list[str]:
     """Return the lines that read one example and print its answer."""
     named = {name: f"a {name}" for name in reading["fields"]}
     texts = ", ".join(f'["{named[name]}"]' for name in reading["order"])
-    padding = "padding=True, "
-    if reading["prompt"]:
-        padding = ""  # decoders may have no padding token
-        texts = f"[{reading['prompt'].format(**named)!r}]"
     cut = "'only_second'" if task_type == "QUESTION_ANS" else "True"
-    lines = [
-        f"inputs = tokenizer({texts}, truncation={cut}, max_length={reading['max_length']}, "
-        f'{padding}return_tensors="pt")',
+    options = f"truncation={cut}, max_length={reading['max_length']}, padding=True, "
+    lines = []
+    if reading["prompt"]:
+        options = ""  # decoders may have no padding token
+        texts = f"[{reading['prompt'].format(**named)!r}]"
+        lines = [f"# the prompt has to fit in {reading['max_length']} tokens: cut the text in it"]
+    elif reading["doc_stride"] is not None:
+        lines = ["# what fits of the context alone; the run reads a long one in several windows"]
+    lines += [
+        f'inputs = tokenizer({texts}, {options}return_tensors="pt").to(model.device)',
         "with torch.no_grad():",
     ]
     if task_type == "SEQ_CLS":
@@ -111,7 +115,10 @@ def _prediction(reading: Mapping[str, Any], task_type: str) -> list[str]:
         return [
             *lines,
             "    output = model(**inputs)",
-            "first, last = output.start_logits.argmax(-1), output.end_logits.argmax(-1)",
+            "in_context = torch.tensor([part == 1 for part in inputs.sequence_ids(0)])",
+            "starts, ends = output.start_logits[0].cpu(), output.end_logits[0].cpu()",
+            "first = starts.where(in_context, -torch.inf).argmax()",
+            "last = first + ends.where(in_context, -torch.inf)[first:].argmax()",
             "print(tokenizer.decode(inputs.input_ids[0, first : last + 1]))",
         ]
     start = "inputs.input_ids.shape[1] :" if task_type == "CAUSAL_LM" else ":"

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from flare_exp import hub
-from flare_exp.config.methods import members_of
+from flare_exp.config.methods import answering
 from flare_exp.config.schema import Config, LoggerConfig
 from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
+from flare_exp.experiment.loading import check_folder_is_here
 from flare_exp.utils.programs import program_of
 
 # the default of conf/config.yaml, resolved where the folder is loaded
@@ -21,6 +22,7 @@ CACHE = "${oc.env:FLARE_EXP_CACHE,${oc.env:HOME}/.cache/flare_exp}"
 # a folder as the hub's libraries lay out their cache
 SNAPSHOT = re.compile(r"models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})$")
 TEXTS = (".json", ".md", ".yaml")
+VOCABULARIES = ("tokenizer.json", "vocab.json")  # a word may look like a path, as "/tmp"
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def origins(
     """
     read = str(facts.get("artefacts", {}).get("backbone", {}).get("digest", ""))
     # the translation model's name is enough, unless the model reads its encoder
-    needed = any(m.mode is PairingMode.LATENT for m in members_of(cfg.method).values())
+    needed = any(m.mode is PairingMode.LATENT for m in answering(cfg.method).values())
     found, problems = [], []
     for option, part, identity, given, required in (
         ("base", cfg.model, read, base, True),
@@ -86,8 +88,11 @@ def _origin(option: str, part: Any, identity: str, given: str | None) -> Origin:
         given: value of the option, or None.
 
     Raises:
-        UserError: the option has to be given, or is not wanted, or its commit is not known.
+        UserError: the option has to be given, or is not wanted, or its commit is not known, or the
+            folder is not here.
     """
+    if getattr(part, "kind", "model") == "model":
+        check_folder_is_here("mt" if option == "mt_base" else "model", part, identity)
     folder = part.path is not None and hub.looks_local(part.path)
     if given is not None and (not folder or getattr(part, "kind", "model") != "model"):
         read = part.name if part.path is None else part.path
@@ -191,14 +196,19 @@ def places(cfg: Config, *folders: Path) -> set[str]:
     found = {path for path in given if path and hub.looks_local(path)}
     found |= {*map(str, folders), str(Path.cwd()), str(Path.home()), tempfile.gettempdir()}
     known = {form for path in found for form in (path, str(Path(path).expanduser().resolve()))}
-    return {path.rstrip("/") for path in known if path.startswith(("/", "~"))} - {""}
+    return {path for path in known if path.startswith(("/", "~"))}
 
 
 def leaks(folder: Path, paths: set[str]) -> Iterator[str]:
-    """Yield a message for each text file of a folder that has one of some paths in it."""
-    one = "|".join(re.escape(path) for path in sorted(paths))
-    path = re.compile(rf"(?<!\w)({one})(?![\w-])")
+    """Yield a message for each text file of a folder that has one of some paths in it.
+
+    The root is none: every text with a slash has it.
+    """
+    searched = sorted({path.rstrip("/") for path in paths} - {""})
+    if not searched:
+        return
+    path = re.compile(rf"(?<!\w)({'|'.join(map(re.escape, searched))})(?![\w-])")
     for file in sorted(folder.rglob("*")):
-        if file.suffix in TEXTS and file.is_file():
+        if file.suffix in TEXTS and file.name not in VOCABULARIES and file.is_file():
             if found := path.search(file.read_text(errors="replace")):
                 yield f"{file.relative_to(folder)} has the path {found[0]} of this machine in it"

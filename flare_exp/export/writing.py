@@ -19,7 +19,7 @@ from flare_exp.data.pairing_mode import PairingMode
 from flare_exp.errors import UserError
 from flare_exp.experiment import pipeline
 from flare_exp.experiment.checksums import CHECKSUMS, damage, seal
-from flare_exp.experiment.context import RunContext
+from flare_exp.experiment.context import RunContext, family_of_model
 from flare_exp.experiment.loading import stored_config
 from flare_exp.experiment.runs import missing_folders, quiet, remove_empty
 from flare_exp.experiment.source_texts import source_texts
@@ -80,7 +80,7 @@ def export(request: Request) -> list[str]:
     quiet(replace(given, offline=False))  # what the run was allowed to ask is no matter here
     check_has_model(run, request.format)
     base, translation = origins(given, run.provenance, request.base, request.mt_base)
-    notes = compared(given, base)
+    notes = [*compared("base", given.model, base), *compared("mt_base", given.mt, translation)]
     shared = portable(given, base, translation)
     context = pipeline.context_of(replace(given, trainer=shared.trainer), run.folder)
     write = write_lora if request.format == "lora" else write_run
@@ -214,8 +214,13 @@ def adapters_of(folder: Path) -> list[Path]:
     return [place for place in places if (place / "adapter_config.json").is_file()]
 
 
-def compared(cfg: Config, base: Origin) -> list[str]:
+def compared(option: str, part: Any, origin: Origin) -> list[str]:
     """Compare the weights that a run read with those under a hub id that the user gave.
+
+    Args:
+        option: name of the option that gave the hub id.
+        part: the section `model` or `mt` of the configuration.
+        origin: what was given, or found without.
 
     Returns:
         a note if they could not be compared.
@@ -223,15 +228,15 @@ def compared(cfg: Config, base: Origin) -> list[str]:
     Raises:
         UserError: they differ.
     """
-    if not base.given:
+    if not origin.given:
         return []
-    folder = Path(str(cfg.model.path)).expanduser()
-    other = other_weights(folder, base)
+    folder, named = Path(str(part.path)).expanduser(), f"{option}={origin.hub_id}"
+    other = other_weights(folder, origin)
     if other is None:
-        return [f"base={base.hub_id}: not compared with {folder}, because the hub does not answer"]
+        return [f"{named}: not compared with {folder}, because the hub does not answer"]
     if other:
         raise UserError(
-            f"base={base.hub_id}: {other[0]} of {folder} is not in it at commit {base.commit}; "
+            f"{named}: {other[0]} of {folder} is not in it at commit {origin.commit}; "
             "name the repository that the folder was fetched from"
         )
     return []
@@ -241,7 +246,9 @@ def reading_of(context: RunContext, base: Origin, translation: Origin) -> dict[s
     """Return what is needed to read texts as the run did."""
     cfg, task, mode = context.cfg, context.task, METHODS[context.cfg.method.name].mode
     own = context.joint_preprocessor if mode is PairingMode.JOINT else context.preprocessor
-    facts = context.reading
+    facts, weights = context.reading, asdict(context.models.precision)
+    if cfg.model.quantize:
+        weights["unquantized"] = family_of_model(cfg).unquantized(context.task_type)
     return {
         "task": task.name,
         "fields": list(task.fields),
@@ -261,7 +268,7 @@ def reading_of(context: RunContext, base: Origin, translation: Origin) -> dict[s
         "padding_side": own.tokenizer.padding_side,
         "doc_stride": facts["doc_stride"],
         "attention": facts["attention"],
-        "weights": asdict(context.models.precision),
+        "weights": weights,
         "base_model": {"name": base.name, "hub_id": base.hub_id, "commit": base.commit},
         "translation": {
             "name": translation.name,

@@ -29,7 +29,9 @@ class SourceEncoder:
     """
 
     def __init__(self, model: nn.Module):
-        self.states, self.stacks = source_states(model)
+        name, self.states = source_states(model)
+        self.config: Any = model.peft_config[name]  # type: ignore[index, union-attr]
+        self.stacks = list(self.config.stacks)
         self.model, self.reader = model, model  # `reader` reads a source's text
 
     reader: nn.Module
@@ -192,7 +194,7 @@ class MixupSourceEncoder(BackboneSourceEncoder):
 
     def __init__(self, model: nn.Module):
         super().__init__(model)
-        self.classifies = model.peft_config["default"].task_type == TaskType.SEQ_CLS  # type: ignore[index, union-attr]
+        self.classifies = self.config.task_type == TaskType.SEQ_CLS
         if self.classifies:
             self.backbone = model.get_base_model()  # type: ignore[operator]
 
@@ -262,8 +264,8 @@ class MTSourceEncoder(SourceEncoder):
         return narrowed(output.last_hidden_state)[:, :, None]
 
 
-def source_states(model: Any) -> tuple[SourceStates, list[str]]:
-    """Return the `SourceStates` of a PEFT model's fusion adapter and the names of fusing stacks.
+def source_states(model: Any) -> tuple[str, SourceStates]:
+    """Return the name of a PEFT model's fusion adapter and its `SourceStates`.
 
     Raises:
         ValueError: no adapter, or more than one, fuses.
@@ -274,8 +276,8 @@ def source_states(model: Any) -> tuple[SourceStates, list[str]]:
             f"one adapter with a fusion is needed; of {', '.join(model.peft_config)} there are "
             f"{len(found)}"
         )
-    ((name, states),) = found.items()
-    return states, list(model.peft_config[name].stacks)
+    (own,) = found.items()
+    return own
 
 
 def source_map(model: Any) -> nn.Linear:

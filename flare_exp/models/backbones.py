@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,7 +177,7 @@ def load(
         attn_implementation=attention or family.attention[0],
         dtype=getattr(torch, precision.dtype),
         **options,
-        **_quantization(precision, family.heads[task_type], device),
+        **_quantization(precision, family.unquantized(task_type), device),
     )
     head = _head(path, family, task_type, missing)
     check_finite(model.named_parameters(), f"model.path={path}")
@@ -195,12 +195,18 @@ def _pretrained(
     """Read the weights of a checkpoint; return the model and the names of what is not there.
 
     Raises:
-        UserError: the weights cannot be read.
+        UserError: the weights cannot be read, or are quantized: trained updates would be merged
+            into them and lost.
     """
     from safetensors import SafetensorError
 
     try:
         config = AutoConfig.from_pretrained(local(path), revision=revision)
+        if getattr(config, "quantization_config", None):
+            raise UserError(
+                f"model.path={path}: its weights are quantized already; give the checkpoint with "
+                "those that are not, for 4 bits with model.quantize=nf4"
+            )
         model, report = auto_class(task_type, config.is_encoder_decoder).from_pretrained(
             local(path), revision=revision, output_loading_info=True, **options
         )
@@ -290,7 +296,7 @@ def auto_class(task_type: str, encoder_decoder: bool) -> Any:
     }[task_type]
 
 
-def _quantization(precision: Precision, head: Sequence[str], device: str) -> dict[str, Any]:
+def _quantization(precision: Precision, unquantized: list[str], device: str) -> dict[str, Any]:
     if precision.quantize is None:
         return {}
     settings = BitsAndBytesConfig(
@@ -298,7 +304,7 @@ def _quantization(precision: Precision, head: Sequence[str], device: str) -> dic
         bnb_4bit_quant_type=precision.quantize,
         bnb_4bit_use_double_quant=precision.double_quant,
         bnb_4bit_compute_dtype=getattr(torch, precision.compute_dtype),
-        llm_int8_skip_modules=[*head, "lm_head"],
+        llm_int8_skip_modules=unquantized,
     )
     return {"quantization_config": settings, "device_map": {"": device}}
 

@@ -53,6 +53,14 @@ class Family:
         """Return the names of the projections that fuse: query and value."""
         return self.query, self.value
 
+    def unquantized(self, task_type: str) -> list[str]:
+        """Return patterns of the modules that stay as they are beside 4-bit weights.
+
+        They may be trained in full. The patterns are those of transformers' `BitsAndBytesConfig`.
+        """
+        new = self.new if task_type == "label" else ()
+        return [*self.heads[task_type], *(rf".*\.{part}" for part in new), "lm_head"]
+
 
 def _encoder(**options) -> Family:
     """Build the row of a descendant of BERT."""

@@ -21,7 +21,7 @@ from flare_exp.data import (
 from flare_exp.errors import UserError
 from flare_exp.tasks import NusaX, TyDiQA
 from flare_exp.tasks.examples import Answer, Example
-from flare_exp.toy.tokenizers import train_tokenizer
+from flare_exp.toy.tokenizers import t5_tokenizer, train_tokenizer
 from flare_exp.toy.world import World
 from flare_exp.training.generation import AnswerDecoding, GenerationModule
 from flare_exp.training.heads import ClassificationModule, SpanModule
@@ -267,6 +267,20 @@ def test_long_texts_are_cut_on_the_side_that_the_tokenizer_says(side):
     )
     said = tokenizer.decode(item["inputs"]["input_ids"], skip_special_tokens=True)
     assert said == ("soup was good and" if side == "right" else "was good and bad")
+
+
+def test_a_text_that_spells_the_end_token_is_read_by_mt5s_head():
+    tokenizer = t5_tokenizer([" ".join(WORDS)] * 5, 100)
+    made = classification.ClassificationPreprocessor(NusaX(), tokenizer, 20)
+    texts = ("the soup was good", "the soup</s> was </s>good")
+    items = made.encode(
+        [Example(f"nusax/eng/train/{i}", "0", (t,), 0) for i, t in enumerate(texts)]
+    )
+    assert items[1]["inputs"] == items[0]["inputs"]
+    model = random_backbone(("mt5", "label")).model
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.eos_token_id = tokenizer.eos_token_id
+    assert model(**made.collate(items)["target"]).logits.shape == (2, 3)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

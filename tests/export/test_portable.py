@@ -53,6 +53,8 @@ def test_a_folder_has_to_be_named(tmp_path):
     base, translation = portable.origins(cfg, traced(), *given)
     assert (base.hub_id, base.commit, base.given) == ("me/base", COMMIT, True)
     assert (translation.hub_id, translation.commit) == ("me/mt", OTHER)
+    student = config("method=distil", "method.of=[flare_mt]", "mt=toy_nllb", mt=tmp_path / "mt")
+    assert portable.origins(student, traced(), None, None)[1] == Origin("toy_nllb")
     cfg = config("mt=toy_nllb", mt=tmp_path / "mt")
     assert portable.origins(cfg, traced(), None, None) == (Origin("tiny"), Origin("toy_nllb"))
 
@@ -61,6 +63,17 @@ def test_a_folder_has_to_be_named(tmp_path):
 def test_a_name_is_refused_where_the_run_read_no_folder(words):
     with pytest.raises(UserError, match=r"base=me/base: the run read \S+, and no folder"):
         portable.origins(config(*words), traced(), "me/base", None)
+
+
+def test_a_folder_of_another_directory_is_no_hub_id():
+    """Nor where it would be left out: the translation model of other methods."""
+    cfg = config("mt=toy_nllb", model="my/base", mt="my/mt")
+    with pytest.raises(UserError, match=r"^model\.path=my/base: the run read this folder, and it"):
+        portable.origins(cfg, traced("0a1b"), None, None)
+    cfg = config("mt=toy_nllb", mt="my/mt")
+    assert portable.origins(cfg, traced(translation="0a1b"), None, None)[1] == Origin("toy_nllb")
+    exported = config("model.revision=" + COMMIT, model="my/base")
+    assert portable.origins(exported, traced("0a1b"), None, None)[0].hub_id == "my/base"
 
 
 def test_a_folder_of_the_hubs_cache_names_itself(tmp_path):
@@ -113,8 +126,10 @@ def test_a_translation_model_that_is_left_out_translates_no_new_text(tmp_path):
 def test_a_path_is_found_but_not_a_word_that_ends_like_one(tmp_path):
     (tmp_path / "a.md").write_text("see owner/home/me2 and x/home/me")
     (tmp_path / "b.json").write_text('{"at": "/home/me/data"}')
-    (line,) = portable.leaks(tmp_path, {"/home/me"})
+    (tmp_path / "tokenizer.json").write_text('{"vocab": {"/home/me": 7}}')
+    (line,) = portable.leaks(tmp_path, {"/home/me/", "/"})
     assert line == "b.json has the path /home/me of this machine in it"
+    assert list(portable.leaks(tmp_path, {"/"})) == []
 
 
 def test_the_texts_of_a_student_stay_here(tmp_path):

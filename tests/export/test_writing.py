@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -16,15 +17,16 @@ from run_folders import finished, predicted, traced
 from runs import launch
 from safetensors.torch import load_file
 from small_checkpoints import COMMIT, put, tiny_checkpoint
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import flare_exp
 from flare_exp.cli.main import main
 from flare_exp.errors import UserError
 from flare_exp.experiment.loading import stored_config
+from flare_exp.export import writing
 from flare_exp.export.loading_code import code_of_lora
 from flare_exp.export.portable import Origin
-from flare_exp.export.writing import check_has_model, unexported
+from flare_exp.export.writing import check_has_model, compared, unexported
 from flare_exp.report.runs import read as read_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("pipeline")]  # they share its cache
@@ -151,19 +153,91 @@ def test_a_plain_lora_has_both_updates_and_the_base_where_nobody_has_it(exported
     assert of("plain_hub") == (["LORA", 16, "me/tiny", COMMIT], False)
 
 
-def test_a_prompt_is_read_by_a_tokenizer_without_a_padding_token():
-    """Those of Llama on the hub have none."""
-    words = Tokenizer(models.WordLevel({"?": 0, "a": 1}, unk_token="?"))
-    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
-    reading = {"prompt": "{text}:", "fields": ["text"], "order": ["text"], "max_length": 8}
+def reading(form, **options):
+    """What the code for plain LoRAs needs of reading.json."""
     weights = {"quantize": None, "dtype": "float32"}
-    reading |= {"task_type": "prompt", "weights": weights, "attention": "sdpa", "labels": []}
-    reading |= {"padding_side": "left", "truncation_side": "right"}
-    lines = code_of_lora(reading, "CAUSAL_LM", Origin("llama", "me/base", COMMIT))
-    (reads,) = (line for line in lines if line.startswith("inputs = "))
-    known = {"tokenizer": tokenizer}
-    exec(reads, known)
-    assert known["inputs"].input_ids.shape == (1, 1)
+    return {
+        **{"prompt": None, "fields": ["text"], "order": ["text"], "max_length": 8, "labels": []},
+        **{"task_type": form, "weights": weights, "attention": "sdpa", "doc_stride": None},
+        **{"padding_side": "left", "truncation_side": "right", **options},
+    }
+
+
+def read_by(lines, **known):
+    """Run the lines that follow loading; return the names that are known then."""
+    first = next(i for i, line in enumerate(lines) if line.startswith("inputs = "))
+    exec("\n".join(["import torch", *lines[first:]]), known)
+    return known
+
+
+ORIGIN = Origin("tiny", "me/base", COMMIT)
+
+
+def words(*more):
+    known = {word: i for i, word in enumerate(["?", *more])}
+    made = Tokenizer(models.WordLevel(known, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return hf.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="?")
+
+
+class Answering:
+    """A model on a device of its own; or it finds an answer by some logits."""
+
+    def __init__(self, logits=None):
+        self.device, self.logits = torch.device("meta" if logits is None else "cpu"), logits
+
+    def __call__(self, **inputs):
+        return SimpleNamespace(start_logits=self.logits, end_logits=self.logits)
+
+    def generate(self, input_ids, attention_mask, **options):
+        assert input_ids.device == self.device
+        return torch.zeros(input_ids.shape, dtype=torch.long)
+
+
+def test_a_prompt_is_read_by_a_tokenizer_without_a_padding_token():
+    """Those of Llama on the hub have none. The inputs go to the model's device."""
+    lines = code_of_lora(reading("prompt", prompt="{text}:"), "CAUSAL_LM", ORIGIN)
+    found = read_by(lines, tokenizer=words("a"), model=Answering())
+    assert found["inputs"].input_ids.shape == (1, 2)
+
+
+def test_the_end_of_a_prompt_is_never_cut_off():
+    lines = code_of_lora(
+        reading("prompt", prompt="{text} a a ?", max_length=2), "CAUSAL_LM", ORIGIN
+    )
+    found = read_by(lines, tokenizer=words("a"), model=Answering())
+    assert found["inputs"].input_ids.shape == (1, 5)
+    assert "# the prompt has to fit in 2 tokens: cut the text in it" in lines
+
+
+def test_an_answer_is_found_in_the_context_alone(capsys):
+    fields = ["question", "context"]
+    own = reading("span", fields=fields, order=fields, doc_stride=4, padding_side="right")
+    lines = code_of_lora(own, "QUESTION_ANS", ORIGIN)
+    tokenizer = words("a", "question", "context")
+    tokenizer.pad_token = "?"
+    scores = torch.tensor([[9.0, 8.0, 1.0, 2.0]])  # a question a context
+    read_by(lines, tokenizer=tokenizer, model=Answering(scores))
+    assert capsys.readouterr().out == "context\n"
+    assert any("the run reads a long one in several windows" in line for line in lines)
+
+
+def test_the_code_for_4_bits_leaves_the_head_as_it_is():
+    weights = {"quantize": "nf4", "dtype": "bfloat16", "double_quant": True}
+    weights |= {"compute_dtype": "bfloat16", "unquantized": ["classifier", "lm_head"]}
+    code = code_of_lora(reading("label", weights=weights), "SEQ_CLS", ORIGIN)
+    assert "llm_int8_skip_modules=['classifier', 'lm_head'])" in "\n".join(code)
+
+
+def test_a_repository_with_other_weights_is_refused(tmp_path, monkeypatch):
+    """Of the translation model, too."""
+    part, given = SimpleNamespace(path=tmp_path), replace(ORIGIN, given=True)
+    monkeypatch.setattr(writing, "other_weights", lambda *_: ["model.safetensors"])
+    with pytest.raises(UserError, match=r"mt_base=me/base: model\.safetensors of .* is not in it"):
+        compared("mt_base", part, given)
+    assert compared("mt_base", part, ORIGIN) == []
+    monkeypatch.setattr(writing, "other_weights", lambda *_: None)
+    assert "mt_base=me/base: not compared" in compared("mt_base", part, given)[0]
 
 
 def test_the_model_card_is_what_the_hub_reads(runs, exported):

@@ -39,6 +39,19 @@ def test_only_the_head_may_be_new_and_a_missing_pooler_joins_it(tmp_path):
     assert any("pooler" in n for n in trained)
 
 
+@pytest.mark.parametrize("task_type", ["label", "span"])
+def test_what_is_trained_in_full_is_not_quantized(task_type, tmp_path):
+    bert(BertForMaskedLM, tmp_path)
+    backbone = backbones.load(
+        str(tmp_path), task_type, num_labels=3, precision=backbones.Precision(quantize="nf4")
+    )
+    own = {n for n, p in backbone.model.named_parameters() if set(n.split(".")) & {*backbone.head}}
+    packed = {n for n, p in backbone.model.named_parameters() if not p.is_floating_point()}
+    assert own
+    assert packed
+    assert not own & packed
+
+
 def test_a_pretrained_pooler_stays_frozen(tmp_path):
     bert(BertForSequenceClassification, tmp_path)
     backbone = backbones.load(str(tmp_path), "label", num_labels=3)
@@ -83,6 +96,18 @@ def test_truncated_weights_missing_folder_and_unknown_family(tmp_path):
         UserError, match=r"'gpt2' is not known here; known: bert, .*gemma3_text.*\n.*FAMILIES"
     ):
         families.family_of(str(tmp_path))
+
+
+def test_quantized_weights_are_refused(tmp_path):
+    """Those of the English LoRA would be merged into 4 bits."""
+    bert(BertForSequenceClassification, tmp_path)
+    config = tmp_path / "config.json"
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"quantization_config": settings})
+    )
+    with pytest.raises(UserError, match=r"quantized already; .* with model\.quantize=nf4"):
+        backbones.load(str(tmp_path), "label", num_labels=3)
 
 
 class Harmful:

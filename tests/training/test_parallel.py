@@ -269,6 +269,17 @@ def test_fewer_gpus_than_devices(monkeypatch):
     pipeline.resolve_hardware(replace(cfg, trainer=replace(cfg.trainer, devices=1)))
 
 
+def test_a_run_is_loaded_without_the_optimizer_that_trained_it(monkeypatch):
+    monkeypatch.setattr(pipeline, "quantization_problem", lambda: "not here")
+    words = ["trainer=cpu", "optim._target_=bitsandbytes.optim.AdamW8bit"]
+    cfg = OmegaConf.to_object(validation.validate(words, False)[0][0])
+    pipeline.resolve_hardware(cfg)
+    with pytest.raises(UserError, match="bitsandbytes cannot be used here"):
+        pipeline.hardware_of_training(cfg)
+    with pytest.raises(UserError, match="bitsandbytes cannot be used here"):
+        pipeline.resolve_hardware(replace(cfg, model=replace(cfg.model, quantize="nf4")))
+
+
 def test_a_cpu_does_not_train_in_half_precision():
     """Lightning would train in bf16-mixed, and a GPU's run would reuse it as 16-mixed."""
     words = ["trainer=cpu", "trainer.precision=16-mixed"]
