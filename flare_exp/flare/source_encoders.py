@@ -30,7 +30,8 @@ class SourceEncoder:
 
     def __init__(self, model: nn.Module):
         name, self.states = source_states(model)
-        self.config: Any = model.peft_config[name]  # type: ignore[index, union-attr]
+        configs: Any = model.peft_config
+        self.config = configs[name]
         self.stacks = list(self.config.stacks)
         self.model, self.reader = model, model  # `reader` reads a source's text
 
