@@ -29,8 +29,7 @@ class SourceEncoder:
     """
 
     def __init__(self, model: nn.Module):
-        name, self.states = source_states(model)
-        self.config: Any = model.peft_config[name]  # type: ignore[index, union-attr]
+        self.config, self.states = source_states(model)
         self.stacks = list(self.config.stacks)
         self.model, self.reader = model, model  # `reader` reads a source's text
 
@@ -264,8 +263,8 @@ class MTSourceEncoder(SourceEncoder):
         return narrowed(output.last_hidden_state)[:, :, None]
 
 
-def source_states(model: Any) -> tuple[str, SourceStates]:
-    """Return the name of a PEFT model's fusion adapter and its `SourceStates`.
+def source_states(model: Any) -> tuple[Any, SourceStates]:
+    """Return the configuration of a PEFT model's fusion adapter and its `SourceStates`.
 
     Raises:
         ValueError: no adapter, or more than one, fuses.
@@ -276,8 +275,8 @@ def source_states(model: Any) -> tuple[str, SourceStates]:
             f"one adapter with a fusion is needed; of {', '.join(model.peft_config)} there are "
             f"{len(found)}"
         )
-    (own,) = found.items()
-    return own
+    ((name, states),) = found.items()
+    return model.peft_config[name], states
 
 
 def source_map(model: Any) -> nn.Linear:
