@@ -245,7 +245,9 @@ def test_jobs_in_the_queue_are_found_by_their_numbers(tmp_path, monkeypatch):
         slurm.queued(every)
 
 
-def test_jobs_are_noted_though_ctrl_c_comes_when_slurm_has_taken_them(tmp_path, monkeypatch):
+def test_jobs_are_noted_though_ctrl_c_comes_when_slurm_has_taken_them(
+    tmp_path, monkeypatch, interruptible
+):
     """A terminal sends it to sbatch, too."""
     for name, body in (
         ("srun", ""),

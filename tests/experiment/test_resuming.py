@@ -348,14 +348,6 @@ def test_a_crash_is_one_line_and_its_traceback_is_in_the_log(tmp_path, monkeypat
     assert run_state.read(tmp_path).state == "failed"
 
 
-@pytest.fixture
-def interruptible():
-    """Let Ctrl-C interrupt, also in tests started in the background, which ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_ctrl_c_asks_once_and_interrupts_the_second_time(capfd, interruptible):
     signals.block_signals()
     with signals.deferred():

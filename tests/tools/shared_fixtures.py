@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,11 @@ def shared_data() -> Path:
     if not (SHARED / "nusax").is_dir():
         pytest.skip(f"the real benchmark data is not here ({SHARED}); set FLARE_EXP_SHARED")
     return SHARED
+
+
+@pytest.fixture
+def interruptible():
+    """Let Ctrl-C interrupt, also in tests started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
