@@ -43,10 +43,21 @@ def checkpoint(run: Run) -> dict[str, Any]:
 
 
 def translations(run: Run) -> dict[str, Any]:
-    """Return the digest of each translation that a run has made or taken."""
+    """Return the digest of each translation that a run has made or taken.
+
+    Texts without labels belong to a method (`distil.texts`). Where training and validation are
+    parts of one split, which part has which name depends on the order in which a run reads them.
+    """
     found = run.provenance.get("artefacts", {})
+    asked = [str(run.options.get(f"task.{role}_split")) for role in ("train", "validation")]
+    train, validation = (text.partition("[")[0] for text in asked)
+    left_out = ["/unlabeled ", *([f"/{train} "] if train == validation else [])]
     names = [name for name in found if stage_of(name) == "translation"]
-    return {f"digest of the {name}": found[name]["digest"] for name in names}
+    return {
+        f"digest of the {name}": found[name]["digest"]
+        for name in names
+        if not any(part in name for part in left_out)
+    }
 
 
 def code(run: Run) -> dict[str, Any]:

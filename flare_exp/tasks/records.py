@@ -162,17 +162,17 @@ def _read_table(text: str, path: Path, columns: Columns, found: Records) -> None
 def _rows_in(cells: Sequence[str], header: Sequence[str], delimiter: str, columns: Columns) -> int:
     """Count the rows that one row would be if its quotes were ordinary signs.
 
-    It is one unless each of its lines has all cells, and a known label if there are labels: a quote
-    opens a text, and one in a text below closes it.
+    A quote opens a text, and one in a text below closes it. It is one row unless each of its lines
+    has all cells and a known label; without labels that cannot be told from a text of two lines.
     """
+    if columns.label is None or not columns.labels:
+        return 1
     lines = [line.split(delimiter) for line in delimiter.join(cells).splitlines()]
     if len(lines) < 2 or any(len(line) != len(header) for line in lines):
         return 1
-    if columns.label is not None and columns.labels:
-        known = {value for values in columns.labels.values() for value in values}
-        if not known.issuperset(line[header.index(columns.label)] for line in lines):
-            return 1
-    return len(lines)
+    known = {value for values in columns.labels.values() for value in values}
+    labels = {line[header.index(columns.label)] for line in lines}
+    return len(lines) if known.issuperset(labels) else 1
 
 
 def _ragged(cells: Sequence[str], header: Sequence[str], delimiter: str) -> str:

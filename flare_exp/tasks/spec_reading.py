@@ -292,13 +292,13 @@ class _Reader:
         if len(heads) > 1:
             heads = [f"{name.capitalize()}: {{{name}}}" for name in columns.texts]
         prompt = self._text("prompt") or "\n".join([*heads, f"{end}:"])
-        read: set[str | None] = set()
         try:
-            read = {field for _, field, _, _ in string.Formatter().parse(prompt)}
             prompt.format(**dict.fromkeys(columns.texts, ""))
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             names = " and ".join(f"{{{name}}}" for name in columns.texts)
             self.problems.append(f"prompt: {error} does not fit; its fields are {names}")
+            return prompt
+        read = {field for _, field, _, _ in string.Formatter().parse(prompt)}
         if lost := [name for name in columns.texts if name not in read]:
             self.problems.append(f"prompt: {{{lost[0]}}} is not in it, so it would not be read")
         return prompt

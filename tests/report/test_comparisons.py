@@ -158,6 +158,24 @@ def test_other_translations_by_one_system_are_refused(tmp_path):
     assert make_report([str(tmp_path)])[1] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("translation of toy_sentiment/far/unlabeled into en", []),
+        (
+            "translation of toy_sentiment/en/train into far",
+            ["task.train_split=train[:50]", "task.validation_split=train[50:]"],
+        ),
+    ],
+)
+def test_translations_whose_names_do_not_tell_their_texts_are_not_compared(name, words, tmp_path):
+    """Those of a method's own texts, and of parts of one split, which are named as they come."""
+    for seed in (0, 1):
+        run = finished(tmp_path / f"{seed}", "method=flare", f"seed={seed}", *words)
+        traced(run, artefacts={name: {"digest": f"m{seed}"}})
+    assert make_report([str(tmp_path)])[1] == []
+
+
 def test_another_split_is_refused_and_another_language_or_model_is_not(tmp_path):
     for number, words in enumerate((["task.lang=far"], ["task.lang=near"], ["model=tiny_decoder"])):
         data = {"en/train": {"fingerprint": "f1"}, f"{number}/test": {"fingerprint": str(number)}}
