@@ -126,7 +126,7 @@ def overrides(arguments: Sequence[str]) -> list[str]:
 
 
 # Flags of Hydra that would run another configuration than the checked one.
-ELSEWHERE = ("config_path", "config_name", "config_dir", "package", "experimental_rerun")
+ELSEWHERE = ("config_path", "config_name", "config_dir", "experimental_rerun")
 
 
 def only_shown(arguments: Sequence[str]) -> bool:

@@ -32,6 +32,8 @@ def quoted(override: str, several: bool) -> str:
     key, _, value = override.partition("=")
     if not value or (_is_hydras(value) and _parses(override)):
         return override
+    if several and key.lstrip("+") not in PATHS and re.search("['\"]", value) and _parses(override):
+        return override  # several texts, of which some are quoted
     parts = value.split(",") if several else [value]
     return f"{key}={','.join(_as_text(key.lstrip('+'), part) for part in parts)}"
 

@@ -132,13 +132,18 @@ def _check_repeated(given: dict[str, list[Any]]) -> Iterator[str]:
 
 # Options of Hydra on which it depends which jobs there are, and in which folders.
 FIXED = ("hydra.run", "hydra.sweep", "hydra.mode", "hydra.job.chdir", "hydra.job.num")
+SWEEPER = "hydra.sweeper.params"
 
 
 def check_override(override) -> Iterator[str]:
     """Check one override: its key exists, and its values are of the right type."""
     key, known_groups, known = override.key_or_group, groups(), keys()
     if key.startswith("hydra"):
-        if key == "hydra" or key.startswith(FIXED):
+        if (
+            key == "hydra"
+            or key.startswith(SWEEPER)
+            or f"{key}.".startswith(tuple(f"{fixed}." for fixed in FIXED))
+        ):
             yield (
                 f"{override.input_line}: the program sets it; a run's folder is output_dir=..., "
                 "several values of an option are -m"

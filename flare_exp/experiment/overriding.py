@@ -62,11 +62,10 @@ def overridden(cfg: Config, words: Sequence[str]) -> Config:
     if not any(word.startswith("mt=") for word in words):
         base.append(f"mt={cfg.mt.name}")
     (job, *_), found = validation.validate([*base, *words], multirun=False, rules=False)
-    problems += found
-    if job is not None:
-        made = _with_values(cfg, job, [word for word in words if is_allowed(word)])
-        problems += _contradictions(made, cfg, [lang] if unseen else [])
-    if problems:
+    if problems := [*problems, *found]:
+        raise UserError("; ".join(problems))
+    made = _with_values(cfg, job, [word for word in words if is_allowed(word)])
+    if problems := [*_contradictions(made, cfg, [lang] if unseen else [])]:
         raise UserError("; ".join(problems))
     if unseen:
         made.task.lang, made.task.unseen = lang, []
@@ -82,7 +81,9 @@ def _contradictions(made: Config, stored: Config, unseen: list[str]) -> Iterator
         unseen: the language that is tested, if the run was not trained on it.
     """
     checked = copy.deepcopy(made)
-    checked.task.lang, checked.task.unseen = checked.task.langs[0], unseen
+    if made.task.lang == stored.task.lang:  # others were given, and all of them are checked
+        checked.task.lang = checked.task.langs[0]
+    checked.task.unseen = unseen
     known = list(validation.check_config(stored, [], multirun=False))
     found = validation.check_config(checked, [], multirun=False)
     yield from (problem for problem in found if problem not in known)

@@ -55,7 +55,8 @@ def unused(folder: Path) -> Path:
         try:
             place.mkdir(parents=True)
         except FileExistsError:
-            continue
+            if os.path.lexists(place):
+                continue  # otherwise a folder above it is something else
         except OSError:  # the check of the folder says why
             pass
         return place
