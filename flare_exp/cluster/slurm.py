@@ -108,13 +108,24 @@ def resources(launcher: Mapping[str, Any], jobs: Sequence[Job]) -> dict[str, Any
 def submit(jobs: Sequence[Job], launcher: Mapping[str, Any]) -> list[str]:
     """Submit jobs in as many arrays as SLURM's limit makes necessary, and return their ids.
 
+    The arrays share the number of jobs that run at the same time (`array_parallelism`).
+
     Raises:
         UserError: SLURM or submitit refuses, with the reason. Arrays before the refused one are in
-            the queue.
+            the queue, and the message names them.
     """
     asked, folder = resources(launcher, jobs), Path(launcher["submitit_folder"]).absolute()
-    starts = range(0, len(jobs), LARGEST)
-    return [_submit_array(jobs[i : i + LARGEST], asked, folder) for i in starts]
+    parts = [jobs[i : i + LARGEST] for i in range(0, len(jobs), LARGEST)]
+    if at_once := asked.get("slurm_array_parallelism"):
+        asked["slurm_array_parallelism"] = max(1, at_once // len(parts))
+    arrays: list[str] = []
+    for part in parts:
+        try:
+            arrays.append(_submit_array(part, asked, folder))
+        except UserError as error:
+            there = f"; in the queue: {', '.join(arrays)}" if arrays else ""
+            raise UserError(f"{error}{there}") from error
+    return arrays
 
 
 def _submit_array(jobs: Sequence[Job], asked: Mapping[str, Any], folder: Path) -> str:

@@ -43,7 +43,6 @@ def validate(
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
 
     now.cache_clear()
     parser, good, problems = OverridesParser.create(), [], []
@@ -69,9 +68,7 @@ def validate(
     jobs = []
     bases: dict[tuple[str, ...], Any] = {}
     for cell in expand_grid(good):
-        job, found = _composed(cell, bases)
-        if job is not None and rules:
-            found = list(check_config(OmegaConf.to_object(job), cell, multirun))  # type: ignore[arg-type]
+        job, found = _check_job(cell, multirun, bases, rules)
         problems += [p for p in found if p not in problems]
         jobs.append(job)
     return jobs, problems
@@ -131,19 +128,17 @@ def _check_repeated(given: dict[str, list[Any]]) -> Iterator[str]:
 
 
 # Options of Hydra on which it depends which jobs there are, and in which folders.
-FIXED = ("hydra.run", "hydra.sweep", "hydra.mode", "hydra.job.chdir", "hydra.job.num")
-SWEEPER = "hydra.sweeper.params"
+FIXED = (
+    *("hydra.run", "hydra.sweep", "hydra.sweeper.params", "hydra.mode"),
+    *("hydra.job.chdir", "hydra.job.num"),
+)
 
 
 def check_override(override) -> Iterator[str]:
     """Check one override: its key exists, and its values are of the right type."""
     key, known_groups, known = override.key_or_group, groups(), keys()
     if key.startswith("hydra"):
-        if (
-            key == "hydra"
-            or key.startswith(SWEEPER)
-            or f"{key}.".startswith(tuple(f"{fixed}." for fixed in FIXED))
-        ):
+        if key == "hydra" or any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED):
             yield (
                 f"{override.input_line}: the program sets it; a run's folder is output_dir=..., "
                 "several values of an option are -m"
@@ -257,15 +252,17 @@ def _expected(key: str) -> str:
     return f"must be {said}{', or null' if null else ''}" if said else ""
 
 
-def _composed(overrides: list[str], bases: dict[tuple[str, ...], Any]) -> tuple[Any, list[str]]:
-    """Compose one job; return it, or None and why it cannot be composed."""
+def _check_job(
+    overrides: list[str], multirun: bool, bases: dict[tuple[str, ...], Any], rules: bool
+) -> tuple[Any, list[str]]:
+    """Compose one job and check it; return the configuration and a message for every problem."""
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         composed = compose_cell(overrides, bases)
-        OmegaConf.to_object(composed)
+        cfg: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except AssertionError:  # OmegaConf raises it for a key below a section that is null
         return None, [
             "model.pretrain.*, mt.pretrain.*: only embedded models are built here and have these "
@@ -279,7 +276,7 @@ def _composed(overrides: list[str], bases: dict[tuple[str, ...], Any]) -> tuple[
             return None, [f"{group}={name}: {allowed(name, error.options)}"]
         key = getattr(reason, "full_key", None)
         return None, [f"{key}: {line}" if key else line for line in [first_line(reason).strip()]]
-    return composed, []
+    return composed, list(check_config(cfg, overrides, multirun)) if rules else []
 
 
 def check_config(cfg: Config, overrides: Sequence[str], multirun: bool) -> Iterator[str]:

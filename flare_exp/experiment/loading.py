@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from flare_exp.artifacts import Artifact
+from flare_exp.config.composition import register_schema
 from flare_exp.config.methods import ENSEMBLE, METHODS, answering
 from flare_exp.config.schema import RETIRED, Config
 from flare_exp.errors import UserError, first_line
@@ -244,6 +245,7 @@ def stored_config(folder: Path) -> Config:
     Raises:
         UserError: it cannot be read, or has options that this version does not have.
     """
+    register_schema()  # the resolvers: an export names the default cache by one
     try:
         stored: Any = OmegaConf.load(folder / "config.yaml")
         for key in RETIRED:  # options of earlier versions

@@ -64,8 +64,8 @@ def overridden(cfg: Config, words: Sequence[str]) -> Config:
     (job, *_), found = validation.validate([*base, *words], multirun=False, rules=False)
     if problems := [*problems, *found]:
         raise UserError("; ".join(problems))
-    made = _with_values(cfg, job, [word for word in words if is_allowed(word)])
-    if problems := [*_contradictions(made, cfg, [lang] if unseen else [])]:
+    made = _with_values(cfg, job, words)
+    if problems := list(_contradictions(made, cfg, [lang] if unseen else [])):
         raise UserError("; ".join(problems))
     if unseen:
         made.task.lang, made.task.unseen = lang, []
@@ -81,7 +81,7 @@ def _contradictions(made: Config, stored: Config, unseen: list[str]) -> Iterator
         unseen: the language that is tested, if the run was not trained on it.
     """
     checked = copy.deepcopy(made)
-    if made.task.lang == stored.task.lang:  # others were given, and all of them are checked
+    if checked.task.lang == stored.task.lang:  # no other one is given
         checked.task.lang = checked.task.langs[0]
     checked.task.unseen = unseen
     known = list(validation.check_config(stored, [], multirun=False))

@@ -50,17 +50,22 @@ def missing_folders(folders: Sequence[Path]) -> list[Path]:
 
 def unused(folder: Path) -> Path:
     """Make a folder that no other command uses: `folder`, or one with `_2`, `_3`, ... behind it."""
-    for number in itertools.count(1):
-        place = folder.with_name(f"{folder.name}_{number}") if number > 1 else folder
-        try:
-            place.mkdir(parents=True)
-        except FileExistsError:
-            if os.path.lexists(place):
-                continue  # otherwise a folder above it is something else
-        except OSError:  # the check of the folder says why
-            pass
-        return place
-    raise AssertionError
+    place, numbers = folder, itertools.count(2)
+    while os.path.lexists(place) or not _made(place):
+        place = folder.with_name(f"{folder.name}_{next(numbers)}")
+    return place
+
+
+def _made(folder: Path) -> bool:
+    """Make a folder; return False if another command has been faster.
+
+    What cannot be made passes: the check of the folder says why.
+    """
+    try:
+        folder.mkdir(parents=True)
+    except OSError:
+        return not os.path.lexists(folder)
+    return True
 
 
 def remove_empty(folders: Sequence[Path]) -> None:

@@ -17,8 +17,7 @@ from flare_exp.errors import UserError
 from flare_exp.experiment.loading import check_folder_is_here
 from flare_exp.utils.programs import program_of
 
-# the default of conf/config.yaml, resolved where the folder is loaded
-CACHE = "${oc.env:FLARE_EXP_CACHE,${oc.env:HOME}/.cache/flare_exp}"
+CACHE = "${default_cache:}"  # as in conf/config.yaml: resolved where the folder is loaded
 # a folder as the hub's libraries lay out their cache
 SNAPSHOT = re.compile(r"models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})$")
 TEXTS = (".json", ".md", ".yaml")

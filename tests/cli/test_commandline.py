@@ -645,6 +645,18 @@ def test_texts_are_what_the_shell_gives(word, key):
         assert (override.key_or_group, override.value()) == (key, word.partition("=")[2])
 
 
+def test_quoted_texts_of_a_grid_stay_whole():
+    words = normalized(["-m", "logger=wandb", 'logger.group="a,b",c'])
+    jobs, found = validation.validate(commandline.overrides(words), True)
+    assert found == []
+    assert [job.logger.group for job in jobs] == ["a,b", "c"]
+
+
+def test_what_hydra_shows_or_groups_may_be_chosen():
+    assert commandline.flag_problems(["--cfg", "job", "-p", "model"]) == []
+    assert validation.validate(["hydra.sweeper.max_batch_size=2"], True)[1] == []
+
+
 def test_a_grid_of_bare_slices():
     words = normalized(["-m", "task.train_split=train[:100],train,train[:200]"])
     jobs, found = validation.validate(commandline.overrides(words), True)

@@ -356,16 +356,18 @@ def test_without_slurm_there_is_one_message(tmp_path):
 
 def test_a_large_grid_is_submitted_in_several_arrays(tmp_path, monkeypatch):
     """As many jobs as SLURM takes in one (MaxArraySize)."""
-    sizes = []
+    sizes, at_once, refuses = [], [], False
 
     class Executor:
         def __init__(self, **_):
             pass
 
-        def update_parameters(self, **_):
-            pass
+        def update_parameters(self, slurm_array_parallelism, **_):
+            at_once.append(slurm_array_parallelism)
 
         def map_array(self, _, jobs):
+            if len(jobs) == 1 and refuses:
+                raise RuntimeError("over the limit")
             sizes.append(len(jobs))
             return [SimpleNamespace(job_id=f"{len(sizes)}_{n}") for n in range(len(jobs))]
 
@@ -375,8 +377,10 @@ def test_a_large_grid_is_submitted_in_several_arrays(tmp_path, monkeypatch):
         slurm.Job(job.config, tmp_path / str(n), [f"seed={n}"])
         for n, job in enumerate(jobs("seed=0,1,2,3,4", "trainer=cpu"))
     ]
-    assert slurm.submit(given, {"submitit_folder": str(tmp_path)}) == ["1", "2", "3"]
+    launcher = {"submitit_folder": str(tmp_path), "array_parallelism": 8}
+    assert slurm.submit(given, launcher) == ["1", "2", "3"]
     assert sizes == [2, 2, 1]
+    assert at_once == [2, 2, 2], "the arrays share what runs at the same time"
     noted = (tmp_path / slurm.SUBMITTED).read_text().splitlines()
     assert [json.loads(line)[:2] for line in noted] == [
         ["1_0", "0"],
@@ -385,3 +389,6 @@ def test_a_large_grid_is_submitted_in_several_arrays(tmp_path, monkeypatch):
         ["2_1", "3"],
         ["3_0", "4"],
     ]
+    refuses = True
+    with pytest.raises(UserError, match=r"over the limit; in the queue: 4, 5$"):
+        slurm.submit(given, launcher)

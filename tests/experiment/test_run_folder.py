@@ -131,6 +131,31 @@ def test_changed_options_are_checked_with_the_runs_own_ones():
     assert overridden(moved, ["offline=true"]).offline, "what the run has is not refused"
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("mt.foo=1", r"mt\.foo: there is no such option"),
+        ("mt.codes.de=xx", r"there is no such option; did you mean mt\.codes"),
+        ("task.lang=[]", "name one language or more"),
+        ("task.lang=[far,xx]", "xx: choose one of"),
+        ("task.lang=[far,far]", "far is named 2 times"),
+    ],
+)
+def test_a_mistake_in_a_changed_option_is_one_message(word, message):
+    cfg = OmegaConf.to_object(validation.validate([], False)[0][0])
+    with pytest.raises(UserError, match=message):
+        overridden(cfg, [word])
+
+
+def test_a_default_folder_is_nobody_elses(tmp_path):
+    first = runs.unused(tmp_path / "outputs" / "run")
+    assert [runs.unused(first).name for _ in range(2)] == ["run_2", "run_3"]
+    lost = tmp_path / "lost"
+    lost.symlink_to(tmp_path / "not there")
+    assert runs.unused(lost / "run") == lost / "run", "what cannot be made is for the check to say"
+    assert not (lost / "run").exists()
+
+
 def test_a_run_is_not_loaded_with_other_weights(tmp_path):
     for digest in ("a", "b"):
         here = Artifact(tmp_path, "checkpoint", digest, {}, 0.0, True)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from planned import jobs
+from planned import SIZES, jobs
 
 from flare_exp.cli import plan
 from flare_exp.cli.main import main
@@ -14,22 +14,13 @@ from flare_exp.config import validation
 from flare_exp.errors import UserError
 from flare_exp.planning import architectures, costs, plans, shapes
 
-TINY = {
-    "vocab_size": 100,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 1024,
-}
-
 
 @pytest.fixture
 def cost(tmp_path, monkeypatch):
     """(artifacts, overrides) -> their estimate, of a tiny model and data that are not here."""
     for family in ("xlm-roberta", "llama"):
         path = f"org/tiny-{family}"
-        monkeypatch.setitem(architectures.ARCHITECTURES, path, {"model_type": family, **TINY})
+        monkeypatch.setitem(architectures.ARCHITECTURES, path, {"model_type": family, **SIZES})
     common = ["model=custom", "task=nusax", "mt=gold", f"cache_dir={tmp_path / 'cache'}"]
 
     def estimated(artifacts, *overrides, family="xlm-roberta"):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from planned import jobs
+from planned import SIZES, jobs
 from tables import write_rows
 
 from flare_exp.cli import plan
@@ -531,18 +531,10 @@ def test_a_further_translation_system_is_planned_and_priced(tmp_path):
 
 
 # a small model of every family, as if its checkpoint were on the hub
-_SMALL = {
-    "vocab_size": 100,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-    "max_position_embeddings": 1024,
-}
-_GROUPED = _SMALL | {"num_key_value_heads": 1, "head_dim": 8}
+_GROUPED = SIZES | {"num_key_value_heads": 1, "head_dim": 8}
 FAMILIES = {
-    "bert": _SMALL,
-    "xlm-roberta": _SMALL | {"max_position_embeddings": 514},
+    "bert": SIZES,
+    "xlm-roberta": SIZES | {"max_position_embeddings": 514},
     "mt5": {
         "vocab_size": 100,
         "d_model": 16,
