@@ -16,7 +16,6 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from flare_exp.config.methods import DISTIL
 from flare_exp.config.schema import StageConfig
 from flare_exp.data.datamodule import PairedDataModule
 from flare_exp.data.generation import GenerationPreprocessor
@@ -33,6 +32,7 @@ from flare_exp.training.checkpointing import (
     steps_kept,
 )
 from flare_exp.training.consistency import Consistency
+from flare_exp.training.distillation import Distillation
 from flare_exp.training.divergence import NotFinite, StopIfNotFinite
 from flare_exp.training.generation import GenerationModule
 from flare_exp.training.heads import ClassificationModule, SpanModule
@@ -86,7 +86,9 @@ def fit(
     kept = StepCheckpoint(
         folder / "state.ckpt", run.distributed, run.cfg.trainer.checkpoint_minutes, best
     )
-    trainer = _fitting_trainer(run, name, data, stage, folder, kept, best)
+    finite = StopIfNotFinite(name, _causes_of_divergence(run, _rate(run, name, added), stage))
+    callbacks = [finite, kept, *([best] if best else [])]
+    trainer = _fitting_trainer(run, name, data, stage, folder, callbacks)
     _train(run, name, trainer, module, data, kept.path)
     # with fsdp every rank has a part of the weights
     weights = {} if best else module.trained(trainer.strategy.lightning_module_state_dict())
@@ -117,19 +119,17 @@ def _fitting_trainer(
     data: PairedDataModule,
     stage: StageConfig,
     folder: Path,
-    kept: StepCheckpoint,
-    best: BestCheckpoint | None,
+    callbacks: Sequence[pl.Callback],
 ) -> pl.Trainer:
     """Return the Trainer of a training stage."""
     assert run.tracker
     limit = run.cfg.trainer.limit_train_batches
-    finite = StopIfNotFinite(name, _causes_of_divergence(run, name, stage))
     return make_trainer(
         run,
         name,
-        [finite, kept, *([best] if best else [])],
+        callbacks,
         max_epochs=stage.epochs,
-        enable_checkpointing=best is not None,
+        enable_checkpointing=any(isinstance(one, BestCheckpoint) for one in callbacks),
         logger=run.tracker.loggers(name, folder),
         gradient_clip_val=run.cfg.trainer.gradient_clip_val,
         accumulate_grad_batches=data.passes,
@@ -211,12 +211,16 @@ def _validation_score(run: RunContext, data: PairedDataModule) -> Score:
     return score
 
 
-def _causes_of_divergence(run: RunContext, name: str, stage: StageConfig) -> str:
+def _rate(run: RunContext, name: str, added: AddedLoss | None) -> str:
+    """Return the option with the learning rate of a training; a student may have its own."""
+    own = isinstance(added, Distillation) and run.cfg.distil.lr is not None
+    return "distil.lr" if own else f"{name}.lr"
+
+
+def _causes_of_divergence(run: RunContext, rate: str, stage: StageConfig) -> str:
     """Name what makes losses infinite or NaN, as far as the configuration tells."""
     t, dtype = run.cfg.trainer, run.models.precision.dtype
-    c = run.cfg
-    student = c.method.name == DISTIL and name == "transfer" and stage.lr == c.distil.lr
-    causes = [f"{'distil' if student else name}.lr={stage.lr:g} is too high"]
+    causes = [f"{rate}={stage.lr:g} is too high"]
     if t.precision in ("16-mixed", "bf16-true") or dtype != "float32":
         causes.append(f"trainer.precision={t.precision} with model.dtype={dtype} is too coarse")
     if t.gradient_clip_val is None:

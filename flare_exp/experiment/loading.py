@@ -50,9 +50,8 @@ def load(folder: str | Path, *options: str) -> LoadedRun:
     folder = Path(folder).expanduser()
     stored = finished_config(folder)
     given = _as_read(overridden(stored, options), stored, folder)
-    read = _noted(folder).get("artefacts", {}).get("backbone", {}).get("digest", "")
     if given.model.path == stored.model.path:
-        check_folder_is_here("model", given.model, read)
+        check_folder_is_here("model", given.model, _backbone(_noted(folder)).get("digest", ""))
     _check_alone(folder, given)
     _check_weights(folder, given)
     quiet(given)
@@ -75,7 +74,7 @@ def _as_read(given: Config, stored: Config, folder: Path) -> Config:
     """
     noted = _noted(folder)
     translated = [one.get("checkpoint") for one in noted.get("translations", {}).values()]
-    backbone = noted.get("artefacts", {}).get("backbone", {}).get("digest")
+    backbone = _backbone(noted).get("digest")
     found: dict[str, Any] = {}
     for name, identities in (("model", [backbone]), ("mt", translated)):
         part, own = getattr(given, name), getattr(stored, name)
@@ -90,6 +89,11 @@ def _noted(folder: Path) -> dict[str, Any]:
     """Return the provenance of a run; empty: the folder has none."""
     facts = folder / "provenance.json"
     return json.loads(facts.read_text()) if facts.is_file() else {}
+
+
+def _backbone(noted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a provenance says about the pre-trained model."""
+    return noted.get("artefacts", {}).get("backbone", {})
 
 
 def check_folder_is_here(name: str, part: Any, identity: str) -> None:
@@ -123,7 +127,7 @@ def _check_backbone(folder: Path, run: RunContext) -> None:
     Raises:
         UserError: it has other files.
     """
-    read, here = _noted(folder).get("artefacts", {}).get("backbone", {}), run.backbone
+    read, here = _backbone(_noted(folder)), run.backbone
     if read.get("kind") == here.kind == "checkpoint" and read["digest"] != here.digest:
         raise UserError(
             f"model.path={run.cfg.model.path}: its files are not those of the checkpoint that "

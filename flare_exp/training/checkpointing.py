@@ -70,8 +70,8 @@ class StepCheckpoint(pl.Callback):
         if trainer.num_training_batches > trainer.accumulate_grad_batches:
             return
         if by := self.distributed.broadcast(signals.pending_signal()):
-            steps = f"after {trainer.global_step} steps"
-            raise signals.StopRequested(by, f"{steps}, which are lost: each was an epoch")
+            whole = "before this training, which keeps no state: an epoch is one step"
+            raise signals.StopRequested(by, whole)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
         """Save the state if it is due or a signal asks for it, and stop the run for a signal.

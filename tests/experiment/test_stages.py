@@ -27,7 +27,6 @@ from flare_exp.data.preprocessing import Prediction
 from flare_exp.errors import UserError
 from flare_exp.experiment import checkpoints, fitting, notes, pipeline, results
 from flare_exp.experiment.analysis import analyze
-from flare_exp.experiment.stages.distillation import with_student_options
 from flare_exp.experiment.stages.ensemble import Member, _weights
 from flare_exp.experiment.stages.finetune import finetune
 from flare_exp.experiment.stages.similarity import embed
@@ -40,6 +39,7 @@ from flare_exp.languages import LANGUAGES, Language
 from flare_exp.report.making import make_report
 from flare_exp.tasks import Example
 from flare_exp.training import distributed
+from flare_exp.training.divergence import NotFinite
 from flare_exp.training.tracking import Tracker
 from flare_exp.utils.files import write_parquet
 
@@ -467,10 +467,10 @@ def test_the_weights_of_every_translation_system_are_given_up(make_run):
 
 
 def test_a_student_that_diverges_is_told_its_own_option(make_run):
-    run = make_run("method=distil", "distil.lr=1", "transfer.lr=1e-3")
-    for owner, key in ((run, "transfer.lr=0.001"), (with_student_options(run), "distil.lr=1")):
-        said = fitting._causes_of_divergence(owner, "transfer", owner.cfg.transfer)
-        assert said.startswith(f"{key} is too high")
+    longer = ["trainer.limit_train_batches=null", "trainer.max_epochs=3"]
+    run = make_run("method=distil", "method.of=[lora]", "distil.lr=1e30", LAST, *longer)
+    with pytest.raises(NotFinite, match=r"distil\.lr=1e\+30 is too high"):
+        pipeline.run_stages(run, members_of(run.cfg.method))
 
 
 def test_a_student_of_several_languages_has_a_teacher_that_reads_english(make_run):
